@@ -1,0 +1,42 @@
+"""N:M weight sparsity for JAX: exact masks for whole models, kept while they train."""
+
+from jaxsparse._check import check_sparsity as check_sparsity
+from jaxsparse._masks import (
+    create_masks as create_masks,
+    mask_params as mask_params,
+    sparsity as sparsity,
+)
+from jaxsparse._names import flax_axes as flax_axes
+from jaxsparse._pattern import NM as NM
+from jaxsparse._plan import (
+    LeafPlan as LeafPlan,
+    Plan as Plan,
+    plan_sparsity as plan_sparsity,
+)
+from jaxsparse._rule import Rule as Rule
+from jaxsparse._schedule import one_shot_schedule as one_shot_schedule
+from jaxsparse._searcher import (
+    MagnitudeSearcher as MagnitudeSearcher,
+    Searcher as Searcher,
+    SearchResult as SearchResult,
+)
+from jaxsparse._transform import (
+    SparseState as SparseState,
+    get_masks as get_masks,
+    keep_params_sparse as keep_params_sparse,
+    wrap_optimizer as wrap_optimizer,
+)
+from jaxsparse.magnitude import (
+    compute_valid_1d_patterns as compute_valid_1d_patterns,
+    create_asp_mask as create_asp_mask,
+    fill as fill,
+    get_nmprune_info as get_nmprune_info,
+    m4n2_1d as m4n2_1d,
+    mn_1d_best as mn_1d_best,
+    reshape_1d as reshape_1d,
+)
+from jaxsparse.report import (
+    LeafReport as LeafReport,
+    SparsityReport as SparsityReport,
+    sparsity_report as sparsity_report,
+)

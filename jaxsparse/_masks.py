@@ -1,0 +1,229 @@
+"""Masks for a whole tree: make them, apply them, and see how sparse the tree is."""
+
+from functools import partial
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int, PyTree, UInt8
+
+from jaxsparse._packing import pack_mask, packed_axis, packed_shape, unpack_mask
+from jaxsparse._paths import flatten, flatten_masks, is_array, map_named
+from jaxsparse._plan import LeafPlan, PlanLike, plan_for
+from jaxsparse._score import count_true, is_zero, magnitude_key, score_key
+from jaxsparse._search import best_mask
+
+
+def create_masks(
+    params: PyTree,
+    plan: PlanLike = "2:4",
+    *,
+    scores: PyTree | None = None,
+    packed: bool = False,
+) -> PyTree:
+    """The best mask of every leaf that the plan prunes.
+
+    Args:
+      params: a tree of arrays.
+      plan: a plan, rules or a pattern.
+      scores: a tree like `params`, of real numbers: the mask keeps the highest. The
+        default is the magnitude of the weights. Leaves that stay dense need none.
+      packed: one bit a weight, as uint8 arrays packed along the group axis, lowest bit
+        first, instead of bool arrays.
+
+    Returns:
+      A tree like `params`: True (a set bit) = kept, and None for a leaf that stays
+      dense. In every whole group exactly `n` are kept.
+
+    Raises:
+      ValueError: the plan or the scores do not fit; besides what `plan_sparsity`
+        raises.
+
+    >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
+    >>> create_masks(params, "2:4")["kernel"][:4, 0]
+    Array([False, False,  True,  True], dtype=bool)
+    """
+    plan = plan_for(params, plan)
+    ranked = None if scores is None else flatten(scores)[0]
+
+    def mask_of(path: str, weight: Any):
+        leaf = plan.by_path.get(path)
+        if leaf is None or leaf.pattern is None:
+            return None
+        if ranked is None:
+            return best_leaf_mask(weight, leaf, packed=packed)
+        return best_leaf_mask(
+            _score_of(path, weight, ranked), leaf, packed=packed, signed=True
+        )
+
+    return map_named(mask_of, params)
+
+
+def mask_params(params: PyTree, masks: PyTree) -> PyTree:
+    """The parameters with exact zeros wherever a mask says so.
+
+    Args:
+      params: a tree of arrays.
+      masks: a tree of bool or packed masks, or of None for leaves that stay dense.
+
+    Returns:
+      A tree like `params`, of the same dtypes. Masked places hold plus zero, whatever
+      was there, NaN included.
+
+    Raises:
+      ValueError: a leaf without an entry in `masks`, a mask without a leaf, or one of
+        another shape.
+      TypeError: a mask that is neither bool nor packed (uint8).
+
+    >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
+    >>> mask_params(params, create_masks(params, "2:4"))["kernel"][:4, 0]
+    Array([ 0.,  0., 16., 24.], dtype=float32)
+    """
+    matched = match_masks(params, masks)
+    return map_named(lambda path, leaf: mask_leaf(leaf, matched[path]), params)
+
+
+def sparsity(params: PyTree) -> Float32[Array, ""]:
+    """The fraction of zeros among all weights; traceable.
+
+    Args:
+      params: a tree; leaves that hold no real numbers are left out. Biases, norms and
+        whatever else stays dense count too.
+
+    Returns:
+      A float32 scalar, `0.0` for a tree without weights.
+
+    >>> print(sparsity({"kernel": jnp.eye(4)}))
+    0.75
+    """
+    leaves, _ = flatten(params)
+    weights = [leaf for leaf in leaves.values() if is_numeric(leaf)]
+    total = sum(leaf.size for leaf in weights)
+    zeros = sum(
+        (count_true(is_zero(leaf)) for leaf in weights), jnp.zeros((), jnp.float32)
+    )
+    return zeros / max(total, 1)
+
+
+def is_numeric(leaf: Any) -> TypeGuard[Array]:
+    """Whether a leaf is an array of real numbers: no key, no bool, no callable."""
+    return is_array(leaf) and (
+        jnp.issubdtype(leaf.dtype, jnp.floating)
+        or jnp.issubdtype(leaf.dtype, jnp.integer)
+    )
+
+
+def match_masks(params: PyTree, masks: PyTree, *, part: bool = False) -> dict[str, Any]:
+    """The mask of every leaf by canonical path, checked against the leaf.
+
+    Args:
+      params: a tree of arrays.
+      masks: a tree of masks.
+      part: whether `params` may be a part of the tree that the masks were made for.
+    """
+    leaves, _ = flatten(params)
+    entries = flatten_masks(masks)
+    matched = {}
+    for path, leaf in leaves.items():
+        if path not in entries and is_array(leaf):
+            raise ValueError(
+                f"masks have no entry for leaf {path!r} of shape {leaf.shape}: they "
+                "were made for another tree. None is the entry of a dense leaf"
+            )
+        matched[path] = entries.get(path)
+        _check_mask(path, leaf, matched[path])
+    for path, mask in entries.items():
+        if mask is not None and path not in leaves and not part:
+            raise ValueError(
+                f"mask {path!r} of shape {mask.shape} has no leaf in this tree, whose "
+                f"leaves are {list(leaves)}"
+            )
+    return matched
+
+
+def mask_leaf(leaf: Any, mask: Array | None) -> Any:
+    """One leaf with zeros where its mask, bool or packed, says so."""
+    return leaf if mask is None else _mask_array(leaf, mask)
+
+
+@jax.jit
+def _mask_array(leaf: Array, mask: Array) -> Array:
+    return jnp.where(as_bool(mask, leaf.shape), leaf, jnp.zeros((), leaf.dtype))
+
+
+def as_bool(mask: Array, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """A mask of a weight of `shape` as bool, whether it was packed or not."""
+    return mask if mask.dtype == jnp.bool_ else unpack_mask(mask, shape)
+
+
+def best_leaf_mask(
+    score: jax.typing.ArrayLike,
+    leaf: LeafPlan,
+    *,
+    n: Int[Array, ""] | int | None = None,
+    within: Bool[Array, "..."] | UInt8[Array, "..."] | None = None,
+    packed: bool = False,
+    signed: bool = False,
+) -> Bool[Array, "..."] | UInt8[Array, "..."]:
+    """The best mask of one leaf that the plan prunes.
+
+    Args:
+      score: the weights; or scores, which may be negative, where `signed`.
+      leaf: the leaf's plan.
+      n: how many to keep in a group, which may be traced; the pattern's where None.
+      within: a mask, bool or packed, whose closed places rank below every open one.
+      packed: whether to pack the mask along the group axis.
+      signed: whether to rank by value instead of by magnitude.
+    """
+    assert leaf.pattern is not None
+    assert leaf.axis is not None
+    n = leaf.pattern.n if n is None else n
+    return _best_mask(score, n, within, leaf.pattern.m, leaf.axis, packed, signed)
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _best_mask(score, n, within, m: int, axis: int, packed: bool, signed: bool):
+    keys = score_key(score) if signed else magnitude_key(score)
+    if within is not None:
+        # An open weight may be exactly zero. Keys of floats leave room for the one.
+        keys = jnp.where(
+            as_bool(within, keys.shape), keys + jnp.ones((), keys.dtype), 0
+        )
+    mask = best_mask(keys, n, m, axis)
+    return pack_mask(mask, axis) if packed else mask
+
+
+def _score_of(path: str, weight: Any, scores: dict[str, Any]) -> Any:
+    score = scores.get(path)
+    got = tuple(score.shape) if is_numeric(score) else None
+    if got != tuple(weight.shape):
+        raise ValueError(
+            f"leaf {path!r} of shape {weight.shape} is to be pruned by real scores of "
+            f"the same shape, got {score if got is None else got}"
+        )
+    return score
+
+
+def _check_mask(path: str, leaf: Any, mask: Any) -> None:
+    if mask is None:
+        return
+    if not is_array(mask) or mask.dtype not in (jnp.bool_, jnp.uint8):
+        kind = f"dtype {mask.dtype}" if is_array(mask) else repr(mask)
+        raise TypeError(
+            f"the mask of leaf {path!r} has {kind}: give bool (True = kept), packed "
+            "uint8, or None for a leaf that stays dense"
+        )
+    shape = tuple(leaf.shape) if is_array(leaf) else None
+    if mask.dtype == jnp.bool_:
+        fits = mask.shape == shape
+    else:
+        fits = shape is not None and packed_axis(mask.shape, shape) is not None
+    if not fits:
+        packings = (
+            [] if shape is None else [packed_shape(shape, i) for i in range(len(shape))]
+        )
+        raise ValueError(
+            f"the mask of leaf {path!r} has shape {mask.shape} and dtype {mask.dtype}, "
+            f"the leaf {shape}: give bool of that shape, or uint8 packed along one "
+            f"axis, of shape {' or '.join(map(str, packings))}"
+        )

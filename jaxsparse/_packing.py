@@ -1,0 +1,34 @@
+"""Masks as bits: one bit a weight, eight along an axis to a byte, lowest bit first."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, UInt8
+
+
+def packed_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """The shape of a packed mask; an axis that 8 does not divide ends in zero bits."""
+    return (*shape[:axis], -(-shape[axis] // 8), *shape[axis + 1 :])
+
+
+def packed_axis(packed: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
+    """The axis along which a mask of `shape` was packed into one of shape `packed`.
+
+    None where it cannot have been. Shapes say enough: packing shortens its axis unless
+    that has one place or none, and then every such axis packs to the same bytes.
+    """
+    fits = [i for i in range(len(shape)) if packed_shape(shape, i) == packed]
+    return fits[0] if fits else None
+
+
+def pack_mask(mask: Bool[Array, "..."], axis: int) -> UInt8[Array, "..."]:
+    """Packs a bool mask along `axis`."""
+    return jnp.packbits(mask, axis=axis, bitorder="little")
+
+
+def unpack_mask(
+    packed: UInt8[Array, "..."], shape: tuple[int, ...]
+) -> Bool[Array, "..."]:
+    """The bool mask of `shape` that was packed, along whichever axis, into `packed`."""
+    axis = packed_axis(packed.shape, shape)
+    assert axis is not None, "the caller checks that the mask fits"
+    bits = jnp.unpackbits(packed, axis=axis, count=shape[axis], bitorder="little")
+    return bits.astype(jnp.bool_)

@@ -1,0 +1,209 @@
+"""NVIDIA ASP's vocabulary for arrays: patterns, groups and magnitude masks.
+
+The names are those of the `magnitude` module of NVIDIA Model Optimizer, as pure
+functions: they take arrays and return arrays, and run under `jax.jit` and `jax.vmap`.
+"""
+
+import math
+import re
+from functools import partial
+from itertools import chain, combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float32
+
+from jaxsparse._pattern import NM, PatternLike, as_pattern
+from jaxsparse._score import check_rankable, count_true, is_zero, magnitude_key
+from jaxsparse._search import best_mask
+
+
+#: The largest table of patterns that is built, in bytes.
+_MAX_TABLE = 2**30
+
+
+def get_nmprune_info(pattern: str) -> tuple[bool, int, int]:
+    """Reads `n` and `m` from a string such as `"2:4 sparsity"`.
+
+    Args:
+      pattern: any string.
+
+    Returns:
+      `(True, n, m)`, or `(False, 0, 0)` where the string holds no such pattern; as in
+      Model Optimizer, `"2:4"` alone does not.
+
+    >>> get_nmprune_info("2:4 sparsity")
+    (True, 2, 4)
+    >>> get_nmprune_info("2:4")
+    (False, 0, 0)
+    """
+    found = re.search(r"(\d+):(\d+) sparsity", pattern)
+    return (True, int(found[1]), int(found[2])) if found else (False, 0, 0)
+
+
+def compute_valid_1d_patterns(m: int, n: int) -> Float32[Array, "patterns m"]:
+    """All patterns that keep `n` of `m` places.
+
+    The mask search does not need them. They are here to be looked at, and for
+    searches of your own.
+
+    Args:
+      m: the size of a group, up to 64.
+      n: places kept.
+
+    Returns:
+      float32 `[C(m, n), m]` of ones and zeros, in lexicographic order of the places
+      kept: the first row keeps the first `n`.
+
+    Raises:
+      ValueError: not `1 <= n <= m <= 64`, or a table of more than 1 GiB.
+
+    >>> compute_valid_1d_patterns(3, 2)
+    Array([[1., 1., 0.],
+           [1., 0., 1.],
+           [0., 1., 1.]], dtype=float32)
+    """
+    NM(n, m)  # refuses numbers out of range
+    rows = math.comb(m, n)
+    if 4 * rows * m > _MAX_TABLE:
+        raise ValueError(
+            f"{n}:{m} has {rows:,} patterns, a table of {4 * rows * m / 2**30:,.0f} "
+            "GiB; mn_1d_best finds the best one without it"
+        )
+    kept = np.fromiter(
+        chain.from_iterable(combinations(range(m), n)), np.intp, rows * n
+    )
+    patterns = np.zeros((rows, m), np.float32)
+    np.put_along_axis(patterns, kept.reshape(rows, n), 1, axis=1)
+    return jnp.asarray(patterns)
+
+
+def reshape_1d(matrix: jax.typing.ArrayLike, m: int) -> tuple[Array, tuple[int, int]]:
+    """Cuts the rows of a matrix into groups of `m`.
+
+    Args:
+      matrix: `[h, w]`.
+      m: the size of a group.
+
+    Returns:
+      The groups, `[h * ceil(w / m), m]`, where the last group of a row is padded with
+      zeros if `m` does not divide `w`; and the padded shape, `(h, ceil(w / m) * m)`.
+
+    Raises:
+      ValueError: `matrix` is not two-dimensional, or `m < 1`.
+
+    >>> groups, padded = reshape_1d(jnp.arange(10.0).reshape(2, 5), 4)
+    >>> groups.shape, padded
+    ((4, 4), (2, 8))
+    """
+    matrix = jnp.asarray(matrix)
+    if matrix.ndim != 2:
+        raise ValueError(f"reshape_1d takes a matrix, got shape {matrix.shape}")
+    if m < 1:
+        raise ValueError(f"a group holds at least one weight, got m={m}")
+    padded = jnp.pad(matrix, ((0, 0), (0, -matrix.shape[1] % m)))
+    groups = padded.size // m
+    return padded.reshape(groups, m), (padded.shape[0], padded.shape[1])
+
+
+def mn_1d_best(matrix: jax.typing.ArrayLike, m: int, n: int) -> Bool[Array, "..."]:
+    """The mask whose pattern keeps the largest sum of magnitudes in every group.
+
+    Groups lie along the last axis. The pattern with the largest sum is the one of the
+    `n` largest magnitudes, so they are ranked exactly and never added (see
+    `create_asp_mask` for ties, NaN and infinities).
+
+    Args:
+      matrix: real floats or integers, one axis or more. A ragged last group is padded
+        with nothing.
+      m: the size of a group, up to 64.
+      n: weights kept in each group.
+
+    Returns:
+      True where the weight is kept, shaped like `matrix`.
+
+    Raises:
+      ValueError: not `1 <= n <= m <= 64`, or an array without axes.
+      TypeError: a dtype without a magnitude order (complex, bool, keys).
+
+    >>> mn_1d_best(jnp.array([[3.0, -4.0, 1.0, 0.5]]), 4, 1)
+    Array([[False,  True, False, False]], dtype=bool)
+    """
+    return create_asp_mask(matrix, NM(n, m), axis=-1)
+
+
+def m4n2_1d(mat: jax.typing.ArrayLike) -> Bool[Array, "..."]:
+    """The best 2:4 mask, groups along the last axis: `mn_1d_best(mat, 4, 2)`.
+
+    >>> m4n2_1d(jnp.array([[3.0, -4.0, 1.0, 0.5]]))
+    Array([[ True,  True, False, False]], dtype=bool)
+    """
+    return mn_1d_best(mat, 4, 2)
+
+
+def create_asp_mask(
+    tensor: jax.typing.ArrayLike,
+    pattern: PatternLike = "2:4 sparsity",
+    *,
+    axis: int | None = None,
+) -> Bool[Array, "..."]:
+    """The mask that keeps the largest magnitudes of one weight.
+
+    Exact in every dtype: subnormals are distinct, plus and minus zero tie, infinities
+    rank above all finite values and NaN highest, so neither is pruned away unseen. Of
+    equal magnitudes the lower index is kept.
+
+    Args:
+      tensor: a weight of real floats or integers, one axis or more.
+      pattern: `"2:4 sparsity"`, `"2:4"`, `(2, 4)` or `NM(2, 4)`: weights kept, group.
+      axis: the axis along which groups lie. It should be the one that the matrix
+        product sums over. The default is the input axis of Flax's Dense and Conv,
+        `-2` (the only axis of a vector). Kernels of attention, of `DenseGeneral` and
+        of `Einsum` have other shapes: use `plan_sparsity` for them. `axis=1` is the
+        input axis of PyTorch's `(out, in)` and `(K, C, R, S)`.
+
+    Returns:
+      True where the weight is kept, shaped like `tensor`.
+
+    Raises:
+      ValueError: an unknown pattern, an axis out of range or an array without axes.
+      TypeError: a dtype without a magnitude order (complex, bool, keys).
+
+    >>> create_asp_mask(jnp.array([[1.0], [-3.0], [0.0], [2.0]]))[:, 0]
+    Array([False,  True, False,  True], dtype=bool)
+    """
+    pattern = as_pattern(pattern)
+    tensor = jnp.asarray(tensor)
+    check_rankable(tensor.dtype)
+    if tensor.ndim == 0:
+        raise ValueError(f"a scalar has no axis for groups of {pattern}")
+    if axis is None:
+        axis = -2 if tensor.ndim > 1 else -1
+    if not -tensor.ndim <= axis < tensor.ndim:
+        raise ValueError(
+            f"axis {axis} is out of range for a weight of shape {tensor.shape}: "
+            f"give one from {-tensor.ndim} to {tensor.ndim - 1}"
+        )
+    return _magnitude_mask(tensor, pattern, axis % tensor.ndim)
+
+
+@partial(jax.jit, static_argnames=("pattern", "axis"))
+def _magnitude_mask(tensor, pattern: NM, axis: int):
+    return best_mask(magnitude_key(tensor), pattern.n, pattern.m, axis)
+
+
+@jax.jit
+def fill(x: jax.typing.ArrayLike) -> Float32[Array, ""]:
+    """The ratio of non-zero elements, `0.0` for an empty array.
+
+    Args:
+      x: real floats or integers of any shape. NaN and subnormals are not zero.
+
+    >>> fill(jnp.array([0.0, 1.0, 2.0, -0.0]))
+    Array(0.5, dtype=float32)
+    """
+    x = jnp.asarray(x)
+    if x.size == 0:
+        return jnp.zeros((), jnp.float32)
+    return count_true(~is_zero(x)) / x.size
