@@ -20,9 +20,8 @@ from jaxsparse._searcher import (
     Searcher as Searcher,
     SearchResult as SearchResult,
 )
+from jaxsparse._state import SparseState as SparseState, get_masks as get_masks
 from jaxsparse._transform import (
-    SparseState as SparseState,
-    get_masks as get_masks,
     keep_params_sparse as keep_params_sparse,
     wrap_optimizer as wrap_optimizer,
 )

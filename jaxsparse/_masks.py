@@ -5,6 +5,7 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32, Int, PyTree, UInt8
 
 from jaxsparse._packing import pack_mask, packed_axis, packed_shape, unpack_mask
@@ -141,7 +142,7 @@ def match_masks(params: PyTree, masks: PyTree, *, part: bool = False) -> dict[st
     return matched
 
 
-def mask_leaf(leaf: Any, mask: Array | None) -> Any:
+def mask_leaf(leaf: Any, mask: ArrayLike | None) -> Any:
     """One leaf with zeros where its mask, bool or packed, says so."""
     return leaf if mask is None else _mask_array(leaf, mask)
 
@@ -151,13 +152,14 @@ def _mask_array(leaf: Array, mask: Array) -> Array:
     return jnp.where(as_bool(mask, leaf.shape), leaf, jnp.zeros((), leaf.dtype))
 
 
-def as_bool(mask: Array, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+def as_bool(mask: ArrayLike, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """A mask of a weight of `shape` as bool, whether it was packed or not."""
+    mask = jnp.asarray(mask)
     return mask if mask.dtype == jnp.bool_ else unpack_mask(mask, shape)
 
 
 def best_leaf_mask(
-    score: jax.typing.ArrayLike,
+    score: ArrayLike,
     leaf: LeafPlan,
     *,
     n: Int[Array, ""] | int | None = None,

@@ -16,7 +16,6 @@ from jax.tree_util import (
     DictKey,
     FlattenedIndexKey,
     GetAttrKey,
-    PyTreeDef,
     SequenceKey,
     tree_flatten_with_path,
 )
@@ -51,7 +50,7 @@ def _key_name(key) -> str:
             return str(key)
 
 
-def flatten(tree: PyTree) -> tuple[dict[str, Any], PyTreeDef]:
+def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
     """The leaves of a tree keyed by canonical path, in order, and its structure.
 
     Raises:

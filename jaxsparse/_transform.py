@@ -1,13 +1,13 @@
 """Masks inside any Optax optimizer: updates that land on exact zeros."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.tree_util import tree_map_with_path
-from jaxtyping import Array, Float32, Int, Integer, PyTree
+from jaxtyping import Array, Float32, Int, PyTree
 
 from jaxsparse._masks import (
     as_bool,
@@ -17,24 +17,11 @@ from jaxsparse._masks import (
     match_masks,
 )
 from jaxsparse._packing import pack_mask, packed_axis
-from jaxsparse._paths import flatten, is_array, is_dense_entry, map_named, path_name
+from jaxsparse._paths import flatten, is_array, map_named, path_name
 from jaxsparse._pattern import NM
 from jaxsparse._plan import Plan, PlanLike, plan_for
 from jaxsparse._schedule import Schedule
-
-
-class SparseState(NamedTuple):
-    """The state of `wrap_optimizer` and `keep_params_sparse`.
-
-    Attributes:
-      count: updates made so far, an int32 scalar.
-      masks: a tree like the parameters: packed uint8 masks, None for dense leaves.
-      inner_state: the state of the wrapped optimizer.
-    """
-
-    count: Integer[Array, "..."]  # pyright: ignore[reportIncompatibleMethodOverride]
-    masks: PyTree
-    inner_state: optax.OptState
+from jaxsparse._state import SparseState
 
 
 def wrap_optimizer(
@@ -169,42 +156,6 @@ def keep_params_sparse(
     )
 
 
-def get_masks(opt_state: optax.OptState) -> PyTree:
-    """The masks in an optimizer's state, through any nesting of Optax's states.
-
-    Args:
-      opt_state: a state that holds that of `wrap_optimizer` or `keep_params_sparse`.
-
-    Returns:
-      A tree like the parameters: packed masks, None for dense leaves. Where several
-      wrappers prune parts of the tree, their masks in one.
-
-    Raises:
-      ValueError: no such state, or two that prune the same leaf.
-
-    >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
-    >>> state = optax.chain(optax.sgd(0.1), keep_params_sparse("2:4")).init(params)
-    >>> get_masks(state)["kernel"].shape
-    (2, 8)
-    """
-    is_state = lambda node: isinstance(node, SparseState)
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
-    trees = [node.masks for node in nodes if is_state(node)]
-    if not trees:
-        raise ValueError(
-            "no masks in this optimizer state: give the state of an optimizer made by "
-            "wrap_optimizer or keep_params_sparse"
-        )
-
-    def only(path, *entries):
-        masks = [entry for entry in entries if not is_dense_entry(entry)]
-        if len(masks) > 1:
-            raise ValueError(f"two wrappers prune leaf {path_name(path)!r}")
-        return masks[0] if masks else None
-
-    return tree_map_with_path(only, *trees, is_leaf=is_dense_entry)
-
-
 def _initial_masks(
     params: PyTree,
     plan: PlanLike | None,
@@ -277,7 +228,7 @@ def _kept(pattern: NM, progress: Float32[Array, ""]) -> Int[Array, ""]:
     return pattern.m - closed.astype(jnp.int32)
 
 
-def _packed_copy(path: str, mask: Array, weight: Array, axis: int | None) -> Array:
+def _packed_copy(path: str, mask: Any, weight: Any, axis: int | None) -> Array:
     """A caller's mask packed along `axis`; by default as it was, or along the last."""
     if weight.ndim == 0:
         raise ValueError(f"leaf {path!r} is a scalar: its mask cannot be packed")

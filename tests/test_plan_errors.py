@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsparse as js
+
+
+PARAMS = {"Dense_0": {"kernel": jnp.ones((16, 8)), "bias": jnp.ones(8)}}
+
+
+def test_an_unknown_pattern_names_the_spelling():
+    with pytest.raises(ValueError, match=r"unknown pattern 'banana'.*'2:4'"):
+        js.plan_sparsity(PARAMS, "banana")
+
+
+@pytest.mark.parametrize("pattern", ["5:4", "0:4", "2:65", (3, 2)])
+def test_numbers_out_of_range_are_refused(pattern):
+    with pytest.raises(ValueError, match="1 <= n <= m <= 64"):
+        js.plan_sparsity(PARAMS, pattern)
+
+
+@pytest.mark.parametrize("pattern", [4, None, ["2:4"], (2.0, 4), {"a": "2:4"}])
+def test_what_is_no_pattern_is_refused(pattern):
+    # The first is the library's own word, the second that of the tests' type checker.
+    said = r"give a pattern, a list of Rule or a Plan|Expected type: .*Rule"
+    with pytest.raises(TypeError, match=said):
+        js.plan_sparsity(PARAMS, pattern)
+
+
+def test_a_path_that_is_no_regular_expression_is_refused():
+    with pytest.raises(ValueError, match=r"regular expression.*'\(a'"):
+        js.Rule("(a", "2:4")
+
+
+def test_a_rule_that_matches_nothing_is_refused_and_shows_a_path():
+    with pytest.raises(ValueError, match=r"(?s)'Dense'.*none of the 2.*'Dense_0/bias'"):
+        js.plan_sparsity(PARAMS, [js.Rule("Dense", "2:4"), js.Rule(".*", "2:4")])
+
+
+def test_an_axis_out_of_range_names_the_leaf_and_its_shape():
+    rule = js.Rule(".*kernel", "2:4", axis=2)
+    with pytest.raises(ValueError, match=r"axis 2.*'Dense_0/kernel'.*\(16, 8\)"):
+        js.plan_sparsity(PARAMS, [rule])
+
+
+def test_complex_weights_are_refused_by_name():
+    params = {"kernel": jnp.ones((16, 8), jnp.complex64)}
+    with pytest.raises(TypeError, match=r"'kernel'.*\(16, 8\).*complex64.*Rule\("):
+        js.plan_sparsity(params)
+    plan = js.plan_sparsity(
+        {**params, "b": {"kernel": jnp.ones((16, 8))}},
+        [js.Rule("kernel", None), js.Rule(".*", "2:4")],
+    )
+    assert [leaf.path for leaf in plan.sparse] == ["b/kernel"]
+
+
+def test_nothing_prunable_lists_every_reason():
+    params = {"bias": jnp.ones(8), "Dense_0": {"kernel": jnp.ones((10, 8))}}
+    with pytest.raises(ValueError, match="nothing prunable") as error:
+        js.plan_sparsity(params)
+    assert "bias, norm or scalar" in str(error.value)
+    assert "axis 0 does not divide by 4" in str(error.value)
+
+
+@pytest.mark.parametrize("params", [{}, None, {"a": None}, {"f": jax.nn.relu}])
+def test_a_tree_without_arrays_has_an_empty_plan(params):
+    assert js.plan_sparsity(params).sparse == ()
+
+
+def test_two_leaves_with_one_path_are_refused():
+    params = {"a/b": jnp.ones((16, 8)), "a": {"b": jnp.ones((16, 8))}}
+    with pytest.raises(ValueError, match=r"two leaves have the path 'a/b'"):
+        js.plan_sparsity(params)
+
+
+def test_a_plan_of_another_tree_is_refused_by_leaf_and_both_shapes():
+    plan = js.plan_sparsity(PARAMS)
+    wider = {"Dense_0": {"kernel": jnp.ones((32, 8)), "bias": jnp.ones(8)}}
+    with pytest.raises(ValueError, match=r"'Dense_0/kernel'.*\(16, 8\).*\(32, 8\)"):
+        js.create_masks(wider, plan)
+    with pytest.raises(ValueError, match=r"no leaf 'other'.*\(2,\)"):
+        js.create_masks({**PARAMS, "other": jnp.ones(2)}, plan)
+    with pytest.raises(ValueError, match=r"\['Dense_0/kernel'\].*does not have"):
+        js.check_sparsity({"Dense_0": {"bias": jnp.ones(8)}}, plan)
+
+
+def masks(mask):
+    return {"Dense_0": {"kernel": mask, "bias": None}}
+
+
+@pytest.mark.parametrize(
+    "mask", [np.ones((8, 16), bool), np.ones((16, 2), np.uint8), np.ones(16, bool)]
+)
+def test_a_mask_of_another_shape_is_refused_by_leaf_and_both_shapes(mask):
+    text = rf"'Dense_0/kernel'.*\({', '.join(map(str, mask.shape))}.*\(16, 8\)"
+    with pytest.raises(ValueError, match=text):
+        js.mask_params(PARAMS, masks(mask))
+
+
+@pytest.mark.parametrize("mask", [jnp.ones((16, 8)), jnp.ones((16, 8), int), "mask"])
+def test_a_mask_of_another_dtype_is_refused_by_leaf(mask):
+    with pytest.raises(TypeError, match=r"'Dense_0/kernel'.*bool.*uint8"):
+        js.mask_params(PARAMS, masks(mask))
+
+
+def test_masks_of_another_tree_are_refused():
+    whole = np.ones((16, 8), bool)
+    with pytest.raises(ValueError, match=r"no entry for leaf 'Dense_0/bias'"):
+        js.mask_params(PARAMS, {"Dense_0": {"kernel": whole}})
+    with pytest.raises(ValueError, match=r"mask 'more' of shape \(16, 8\)"):
+        js.mask_params(PARAMS, {**masks(whole), "more": whole})
+
+
+def test_scores_that_do_not_fit_are_refused():
+    scores = {"Dense_0": {"kernel": jnp.ones((8, 16))}}
+    with pytest.raises(ValueError, match=r"'Dense_0/kernel'.*\(16, 8\).*\(8, 16\)"):
+        js.create_masks(PARAMS, scores=scores)
+    with pytest.raises(ValueError, match=r"'Dense_0/kernel'.*None"):
+        js.create_masks(PARAMS, scores={})
