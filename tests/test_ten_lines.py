@@ -52,7 +52,7 @@ def test_linen():
     params = js.mask_params(params, masks)
     tx = js.wrap_optimizer(optax.adamw(1e-3), plan)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
-    loss = lambda p: jnp.mean(model.apply({"params": p}, X) ** 2)
+    loss = lambda p: jnp.mean(jnp.square(model.apply({"params": p}, X)))
     for _ in range(3):
         state = state.apply_gradients(grads=jax.grad(loss)(state.params))
     masks = js.get_masks(state.opt_state)

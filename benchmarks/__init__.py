@@ -1,0 +1,1 @@
+"""Benchmarks: every figure of the README comes from a command here."""

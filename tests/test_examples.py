@@ -1,0 +1,43 @@
+"""Every example runs, as a user would run it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("finetune_linen", ["2:4, one-shot", "2:4, fine-tuned", "fine-tuned minus"]),
+        ("finetune_nnx", ["2:4, one-shot", "2:4, fine-tuned", "dense, trained as"]),
+        ("equinox_mlp", ["2:4, one-shot", "2:4, fine-tuned"]),
+    ],
+)
+def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", "--smoke"],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2:4 along axis" in run.stdout
+    assert "sparsity of all weights: 4" in run.stdout
+    assert [stage for stage in stages if stage not in run.stdout] == []
+    if name == "finetune_linen":
+        assert (tmp_path / "finetune_linen.png").stat().st_size > 1000
+
+
+def test_no_example_is_longer_than_150_lines():
+    lengths = {
+        path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")
+    }
+    assert {name: n for name, n in lengths.items() if n > 150} == {}
