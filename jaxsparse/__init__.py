@@ -1,6 +1,10 @@
 """N:M weight sparsity for JAX: exact masks for whole models, kept while they train."""
 
 from jaxsparse._check import check_sparsity as check_sparsity
+from jaxsparse._contraction import (
+    contraction_axes as contraction_axes,
+    leaf_uses as leaf_uses,
+)
 from jaxsparse._masks import (
     create_masks as create_masks,
     mask_params as mask_params,

@@ -13,7 +13,10 @@ class LeafAxes:
         channels, whose spatial axes are in none of the three).
       output: the axes that become axes of the result.
       batch: the axes along which there are separate products.
+      alignment: what `m` has to divide so that no group straddles a cut that the
+        computation makes along the axis; 0 where it makes none.
       reason: why there is no group axis; empty where there is one.
+      note: what is to be known of a leaf that has one.
       head: whether this is the model's output layer.
     """
 
@@ -21,5 +24,7 @@ class LeafAxes:
     contracted: tuple[int, ...] = ()
     output: tuple[int, ...] = ()
     batch: tuple[int, ...] = ()
+    alignment: int = 0
     reason: str = ""
+    note: str = ""
     head: bool = False

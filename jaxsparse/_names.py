@@ -90,5 +90,5 @@ def _is_attention(modules: list[str], shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def _ambiguous(what: str) -> LeafAxes:
     return LeafAxes(
-        reason=f"ambiguous: {what}; a rule can give the axis: Rule(..., axis=...)"
+        reason=f"ambiguous: {what}; pass fn=, or Rule(..., axis=...)"
     )

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxsparse._axes import LeafAxes
+from jaxsparse._contraction import axes_from_trace
 from jaxsparse._names import axes_from_names
 from jaxsparse._paths import flatten, is_array
 from jaxsparse._pattern import NM, as_pattern
@@ -33,6 +34,7 @@ class LeafPlan:
       output: the axes that become axes of the result.
       batch: the axes along which there are separate products.
       reason: why the leaf stays dense.
+      note: what is to be known of a leaf that is pruned.
     """
 
     path: str
@@ -43,13 +45,15 @@ class LeafPlan:
     output: tuple[int, ...] = ()
     batch: tuple[int, ...] = ()
     reason: str = ""
+    note: str = ""
 
     @property
     def decision(self) -> str:
         """`2:4 along axis 0`, or `dense: ` and the reason."""
         if self.pattern is None:
             return f"dense: {self.reason}"
-        return f"{self.pattern} along axis {self.axis}"
+        note = f", {self.note}" if self.note else ""
+        return f"{self.pattern} along axis {self.axis}{note}"
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,28 @@ PlanLike = Plan | RulesLike
 
 
 def plan_sparsity(
-    params: PyTree, rules: RulesLike = "2:4", *, dense_head: bool = True
+    params: PyTree,
+    rules: RulesLike = "2:4",
+    *,
+    fn: Callable[..., Any] | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dense_head: bool = True,
 ) -> Plan:
     """Decides for every leaf whether it is pruned, to what pattern, along which axis.
 
-    The axis comes from the names that Flax gives its layers; where they leave doubt
-    the leaf stays dense, with the reason, until a rule gives the axis.
+    With `fn` the axis is read from the trace of `fn(params, *args, **kwargs)`, which
+    is not run: it works for any JAX model, from shapes alone. Without, it comes from
+    the names that Flax gives its layers; where they leave doubt the leaf stays dense.
 
     Args:
       params: a tree of arrays or `jax.ShapeDtypeStruct`: a Linen dict, `nnx.State`, an
         Equinox module or any other pytree. Leaves that are no arrays stay as they are.
       rules: ordered rules, of which the first that matches a leaf decides; leaves that
         none matches stay dense. Or one pattern for every leaf.
+      fn: a function of the parameters, such as a forward pass or the loss.
+      args: its further arguments; arrays may be `jax.ShapeDtypeStruct`.
+      kwargs: its further arguments by name.
       dense_head: keep the output layer dense.
 
     Returns:
@@ -121,7 +135,10 @@ def plan_sparsity(
                 f"{rule} matches none of the {len(arrays)} leaves. It has to match a "
                 f"whole path, such as {arrays[0]!r}: write '.*' for anything"
             )
-    return _decide(leaves, rules, dense_head)
+    if fn is None:
+        return _decide(leaves, rules, dense_head, axes_from_names(_shapes(leaves)))
+    axes = axes_from_trace(fn, params, args, kwargs or {})
+    return _decide(leaves, rules, dense_head, axes)
 
 
 def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
@@ -140,7 +157,8 @@ def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
         if not part:
             return plan_sparsity(params, plan)
         leaves, _ = flatten(params)
-        return _decide(leaves, as_rules(plan), dense_head=True)
+        axes = axes_from_names(_shapes(leaves))
+        return _decide(leaves, as_rules(plan), dense_head=True, axes=axes)
 
     leaves, _ = flatten(params)
     for path, leaf in leaves.items():
@@ -162,9 +180,16 @@ def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
     return plan
 
 
-def _decide(leaves: Mapping[str, Any], rules: Sequence[Rule], dense_head: bool) -> Plan:
-    shapes = {path: leaf.shape for path, leaf in leaves.items() if is_array(leaf)}
-    axes = axes_from_names(shapes)
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in leaves.items() if is_array(leaf)}
+
+
+def _decide(
+    leaves: Mapping[str, Any],
+    rules: Sequence[Rule],
+    dense_head: bool,
+    axes: Mapping[str, LeafAxes],
+) -> Plan:
     plan = Plan(
         tuple(
             _decide_leaf(path, leaf, axes[path], rules, dense_head)
@@ -173,12 +198,12 @@ def _decide(leaves: Mapping[str, Any], rules: Sequence[Rule], dense_head: bool) 
             for path, leaf in leaves.items()
         )
     )
-    if shapes and not plan.sparse:
+    if axes and not plan.sparse:
         raise ValueError(
             "nothing prunable:\n"
             + table(("leaf", "shape", "plan"), _folded(plan.leaves))
-            + "\nGive rules that match a weight, with axis=... where names do not tell "
-            "it and sizes=None where the size rule keeps it dense."
+            + "\nGive rules that match a weight, with fn=... or axis=... where names do "
+            "not tell the axis, and sizes=None where the size rule keeps it dense."
         )
     return plan
 
@@ -224,6 +249,7 @@ def _decide_leaf(
         contracted=axes.contracted,
         output=axes.output,
         batch=axes.batch,
+        note=axes.note,
     )
 
 
@@ -245,6 +271,8 @@ def _misfit(
     assert axes.group is not None
     if shape[axes.group] % pattern.m:
         return f"axis {axes.group} does not divide by {pattern.m}"
+    if axes.alignment % pattern.m:
+        return f"axis {axes.group} is cut at {axes.alignment}, which {pattern.m} does not divide"
     if sizes is None:
         return ""
     outputs = math.prod(shape[axis] for axis in axes.output)

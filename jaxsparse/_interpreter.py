@@ -1,0 +1,245 @@
+"""One walker over jaxprs, for whoever reads, runs or rewrites a model.
+
+`interpret` goes through the equations of a jaxpr with values of any kind. What an
+equation means is left to a rule, so that the same walk can carry axes of parameters
+(no compute, shapes only), real arrays (to look at what flows where) or arrays and
+replacements for them (to run a model differently). `structure` reads the primitives
+that hold jaxprs of their own, whichever version of JAX wrote them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.extend import core
+
+
+class Inner(NamedTuple):
+    """A jaxpr inside an equation, with the constants that it closes over."""
+
+    jaxpr: Any
+    consts: Sequence[Any]
+
+
+class Call(NamedTuple):
+    """Runs its jaxpr once, on the operands of the equation: `jit`, `remat`, ..."""
+
+    body: Inner
+
+
+class Scan(NamedTuple):
+    """Operands are constants, carries and stacked inputs, in this order."""
+
+    body: Inner
+    num_consts: int
+    num_carry: int
+    length: int
+    reverse: bool
+    unroll: int
+
+
+class While(NamedTuple):
+    """Operands are constants of the condition, of the body, and carries."""
+
+    condition: Inner
+    body: Inner
+    num_condition: int
+    num_body: int
+
+
+class Cond(NamedTuple):
+    """The first operand is the index of the branch, which takes the others."""
+
+    branches: tuple[Inner, ...]
+
+
+class ShardMap(NamedTuple):
+    """Runs its jaxpr on shards; a spec tells how an operand is cut."""
+
+    body: Inner
+    mesh: Any
+    in_specs: tuple[Any, ...]
+    out_specs: tuple[Any, ...]
+    check_vma: bool
+
+
+Structure = Call | Scan | While | Cond | ShardMap
+
+#: The parameter that holds the jaxpr of a primitive that calls it once.
+_CALLS = {
+    "checkpoint": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "custom_vmap_call": "call",
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "remat2": "jaxpr",
+}
+
+
+def structure(eqn) -> Structure | None:
+    """How an equation runs the jaxprs in it; None for a primitive without any."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in _CALLS:
+        return Call(_inner(params[_CALLS[name]]))
+    match name:
+        case "scan":
+            return _scan(eqn)
+        case "while":
+            return While(
+                _inner(params["cond_jaxpr"]),
+                _inner(params["body_jaxpr"]),
+                params["cond_nconsts"],
+                params["body_nconsts"],
+            )
+        case "cond":
+            return Cond(tuple(map(_inner, params["branches"])))
+        case "shard_map":
+            return ShardMap(
+                _inner(params["jaxpr"]),
+                params["mesh"],
+                params["in_specs"],
+                params["out_specs"],
+                params["check_vma"],
+            )
+    return None
+
+
+def interpret(
+    inner: Inner,
+    args: Sequence[Any],
+    rule: Callable[[Any, list[Any]], Sequence[Any]],
+    constant: Callable[[Any], Any] = lambda value: value,
+) -> list[Any]:
+    """Walks through a jaxpr.
+
+    Args:
+      inner: the jaxpr and its constants.
+      args: one value of any kind for each input.
+      rule: `(equation, inputs) -> outputs`, in values of that kind.
+      constant: makes such a value of a literal or a constant array.
+
+    Returns:
+      The values of the outputs.
+    """
+    jaxpr = inner.jaxpr
+    env = dict(zip(jaxpr.constvars, map(constant, inner.consts), strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+    last_use = {
+        var: i
+        for i, eqn in enumerate(jaxpr.eqns)
+        for var in eqn.invars
+        if not isinstance(var, core.Literal)
+    }
+    results = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
+
+    def read(var):
+        return constant(var.val) if isinstance(var, core.Literal) else env[var]
+
+    for i, eqn in enumerate(jaxpr.eqns):
+        outputs = rule(eqn, [read(var) for var in eqn.invars])
+        env.update(zip(eqn.outvars, outputs, strict=True))
+        for var in {v for v in eqn.invars if last_use.get(_hashable(v)) == i}:
+            if var not in results:
+                del env[var]  # so that values which are arrays free their memory
+    return [read(var) for var in jaxpr.outvars]
+
+
+def evaluate(
+    inner: Inner,
+    args: Sequence[Any],
+    rule: Callable[[Any, list[Any]], Sequence[Any] | None],
+) -> list[Any]:
+    """Runs a jaxpr on arrays, or on pytrees that stand for arrays.
+
+    Args:
+      inner: the jaxpr and its constants.
+      args: the inputs.
+      rule: `(equation, inputs) -> outputs` for what is to run differently, and None
+        for what is to run as it stands. It is asked inside loops and calls too.
+
+    Returns:
+      The outputs. Custom derivative rules inside are not kept.
+    """
+
+    def apply(eqn, inputs):
+        outputs = rule(eqn, inputs)
+        return _run(eqn, inputs, rule) if outputs is None else outputs
+
+    return interpret(inner, args, apply)
+
+
+def _run(eqn, inputs, rule) -> Sequence[Any]:
+    """Runs one equation as it stands; the rule is asked for what is inside."""
+    match structure(eqn):
+        case Call(body):
+            return evaluate(body, inputs, rule)
+        case Cond(branches):
+            runs = [lambda *x, b=b: evaluate(b, x, rule) for b in branches]
+            return lax.switch(inputs[0], runs, *inputs[1:])
+        case Scan(body, num_consts, num_carry, length, reverse, unroll):
+            consts = inputs[:num_consts]
+            carry = inputs[num_consts : num_consts + num_carry]
+
+            def step(carry, xs):
+                outputs = evaluate(body, [*consts, *carry, *xs], rule)
+                return outputs[:num_carry], outputs[num_carry:]
+
+            xs = inputs[num_consts + num_carry :]
+            carry, ys = lax.scan(
+                step, carry, xs, length=length, reverse=reverse, unroll=unroll
+            )
+            return [*carry, *ys]
+        case While(condition, body, num_condition, num_body):
+            for_condition = inputs[:num_condition]
+            for_body = inputs[num_condition : num_condition + num_body]
+            return lax.while_loop(
+                lambda carry: evaluate(condition, [*for_condition, *carry], rule)[0],
+                lambda carry: evaluate(body, [*for_body, *carry], rule),
+                inputs[num_condition + num_body :],
+            )
+        case ShardMap(body, mesh, in_specs, out_specs, check_vma):
+            return jax.shard_map(
+                lambda *shards: tuple(evaluate(body, shards, rule)),
+                mesh=mesh,
+                in_specs=in_specs,
+                out_specs=out_specs,
+                check_vma=check_vma,
+            )(*inputs)
+    subfuns, params = eqn.primitive.get_bind_params(eqn.params)
+    outputs = eqn.primitive.bind(*subfuns, *inputs, **params)
+    return outputs if eqn.primitive.multiple_results else [outputs]
+
+
+def _inner(jaxpr) -> Inner:
+    """A closed or an open jaxpr."""
+    return Inner(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()))
+
+
+def _scan(eqn) -> Scan:
+    """Reads the parts of a scan off the shapes: its parameters changed between versions.
+
+    Inside the body a stacked input or output has one axis less than outside.
+    """
+    body = _inner(eqn.params["jaxpr"])
+    ranks = lambda variables: [len(v.aval.shape) for v in variables]
+    same = lambda inside, outside: sum(
+        a == b for a, b in zip(ranks(inside), ranks(outside), strict=True)
+    )
+    num_carry = same(body.jaxpr.outvars, eqn.outvars)
+    return Scan(
+        body,
+        same(body.jaxpr.invars, eqn.invars) - num_carry,
+        num_carry,
+        eqn.params["length"],
+        eqn.params["reverse"],
+        eqn.params["unroll"],
+    )
+
+
+def _hashable(var):
+    return None if isinstance(var, core.Literal) else var

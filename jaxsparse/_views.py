@@ -1,0 +1,253 @@
+"""What a value shows of a parameter: which of its axes lie along which of the value's.
+
+A value made from a parameter by moving elements around has axes that are made of whole
+axes of the parameter, of pieces of them, or of several merged. A `View` keeps track.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+
+class Factor(NamedTuple):
+    """A piece of a parameter's axis: elements `start, start + stride, ...`.
+
+    Attributes:
+      axis: the parameter's axis; -1 for copies made by broadcasting.
+      size: how many elements.
+      stride: the step along the parameter's axis.
+      start: the first element.
+      unit: where a reshape cut the axis into blocks, the size of a block, else 0.
+    """
+
+    axis: int
+    size: int
+    stride: int = 1
+    start: int = 0
+    unit: int = 0
+
+
+class Dim(NamedTuple):
+    """One axis of a value.
+
+    Attributes:
+      factors: the pieces of parameter axes in it, major to minor.
+      place: where they begin, which is not 0 behind a concatenation or a padding.
+      opaque: the operation that mixed them up, if any.
+    """
+
+    factors: tuple[Factor, ...] = ()
+    place: int = 0
+    opaque: str = ""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The parameter's axes in it."""
+        return tuple(f.axis for f in self.factors if f.axis >= 0)
+
+    @property
+    def covered(self) -> int:
+        """How many places of the axis come from the parameter."""
+        return math.prod(f.size for f in self.factors)
+
+    def mixed(self, why: str) -> "Dim":
+        """The same axis after an operation that loses the order of its elements."""
+        return Dim(self.factors, opaque=self.opaque or why)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a value shows of one parameter.
+
+    Attributes:
+      leaf: the parameter's path.
+      dims: one `Dim` for each axis of the value.
+      batch: the parameter's axes that loops, shards or indices run over.
+      merged: whether it was summed with other parameters on the way.
+      lost: the operation after which its zeros or its axes are unknown, if any.
+    """
+
+    leaf: str
+    dims: tuple[Dim, ...]
+    batch: frozenset[int] = frozenset()
+    merged: bool = False
+    lost: str = ""
+
+    @property
+    def broadcast(self) -> bool:
+        """Whether an axis of the value holds copies."""
+        return any(not dim.axes for dim in self.dims)
+
+
+def view_of(leaf: str, shape: Sequence[int]) -> View:
+    """A parameter itself."""
+    return View(leaf, tuple(Dim((Factor(i, n),)) for i, n in enumerate(shape)))
+
+
+def losing(view: View, why: str) -> View:
+    """What is left of a view behind an operation that is not understood."""
+    return replace(view, dims=(), lost=view.lost or why)
+
+
+def transpose(view: View, order: Sequence[int]) -> View:
+    """Behind `lax.transpose`."""
+    return replace(view, dims=tuple(view.dims[i] for i in order))
+
+
+def broadcast(
+    view: View, old: Sequence[int], new: Sequence[int], places: Sequence[int]
+) -> View:
+    """Behind `lax.broadcast_in_dim`, from shape `old` to shape `new`."""
+    dims = [Dim((Factor(-1, n),)) if n > 1 else Dim() for n in new]
+    for dim, size, place in zip(view.dims, old, places, strict=True):
+        if size == new[place]:
+            dims[place] = dim
+    return replace(view, dims=tuple(dims))
+
+
+def squeeze(view: View, axes: Sequence[int]) -> View:
+    """Behind `lax.squeeze`: an axis of which one place was taken is indexed."""
+    taken = {axis for i in axes for axis in view.dims[i].axes}
+    dims = tuple(dim for i, dim in enumerate(view.dims) if i not in axes)
+    return replace(view, dims=dims, batch=view.batch | taken)
+
+
+def cut(
+    view: View,
+    shape: Sequence[int],
+    starts: Sequence[int],
+    limits: Sequence[int],
+    strides: Sequence[int],
+) -> View | None:
+    """Behind `lax.slice`; None where nothing of the parameter is left."""
+    dims = [
+        _cut(dim, *piece)
+        for dim, *piece in zip(view.dims, shape, starts, limits, strides, strict=True)
+    ]
+    kept = tuple(dim for dim in dims if dim is not None)
+    return replace(view, dims=kept) if len(kept) == len(dims) else None
+
+
+def cut_somewhere(view: View, shape: Sequence[int], sizes: Sequence[int]) -> View:
+    """Behind `lax.dynamic_slice`: one place is an index, more are in no known order."""
+    dims = [
+        dim if new == old else dim.mixed("dynamic_slice")
+        for dim, old, new in zip(view.dims, shape, sizes, strict=True)
+    ]
+    return replace(view, dims=tuple(dims))
+
+
+def shift(view: View, axis: int, by: int) -> View:
+    """One operand of a concatenation, or behind a padding of `by` places."""
+    dim = view.dims[axis]
+    dims = list(view.dims)
+    dims[axis] = dim._replace(place=dim.place + by)
+    return replace(view, dims=tuple(dims))
+
+
+def mix(view: View, axes: Sequence[int], why: str) -> View:
+    """Behind an operation that reorders the elements along some axes."""
+    dims = tuple(d.mixed(why) if i in axes else d for i, d in enumerate(view.dims))
+    return replace(view, dims=dims)
+
+
+def reshape(view: View, old: Sequence[int], new: Sequence[int]) -> View:
+    """Behind `lax.reshape` in row-major order.
+
+    New axes are filled from the last to the first with the pieces of the old ones;
+    where a piece is larger than what is wanted it is cut into blocks.
+    """
+    ones = [i for i, size in enumerate(old) if size == 1]
+    view = squeeze(view, ones)
+    sizes = [size for size in old if size != 1]
+    pieces: list[Factor | tuple[int, Dim]] = []
+    for dim, size in zip(view.dims, sizes, strict=True):
+        plain = not dim.opaque and not dim.place and dim.covered == size
+        pieces.extend(dim.factors if plain else [(size, dim)])
+
+    dims: list[Dim] = []
+    for i in reversed(range(len(new))):
+        dim = _fill(new[i], pieces)
+        if dim is None:
+            rest = tuple(f for piece in pieces for f in _factors(piece))
+            unknown = Dim(rest, opaque="reshape")
+            dims.extend([unknown] * (i + 1))
+            break
+        dims.append(dim)
+    return replace(view, dims=tuple(reversed(dims)))
+
+
+def shard(view: View, counts: Sequence[int], shape: Sequence[int]) -> View:
+    """Inside `shard_map`: of each axis, of size `shape`, one of `counts` blocks."""
+    cut_up = [part for n, k in zip(shape, counts, strict=True) for part in (k, n // k)]
+    blocks = reshape(view, shape, cut_up)
+    return squeeze(blocks, range(0, len(cut_up), 2))
+
+
+def _fill(size: int, pieces: list[Factor | tuple[int, Dim]]) -> Dim | None:
+    """Takes the last pieces for an axis of `size`; None where they do not fit."""
+    taken: list[Factor] = []
+    while size > 1:
+        piece = pieces[-1]
+        if not isinstance(piece, Factor):
+            whole = piece[0] == size and not taken
+            return pieces.pop()[1] if whole else None  # pyright: ignore
+        if size % piece.size == 0:
+            taken.insert(0, piece)
+            pieces.pop()
+            size //= piece.size
+        elif piece.size % size == 0:
+            unit = math.gcd(piece.unit, size) if piece.stride == 1 else piece.unit
+            minor = piece._replace(size=size, unit=unit)
+            major = Factor(piece.axis, piece.size // size, piece.stride * size)
+            taken.insert(0, minor)
+            pieces[-1] = major
+            size = 1
+        else:
+            return None
+    return Dim(_joined(taken))
+
+
+def _joined(factors: Sequence[Factor]) -> tuple[Factor, ...]:
+    """Blocks of an axis beside the places within them are the axis again."""
+    joined: list[Factor] = []
+    for minor in factors:
+        major = joined[-1] if joined else None
+        if (
+            major is not None
+            and major.axis == minor.axis
+            and major.stride == minor.size * minor.stride
+        ):
+            start = major.start + minor.start
+            size = major.size * minor.size
+            joined[-1] = Factor(minor.axis, size, minor.stride, start, major.unit)
+        else:
+            joined.append(minor)
+    return tuple(joined)
+
+
+def _factors(piece: Factor | tuple[int, Dim]) -> tuple[Factor, ...]:
+    return (piece,) if isinstance(piece, Factor) else piece[1].factors
+
+
+def _cut(dim: Dim, size: int, start: int, limit: int, stride: int) -> Dim | None:
+    if (start, limit, stride) == (0, size, 1):
+        return dim
+    if stride != 1:
+        return dim.mixed("strided slice")
+    if not dim.factors or dim.opaque:
+        return dim
+    major, *minor = dim.factors
+    block = math.prod(f.size for f in minor)
+    first = max(start - dim.place, 0)
+    last = min(limit - dim.place, dim.covered)
+    if first >= last:
+        return None
+    if first % block or last % block:
+        return dim.mixed("slice")
+    kept = major._replace(
+        size=(last - first) // block,
+        start=major.start + first // block * major.stride,
+    )
+    return Dim((kept, *minor), place=max(dim.place - start, 0))
