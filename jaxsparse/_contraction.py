@@ -10,7 +10,8 @@ from jaxtyping import PyTree
 from jaxsparse._axes import LeafAxes
 from jaxsparse._interpreter import Inner
 from jaxsparse._paths import flatten, is_array, map_named
-from jaxsparse._uses import Record, Use, Value, walk
+from jaxsparse._uses import walk
+from jaxsparse._values import Record, Use, Value
 from jaxsparse._views import view_of
 
 
@@ -83,9 +84,7 @@ def axes_from_trace(
         for path, leaf in flatten(params)[0].items()
         if is_array(leaf)
     }
-    return {
-        path: _decide(uses[path], shape, heads) for path, shape in shapes.items()
-    }
+    return {path: _decide(uses[path], shape, heads) for path, shape in shapes.items()}
 
 
 def _traced(fn, params, args, kwargs):

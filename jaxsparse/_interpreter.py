@@ -129,23 +129,17 @@ def interpret(
     jaxpr = inner.jaxpr
     env = dict(zip(jaxpr.constvars, map(constant, inner.consts), strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
-    last_use = {
-        var: i
-        for i, eqn in enumerate(jaxpr.eqns)
-        for var in eqn.invars
-        if not isinstance(var, core.Literal)
-    }
-    results = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
+    live, last_use = _liveness(jaxpr)
 
     def read(var):
         return constant(var.val) if isinstance(var, core.Literal) else env[var]
 
-    for i, eqn in enumerate(jaxpr.eqns):
+    for i in live:
+        eqn = jaxpr.eqns[i]
         outputs = rule(eqn, [read(var) for var in eqn.invars])
         env.update(zip(eqn.outvars, outputs, strict=True))
-        for var in {v for v in eqn.invars if last_use.get(_hashable(v)) == i}:
-            if var not in results:
-                del env[var]  # so that values which are arrays free their memory
+        for var in last_use.get(i, ()):
+            del env[var]  # so that values which are arrays free their memory
     return [read(var) for var in jaxpr.outvars]
 
 
@@ -221,7 +215,7 @@ def _inner(jaxpr) -> Inner:
 
 
 def _scan(eqn) -> Scan:
-    """Reads the parts of a scan off the shapes: its parameters changed between versions.
+    """Reads the parts of a scan off the shapes; its parameters differ by version.
 
     Inside the body a stacked input or output has one axis less than outside.
     """
@@ -241,5 +235,19 @@ def _scan(eqn) -> Scan:
     )
 
 
-def _hashable(var):
-    return None if isinstance(var, core.Literal) else var
+def _liveness(jaxpr) -> tuple[list[int], dict[int, list[Any]]]:
+    """The equations that results depend on, in order, and what each is the last to use.
+
+    A derivative traced by JAX holds the whole forward pass, needed or not.
+    """
+    variables = lambda vs: [v for v in vs if not isinstance(v, core.Literal)]
+    needed = set(variables(jaxpr.outvars))
+    live: list[int] = []
+    last_use: dict[int, list[Any]] = {}
+    for i, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        if not (eqn.effects or needed.intersection(eqn.outvars)):
+            continue
+        live.append(i)
+        last_use[i] = sorted(set(variables(eqn.invars)) - needed, key=id)
+        needed.update(variables(eqn.invars))
+    return live[::-1], last_use

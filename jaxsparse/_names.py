@@ -89,6 +89,4 @@ def _is_attention(modules: list[str], shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def _ambiguous(what: str) -> LeafAxes:
-    return LeafAxes(
-        reason=f"ambiguous: {what}; pass fn=, or Rule(..., axis=...)"
-    )
+    return LeafAxes(reason=f"ambiguous: {what}; pass fn=, or Rule(..., axis=...)")

@@ -202,8 +202,8 @@ def _decide(
         raise ValueError(
             "nothing prunable:\n"
             + table(("leaf", "shape", "plan"), _folded(plan.leaves))
-            + "\nGive rules that match a weight, with fn=... or axis=... where names do "
-            "not tell the axis, and sizes=None where the size rule keeps it dense."
+            + "\nGive rules that match a weight, with fn=... or axis=... where names "
+            "do not tell the axis, and sizes=None where the size rule keeps it dense."
         )
     return plan
 
@@ -272,7 +272,8 @@ def _misfit(
     if shape[axes.group] % pattern.m:
         return f"axis {axes.group} does not divide by {pattern.m}"
     if axes.alignment % pattern.m:
-        return f"axis {axes.group} is cut at {axes.alignment}, which {pattern.m} does not divide"
+        cut = f"axis {axes.group} is cut at {axes.alignment}"
+        return f"{cut}, which does not divide by {pattern.m}"
     if sizes is None:
         return ""
     outputs = math.prod(shape[axis] for axis in axes.output)

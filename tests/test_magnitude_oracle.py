@@ -36,7 +36,8 @@ def random_bits(dtype, shape, seed):
 
 
 def finite(x):
-    return np.where(np.isfinite(x), x, np.zeros_like(x))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return np.where(np.isfinite(x), x, np.zeros_like(x))
 
 
 def ranks_from_bits(x):
@@ -44,7 +45,8 @@ def ranks_from_bits(x):
     unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")
     sign = 1 << (8 * x.dtype.itemsize - 1)
     keys = [int(bits) & (sign - 1) for bits in x.view(unsigned)]
-    nans = np.isnan(x)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        nans = np.isnan(x)
     keys = [sign if nan else key for key, nan in zip(keys, nans, strict=True)]
     return np.unique(np.array(keys, object), return_inverse=True)[1]
 

@@ -1,0 +1,90 @@
+"""What a walk through a computation knows of its values, and what it writes down."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jax.extend import source_info_util
+
+from jaxsparse._views import View
+
+
+class Value(NamedTuple):
+    """What is known of a value.
+
+    Attributes:
+      views: what it shows of parameters, if it is made of nothing else.
+      inputs: whether it depends on the inputs.
+      params: whether it depends on parameters.
+      zero: whether it is a constant of zeros.
+      frontier: the products with parameters that reach it through no further one.
+    """
+
+    views: tuple[View, ...] = ()
+    inputs: bool = False
+    params: bool = False
+    zero: bool = False
+    frontier: frozenset[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a computation uses a leaf.
+
+    Attributes:
+      primitive: the operation.
+      kind: "contraction", "gather", "elementwise", or "lost" for an operation that is
+        not understood.
+      contracted: the leaf's axes that are summed over (a convolution: input channels).
+      batch: the leaf's axes along which there are separate products.
+      output: the leaf's axes that become axes of the result.
+      group: the axis along which groups lie, or None.
+      alignment: what `m` has to divide so that groups fit the product; 0 for anything.
+      groups: the feature groups of a convolution.
+      other: the shape of the other operand.
+      merged: whether the leaf was summed with other parameters before.
+      reason: why there is no group axis.
+      node: the leaves that this product multiplies by.
+      source: the line of the program, as far as JAX knows it.
+    """
+
+    primitive: str
+    kind: str
+    contracted: tuple[int, ...] = ()
+    batch: tuple[int, ...] = ()
+    output: tuple[int, ...] = ()
+    group: int | None = None
+    alignment: int = 0
+    groups: int = 1
+    other: tuple[int, ...] | None = None
+    merged: bool = False
+    reason: str = ""
+    node: frozenset[str] = frozenset()
+    source: str = ""
+
+
+class Record(NamedTuple):
+    """What a walk writes down.
+
+    Attributes:
+      uses: pairs of a leaf and a use of it.
+      before: products that others precede.
+      after: products that others follow.
+    """
+
+    uses: list[tuple[str, Use]]
+    before: set[frozenset[str]]
+    after: set[frozenset[str]]
+
+
+def blend(values: Sequence[Value]) -> Value:
+    """What depends on all of these, without any view."""
+    return Value(
+        inputs=any(value.inputs for value in values),
+        params=any(value.params for value in values),
+        frontier=frozenset().union(*(value.frontier for value in values)),
+    )
+
+
+def source(eqn) -> str:
+    return source_info_util.summarize(eqn.source_info)
