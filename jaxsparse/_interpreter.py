@@ -204,8 +204,8 @@ def _run(eqn, inputs, rule) -> Sequence[Any]:
                 out_specs=out_specs,
                 check_vma=check_vma,
             )(*inputs)
-    subfuns, params = eqn.primitive.get_bind_params(eqn.params)
-    outputs = eqn.primitive.bind(*subfuns, *inputs, **params)
+    params = eqn.primitive.get_bind_params(eqn.params)
+    outputs = eqn.primitive.bind(*inputs, **params)
     return outputs if eqn.primitive.multiple_results else [outputs]
 
 

@@ -112,6 +112,7 @@ def _group(dims: Sequence[Dim]) -> tuple[int | None, int, str]:
     innermost, which has to be there in whole runs.
     """
     summed = [factor for dim in dims for factor in dim.factors]
+    summed_axes = {factor.axis for factor in summed if factor.axis >= 0}
     found: dict[int, int] = {}
     for dim in dims:
         if dim.opaque and dim.axes:
@@ -123,15 +124,16 @@ def _group(dims: Sequence[Dim]) -> tuple[int | None, int, str]:
             continue
         # Blocks that are summed over as well make up the whole axis again.
         rejoined = any(f.axis == inner.axis and f.stride == inner.size for f in summed)
-        unit = 0 if rejoined else inner.unit
-        alignment = gcd(unit, inner.start - dim.place)
-        if len(dim.factors) > 1:
-            alignment = gcd(alignment, inner.size)
+        alignment = inner.start - dim.place
+        if not rejoined:
+            alignment = gcd(alignment, inner.unit)
+            if len(summed) > 1:  # the next run begins where this one ends
+                alignment = gcd(alignment, inner.size)
         found[inner.axis] = alignment
-    if found:
-        return max(found), found[max(found)], ""
-    axes = {factor.axis for factor in summed if factor.axis >= 0}
-    return None, 0, "mixed axes" if axes else "only elementwise"
+    if not summed_axes:
+        return None, 0, "only elementwise"
+    last = max(dim.factors[-1].axis for dim in dims if dim.axes)
+    return (last, found[last], "") if last in found else (None, 0, "mixed axes")
 
 
 #: The primitives that contract.
