@@ -2,7 +2,8 @@
 
     python examples/equinox_mlp.py
 
-Equinox keeps weights as `(out, in)`: a rule gives the axis that the product sums over.
+Equinox keeps weights as `(out, in)`, and nothing has to be said about that: the plan
+reads from the loss which axis each product sums over.
 """
 
 import argparse
@@ -68,8 +69,7 @@ def main():
     dense = eqx.nn.MLP(64, 10, 128, 2, key=jax.random.key(0))
     dense = train("dense", dense, optax.adamw(1e-3), data, epochs)
 
-    rules = [js.Rule(r".*weight", "2:4", axis=-1)]
-    plan = js.plan_sparsity(dense, rules)
+    plan = js.plan_sparsity(dense, "2:4", fn=loss, args=(data[0][:1], data[1][:1]))
     pruned = js.mask_params(dense, js.create_masks(dense, plan))
     tx = js.wrap_optimizer(optax.adamw(1e-3), plan)
     tuned = train("2:4, fine-tuned", pruned, tx, data, epochs)

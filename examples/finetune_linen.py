@@ -83,7 +83,8 @@ def run(data, epochs, seed):
         STAGES[0], state_of(params, optax.adamw(1e-3)), data, epochs, seed
     )
 
-    plan = js.plan_sparsity(dense.params, "2:4")
+    forward = lambda params, images: model.apply({"params": params}, images)
+    plan = js.plan_sparsity(dense.params, "2:4", fn=forward, args=(images[:1],))
     tx = optax.adamw(optax.cosine_decay_schedule(1e-3, epochs * len(labels) // BATCH))
     sparse = state_of(dense.params, js.wrap_optimizer(tx, plan))
     pruned = js.mask_params(dense.params, js.get_masks(sparse.opt_state))

@@ -113,8 +113,9 @@ def main():
     results["dense"] = evaluate(model, held_out)
     longer = nnx.clone(model)
 
+    tokens = jnp.zeros((1, CONTEXT + 1), int)
+    plan = js.plan_sparsity(model, "2:4", fn=bits_per_byte, args=(tokens,))
     params = nnx.state(model, nnx.Param)
-    plan = js.plan_sparsity(params, "2:4")
     nnx.update(model, js.mask_params(params, js.create_masks(params, plan)))
     results["2:4, one-shot"] = evaluate(model, held_out)
 

@@ -155,7 +155,8 @@ def create_asp_mask(
     equal magnitudes the lower index is kept.
 
     Args:
-      tensor: a weight of real floats or integers, one axis or more.
+      tensor: a weight of real floats or integers, one axis or more. Without x64,
+        NumPy's float64 becomes float32 first, as everywhere in JAX.
       pattern: `"2:4 sparsity"`, `"2:4"`, `(2, 4)` or `NM(2, 4)`: weights kept, group.
       axis: the axis along which groups lie. It should be the one that the matrix
         product sums over. The default is the input axis of Flax's Dense and Conv,

@@ -114,6 +114,8 @@ def pack(mask, axis):
 
 def unpack(packed, shape, axis):
     """The mask of `shape` that `pack` packed along `axis`."""
+    if not shape[axis]:
+        return np.zeros(shape, bool)
     moved = np.moveaxis(packed, axis, -1)
     bits = [(moved[..., i // 8] >> np.uint8(i % 8)) & 1 for i in range(shape[axis])]
     return np.moveaxis(np.stack(bits, -1), -1, axis).astype(bool)
