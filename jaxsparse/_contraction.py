@@ -100,7 +100,8 @@ def _traced(fn, params, args, kwargs):
         for place, value in zip(places, inputs, strict=True):
             given[place] = value
         args, kwargs = rest.unflatten(given)
-        return fn(structure.unflatten(whole.values()), *args, **kwargs)
+        result = fn(structure.unflatten(whole.values()), *args, **kwargs)
+        return [x for x in jax.tree.leaves(result) if is_array(x)]
 
     closed = jax.make_jaxpr(traced)(list(named.values()), [others[i] for i in places])
     values = [
@@ -136,7 +137,7 @@ def _decide(
     products = [use for use in uses if use.kind == "contraction"]
     lost = [use for use in uses if use.kind == "lost"]
     if any(use.kind == "gather" for use in uses):
-        tied = " and contracted (tied embedding)" if products else " (embedding)"
+        tied = " and contracted (tied embedding)" if products else ""
         return LeafAxes(reason=f"gathered{tied}")
     if lost:
         return LeafAxes(reason=f"lost at {lost[0].reason or lost[0].primitive}")

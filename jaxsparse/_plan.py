@@ -107,7 +107,8 @@ def plan_sparsity(
         Equinox module or any other pytree. Leaves that are no arrays stay as they are.
       rules: ordered rules, of which the first that matches a leaf decides; leaves that
         none matches stay dense. Or one pattern for every leaf.
-      fn: a function of the parameters, such as a forward pass or the loss.
+      fn: a function of the parameters: a forward pass or the loss, not its gradient,
+        in which weights are contracted the other way too.
       args: its further arguments; arrays may be `jax.ShapeDtypeStruct`.
       kwargs: its further arguments by name.
       dense_head: keep the output layer dense.

@@ -79,17 +79,18 @@ def _equation(eqn, inputs: list[Value], record: Record) -> Sequence[Value]:
     name = eqn.primitive.name
     if name in PRODUCTS:
         return [product(eqn, inputs, record)]
-    if name == "gather" and inputs[0].views:
+    known = blend(inputs)
+    looked_up = name == "gather" or (name == "dynamic_slice" and known.inputs)
+    if looked_up and inputs[0].views:
         _note(eqn, inputs[:1], record, "gather")
-        return [blend(inputs)]
+        return [known]
     if not any(value.views for value in inputs):
         zero = name in _KEEPS_ZERO and inputs[0].zero
-        return [blend(inputs)._replace(zero=zero)] * len(eqn.outvars)
-    if any(value.inputs for value in inputs):
+        return [known._replace(zero=zero)] * len(eqn.outvars)
+    if known.inputs:
         kind = "elementwise" if name in _ELEMENTWISE else "lost"
         _note(eqn, inputs, record, kind)
-        return [blend(inputs)] * len(eqn.outvars)
-    known = blend(inputs)
+        return [known] * len(eqn.outvars)
     return [known._replace(views=tuple(view)) for view in shown(eqn, inputs)]
 
 

@@ -77,7 +77,7 @@ class View:
     @property
     def broadcast(self) -> bool:
         """Whether an axis of the value holds copies."""
-        return any(not dim.axes for dim in self.dims)
+        return any(factor.axis < 0 for dim in self.dims for factor in dim.factors)
 
 
 def view_of(leaf: str, shape: Sequence[int]) -> View:

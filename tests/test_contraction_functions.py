@@ -229,6 +229,35 @@ def test_a_scale_or_a_bias_is_not_what_is_contracted():
     assert axes == {"w": 0, "scale": None, "rows": None, "b": None}
 
 
+def test_a_scale_of_rows_is_known_behind_added_axes():
+    params = {"w": shape(16, 8), "rows": shape(16)}
+
+    def fn(p, x):
+        kernel = p["w"][None] * p["rows"][None, :, None]
+        return lax.dot_general(x[None], kernel, (([2], [1]), ([0], [0])))
+
+    assert js.contraction_axes(fn, params, X) == {"w": 0, "rows": None}
+
+
+def test_a_weight_chosen_by_data_is_gathered():
+    index = shape(dtype="int32")
+    leaf = plan_of(lambda p, x, i: x @ p["w"][i], X, index, w=(4, 16, 8))
+    assert leaf.reason == "gathered"
+
+
+def test_layers_chosen_by_a_loop_are_a_batch():
+    def fn(p, x):
+        step = lambda i, x: jnp.tanh(x @ p["w"][i])
+        return lax.fori_loop(0, 3, step, x)
+
+    leaf = plan_of(fn, X, w=(3, 16, 16))
+    assert (leaf.axis, leaf.batch) == (1, (0,))
+
+
+def test_results_that_are_no_arrays_are_left_alone():
+    assert plan_of(lambda p, x: (x @ p["w"], "done", jnp.tanh), X).axis == 0
+
+
 def test_an_activation_carries_no_parameter():
     # The bias is a vector and so is the activation: only the kernels are contracted.
     fn = lambda p, x: jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"]
