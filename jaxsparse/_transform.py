@@ -20,6 +20,7 @@ from jaxsparse._packing import pack_mask, packed_axis
 from jaxsparse._paths import flatten, is_array, map_named, path_name
 from jaxsparse._pattern import NM
 from jaxsparse._plan import Plan, PlanLike, plan_for
+from jaxsparse._rule import as_rules
 from jaxsparse._schedule import Schedule
 from jaxsparse._state import SparseState
 
@@ -82,6 +83,8 @@ def wrap_optimizer(
         raise ValueError(f"every counts steps between looks, at least 1, got {every}")
     if plan is None and masks is None:
         plan = "2:4"
+    if plan is not None and not isinstance(plan, Plan):
+        plan = as_rules(plan)  # what is misspelled is refused here, not in `init`
     inner = optax.with_extra_args_support(inner)
 
     def init(params):

@@ -340,6 +340,7 @@ def test_loading_dense_params_under_old_masks_is_found_out():
             "a plan \\*and\\* a schedule",
         ),
         ({"plan": "2:4", "every": 0}, "at least 1, got 0"),
+        ({"plan": "banana"}, "unknown pattern 'banana'"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(arguments, said):
