@@ -23,6 +23,9 @@ import jax.numpy as jnp
 import jaxsparse as js
 
 
+PATTERNS = ((2, 4), (1, 4), (4, 8), (8, 16), (16, 32))
+
+
 def grouped(x, m, axis):
     """The weights with groups as the last axis: `[..., m]`."""
     moved = jnp.moveaxis(x, axis, -1)
@@ -104,7 +107,7 @@ def main():
     rows = []
     for dtype in ("float32", "bfloat16", "float8_e4m3fn"):
         x = jax.random.normal(jax.random.key(0), (args.size, args.size)).astype(dtype)
-        for n, m in ((2, 4), (1, 4), (4, 8), (8, 16), (16, 32)):
+        for n, m in PATTERNS:
             for axis in (-2, -1):
                 fns = {"floor": lambda x: x > 0, "jaxsparse": jaxsparse}
                 peers = args.peers and (n, m) == (2, 4) and dtype != "float8_e4m3fn"

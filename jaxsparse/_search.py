@@ -43,10 +43,13 @@ def best_mask(
         return lax.slice_in_dim(mask, 0, size, axis=axis)
 
     groups = keys.reshape(*keys.shape[:axis], size // m, m, *keys.shape[axis + 1 :])
+    last = axis == keys.ndim - 1
+    on_cpu = _rank_at_once if last or m <= 16 else _rank_by_rival
+    elsewhere = _rank_by_place if m <= 4 else _rank_by_rival
     rank = lax.platform_dependent(
         groups,
-        cpu=partial(_rank_at_once, axis=axis + 1),
-        default=partial(_rank_by_place if m <= 4 else _rank_by_rival, axis=axis + 1),
+        cpu=partial(on_cpu, axis=axis + 1),
+        default=partial(elsewhere, axis=axis + 1),
     )
     return (rank < jnp.asarray(n, jnp.uint8)).reshape(keys.shape)
 
@@ -54,8 +57,9 @@ def best_mask(
 def _rank_at_once(groups: UInt[Array, "..."], axis: int) -> UInt8[Array, "..."]:
     """All pairs of a group in one reduction, vmapped over the groups.
 
-    On a CPU the fastest from groups of eight on. A GPU's compiler takes seconds to
-    minutes over it, for a slow program.
+    On a CPU the fastest, but that of wide groups along other axes than the last one the
+    compiler writes the pairs to memory. A GPU's compiler takes seconds to minutes over
+    it, for a slow program.
     """
 
     def rank(keys: UInt[Array, " m"]) -> UInt8[Array, " m"]:
