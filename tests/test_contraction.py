@@ -215,6 +215,25 @@ class NNXEnsemble(NNXStack):
         return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.layers, x)
 
 
+class NNXTied(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(32, 16, rngs=rngs)
+        self.layer = nnx.Linear(16, 16, rngs=rngs)
+
+    def __call__(self, ids):
+        return self.embed.attend(self.layer(self.embed(ids)))
+
+
+class NNXCross(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(
+            4, 16, in_kv_features=24, decode=False, rngs=rngs
+        )
+
+    def __call__(self, x):
+        return self.attention(x, jnp.concatenate([x, x[..., :8]], axis=-1))
+
+
 class NNXRecurrent(nnx.Module):
     def __init__(self, cell, rngs):
         self.rnn = nnx.RNN(cell(16, 8, rngs=rngs))
@@ -235,7 +254,18 @@ NNX = {
         SEQUENCE,
         {"kernel": 1},
     ),
-    "Conv": (lambda r: nnx.Conv(16, 8, (3, 3), rngs=r), IMAGE, {"kernel": 2}),
+    "Conv 1-D": (lambda r: nnx.Conv(16, 8, (3,), rngs=r), SEQUENCE, {"kernel": 1}),
+    "Conv 2-D": (lambda r: nnx.Conv(16, 8, (3, 3), rngs=r), IMAGE, {"kernel": 2}),
+    "Conv 3-D": (
+        lambda r: nnx.Conv(16, 8, (2, 2, 2), rngs=r),
+        shape(2, 4, 4, 4, 16),
+        {"kernel": 3},
+    ),
+    "Conv strided and dilated": (
+        lambda r: nnx.Conv(16, 8, (3, 3), strides=2, kernel_dilation=2, rngs=r),
+        IMAGE,
+        {"kernel": 2},
+    ),
     "Conv grouped": (
         lambda r: nnx.Conv(16, 8, (3,), feature_group_count=4, rngs=r),
         SEQUENCE,
@@ -280,6 +310,12 @@ NNX = {
         X,
         {"base_module/kernel": 0, "lora_a": 0, "lora_b": 0},
     ),
+    "cross attention": (
+        NNXCross,
+        SEQUENCE,
+        {f"attention/{name}": axis for name, axis in ATTENTION.items()},
+    ),
+    "Embed with attend": (NNXTied, shape(2, 6, dtype="int32"), {"layer/kernel": 0}),
     "scan": (NNXStack, X, {"layers/kernel": 1}),
     "vmap": (NNXEnsemble, X, {"layers/kernel": 1}),
 }

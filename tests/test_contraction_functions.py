@@ -1,6 +1,7 @@
 """Group axes of parameters in plain JAX functions; expected by hand."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ def shape(*sizes, dtype="float32"):
 
 X = shape(2, 16)
 ID = lambda w: w
+ORDERS = list(itertools.permutations(range(3)))
 
 
 def plan_of(fn, *args, w=(16, 8), pattern="2:4", **more):
@@ -59,6 +61,25 @@ def test_dot_general_in_every_dimension_order(name):
     (a, b), (c, d) = numbers
     left = lambda p, x: lax.dot_general(p["w"], x, ((b, a), (d, c)))
     assert plan_of(left, shape(*x), w=w).axis == axis
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("x_order", ORDERS)
+def test_dot_general_with_batch_sum_and_output_in_every_order(order, x_order):
+    """`w` has a batch axis of 4, a summed one of 16 and an output of 8, permuted."""
+    sizes = {"batch": 4, "sum": 16, "output": 8}
+    of_w = [list(sizes)[i] for i in order]
+    of_x = [["batch", "sum", "rows"][i] for i in x_order]
+    numbers = (
+        ([of_x.index("sum")], [of_w.index("sum")]),
+        ([of_x.index("batch")], [of_w.index("batch")]),
+    )
+    x = shape(*({**sizes, "rows": 2}[name] for name in of_x))
+    fn = lambda p, x: lax.dot_general(x, p["w"], numbers)
+    leaf = plan_of(fn, x, w=tuple(sizes[name] for name in of_w))
+    assert leaf.axis == of_w.index("sum")
+    assert leaf.batch == (of_w.index("batch"),)
+    assert leaf.output == (of_w.index("output"),)
 
 
 @pytest.mark.parametrize(
