@@ -29,6 +29,7 @@ from jaxsparse._transform import (
     keep_params_sparse as keep_params_sparse,
     wrap_optimizer as wrap_optimizer,
 )
+from jaxsparse._values import Use as Use
 from jaxsparse.magnitude import (
     compute_valid_1d_patterns as compute_valid_1d_patterns,
     create_asp_mask as create_asp_mask,
