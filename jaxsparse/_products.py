@@ -45,12 +45,12 @@ _SIDES: dict[str, Callable[[Any], list[_Side | None]]] = {
 
 
 def product(eqn, inputs: list[Value], record: Record) -> Value:
+    """Writes down what a product does with parameters; its result shows none."""
     operands = inputs[:2]
     result = blend(inputs)
     if not any(value.views for value in operands):
         return result
-    known = [v for value in operands for v in value.views if not v.lost]
-    node = frozenset(view.leaf for view in known)
+    node = frozenset(view.leaf for value in operands for view in value.views)
     others = result.frontier - {node}
     record.after.update(others)
     if others:
@@ -72,6 +72,7 @@ def _contraction(
     other: tuple[int, ...],
     node: frozenset[str],
 ) -> Use:
+    """The use of one parameter by a product with an operand of shape `other`."""
     lost = partial(Use, eqn.primitive.name, "lost", source=source(eqn))
     if view.lost:
         return lost(reason=view.lost)
