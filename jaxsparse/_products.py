@@ -56,9 +56,8 @@ def product(eqn, inputs: list[Value], record: Record) -> Value:
     if others:
         record.before.add(node)
     for i, side in enumerate(_SIDES[eqn.primitive.name](eqn)):
-        other = tuple(eqn.invars[1 - i].aval.shape)
         for view in operands[i].views:
-            use = _contraction(eqn, view, side, other, node)
+            use = _contraction(eqn, view, side, i, node)
             record.uses.append((view.leaf, use))
     # A constant is as good as an input: only parameters alone make a parameter.
     alone = all(value.params and not value.inputs for value in operands)
@@ -69,15 +68,16 @@ def _contraction(
     eqn,
     view: View,
     side: _Side | None,
-    other: tuple[int, ...],
+    operand: int,
     node: frozenset[str],
 ) -> Use:
-    """The use of one parameter by a product with an operand of shape `other`."""
+    """The use of one parameter as the first (0) or the second (1) operand."""
     lost = partial(Use, eqn.primitive.name, "lost", source=source(eqn))
     if view.lost:
         return lost(reason=view.lost)
     if side is None:
         return lost(reason=eqn.primitive.name)
+    shape = eqn.invars[operand].aval.shape
     of = lambda places: {axis for i in places for axis in view.dims[i].axes}
     contracted = of(side.contracted)
     batch = (of(side.batch) | view.batch) - contracted
@@ -86,8 +86,9 @@ def _contraction(
         *side.batch,
         *side.spatial,
     }
-    group, alignment, reason = _group([view.dims[i] for i in side.contracted])
-    if side.spatial and eqn.invars[1].aval.shape[side.contracted[0]] == 1:
+    sizes = [shape[i] for i in side.contracted]
+    group, alignment, reason = _group([view.dims[i] for i in side.contracted], sizes)
+    if side.spatial and sizes == [1]:
         group, reason = None, "depthwise, or one input channel"
     return Use(
         eqn.primitive.name,
@@ -98,7 +99,7 @@ def _contraction(
         group=group,
         alignment=alignment,
         groups=eqn.params.get("feature_group_count", 1),
-        other=other,
+        other=tuple(eqn.invars[1 - operand].aval.shape),
         merged=view.merged,
         reason=reason,
         node=node,
@@ -106,35 +107,44 @@ def _contraction(
     )
 
 
-def _group(dims: Sequence[Dim]) -> tuple[int | None, int, str]:
+def _group(dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[int | None, int, str]:
     """The group axis of a product over these axes, its alignment, or why there is none.
 
     Of axes contracted separately the last one of the leaf; of axes merged into one the
     innermost, which has to be there in whole runs.
     """
-    summed = [factor for dim in dims for factor in dim.factors]
-    summed_axes = {factor.axis for factor in summed if factor.axis >= 0}
-    found: dict[int, int] = {}
-    for dim in dims:
-        if dim.opaque and dim.axes:
-            return None, 0, f"mixed axes ({dim.opaque})"
-        if not dim.axes:
-            continue
-        inner = dim.factors[-1]
-        if inner.axis < 0 or inner.stride != 1:
-            continue
-        # Blocks that are summed over as well make up the whole axis again.
-        rejoined = any(f.axis == inner.axis and f.stride == inner.size for f in summed)
-        alignment = inner.start - dim.place
-        if not rejoined:
-            alignment = gcd(alignment, inner.unit)
-            if len(summed) > 1:  # the next run begins where this one ends
-                alignment = gcd(alignment, inner.size)
-        found[inner.axis] = alignment
-    if not summed_axes:
+    places = [i for i, dim in enumerate(dims) if dim.axes]
+    if not places:
         return None, 0, "only elementwise"
-    last = max(dim.factors[-1].axis for dim in dims if dim.axes)
-    return (last, found[last], "") if last in found else (None, 0, "mixed axes")
+    for i in places:
+        if dims[i].opaque:
+            return None, 0, f"mixed axes ({dims[i].opaque})"
+    inner = {i: dims[i].factors[-1] for i in places}
+    last = max(factor.axis for factor in inner.values())
+    for i, factor in inner.items():
+        if factor.axis == last and factor.stride == 1:
+            return last, _alignment(dims, sizes, i), ""
+    return None, 0, "mixed axes"
+
+
+def _alignment(dims: Sequence[Dim], sizes: Sequence[int], i: int) -> int:
+    """What `m` has to divide for groups along the innermost piece of `dims[i]`.
+
+    A group may neither begin elsewhere in the product than in the leaf, nor go on from
+    one run of consecutive elements into the next.
+    """
+    dim, inner = dims[i], dims[i].factors[-1]
+    offset = inner.start - dim.place
+    others = [j for j in range(len(dims)) if j != i and sizes[j] > 1]
+    if len(dim.factors) > 1:
+        return gcd(offset, inner.unit, inner.size, sizes[i] if others else 0)
+    for j in others:
+        outer = dims[j].factors[-1] if len(dims[j].factors) == 1 else None
+        if outer and (outer.axis, outer.stride) == (inner.axis, sizes[i]):
+            # The blocks are summed over as well: together they are the axis again.
+            offset += outer.start - dims[j].place * sizes[i]
+            return gcd(offset, sizes[j] * sizes[i] if len(others) > 1 else 0)
+    return gcd(offset, inner.unit, sizes[i] if others else 0)
 
 
 #: The primitives that contract.

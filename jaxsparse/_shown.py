@@ -75,12 +75,11 @@ def _moved(move: Callable[..., View | None]):
     return rule
 
 
-def _padded(view: View, eqn, shape) -> View:
+def _padded(view: View, eqn, _) -> View:
     for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
         if interior or low < 0 or high < 0:
             view = views.mix(view, [axis], "pad")
         view = views.shift(view, axis, int(low))
-    del shape
     return view
 
 

@@ -158,6 +158,8 @@ def reshape(view: View, old: Sequence[int], new: Sequence[int]) -> View:
     New axes are filled from the last to the first with the pieces of the old ones;
     where a piece is larger than what is wanted it is cut into blocks.
     """
+    if 0 in old:
+        return replace(view, dims=tuple(Dim() for _ in new))
     ones = [i for i, size in enumerate(old) if size == 1]
     view = squeeze(view, ones)
     sizes = [size for size in old if size != 1]
@@ -191,8 +193,11 @@ def _fill(size: int, pieces: list[Factor | tuple[int, Dim]]) -> Dim | None:
     while size > 1:
         piece = pieces[-1]
         if not isinstance(piece, Factor):
-            whole = piece[0] == size and not taken
-            return pieces.pop()[1] if whole else None  # pyright: ignore
+            if piece[0] == size and not taken:
+                pieces.pop()
+                return piece[1]
+            pieces.extend(taken)
+            return None
         if size % piece.size == 0:
             taken.insert(0, piece)
             pieces.pop()
@@ -205,6 +210,7 @@ def _fill(size: int, pieces: list[Factor | tuple[int, Dim]]) -> Dim | None:
             pieces[-1] = major
             size = 1
         else:
+            pieces.extend(taken)
             return None
     return Dim(_joined(taken))
 

@@ -117,6 +117,42 @@ def test_cuts_shift_groups_unless_m_divides_them(change, w, ok, bad):
         assert "cut" in leaf.reason
 
 
+@pytest.mark.parametrize(
+    ("change", "w", "fits"),
+    [
+        # Blocks of 4 that are summed over as well are the whole axis again,
+        (lambda w: w.reshape(4, 4, 8), (16, 8), True),
+        (lambda w: w.reshape(8, 4, 8)[2:6], (32, 8), True),
+        # but not where the first block that is left begins within a group,
+        (lambda w: w.reshape(4, 4, 8)[1:3], (16, 8), False),
+        # nor where another axis lies between two blocks.
+        (
+            lambda w: w.reshape(4, 4, 4, 8).transpose(0, 2, 1, 3).reshape(4, 16, 8),
+            (16, 4, 8),
+            False,
+        ),
+        # Behind four rows of zeros each block is no longer consecutive with the next.
+        (
+            lambda w: jnp.pad(w.reshape(2, 8, 8), ((0, 0), (4, 0), (0, 0))),
+            (16, 8),
+            False,
+        ),
+    ],
+)
+def test_blocks_summed_over_both_axes_hold_groups_of_eight(change, w, fits):
+    blocks, within, _ = jax.eval_shape(change, shape(*w)).shape
+    fn = lambda p, x: jnp.einsum("bij,ijo->bo", x, change(p["w"]))
+    leaf = plan_of(fn, shape(2, blocks, within), w=w, pattern="4:8")
+    assert (leaf.pattern is not None) == fits
+    assert leaf.axis == 0 if fits else "cut at 4" in leaf.reason
+
+
+def test_a_leaf_without_weights_is_followed_through_any_reshape():
+    fn = lambda p, x: (p["none"].reshape(5, 0).sum(), x @ p["w"])
+    params = {"none": shape(0), "w": shape(16, 8)}
+    assert js.contraction_axes(fn, params, X) == {"none": None, "w": 0}
+
+
 def test_fused_kernels_keep_their_axes():
     def fused(p, x):
         query, key, value = jnp.split(x @ p["w"], 3, axis=-1)
