@@ -86,9 +86,9 @@ def run(data, epochs, seed):
     forward = lambda params, images: model.apply({"params": params}, images)
     plan = js.plan_sparsity(dense.params, "2:4", fn=forward, args=(images[:1],))
     tx = optax.adamw(optax.cosine_decay_schedule(1e-3, epochs * len(labels) // BATCH))
-    sparse = state_of(dense.params, js.wrap_optimizer(tx, plan))
-    pruned = js.mask_params(dense.params, js.get_masks(sparse.opt_state))
-    one_shot = float(accuracy(sparse.replace(params=pruned), *data[1]))
+    pruned = js.mask_params(dense.params, js.create_masks(dense.params, plan))
+    sparse = state_of(pruned, js.wrap_optimizer(tx, plan))
+    one_shot = float(accuracy(sparse, *data[1]))
 
     sparse, tuned = train(STAGES[2], sparse, data, epochs, seed + 1)
     js.check_sparsity(sparse.params, plan)

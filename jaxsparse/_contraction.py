@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from jaxsparse._axes import LeafAxes
 from jaxsparse._interpreter import Inner
-from jaxsparse._paths import flatten, is_array, map_named
+from jaxsparse._paths import flatten, is_array, map_named, shapes_of
 from jaxsparse._uses import walk
 from jaxsparse._values import Record, Use, Value
 from jaxsparse._views import view_of
@@ -32,6 +32,9 @@ def contraction_axes(
 
     Returns:
       A tree like `params`: an axis, or None where the trace shows no single one.
+
+    Raises:
+      ValueError: two leaves have one path; besides what `fn` raises when traced.
 
     >>> shape = lambda *s: jax.ShapeDtypeStruct(s, "float32")
     >>> fn = lambda params, x: jax.numpy.einsum("bd,hdk->bhk", x, params["w"])
@@ -60,6 +63,9 @@ def leaf_uses(
     Returns:
       The uses by canonical path; none for a leaf that `fn` does not use.
 
+    Raises:
+      ValueError: as `contraction_axes`.
+
     >>> shape = lambda *s: jax.ShapeDtypeStruct(s, "float32")
     >>> fn = lambda params, x: x @ params["w"]
     >>> use, = leaf_uses(fn, {"w": shape(16, 8)}, shape(2, 16))["w"]
@@ -79,12 +85,8 @@ def axes_from_trace(
     """The axes of every array leaf by canonical path."""
     uses, record, results = _traced(fn, params, args, kwargs)
     heads = _heads(record, results)
-    shapes = {
-        path: tuple(leaf.shape)
-        for path, leaf in flatten(params)[0].items()
-        if is_array(leaf)
-    }
-    return {path: _decide(uses[path], shape, heads) for path, shape in shapes.items()}
+    shapes = shapes_of(params).items()
+    return {path: _decide(uses[path], shape, heads) for path, shape in shapes}
 
 
 def _traced(fn, params, args, kwargs):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from jaxtyping import PyTree
 
 from jaxsparse._axes import LeafAxes
-from jaxsparse._paths import flatten, is_array, map_named
+from jaxsparse._paths import map_named, shapes_of
 
 
 _HEADS = {"head", "lm_head", "logits"}
@@ -41,9 +41,7 @@ def flax_axes(params: PyTree) -> PyTree:
     >>> flax_axes(params)
     {'Dense_0': {'bias': None, 'kernel': 0}}
     """
-    leaves, _ = flatten(params)
-    shapes = {path: leaf.shape for path, leaf in leaves.items() if is_array(leaf)}
-    axes = axes_from_names(shapes)
+    axes = axes_from_names(shapes_of(params))
     return map_named(lambda path, _: axes[path].group if path in axes else None, params)
 
 

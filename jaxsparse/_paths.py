@@ -61,6 +61,12 @@ def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
     return _by_name(leaves), structure
 
 
+def shapes_of(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of a tree by canonical path."""
+    leaves, _ = flatten(tree)
+    return {path: tuple(x.shape) for path, x in leaves.items() if is_array(x)}
+
+
 def flatten_masks(masks: PyTree) -> dict[str, Any]:
     """The entries of a tree of masks by canonical path, `None` for a dense leaf.
 

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from jaxsparse._axes import LeafAxes
 from jaxsparse._contraction import axes_from_trace
 from jaxsparse._names import axes_from_names
-from jaxsparse._paths import flatten, is_array
+from jaxsparse._paths import flatten, is_array, shapes_of
 from jaxsparse._pattern import NM, as_pattern
 from jaxsparse._rule import Rule, RulesLike, as_rules
 from jaxsparse._score import check_rankable
@@ -128,8 +128,7 @@ def plan_sparsity(
     Dense_0/kernel  64x32  2:4 along axis 0
     """
     rules = as_rules(rules)
-    leaves, _ = flatten(params)
-    arrays = [path for path, leaf in leaves.items() if is_array(leaf)]
+    arrays = list(shapes_of(params))
     for rule in rules if arrays else ():
         if not any(map(rule.matches, arrays)):
             raise ValueError(
@@ -137,9 +136,10 @@ def plan_sparsity(
                 f"whole path, such as {arrays[0]!r}: write '.*' for anything"
             )
     if fn is None:
-        return _decide(leaves, rules, dense_head, axes_from_names(_shapes(leaves)))
-    axes = axes_from_trace(fn, params, args, kwargs or {})
-    return _decide(leaves, rules, dense_head, axes)
+        axes = axes_from_names(shapes_of(params))
+    else:
+        axes = axes_from_trace(fn, params, args, kwargs or {})
+    return _decide(params, rules, dense_head, axes)
 
 
 def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
@@ -157,9 +157,8 @@ def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
     if not isinstance(plan, Plan):
         if not part:
             return plan_sparsity(params, plan)
-        leaves, _ = flatten(params)
-        axes = axes_from_names(_shapes(leaves))
-        return _decide(leaves, as_rules(plan), dense_head=True, axes=axes)
+        axes = axes_from_names(shapes_of(params))
+        return _decide(params, as_rules(plan), dense_head=True, axes=axes)
 
     leaves, _ = flatten(params)
     for path, leaf in leaves.items():
@@ -181,16 +180,13 @@ def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
     return plan
 
 
-def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {path: leaf.shape for path, leaf in leaves.items() if is_array(leaf)}
-
-
 def _decide(
-    leaves: Mapping[str, Any],
+    params: PyTree,
     rules: Sequence[Rule],
     dense_head: bool,
     axes: Mapping[str, LeafAxes],
 ) -> Plan:
+    leaves, _ = flatten(params)
     plan = Plan(
         tuple(
             _decide_leaf(path, leaf, axes[path], rules, dense_head)

@@ -89,7 +89,8 @@ def _contraction(
     sizes = [shape[i] for i in side.contracted]
     group, alignment, reason = _group([view.dims[i] for i in side.contracted], sizes)
     if side.spatial and sizes == [1]:
-        group, reason = None, "depthwise, or one input channel"
+        depthwise = eqn.params["feature_group_count"] > 1
+        group, reason = None, "depthwise" if depthwise else "one input channel"
     return Use(
         eqn.primitive.name,
         "contraction",

@@ -17,7 +17,7 @@ from jaxsparse._masks import (
     match_masks,
 )
 from jaxsparse._packing import pack_mask, packed_axis
-from jaxsparse._paths import flatten, is_array, map_named, path_name
+from jaxsparse._paths import flatten, map_named, path_name, shapes_of
 from jaxsparse._pattern import NM
 from jaxsparse._plan import Plan, PlanLike, plan_for
 from jaxsparse._rule import as_rules
@@ -42,6 +42,9 @@ def wrap_optimizer(
     iterate averages are the sparse network's. The guarantee holds from the first
     update that is applied, and needs this wrapper to be the last link that touches
     updates. Gradient clipping *outside* counts the gradients of pruned weights too.
+
+    The recipe is ASP's (Mishra et al. 2021, arXiv:2104.08378): prune a trained network
+    once, then train it on under fixed masks with the schedule that it was trained with.
 
     Restoring a checkpoint: restore this state with its masks, or call `tx.init` on the
     restored parameters. Parameters that are loaded after `tx.init` ran on random ones
@@ -188,7 +191,7 @@ def _initial_masks(
         return best_leaf_mask(weight, leaf, n=n, packed=True)
 
     start = map_named(mask_of, params)
-    arrays = {path: x.shape for path, x in flatten(params)[0].items() if is_array(x)}
+    arrays = shapes_of(params)
     if arrays and not jax.tree.leaves(start):
         raise ValueError(
             f"nothing prunable: no mask and no pattern for any of the leaves {arrays}"

@@ -87,4 +87,5 @@ def blend(values: Sequence[Value]) -> Value:
 
 
 def source(eqn) -> str:
+    """The line of the program that an operation comes from."""
     return source_info_util.summarize(eqn.source_info)
