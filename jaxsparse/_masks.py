@@ -1,6 +1,5 @@
 """Masks for a whole tree: make them, apply them, and see how sparse the tree is."""
 
-from functools import partial
 from typing import Any, TypeGuard
 
 import jax
@@ -8,10 +7,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32, Int, PyTree, UInt8
 
-from jaxsparse._packing import pack_mask, packed_axis, packed_shape, unpack_mask
+from jaxsparse._packed_search import best_packed_mask
+from jaxsparse._packing import packed_axis, packed_shape, unpack_mask
 from jaxsparse._paths import flatten, flatten_masks, is_array, map_named
 from jaxsparse._plan import LeafPlan, PlanLike, plan_for
-from jaxsparse._score import count_true, is_zero, magnitude_key, score_key
+from jaxsparse._score import by_magnitude, by_value, count_true, is_zero, only_within
 from jaxsparse._search import best_mask
 
 
@@ -162,7 +162,7 @@ def best_leaf_mask(
     score: ArrayLike,
     leaf: LeafPlan,
     *,
-    n: Int[Array, ""] | int | None = None,
+    n: Int[Array, ""] | None = None,
     within: Bool[Array, "..."] | UInt8[Array, "..."] | None = None,
     packed: bool = False,
     signed: bool = False,
@@ -179,20 +179,23 @@ def best_leaf_mask(
     """
     assert leaf.pattern is not None
     assert leaf.axis is not None
-    n = leaf.pattern.n if n is None else n
-    return _best_mask(score, n, within, leaf.pattern.m, leaf.axis, packed, signed)
+    options = leaf.pattern.m, leaf.axis, packed, signed
+    if n is None:
+        return _pattern_mask(score, leaf.pattern.n, within, *options)
+    return _counted_mask(score, n, within, *options)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _best_mask(score, n, within, m: int, axis: int, packed: bool, signed: bool):
-    keys = score_key(score) if signed else magnitude_key(score)
+    ranked = by_value(score) if signed else by_magnitude(score)
     if within is not None:
-        # An open weight may be exactly zero. Keys of floats leave room for the one.
-        keys = jnp.where(
-            as_bool(within, keys.shape), keys + jnp.ones((), keys.dtype), 0
-        )
-    mask = best_mask(keys, n, m, axis)
-    return pack_mask(mask, axis) if packed else mask
+        ranked = only_within(ranked, as_bool(within, ranked.bits.shape))
+    find = best_packed_mask if packed else best_mask
+    return find(ranked, n, m, axis)
+
+
+#: A number that is known beforehand finds faster programs than a traced one.
+_pattern_mask = jax.jit(_best_mask, static_argnums=(1, 3, 4, 5, 6))
+_counted_mask = jax.jit(_best_mask, static_argnums=(3, 4, 5, 6))
 
 
 def _score_of(path: str, weight: Any, scores: dict[str, Any]) -> Any:

@@ -6,12 +6,18 @@ bits have neither trouble, and integer comparison vectorises better. In the orde
 the keys plus and minus zero tie, subnormals are distinct, infinities rank above all
 finite values and all NaNs are equal and rank highest, so that neither is pruned away
 unseen.
+
+Keys are signed integers that leave room for one above the highest and one below the
+lowest. Only those of integers of 32 bits and more fill their type: they are unsigned.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float32, UInt
+from jaxtyping import Array, Bool, Float32, Integer
 
 
 def check_rankable(dtype) -> None:
@@ -26,50 +32,98 @@ def check_rankable(dtype) -> None:
         )
 
 
-def magnitude_key(weight: jax.typing.ArrayLike) -> UInt[Array, "..."]:
-    """Unsigned integers ordered as `abs(weight)`, the most negative integer included.
+class Ranked(NamedTuple):
+    """What is to be ranked: the key of each place is `min(bits & mask, top)`.
+
+    A search computes the keys itself, in the pass that reads the weights.
+
+    Attributes:
+      bits: integers of any shape.
+      mask: which bits count.
+      top: the highest key.
+    """
+
+    bits: Integer[Array, "..."]
+    mask: int
+    top: int
+
+    @property
+    def keys(self) -> Integer[Array, "..."]:
+        """The keys, of 16 bits or more, in the shape of `bits`."""
+        kept = self.bits & jnp.asarray(self.mask, self.bits.dtype)
+        if kept.dtype == jnp.int8:
+            kept = kept.astype(jnp.int16)
+        return jnp.minimum(kept, jnp.asarray(self.top, kept.dtype))
+
+    @property
+    def full_range(self) -> bool:
+        """Whether the keys leave no room above the highest and below the lowest."""
+        return jnp.issubdtype(self.bits.dtype, jnp.unsignedinteger)
+
+    @property
+    def lowest(self) -> int:
+        """Bits whose key no place has, or at worst the lowest."""
+        return int(jnp.iinfo(self.bits.dtype).min) if self.mask == -1 else 0
+
+
+def by_magnitude(weight: jax.typing.ArrayLike) -> Ranked:
+    """Ranks by `abs(weight)`, the most negative integer included.
 
     Args:
       weight: real floats or integers of any width and shape.
 
     Returns:
-      Keys of the same shape, as wide as the weight (formats under 16 bits may widen).
-      A key is zero exactly where the weight is.
+      What has key zero exactly where the weight is zero.
     """
     weight = _as_ranked(weight)
-    bits = _bits(weight)
     if jnp.issubdtype(weight.dtype, jnp.floating):
-        return jnp.minimum(bits & (_sign(bits) - 1), _nan_key(weight.dtype))
+        bits = _bits(weight)
+        return Ranked(bits, int(jnp.iinfo(bits.dtype).max), _nan_key(weight.dtype))
     if jnp.issubdtype(weight.dtype, jnp.signedinteger):
-        return jnp.where(weight < 0, -bits, bits)  # in unsigned arithmetic -(-128) fits
-    return bits
+        unsigned = weight.astype(jnp.dtype(f"uint{8 * weight.dtype.itemsize}"))
+        weight = jnp.where(weight < 0, -unsigned, unsigned)  # there -(-128) fits
+    return _all_of(_with_room(weight))
 
 
-def score_key(score: jax.typing.ArrayLike) -> UInt[Array, "..."]:
-    """Unsigned integers ordered as `score`, which may be negative.
+def by_value(score: jax.typing.ArrayLike) -> Ranked:
+    """Ranks by `score`, which may be negative.
 
     Args:
       score: real floats or integers of any width and shape.
 
     Returns:
-      Keys of the same shape; minus infinity is the lowest of the floats, NaN the
-      highest.
+      What ranks minus infinity lowest of the floats, NaN highest.
     """
     score = _as_ranked(score)
-    bits = _bits(score)
-    sign = _sign(bits)
     if jnp.issubdtype(score.dtype, jnp.floating):
-        magnitude = jnp.minimum(bits & (sign - 1), _nan_key(score.dtype))
-        negative = (bits >= sign) & (magnitude < _nan_key(score.dtype))
-        return jnp.where(negative, sign - magnitude, sign + magnitude)
-    if jnp.issubdtype(score.dtype, jnp.signedinteger):
-        return bits ^ sign
-    return bits
+        negative = (_bits(score) < 0) & ~jnp.isnan(score)
+        magnitude = by_magnitude(score).keys
+        return _all_of(jnp.where(negative, -magnitude, magnitude))
+    if score.dtype.itemsize >= 4 and jnp.issubdtype(score.dtype, jnp.signedinteger):
+        unsigned = jnp.dtype(f"uint{8 * score.dtype.itemsize}")
+        sign = jnp.asarray(1 << (8 * score.dtype.itemsize - 1), unsigned)
+        return _all_of(score.astype(unsigned) ^ sign)
+    return _all_of(_with_room(score))
+
+
+def only_within(ranked: Ranked, kept: Bool[Array, "..."]) -> Ranked:
+    """Ranks the places that are not kept below all others.
+
+    Raises:
+      TypeError: integers of 32 bits or more have no key left for these places.
+    """
+    if ranked.full_range:
+        raise TypeError(
+            "masks cannot be refreshed by integers of 32 bits or more, whose order "
+            "leaves no place below the lowest: give floats"
+        )
+    keys = ranked.keys
+    return _all_of(jnp.where(kept, keys, jnp.iinfo(keys.dtype).min))
 
 
 def is_zero(x: jax.typing.ArrayLike):
     """True where `x` is plus or minus zero; subnormals are not, as they are on disk."""
-    return magnitude_key(x) == 0
+    return by_magnitude(x).keys == 0
 
 
 def count_true(x: Bool[Array, "..."]) -> Float32[Array, ""]:
@@ -104,16 +158,28 @@ def _widened_integer(dtype):
     return jnp.int8 if jnp.issubdtype(dtype, jnp.signedinteger) else jnp.uint8
 
 
-def _bits(x: Array) -> UInt[Array, "..."]:
-    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    return lax.bitcast_convert_type(x, unsigned)
+def _with_room(x: Array) -> Array:
+    """Integers in a signed type with values to spare, up to 16 bits; others as are."""
+    return (
+        x.astype(jnp.dtype(f"int{16 * x.dtype.itemsize}"))
+        if x.dtype.itemsize < 4
+        else x
+    )
 
 
-def _sign(bits: Array) -> Array:
-    return jnp.asarray(1 << (8 * bits.dtype.itemsize - 1), bits.dtype)
+def _all_of(keys: Array) -> Ranked:
+    """Integers that are the keys themselves."""
+    top = int(jnp.iinfo(keys.dtype).max)
+    signed = jnp.issubdtype(keys.dtype, jnp.signedinteger)
+    return Ranked(keys, -1 if signed else top, top)
 
 
-def _nan_key(dtype) -> Array:
+def _bits(x: Array) -> Integer[Array, "..."]:
+    return lax.bitcast_convert_type(x, jnp.dtype(f"int{8 * x.dtype.itemsize}"))
+
+
+def _nan_key(dtype) -> int:
     """The one key of all NaNs: just above infinity, or its own where there is none."""
-    largest = _bits(jnp.asarray(jnp.finfo(dtype).max, dtype))
-    return largest + jnp.asarray(1 if dtype == jnp.float8_e4m3fn else 2, largest.dtype)
+    largest = np.asarray(jnp.finfo(dtype).max, dtype)
+    bits = int(largest.view(f"int{8 * largest.itemsize}"))
+    return bits + (1 if dtype == jnp.float8_e4m3fn else 2)

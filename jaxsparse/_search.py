@@ -8,66 +8,87 @@ large and then picks a wrong pattern.
 A place is kept when fewer than `n` others beat it. For the small groups of N:M sparsity
 comparing all pairs is cheaper than any sort, and a compiler makes one pass over the
 weights of it, if it is asked in the way that suits the machine: see the three functions
-that rank.
+that rank. Wide groups on recent NVIDIA GPUs have a kernel of their own.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int, UInt, UInt8
+from jaxtyping import Array, Bool, Int, Integer
+
+from jaxsparse import _hopper
+from jaxsparse._score import Ranked
 
 
 def best_mask(
-    keys: UInt[Array, "..."], n: int | Int[Array, ""], m: int, axis: int
+    ranked: Ranked, n: int | Int[Array, ""], m: int, axis: int
 ) -> Bool[Array, "..."]:
     """The mask that keeps the `n` highest keys in every group of `m` along `axis`.
 
     Args:
-      keys: unsigned integers in the order to rank by, of any shape.
+      ranked: what to rank, of any shape.
       n: how many to keep in a group; may be traced.
       m: the size of a group. A ragged last group is padded with nothing: the padding
         is never kept and never counted.
       axis: the axis along which groups lie, not negative.
 
     Returns:
-      True where the weight is kept, shaped like `keys`; of equal keys the lower index
+      True where the weight is kept, shaped like `ranked`; of equal keys the lower index
       is kept.
     """
-    size = keys.shape[axis]
+    bits, size = ranked.bits, ranked.bits.shape[axis]
     if ragged := -size % m:
-        # Zero is the lowest key, and of equal keys the earlier one, a real one, wins.
-        padding = [(0, ragged if i == axis else 0) for i in range(keys.ndim)]
-        mask = best_mask(jnp.pad(keys, padding), n, m, axis)
+        # Of equal keys the earlier one, a real one, wins.
+        padding = [(0, ragged if i == axis else 0) for i in range(bits.ndim)]
+        padded = jnp.pad(bits, padding, constant_values=ranked.lowest)
+        mask = best_mask(ranked._replace(bits=padded), n, m, axis)
         return lax.slice_in_dim(mask, 0, size, axis=axis)
 
-    groups = keys.reshape(*keys.shape[:axis], size // m, m, *keys.shape[axis + 1 :])
-    last = axis == keys.ndim - 1
+    groups = split(bits, m, axis)
+    last = axis == bits.ndim - 1
     on_cpu = _rank_at_once if last or m <= 16 else _rank_by_rival
     elsewhere = _rank_by_place if m <= 4 else _rank_by_rival
-    rank = lax.platform_dependent(
-        groups,
-        cpu=partial(on_cpu, axis=axis + 1),
-        default=partial(elsewhere, axis=axis + 1),
-    )
-    return (rank < jnp.asarray(n, jnp.uint8)).reshape(keys.shape)
+    paths: dict[str, Callable[[Array], Array]] = {
+        name: partial(_top, n=n, rank=partial(rank, axis=axis + 1), ranked=ranked)
+        for name, rank in (("cpu", on_cpu), ("default", elsewhere))
+    }
+    if isinstance(n, int) and _hopper.suits(ranked._replace(bits=groups), axis + 1):
+        paths["cuda"] = lambda groups: _hopper.find_mask(
+            ranked._replace(bits=groups), n, axis + 1
+        )
+    return lax.platform_dependent(groups, **paths).reshape(bits.shape)
 
 
-def _rank_at_once(groups: UInt[Array, "..."], axis: int) -> UInt8[Array, "..."]:
+def split(x: Array, m: int, axis: int) -> Array:
+    """Groups of `m` along `axis` as an axis of their own, `axis + 1`."""
+    return x.reshape(*x.shape[:axis], x.shape[axis] // m, m, *x.shape[axis + 1 :])
+
+
+def _top(groups, *, n, rank, ranked: Ranked) -> Bool[Array, "..."]:
+    return rank(ranked._replace(bits=groups).keys) < n
+
+
+def _rank_at_once(groups: Integer[Array, "..."], axis: int) -> Integer[Array, "..."]:
     """All pairs of a group in one reduction, vmapped over the groups.
 
     On a CPU the fastest, but that of wide groups along other axes than the last one the
     compiler writes the pairs to memory. A GPU's compiler takes seconds to minutes over
     it, for a slow program.
     """
+    size = groups.shape[axis]
 
-    def rank(keys: UInt[Array, " m"]) -> UInt8[Array, " m"]:
-        place = jnp.arange(keys.size, dtype=jnp.uint8)
-        rival, mine = keys[None, :], keys[:, None]
-        earlier = place[None, :] < place[:, None]
-        beats = jnp.where(earlier, rival >= mine, rival > mine)
-        return jnp.sum(beats, axis=1, dtype=jnp.uint8)
+    def rank(keys: Integer[Array, " m"]) -> Integer[Array, " m"]:
+        place = jnp.arange(size)
+        total = jnp.zeros(size, keys.dtype)
+        for i in range(0, size, 8):  # of longer reductions the compiler leaves loops
+            rivals = slice(i, i + 8)
+            earlier = place[None, rivals] < place[:, None]
+            beats = _beats(keys[None, rivals], keys[:, None], earlier)
+            total += jnp.sum(beats, axis=1, dtype=keys.dtype)
+        return total
 
     for _ in range(axis):  # the axes before the places, the last of them the groups
         rank = jax.vmap(rank)
@@ -76,27 +97,37 @@ def _rank_at_once(groups: UInt[Array, "..."], axis: int) -> UInt8[Array, "..."]:
     return rank(groups)
 
 
-def _rank_by_rival(groups: UInt[Array, "..."], axis: int) -> UInt8[Array, "..."]:
+def _rank_by_rival(groups: Integer[Array, "..."], axis: int) -> Integer[Array, "..."]:
     """One rival after the other against the whole group: elementwise, soon compiled."""
-    place = lax.broadcasted_iota(jnp.uint8, groups.shape, axis)
-    rank = jnp.zeros(groups.shape, jnp.uint8)
+    place = lax.broadcasted_iota(groups.dtype, groups.shape, axis)
+    rank = jnp.zeros_like(groups)
     for i in range(groups.shape[axis]):
         rival = lax.slice_in_dim(groups, i, i + 1, axis=axis)
-        beats = jnp.where(place > i, rival >= groups, rival > groups)
-        rank += beats.astype(jnp.uint8)
+        rank += _beats(rival, groups, place > i).astype(rank.dtype)
     return rank
 
 
-def _rank_by_place(groups: UInt[Array, "..."], axis: int) -> UInt8[Array, "..."]:
+def _rank_by_place(groups: Integer[Array, "..."], axis: int) -> Integer[Array, "..."]:
     """One place after the other: on a GPU, for groups up to four, as fast as a copy."""
     size = groups.shape[axis]
     keys = [lax.index_in_dim(groups, i, axis, keepdims=False) for i in range(size)]
     ranks = []
     for i, mine in enumerate(keys):
-        rank = jnp.zeros(mine.shape, jnp.uint8)
+        rank = jnp.zeros_like(mine)
         for j, rival in enumerate(keys):
             if i != j:
                 beats = rival >= mine if j < i else rival > mine
-                rank += beats.astype(jnp.uint8)
+                rank += beats.astype(rank.dtype)
         ranks.append(rank)
     return jnp.stack(ranks, axis)
+
+
+def _beats(
+    rival: Integer[Array, "..."],
+    mine: Integer[Array, "..."],
+    earlier: Bool[Array, "..."],
+) -> Bool[Array, "..."]:
+    """Whether a rival's key is higher, or as high and the rival is the earlier one."""
+    if jnp.issubdtype(mine.dtype, jnp.signedinteger):  # there is room for one above
+        return rival + earlier.astype(mine.dtype) > mine
+    return jnp.where(earlier, rival >= mine, rival > mine)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32
 
 from jaxsparse._pattern import NM, PatternLike, as_pattern
-from jaxsparse._score import check_rankable, count_true, is_zero, magnitude_key
+from jaxsparse._score import by_magnitude, check_rankable, count_true, is_zero
 from jaxsparse._search import best_mask
 
 
@@ -191,7 +191,7 @@ def create_asp_mask(
 
 @partial(jax.jit, static_argnames=("pattern", "axis"))
 def _magnitude_mask(tensor, pattern: NM, axis: int):
-    return best_mask(magnitude_key(tensor), pattern.n, pattern.m, axis)
+    return best_mask(by_magnitude(tensor), pattern.n, pattern.m, axis)
 
 
 @jax.jit

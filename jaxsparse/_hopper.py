@@ -1,0 +1,78 @@
+"""Masks of wide groups on NVIDIA GPUs of compute capability 9 and later.
+
+XLA computes each place of a mask for itself, so it reads and ranks a group once for
+each of its places. Here a thread reads its groups once, selects in registers and
+writes the mask, as bytes or as bits: see `_hopper_kernel`. This is what makes a kernel
+a citizen of JAX: under `vmap` it takes one more axis, and arrays that are sharded along
+any axis but that of the places are masked shard by shard.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jaxtyping import Array, Bool, UInt8
+
+from jaxsparse._score import Ranked
+
+
+def suits(ranked: Ranked, axis: int) -> bool:
+    """Whether the kernel can find the masks of these groups, on this machine."""
+    groups = ranked.bits
+    return (
+        groups.shape[axis] in (8, 16, 32, 64)
+        and groups.size > 0
+        and groups.dtype in (jnp.int8, jnp.int16, jnp.int32)
+        and jax.default_backend() == "gpu"
+        and float(getattr(jax.devices()[0], "compute_capability", 0)) >= 9
+    )
+
+
+def find_mask(
+    ranked: Ranked, n: int, axis: int, *, packed: bool = False
+) -> Bool[Array, "..."] | UInt8[Array, "..."]:
+    """The mask of the `n` highest keys in every group.
+
+    Args:
+      ranked: groups of 8, 16, 32 or 64 places, of up to 32 bits, any shape.
+      n: how many to keep.
+      axis: the axis of the places.
+      packed: whether to return eight places of a group as one byte, lowest bit first.
+
+    Returns:
+      The mask, shaped like the groups, or with an eighth of the places.
+    """
+
+    def batched(_, __, groups):
+        more = ranked._replace(bits=groups)
+        return find_mask(more, n, axis + 1, packed=packed), True
+
+    find = partial(_find_locally, ranked=ranked, n=n, axis=axis, packed=packed)
+    find = custom_vmap(_by_shards(find, ranked.bits.ndim, axis))
+    find.def_vmap(batched)
+    return find(ranked.bits)
+
+
+def _find_locally(groups: Array, ranked: Ranked, n: int, axis: int, packed: bool):
+    from jaxsparse._hopper_kernel import find_in_registers  # Pallas takes a second
+
+    return find_in_registers(ranked._replace(bits=groups), n, axis, packed)
+
+
+def _by_shards(find, ndim: int, axis: int):
+    """`find` on each shard by itself; whole groups are gathered if they were cut."""
+    axes = [f"a{i}" for i in range(ndim)]
+    found = [*axes[:axis], "found", *axes[axis + 1 :]]
+    split = custom_partitioning(find)
+
+    def partition(mesh, operands, result):
+        return mesh, find, result.sharding, (operands[0].sharding,)
+
+    split.def_partition(
+        partition=partition,
+        sharding_rule=f"{' '.join(axes)} -> {' '.join(found)}",
+        need_replication_factors=(axes[axis], "found"),
+    )
+    return split

@@ -1,0 +1,69 @@
+"""The best N:M mask as bits, without the mask itself ever being in memory.
+
+A byte of a packed mask depends on eight places of the weights or on one group, so it is
+computed from columns of them, lane beside lane, in the pass that reads the weights.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int, Integer, UInt8
+
+from jaxsparse import _hopper
+from jaxsparse._packing import pack_mask
+from jaxsparse._score import Ranked
+from jaxsparse._search import best_mask, split
+from jaxsparse._selection import nth_largest, sort
+
+
+def best_packed_mask(
+    ranked: Ranked, n: int | Int[Array, ""], m: int, axis: int
+) -> UInt8[Array, "..."]:
+    """`best_mask`, packed along `axis`; arguments as there."""
+    size, word = ranked.bits.shape[axis], max(m, 8)
+    if m not in (2, 4, 8, 16, 32, 64) or size % word or ranked.full_range:
+        return pack_mask(best_mask(ranked, n, m, axis), axis)
+    shape = (*ranked.bits.shape[:axis], size // 8, *ranked.bits.shape[axis + 1 :])
+    groups = ranked._replace(bits=split(ranked.bits, word, axis))
+    by_columns = lambda bits: _bytes(groups._replace(bits=bits).keys, n, m, axis + 1)
+    paths = {"default": by_columns}
+    if m > 8 and isinstance(n, int) and _hopper.suits(groups, axis + 1):
+        paths["cuda"] = lambda bits: _hopper.find_mask(
+            groups._replace(bits=bits), n, axis + 1, packed=True
+        )
+    return lax.platform_dependent(groups.bits, **paths).reshape(shape)
+
+
+def _bytes(keys: Integer[Array, "..."], n, m: int, axis: int) -> UInt8[Array, "..."]:
+    """The bytes of words of 8 places or more that lie along `axis`."""
+    places = range(keys.shape[axis])
+    columns = [lax.index_in_dim(keys, i, axis, keepdims=False) for i in places]
+    kept = [k for i in places[::m] for k in _kept(columns[i : i + m], n)]
+    found = []
+    for i in places[::8]:
+        bits = [k.astype(jnp.uint8) << j for j, k in enumerate(kept[i : i + 8])]
+        found.append(reduce(jnp.bitwise_or, bits))
+    return jnp.stack(found, axis)
+
+
+def _kept(columns: Sequence[Integer[Array, "..."]], n) -> list[Bool[Array, "..."]]:
+    """Which places of the groups are kept."""
+    limit = _nth_largest(columns, n)
+    above = [column > limit for column in columns]
+    room = n - sum(higher.astype(limit.dtype) for higher in above)
+    kept = []
+    for column, higher in zip(columns, above, strict=True):
+        equal = column == limit
+        kept.append(higher | (equal & (room > 0)))  # of equal keys the first ones
+        room -= equal.astype(limit.dtype)
+    return kept
+
+
+def _nth_largest(columns: Sequence[Integer[Array, "..."]], n) -> Integer[Array, "..."]:
+    if isinstance(n, int):
+        return nth_largest(columns, n, jnp.minimum, jnp.maximum)
+    ordered = sort(columns, jnp.minimum, jnp.maximum)
+    pick = lambda found, i: jnp.where(n > i, ordered[i], found)
+    return reduce(pick, range(1, len(ordered)), ordered[0])
