@@ -7,8 +7,6 @@ a citizen of JAX: under `vmap` it takes one more axis, and arrays that are shard
 any axis but that of the places are masked shard by shard.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
@@ -49,16 +47,14 @@ def find_mask(
         more = ranked._replace(bits=groups)
         return find_mask(more, n, axis + 1, packed=packed), True
 
-    find = partial(_find_locally, ranked=ranked, n=n, axis=axis, packed=packed)
-    find = custom_vmap(_by_shards(find, ranked.bits.ndim, axis))
+    def locally(groups):
+        from jaxsparse._hopper_kernel import find_in_registers  # Pallas takes a second
+
+        return find_in_registers(ranked._replace(bits=groups), n, axis, packed)
+
+    find = custom_vmap(_by_shards(locally, ranked.bits.ndim, axis))
     find.def_vmap(batched)
     return find(ranked.bits)
-
-
-def _find_locally(groups: Array, ranked: Ranked, n: int, axis: int, packed: bool):
-    from jaxsparse._hopper_kernel import find_in_registers  # Pallas takes a second
-
-    return find_in_registers(ranked._replace(bits=groups), n, axis, packed)
 
 
 def _by_shards(find, ndim: int, axis: int):
