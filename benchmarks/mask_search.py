@@ -3,7 +3,8 @@
     python -m benchmarks.mask_search [--size 16384] [--json FILE]
 
 The floor of a bool mask is a jitted `x > 0`: the weights read once and one bool each
-written. As peers our own plain statements of what other libraries do: the product with
+written. The floor of a packed mask is the time that its bytes take, weights and bits,
+at the best bandwidth seen in that and in a copy. As peers our own plain statements of what other libraries do: the product with
 all patterns and an argmax, a double argsort, `top_k` and one-hot. Medians of rounds in
 which all take turns.
 """
@@ -64,6 +65,17 @@ def jaxsparse(x, n, m, axis):
     return js.create_asp_mask(x, (n, m), axis=axis)
 
 
+def packed(x, n, m, axis):
+    """This library's search for a packed mask."""
+    rule = js.Rule(".*", (n, m), axis=axis % x.ndim, sizes=None)
+    return js.create_masks({"kernel": x}, [rule], packed=True)["kernel"]
+
+
+def copy(x):
+    """Reads and writes every weight."""
+    return x + jnp.ones((), x.dtype)
+
+
 def seconds(fn, x, calls):
     """The time of one call, in a row of several."""
     start = time.perf_counter()
@@ -103,13 +115,15 @@ def main():
         f"{device}, jax {jax.__version__}, Python {platform.python_version()}, {load}"
     )
     print(f"{args.size} x {args.size}, times in multiples of x > 0\n")
-    print("dtype     pattern  axis  floor ms  jaxsparse  first call s")
+    print("dtype     pattern  axis  floor ms  jaxsparse  packed  first call s")
+    own = {"jaxsparse", "packed"}
     rows = []
     for dtype in ("float32", "bfloat16", "float8_e4m3fn"):
         x = jax.random.normal(jax.random.key(0), (args.size, args.size)).astype(dtype)
         for n, m in PATTERNS:
             for axis in (-2, -1):
-                fns = {"floor": lambda x: x > 0, "jaxsparse": jaxsparse}
+                floors = {"floor": lambda x: x > 0, "copy": copy}
+                fns = floors | {"jaxsparse": jaxsparse, "packed": packed}
                 peers = args.peers and (n, m) == (2, 4) and dtype != "float8_e4m3fn"
                 if peers:
                     fns |= {
@@ -118,19 +132,23 @@ def main():
                 options = {"n": n, "m": m, "axis": axis}
                 compiled = {
                     name: jax.jit(
-                        fn if name == "floor" else functools.partial(fn, **options)
+                        fn if name in floors else functools.partial(fn, **options)
                     )
                     for name, fn in fns.items()
                 }
                 times, first = measure(compiled, x, args.rounds)
-                floor = times.pop("floor")
+                floor, copied = times.pop("floor"), times.pop("copy")
+                bandwidth = max((x.nbytes + x.size) / floor, 2 * x.nbytes / copied)
+                packed_floor = (x.nbytes + x.size / 8) / bandwidth
                 ratios = {name: value / floor for name, value in times.items()}
+                ratios["packed"] = times["packed"] / packed_floor
                 more = "  ".join(
-                    f"{k} {v:.0f}" for k, v in ratios.items() if k != "jaxsparse"
+                    f"{name} {ratios[name]:.0f}" for name in ratios.keys() - own
                 )
                 print(
                     f"{dtype[:8]:8}  {n}:{m:<5}  {axis:4}  {floor * 1e3:8.3f}  "
-                    f"{ratios['jaxsparse']:9.2f}  {first['jaxsparse']:12.1f}  {more}",
+                    f"{ratios['jaxsparse']:9.2f}  {ratios['packed']:6.2f}  "
+                    f"{first['jaxsparse']:12.1f}  {more}",
                     flush=True,
                 )
                 rows.append({"dtype": dtype, **options, "floor": floor, **ratios})

@@ -11,16 +11,23 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AxisType
 from jaxtyping import Array, Bool, UInt8
 
 from jaxsparse._score import Ranked
 
 
 def suits(ranked: Ranked, axis: int) -> bool:
-    """Whether the kernel can find the masks of these groups, on this machine."""
+    """Whether the kernel can find the masks of these groups, on this machine.
+
+    Not inside `shard_map` and not over the explicit axes of a mesh, where XLA takes
+    its place: Pallas tells neither how its results are sharded.
+    """
     groups = ranked.bits
+    axes = jax.typeof(groups).sharding.mesh.axis_types
     return (
-        groups.shape[axis] in (8, 16, 32, 64)
+        all(kind is AxisType.Auto for kind in axes)
+        and groups.shape[axis] in (8, 16, 32, 64)
         and groups.size > 0
         and groups.dtype in (jnp.int8, jnp.int16, jnp.int32)
         and jax.default_backend() == "gpu"

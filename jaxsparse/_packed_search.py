@@ -27,8 +27,16 @@ def best_packed_mask(
         return pack_mask(best_mask(ranked, n, m, axis), axis)
     shape = (*ranked.bits.shape[:axis], size // 8, *ranked.bits.shape[axis + 1 :])
     groups = ranked._replace(bits=split(ranked.bits, word, axis))
-    by_columns = lambda bits: _bytes(groups._replace(bits=bits).keys, n, m, axis + 1)
-    paths = {"default": by_columns}
+
+    def by_columns(bits):
+        return _bytes(groups._replace(bits=bits).keys, n, m, axis + 1)
+
+    def by_mask(bits):
+        whole = ranked._replace(bits=bits.reshape(ranked.bits.shape))
+        return pack_mask(best_mask(whole, n, m, axis), axis)
+
+    # With more columns than these the mask itself was the faster way on CPUs.
+    paths = {"default": by_columns if m <= 16 else by_mask}
     if m > 8 and isinstance(n, int) and _hopper.suits(groups, axis + 1):
         paths["cuda"] = lambda bits: _hopper.find_mask(
             groups._replace(bits=bits), n, axis + 1, packed=True

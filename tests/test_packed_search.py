@@ -1,0 +1,60 @@
+"""Packed masks, found from columns, against the oracle's mask, packed by NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsparse as js
+from jaxsparse._packed_search import best_packed_mask
+from jaxsparse._score import by_magnitude
+from tests import reference
+
+
+def weight_with_ties(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    weight = np.round(3 * rng.normal(size=shape)) / 4
+    weight.flat[:4] = np.nan, np.inf, -np.inf, -0.0
+    return jnp.asarray(weight).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("pattern", [(1, 2), (2, 4), (1, 4), (4, 8), (3, 8), (8, 16)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((32, 6), 0), ((6, 32), 1), ((2, 48, 3), 1), ((36, 5), 0)]
+)
+def test_packed_masks_are_the_oracles(dtype, pattern, shape, axis):
+    n, m = pattern
+    weight = weight_with_ties(shape, dtype)
+    mask = reference.top_n_mask(weight, n, m, axis)
+    found = best_packed_mask(by_magnitude(weight), n, m, axis)
+    np.testing.assert_array_equal(found, reference.pack(mask, axis))
+
+
+@pytest.mark.parametrize("m", [2, 4, 8, 16, 32])
+def test_the_number_kept_may_be_traced(m):
+    weight = weight_with_ties((64, 3), "float32")
+    find = jax.jit(lambda n: best_packed_mask(by_magnitude(weight), n, m, 0))
+    for n in range(1, m + 1):
+        mask = reference.top_n_mask(np.asarray(weight), n, m, 0)
+        np.testing.assert_array_equal(find(jnp.int32(n)), reference.pack(mask, 0))
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "gpu", reason="the kernel of wide groups runs on a GPU"
+)
+@pytest.mark.parametrize("pattern", [(4, 8), (2, 8), (8, 16), (16, 32), (20, 64)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2", "int8"])
+@pytest.mark.parametrize(("shape", "axis"), [((128, 24), 0), ((24, 128), 1)])
+def test_the_kernel_finds_the_oracles_mask(pattern, dtype, shape, axis):
+    n, m = pattern
+    weight = weight_with_ties(shape, "float32")
+    weight = jnp.nan_to_num(4 * weight) if dtype == "int8" else weight
+    weight = weight.astype(dtype)
+    mask = reference.top_n_mask(np.asarray(weight), n, m, axis)
+    find = lambda x: js.create_asp_mask(x, pattern, axis=axis)
+    np.testing.assert_array_equal(find(weight), mask)
+    np.testing.assert_array_equal(jax.vmap(find)(jnp.stack([weight, -weight]))[1], mask)
+    rules = [js.Rule(".*", pattern, axis=axis, sizes=None)]
+    found = js.create_masks({"kernel": weight}, rules, packed=True)["kernel"]
+    np.testing.assert_array_equal(found, reference.pack(mask, axis))
