@@ -4,9 +4,9 @@
 
 The floor of a bool mask is a jitted `x > 0`: the weights read once and one bool each
 written. The floor of a packed mask is the time that its bytes take, weights and bits,
-at the best bandwidth seen in that and in a copy. As peers our own plain statements of what other libraries do: the product with
-all patterns and an argmax, a double argsort, `top_k` and one-hot. Medians of rounds in
-which all take turns.
+at the best bandwidth seen in that and in a copy. As peers our own plain statements of
+what other libraries do: the product with all patterns and an argmax, a double argsort,
+`top_k` and one-hot. Medians of rounds in which all take turns.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def main():
                 ratios = {name: value / floor for name, value in times.items()}
                 ratios["packed"] = times["packed"] / packed_floor
                 more = "  ".join(
-                    f"{name} {ratios[name]:.0f}" for name in ratios.keys() - own
+                    f"{name} {ratios[name]:.0f}" for name in ratios if name not in own
                 )
                 print(
                     f"{dtype[:8]:8}  {n}:{m:<5}  {axis:4}  {floor * 1e3:8.3f}  "

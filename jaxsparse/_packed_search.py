@@ -29,7 +29,8 @@ def best_packed_mask(
     groups = ranked._replace(bits=split(ranked.bits, word, axis))
 
     def by_columns(bits):
-        return _bytes(groups._replace(bits=bits).keys, n, m, axis + 1)
+        found = _bytes(groups._replace(bits=bits).keys, n, m, axis + 1)
+        return found.reshape(shape)
 
     def by_mask(bits):
         whole = ranked._replace(bits=bits.reshape(ranked.bits.shape))
@@ -40,8 +41,8 @@ def best_packed_mask(
     if m > 8 and isinstance(n, int) and _hopper.suits(groups, axis + 1):
         paths["cuda"] = lambda bits: _hopper.find_mask(
             groups._replace(bits=bits), n, axis + 1, packed=True
-        )
-    return lax.platform_dependent(groups.bits, **paths).reshape(shape)
+        ).reshape(shape)
+    return lax.platform_dependent(groups.bits, **paths)
 
 
 def _bytes(keys: Integer[Array, "..."], n, m: int, axis: int) -> UInt8[Array, "..."]:

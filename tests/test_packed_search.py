@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
+from jaxsparse import _hopper
 from jaxsparse._packed_search import best_packed_mask
 from jaxsparse._score import by_magnitude
+from jaxsparse._search import best_mask
 from tests import reference
 
 
@@ -38,6 +40,23 @@ def test_the_number_kept_may_be_traced(m):
     for n in range(1, m + 1):
         mask = reference.top_n_mask(np.asarray(weight), n, m, 0)
         np.testing.assert_array_equal(find(jnp.int32(n)), reference.pack(mask, 0))
+
+
+@pytest.mark.parametrize("m", [8, 16, 32, 64])
+@pytest.mark.parametrize(("shape", "axis"), [((128, 24), 0), ((3, 128), 1)])
+def test_the_kernel_is_traced_where_a_gpu_would_run_it(monkeypatch, m, shape, axis):
+    monkeypatch.setattr(_hopper, "suits", lambda *_: True)
+    weight = jax.ShapeDtypeStruct(shape, "bfloat16")
+    mask = lambda x: best_mask(by_magnitude(x), 3, m, axis)
+    bits = lambda x: best_packed_mask(by_magnitude(x), 3, m, axis)
+    traced = jax.make_jaxpr(mask)(weight)
+    assert "custom_partitioning" in str(traced)
+    assert jax.eval_shape(mask, weight) == jax.ShapeDtypeStruct(shape, "bool")
+    packed = [n // 8 if i == axis else n for i, n in enumerate(shape)]
+    assert jax.eval_shape(bits, weight) == jax.ShapeDtypeStruct(packed, "uint8")
+    stacked = jax.ShapeDtypeStruct((2, *shape), "bfloat16")
+    found = jax.eval_shape(jax.vmap(bits), stacked)
+    assert found == jax.ShapeDtypeStruct((2, *packed), "uint8")
 
 
 @pytest.mark.skipif(
