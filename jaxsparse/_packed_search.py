@@ -4,8 +4,8 @@ A byte of a packed mask depends on eight places of the weights or on one group, 
 computed from columns of them, lane beside lane, in the pass that reads the weights.
 """
 
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 
 import jax.numpy as jnp
 from jax import lax
@@ -18,6 +18,9 @@ from jaxsparse._search import best_mask, split
 from jaxsparse._selection import nth_largest, sort
 
 
+_Columns = Sequence[Integer[Array, "..."]]
+
+
 def best_packed_mask(
     ranked: Ranked, n: int | Int[Array, ""], m: int, axis: int
 ) -> UInt8[Array, "..."]:
@@ -28,16 +31,20 @@ def best_packed_mask(
     shape = (*ranked.bits.shape[:axis], size // 8, *ranked.bits.shape[axis + 1 :])
     groups = ranked._replace(bits=split(ranked.bits, word, axis))
 
-    def by_columns(bits):
-        found = _bytes(groups._replace(bits=bits).keys, n, m, axis + 1)
+    def by_columns(bits, kept):
+        found = _bytes(groups._replace(bits=bits).keys, n, m, axis + 1, kept)
         return found.reshape(shape)
 
     def by_mask(bits):
         whole = ranked._replace(bits=bits.reshape(ranked.bits.shape))
         return pack_mask(best_mask(whole, n, m, axis), axis)
 
-    # With more columns than these the mask itself was the faster way on CPUs.
-    paths = {"default": by_columns if m <= 16 else by_mask}
+    paths: dict[str, Callable[[Array], Array]] = {
+        "cpu": partial(by_columns, kept=_kept_of_equal),
+        "default": partial(by_columns, kept=_kept_of_distinct),
+    }
+    if m > 16:  # with more columns the mask itself was the faster way on CPUs
+        paths = {"default": by_mask}
     if m > 8 and isinstance(n, int) and _hopper.suits(groups, axis + 1):
         paths["cuda"] = lambda bits: _hopper.find_mask(
             groups._replace(bits=bits), n, axis + 1, packed=True
@@ -45,11 +52,11 @@ def best_packed_mask(
     return lax.platform_dependent(groups.bits, **paths)
 
 
-def _bytes(keys: Integer[Array, "..."], n, m: int, axis: int) -> UInt8[Array, "..."]:
+def _bytes(keys: Integer[Array, "..."], n, m: int, axis: int, kept_of):
     """The bytes of words of 8 places or more that lie along `axis`."""
     places = range(keys.shape[axis])
     columns = [lax.index_in_dim(keys, i, axis, keepdims=False) for i in places]
-    kept = [k for i in places[::m] for k in _kept(columns[i : i + m], n)]
+    kept = [k for i in places[::m] for k in kept_of(columns[i : i + m], n)]
     found = []
     for i in places[::8]:
         bits = [k.astype(jnp.uint8) << j for j, k in enumerate(kept[i : i + 8])]
@@ -57,20 +64,39 @@ def _bytes(keys: Integer[Array, "..."], n, m: int, axis: int) -> UInt8[Array, ".
     return jnp.stack(found, axis)
 
 
-def _kept(columns: Sequence[Integer[Array, "..."]], n) -> list[Bool[Array, "..."]]:
-    """Which places of the groups are kept."""
+def _kept_of_distinct(columns: _Columns, n) -> list[Bool[Array, "..."]]:
+    """Which places of the groups are kept; narrow keys with the place below them.
+
+    So no two are equal. A GPU computes with 32 bits anyway.
+    """
+    if columns[0].dtype.itemsize > 2:
+        return _kept_of_equal(columns, n)
+    places = reversed(range(len(columns)))
+    keys = [
+        (column.astype(jnp.int32) << 8) | place
+        for column, place in zip(columns, places, strict=True)
+    ]
+    limit = _nth_largest(keys, n)
+    return [key >= limit for key in keys]
+
+
+def _kept_of_equal(columns: _Columns, n) -> list[Bool[Array, "..."]]:
+    """Which places of the groups are kept: of equal keys the first ones.
+
+    A CPU computes with twice as many keys at once if they are half as wide.
+    """
     limit = _nth_largest(columns, n)
     above = [column > limit for column in columns]
     room = n - sum(higher.astype(limit.dtype) for higher in above)
     kept = []
     for column, higher in zip(columns, above, strict=True):
         equal = column == limit
-        kept.append(higher | (equal & (room > 0)))  # of equal keys the first ones
+        kept.append(higher | (equal & (room > 0)))
         room -= equal.astype(limit.dtype)
     return kept
 
 
-def _nth_largest(columns: Sequence[Integer[Array, "..."]], n) -> Integer[Array, "..."]:
+def _nth_largest(columns: _Columns, n) -> Integer[Array, "..."]:
     if isinstance(n, int):
         return nth_largest(columns, n, jnp.minimum, jnp.maximum)
     ordered = sort(columns, jnp.minimum, jnp.maximum)

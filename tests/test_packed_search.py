@@ -7,7 +7,7 @@ import pytest
 
 import jaxsparse as js
 from jaxsparse import _hopper
-from jaxsparse._packed_search import best_packed_mask
+from jaxsparse._packed_search import _kept_of_distinct, _kept_of_equal, best_packed_mask
 from jaxsparse._score import by_magnitude
 from jaxsparse._search import best_mask
 from tests import reference
@@ -31,6 +31,16 @@ def test_packed_masks_are_the_oracles(dtype, pattern, shape, axis):
     mask = reference.top_n_mask(weight, n, m, axis)
     found = best_packed_mask(by_magnitude(weight), n, m, axis)
     np.testing.assert_array_equal(found, reference.pack(mask, axis))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2"])
+@pytest.mark.parametrize("kept_of", [_kept_of_distinct, _kept_of_equal])
+def test_both_ways_to_keep_the_first_of_equal_keys(kept_of, dtype):
+    weight = weight_with_ties((8, 500), dtype)
+    for n in range(1, 9):
+        mask = reference.top_n_mask(weight, n, 8, 0)
+        found = kept_of(list(by_magnitude(weight).keys), n)
+        np.testing.assert_array_equal(jnp.stack(found), mask)
 
 
 @pytest.mark.parametrize("m", [2, 4, 8, 16, 32])
