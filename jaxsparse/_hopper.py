@@ -2,7 +2,7 @@
 
 XLA computes each place of a mask for itself, so it reads and ranks a group once for
 each of its places. Here a thread reads its groups once, selects in registers and
-writes the mask, as bytes or as bits: see `_hopper_kernel`. This is what makes a kernel
+writes the mask, as bytes or as bits: see `kernels.nm_mask`. This is what makes a kernel
 a citizen of JAX: under `vmap` it takes one more axis, and arrays that are sharded along
 any axis but that of the places are masked shard by shard.
 """
@@ -12,27 +12,32 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType
-from jaxtyping import Array, Bool, UInt8
+from jaxtyping import Array, Bool, Integer, UInt8
 
 from jaxsparse._score import Ranked
 
 
-def suits(ranked: Ranked, axis: int) -> bool:
+def suits(groups: Integer[Array, "..."], axis: int) -> bool:
     """Whether the kernel can find the masks of these groups, on this machine.
 
     Not inside `shard_map` and not over the explicit axes of a mesh, where XLA takes
     its place: Pallas tells neither how its results are sharded.
     """
-    groups = ranked.bits
     axes = jax.typeof(groups).sharding.mesh.axis_types
     return (
         all(kind is AxisType.Auto for kind in axes)
         and groups.shape[axis] in (8, 16, 32, 64)
         and groups.size > 0
         and groups.dtype in (jnp.int8, jnp.int16, jnp.int32)
-        and jax.default_backend() == "gpu"
-        and float(getattr(jax.devices()[0], "compute_capability", 0)) >= 9
+        and _compute_capability() >= 9
     )
+
+
+def _compute_capability() -> int:
+    """Of the default device, its major part; 0 where that is no NVIDIA GPU."""
+    # AMD's GPUs have names there, such as "gfx942".
+    major, *_ = getattr(jax.devices()[0], "compute_capability", "0").split(".")
+    return int(major) if major.isdigit() else 0
 
 
 def find_mask(
@@ -55,9 +60,10 @@ def find_mask(
         return find_mask(more, n, axis + 1, packed=packed), True
 
     def locally(groups):
-        from jaxsparse._hopper_kernel import find_in_registers  # Pallas takes a second
+        from jaxsparse.kernels.nm_mask import nm_mask  # Pallas takes a second
 
-        return find_in_registers(ranked._replace(bits=groups), n, axis, packed)
+        options = {"counted": ranked.counted, "top": ranked.top, "packed": packed}
+        return nm_mask(groups, n=n, axis=axis, **options)
 
     find = custom_vmap(_by_shards(locally, ranked.bits.ndim, axis))
     find.def_vmap(batched)

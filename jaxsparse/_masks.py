@@ -13,6 +13,7 @@ from jaxsparse._paths import flatten, flatten_masks, is_array, map_named
 from jaxsparse._plan import LeafPlan, PlanLike, plan_for
 from jaxsparse._score import by_magnitude, by_value, count_true, is_zero, only_within
 from jaxsparse._search import best_mask
+from jaxsparse._sharding import sharded_like
 
 
 def create_masks(
@@ -149,13 +150,14 @@ def mask_leaf(leaf: Any, mask: ArrayLike | None) -> Any:
 
 @jax.jit
 def _mask_array(leaf: Array, mask: Array) -> Array:
-    return jnp.where(as_bool(mask, leaf.shape), leaf, jnp.zeros((), leaf.dtype))
+    return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
-def as_bool(mask: ArrayLike, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """A mask of a weight of `shape` as bool, whether it was packed or not."""
+def as_bool(mask: ArrayLike, weight: Array) -> Bool[Array, "..."]:
+    """A mask, packed or not, as bool, and sharded as its weight is."""
     mask = jnp.asarray(mask)
-    return mask if mask.dtype == jnp.bool_ else unpack_mask(mask, shape)
+    kept = mask if mask.dtype == jnp.bool_ else unpack_mask(mask, weight.shape)
+    return sharded_like(kept, weight)
 
 
 def best_leaf_mask(
@@ -176,9 +178,19 @@ def best_leaf_mask(
       within: a mask, bool or packed, whose closed places rank below every open one.
       packed: whether to pack the mask along the group axis.
       signed: whether to rank by value instead of by magnitude.
+
+    Raises:
+      TypeError: `within` a mask, integers of 32 bits or more, whose order leaves no
+        place below the lowest.
     """
     assert leaf.pattern is not None
     assert leaf.axis is not None
+    dtype = jnp.asarray(score).dtype
+    if within is not None and jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize > 2:
+        raise TypeError(
+            f"leaf {leaf.path!r} of shape {leaf.shape} has dtype {dtype}, by which a "
+            "mask cannot be refreshed: cast it to float32, or leave it dense by a rule"
+        )
     options = leaf.pattern.m, leaf.axis, packed, signed
     if n is None:
         return _pattern_mask(score, leaf.pattern.n, within, *options)
@@ -188,7 +200,7 @@ def best_leaf_mask(
 def _best_mask(score, n, within, m: int, axis: int, packed: bool, signed: bool):
     ranked = by_value(score) if signed else by_magnitude(score)
     if within is not None:
-        ranked = only_within(ranked, as_bool(within, ranked.bits.shape))
+        ranked = only_within(ranked, as_bool(within, ranked.bits))
     find = best_packed_mask if packed else best_mask
     return find(ranked, n, m, axis)
 

@@ -1,7 +1,9 @@
-"""The best N:M mask as bits, without the mask itself ever being in memory.
+"""The best N:M mask as bits.
 
-A byte of a packed mask depends on eight places of the weights or on one group, so it is
-computed from columns of them, lane beside lane, in the pass that reads the weights.
+A byte of a packed mask depends on eight places or on one group, so for groups of 2, 4,
+8 and 16 it is computed from columns of them, lane beside lane, in the pass that reads
+the weights: the mask itself is never in memory. Nor is it where the kernel of wide
+groups runs; all other masks are found first and packed then.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +14,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Integer, UInt8
 
 from jaxsparse import _hopper
-from jaxsparse._packing import pack_mask
+from jaxsparse._packing import pack_mask, packed_shape
 from jaxsparse._score import Ranked
 from jaxsparse._search import best_mask, split
-from jaxsparse._selection import nth_largest, sort
+from jaxsparse._sharding import whole_groups
+from jaxsparse.kernels.selection import nth_largest, sort
 
 
 _Columns = Sequence[Integer[Array, "..."]]
@@ -26,33 +29,38 @@ def best_packed_mask(
 ) -> UInt8[Array, "..."]:
     """`best_mask`, packed along `axis`; arguments as there."""
     size, word = ranked.bits.shape[axis], max(m, 8)
+    ranked = ranked._replace(bits=whole_groups(ranked.bits, word, axis))
     if m not in (2, 4, 8, 16, 32, 64) or size % word or ranked.full_range:
         return pack_mask(best_mask(ranked, n, m, axis), axis)
-    shape = (*ranked.bits.shape[:axis], size // 8, *ranked.bits.shape[axis + 1 :])
+    shape = packed_shape(ranked.bits.shape, axis)
     groups = ranked._replace(bits=split(ranked.bits, word, axis))
 
-    def by_columns(bits, kept):
-        found = _bytes(groups._replace(bits=bits).keys, n, m, axis + 1, kept)
+    def by_columns(bits, kept_of):
+        found = _bytes(groups._replace(bits=bits).keys, n, m, axis + 1, kept_of)
         return found.reshape(shape)
 
     def by_mask(bits):
         whole = ranked._replace(bits=bits.reshape(ranked.bits.shape))
         return pack_mask(best_mask(whole, n, m, axis), axis)
 
-    paths: dict[str, Callable[[Array], Array]] = {
-        "cpu": partial(by_columns, kept=_kept_of_equal),
-        "default": partial(by_columns, kept=_kept_of_distinct),
-    }
-    if m > 16:  # with more columns the mask itself was the faster way on CPUs
-        paths = {"default": by_mask}
-    if m > 8 and isinstance(n, int) and _hopper.suits(groups, axis + 1):
+    paths: dict[str, Callable[[Array], Array]] = {"default": by_mask}
+    if m <= 16:  # with more columns than that `by_mask` was the faster way on CPUs
+        paths["cpu"] = partial(by_columns, kept_of=_kept_of_equal)
+        paths["default"] = partial(by_columns, kept_of=_kept_of_distinct)
+    if m > 8 and isinstance(n, int) and _hopper.suits(groups.bits, axis + 1):
         paths["cuda"] = lambda bits: _hopper.find_mask(
             groups._replace(bits=bits), n, axis + 1, packed=True
         ).reshape(shape)
     return lax.platform_dependent(groups.bits, **paths)
 
 
-def _bytes(keys: Integer[Array, "..."], n, m: int, axis: int, kept_of):
+def _bytes(
+    keys: Integer[Array, "..."],
+    n: int | Int[Array, ""],
+    m: int,
+    axis: int,
+    kept_of: Callable[..., list[Array]],
+) -> UInt8[Array, "..."]:
     """The bytes of words of 8 places or more that lie along `axis`."""
     places = range(keys.shape[axis])
     columns = [lax.index_in_dim(keys, i, axis, keepdims=False) for i in places]

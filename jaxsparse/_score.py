@@ -33,24 +33,24 @@ def check_rankable(dtype) -> None:
 
 
 class Ranked(NamedTuple):
-    """What is to be ranked: the key of each place is `min(bits & mask, top)`.
+    """What is to be ranked: the key of each place is `min(bits & counted, top)`.
 
     A search computes the keys itself, in the pass that reads the weights.
 
     Attributes:
       bits: integers of any shape.
-      mask: which bits count.
+      counted: which bits count.
       top: the highest key.
     """
 
     bits: Integer[Array, "..."]
-    mask: int
+    counted: int
     top: int
 
     @property
     def keys(self) -> Integer[Array, "..."]:
         """The keys, of 16 bits or more, in the shape of `bits`."""
-        kept = self.bits & jnp.asarray(self.mask, self.bits.dtype)
+        kept = self.bits & jnp.asarray(self.counted, self.bits.dtype)
         if kept.dtype == jnp.int8:
             kept = kept.astype(jnp.int16)
         return jnp.minimum(kept, jnp.asarray(self.top, kept.dtype))
@@ -63,7 +63,7 @@ class Ranked(NamedTuple):
     @property
     def lowest(self) -> int:
         """Bits whose key no place has, or at worst the lowest."""
-        return int(jnp.iinfo(self.bits.dtype).min) if self.mask == -1 else 0
+        return int(jnp.iinfo(self.bits.dtype).min) if self.counted == -1 else 0
 
 
 def by_magnitude(weight: jax.typing.ArrayLike) -> Ranked:
@@ -107,16 +107,8 @@ def by_value(score: jax.typing.ArrayLike) -> Ranked:
 
 
 def only_within(ranked: Ranked, kept: Bool[Array, "..."]) -> Ranked:
-    """Ranks the places that are not kept below all others.
-
-    Raises:
-      TypeError: integers of 32 bits or more have no key left for these places.
-    """
-    if ranked.full_range:
-        raise TypeError(
-            "masks cannot be refreshed by integers of 32 bits or more, whose order "
-            "leaves no place below the lowest: give floats"
-        )
+    """Ranks the places that are not kept below all others, where keys leave room."""
+    assert not ranked.full_range, "the caller checks the dtype"
     keys = ranked.keys
     return _all_of(jnp.where(kept, keys, jnp.iinfo(keys.dtype).min))
 

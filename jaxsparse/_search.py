@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int, Integer
 
 from jaxsparse import _hopper
 from jaxsparse._score import Ranked
+from jaxsparse._sharding import sharded_like, whole_groups
 
 
 def best_mask(
@@ -40,6 +41,10 @@ def best_mask(
       is kept.
     """
     bits, size = ranked.bits, ranked.bits.shape[axis]
+    whole = whole_groups(bits, m, axis)
+    if whole is not bits:
+        mask = best_mask(ranked._replace(bits=whole), n, m, axis)
+        return sharded_like(mask, bits)
     if ragged := -size % m:
         # Of equal keys the earlier one, a real one, wins.
         padding = [(0, ragged if i == axis else 0) for i in range(bits.ndim)]
@@ -55,7 +60,7 @@ def best_mask(
         name: partial(_top, n=n, rank=partial(rank, axis=axis + 1), ranked=ranked)
         for name, rank in (("cpu", on_cpu), ("default", elsewhere))
     }
-    if isinstance(n, int) and _hopper.suits(ranked._replace(bits=groups), axis + 1):
+    if isinstance(n, int) and _hopper.suits(groups, axis + 1):
         paths["cuda"] = lambda groups: _hopper.find_mask(
             ranked._replace(bits=groups), n, axis + 1
         )

@@ -243,7 +243,7 @@ def _packed_copy(path: str, mask: Any, weight: Any, axis: int | None) -> Array:
         axis = packed_axis(mask.shape, weight.shape) if packed else weight.ndim - 1
     assert axis is not None
     # Always packed anew: a donated step must not delete the caller's arrays.
-    return pack_mask(as_bool(mask, weight.shape), axis)
+    return pack_mask(as_bool(mask, weight), axis)
 
 
 def _land_on_zero(step: Array, weight: Array, mask: Array | None) -> Array:
@@ -252,5 +252,5 @@ def _land_on_zero(step: Array, weight: Array, mask: Array | None) -> Array:
         return step
     # A narrower update could not hold minus the weight exactly.
     dtype = jnp.promote_types(step.dtype, weight.dtype)
-    kept = as_bool(mask, weight.shape)
+    kept = as_bool(mask, weight)
     return jnp.where(kept, step.astype(dtype), -weight.astype(dtype))

@@ -140,11 +140,7 @@ def _measure(leaf: jax.Array, mask: jax.Array | None) -> dict[str, jax.Array]:
     finite = jnp.isfinite(leaf)
     wide = jnp.promote_types(leaf.dtype, jnp.float32)
     magnitude = jnp.where(finite, jnp.abs(leaf.astype(wide)), 0)
-    kept = (
-        magnitude
-        if mask is None
-        else jnp.where(as_bool(mask, leaf.shape), magnitude, 0)
-    )
+    kept = magnitude if mask is None else jnp.where(as_bool(mask, leaf), magnitude, 0)
     return {
         "zeros": count_true(is_zero(leaf)),
         "nonfinite": count_true(~finite),

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from jaxsparse._selection import nth_largest, sort
+from jaxsparse.kernels.selection import nth_largest, sort
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 16])

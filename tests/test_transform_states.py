@@ -194,3 +194,13 @@ def test_misuse_says_what_to_do():
     }
     with pytest.raises(ValueError, match=r"'a/kernel'.*\(4, 8\).*\(16, 8\)"):
         js.wrap_optimizer(optax.sgd(0.1), masks=masks).init(params())
+
+
+def test_integers_without_a_lowest_key_cannot_refresh_masks():
+    params = {"layer": {"kernel": jnp.ones((16, 8), jnp.int32)}}
+    rules = [js.Rule(".*", "2:4", axis=0, sizes=None)]
+    schedule = js.one_shot_schedule(1)
+    tx = js.wrap_optimizer(optax.identity(), rules, schedule=schedule)
+    state = tx.init(params)
+    with pytest.raises(TypeError, match=r"'layer/kernel' of shape \(16, 8\).*float32"):
+        tx.update(params, state, params)

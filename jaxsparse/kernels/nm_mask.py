@@ -1,5 +1,7 @@
 """The best N:M masks in registers: a Mosaic GPU kernel.
 
+A key is `min(bits & counted, top)`, and the highest keys of a group are kept.
+
 It is written below Pallas, which has neither stores of bool nor columns within a
 register. A thread takes whole groups: where groups lie along the last axis one of them,
 elsewhere neighbours, as many as eight bytes of a row hold.
@@ -15,10 +17,9 @@ from jax.experimental.mosaic.gpu import utils, when
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, gpu, llvm, vector
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Integer, UInt8
 
-from jaxsparse._score import Ranked
-from jaxsparse._selection import nth_largest
+from jaxsparse.kernels.selection import nth_largest
 
 
 #: Threads of a block: one warpgroup.
@@ -31,13 +32,33 @@ _GE = arith.CmpIPredicate.sge
 _EQ = arith.CmpIPredicate.eq
 
 
-def find_in_registers(ranked: Ranked, n: int, axis: int, packed: bool) -> Array:
-    """The masks of groups whose places lie along `axis`, bool or packed."""
-    shape, width = ranked.bits.shape, 8 * ranked.bits.dtype.itemsize
+def nm_mask(
+    groups: Integer[Array, "..."],
+    *,
+    n: int,
+    axis: int,
+    counted: int,
+    top: int,
+    packed: bool,
+) -> Bool[Array, "..."] | UInt8[Array, "..."]:
+    """The mask of the `n` highest keys in every group; of equal keys the first ones.
+
+    Args:
+      groups: signed integers of 8, 16 or 32 bits, any shape.
+      n: how many to keep.
+      axis: the axis of a group's places: 8, 16, 32 or 64 of them.
+      counted: which bits count.
+      top: the highest key.
+      packed: whether to return eight places of a group as one byte, lowest bit first.
+
+    Returns:
+      The mask, shaped like `groups`, or with an eighth of the places.
+    """
+    shape, width = groups.shape, 8 * groups.dtype.itemsize
     places, inner = shape[axis], math.prod(shape[axis + 1 :])
     rows = places // 8 if packed else places
     lanes = math.gcd(inner, max(1, min(64 // width, 64 // places)))
-    threads = ranked.bits.size // (places * lanes)
+    threads = groups.size // (places * lanes)
 
     def body(groups_ref, mask_ref):
         types = (plgpu.RefType(), plgpu.RefType())
@@ -67,7 +88,7 @@ def find_in_registers(ranked: Ranked, n: int, axis: int, packed: bool) -> Array:
         ]
         kept: list[Any] = [None] * len(bits)
         for lane in range(lanes):
-            kept[lane::lanes] = _best(bits[lane::lanes], n, ranked)
+            kept[lane::lanes] = _best(bits[lane::lanes], n, counted, top)
         found = _bytes(kept, lanes) if packed else [_widened(k, 8) for k in kept]
         start = _start(thread, rows, inner, lanes)
         for offset, count in _runs(rows, inner, lanes, 16):
@@ -83,7 +104,7 @@ def find_in_registers(ranked: Ranked, n: int, axis: int, packed: bool) -> Array:
         grid=(-(-threads // _BLOCK),),
         grid_names=("block",),
     )
-    return kernel(ranked.bits)
+    return kernel(groups)
 
 
 def _start(thread, rows: int, inner: int, lanes: int):
@@ -110,13 +131,13 @@ def _runs(rows: int, inner: int, lanes: int, most: int) -> list[tuple[int, int]]
     return [(row, min(rows, most)) for row in range(0, rows, most)]
 
 
-def _best(bits: Sequence[Any], n: int, ranked: Ranked) -> list[Any]:
+def _best(bits: Sequence[Any], n: int, counted: int, top: int) -> list[Any]:
     """Which of a group's places are kept, from the bits of their weights."""
     kind = bits[0].type
     keys = []
     for bit in bits:
-        key = _widened(arith.andi(bit, _const(ranked.mask, kind)), 32, signed=True)
-        keys.append(arith.minsi(key, _const(ranked.top, _int(32))))
+        key = _widened(arith.andi(bit, _const(counted, kind)), 32, signed=True)
+        keys.append(arith.minsi(key, _const(top, _int(32))))
     if kind.width < 32:  # the places fit below the key, and no two are equal
         last = len(keys) - 1
         shift = _const(8, _int(32))
