@@ -1,31 +1,31 @@
 """Finding a mask, in multiples of the memory floor measured in the same run.
 
-    python -m benchmarks.mask_search [--size 16384] [--json FILE]
+    python -m benchmarks.mask_search [--size 16384] [--rounds 5] [--peers]
 
 The floor of a bool mask is a jitted `x > 0`: the weights read once and one bool each
 written. The floor of a packed mask is the time that its bytes take, weights and bits,
 at the best bandwidth seen in that and in a copy. As peers our own plain statements of
 what other libraries do: the product with all patterns and an argmax, a double argsort,
-`top_k` and one-hot. Medians of rounds in which all take turns, peers in rounds of their
-own with a floor of their own.
+`top_k` and one-hot; and NVIDIA Model Optimizer's own `create_asp_mask` where torch and
+`nvidia-modelopt` are installed. Medians of rounds in which all take turns, peers in
+rounds of their own with a floor of their own.
 """
 
 import argparse
-import functools
-import json
-import os
-import platform
-import statistics
-import time
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxsparse as js
+from benchmarks.timing import machine, medians, print_rows
 
 
 PATTERNS = ((2, 4), (1, 4), (4, 8), (8, 16), (16, 32))
+DTYPES = ("float32", "bfloat16", "float8_e4m3fn")
 
 
 def grouped(x, m, axis):
@@ -81,85 +81,92 @@ def copy(x):
     return x + jnp.ones((), x.dtype)
 
 
-def seconds(fn, x, calls):
-    """The time of one call, in a row of several."""
-    start = time.perf_counter()
-    result = [fn(x) for _ in range(calls)][-1]
-    result.block_until_ready()
-    return (time.perf_counter() - start) / calls
+def model_optimizer(x, axis):
+    """Model Optimizer's search on the same device, of weights as PyTorch has them."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from modelopt.torch.sparsity.weight_sparsity import (  # pyright: ignore[reportMissingImports]
+        magnitude,
+    )
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    rows = np.asarray(jnp.swapaxes(x, axis, -1).astype("float32"))
+    weight = torch.from_numpy(rows.copy()).to(device, getattr(torch, str(x.dtype)))
+
+    def search():
+        mask = magnitude.create_asp_mask(weight, "2:4 sparsity")
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return mask
+
+    return search
 
 
-def measure(fns, x, rounds):
-    """Median seconds of each, in turns, and what each took to compile and run first."""
-    fns = {name: jax.jit(fn) for name, fn in fns.items()}
-    first = {name: seconds(fn, x, 1) for name, fn in fns.items()}
-    calls = {
-        name: max(1, min(10, int(0.01 / seconds(fns[name], x, 1)))) for name in fns
+def ratios(x, n, m, axis, rounds) -> dict[str, float]:
+    """The floor in ms, our masks in multiples of it, and our first call in seconds."""
+    fns = {
+        "floor": lambda x: x > 0,
+        "copy": copy,
+        "jaxsparse": partial(jaxsparse, n=n, m=m, axis=axis),
+        "packed": partial(packed, n=n, m=m, axis=axis),
     }
-    times = {name: [] for name in fns}
-    for _ in range(rounds):
-        for name, fn in fns.items():
-            times[name].append(seconds(fn, x, calls[name]))
-    return {name: statistics.median(t) for name, t in times.items()}, first
+    times, first = medians(
+        {k: partial(jax.jit(fn), x) for k, fn in fns.items()}, rounds
+    )
+    bandwidth = max((x.nbytes + x.size) / times["floor"], 2 * x.nbytes / times["copy"])
+    return {
+        "floor ms": times["floor"] * 1e3,
+        "jaxsparse": times["jaxsparse"] / times["floor"],
+        "packed": times["packed"] * bandwidth / (x.nbytes + x.size / 8),
+        "first call s": first["jaxsparse"],
+    }
+
+
+def peer_ratios(x, n, m, axis, rounds) -> dict[str, float]:
+    """What others do, in multiples of the floor in the same rounds."""
+    fns = {"floor": lambda x: x > 0}
+    fns |= {peer.__name__: partial(peer, n=n, m=m, axis=axis) for peer in PEERS}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(jax.jit(fn), x) for name, fn in fns.items()
+    }
+    if find_spec("modelopt"):
+        calls["model_optimizer"] = model_optimizer(x, axis)
+    times, _ = medians(calls, rounds)
+    return {name: times[name] / times["floor"] for name in calls if name != "floor"}
+
+
+def rows(
+    size: int | None = None,
+    rounds: int = 5,
+    *,
+    patterns: Sequence[tuple[int, int]] = PATTERNS,
+    dtypes: Sequence[str] = DTYPES,
+    peers: bool = False,
+) -> Iterator[dict]:
+    """One row for each dtype, pattern and axis."""
+    size = size or (4096 if jax.default_backend() == "cpu" else 16384)
+    for dtype in dtypes:
+        x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+        for n, m in patterns:
+            for axis in (-2, -1):
+                row = {"dtype": dtype, "pattern": f"{n}:{m}", "axis": axis}
+                row |= ratios(x, n, m, axis, rounds)
+                if peers and (n, m) == (2, 4) and not dtype.startswith("float8"):
+                    # By themselves: their temporaries slow down whatever runs between.
+                    row |= peer_ratios(x, n, m, axis, rounds)
+                yield row
 
 
 def main():
-    """Prints one row for each pattern, axis and dtype."""
+    """Prints one row for each dtype, pattern and axis."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = 4096 if jax.default_backend() == "cpu" else 16384
-    parser.add_argument("--size", type=int, default=default)
+    parser.add_argument("--size", type=int, help="4096, on a GPU 16384")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", action="store_true", help="measure them too, at 2:4")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-
-    device = jax.devices()[0].device_kind
-    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    print(
-        f"{device}, jax {jax.__version__}, Python {platform.python_version()}, {load}"
-    )
-    print(f"{args.size} x {args.size}, times in multiples of x > 0\n")
-    print("dtype     pattern  axis  floor ms  jaxsparse  packed  first call s")
-    rows = []
-    for dtype in ("float32", "bfloat16", "float8_e4m3fn"):
-        x = jax.random.normal(jax.random.key(0), (args.size, args.size)).astype(dtype)
-        for n, m in PATTERNS:
-            for axis in (-2, -1):
-                options = {"n": n, "m": m, "axis": axis}
-                bind = lambda fn, options=options: functools.partial(fn, **options)
-                floor_of = {"floor": lambda x: x > 0}
-                own = {
-                    "copy": copy,
-                    "jaxsparse": bind(jaxsparse),
-                    "packed": bind(packed),
-                }
-                times, first = measure(floor_of | own, x, args.rounds)
-                floor = times["floor"]
-                bandwidth = max(
-                    (x.nbytes + x.size) / floor, 2 * x.nbytes / times["copy"]
-                )
-                packed_floor = (x.nbytes + x.size / 8) / bandwidth
-                ratios = {
-                    "jaxsparse": times["jaxsparse"] / floor,
-                    "packed": times["packed"] / packed_floor,
-                }
-                if args.peers and (n, m) == (2, 4) and dtype != "float8_e4m3fn":
-                    # By themselves: their temporaries slow down whatever runs between.
-                    peers = {f.__name__: bind(f) for f in PEERS}
-                    slow, _ = measure(floor_of | peers, x, args.rounds)
-                    ratios |= {name: slow[name] / slow["floor"] for name in peers}
-                more = "  ".join(f"{k} {v:.0f}" for k, v in list(ratios.items())[2:])
-                print(
-                    f"{dtype[:8]:8}  {n}:{m:<5}  {axis:4}  {floor * 1e3:8.3f}  "
-                    f"{ratios['jaxsparse']:9.2f}  {ratios['packed']:6.2f}  "
-                    f"{first['jaxsparse']:12.1f}  {more}",
-                    flush=True,
-                )
-                rows.append({"dtype": dtype, **options, "floor": floor, **ratios})
-    if args.json:
-        args.json.write_text(json.dumps({"device": device, "rows": rows}, indent=1))
+    print(machine())
+    print_rows(rows(args.size, args.rounds, peers=args.peers))
 
 
 if __name__ == "__main__":

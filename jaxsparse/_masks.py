@@ -61,12 +61,15 @@ def create_masks(
     return map_named(mask_of, params)
 
 
-def mask_params(params: PyTree, masks: PyTree) -> PyTree:
+def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTree:
     """The parameters with exact zeros wherever a mask says so.
 
     Args:
       params: a tree of arrays.
       masks: a tree of bool or packed masks, or of None for leaves that stay dense.
+      donate: give up the masked leaves of `params`, whose memory the result takes:
+        a model that fills its device can be masked there. They are deleted, as by
+        `donate_argnums` of `jax.jit`; under a trace this has no effect.
 
     Returns:
       A tree like `params`, of the same dtypes. Masked places hold plus zero, whatever
@@ -74,7 +77,7 @@ def mask_params(params: PyTree, masks: PyTree) -> PyTree:
 
     Raises:
       ValueError: a leaf without an entry in `masks`, a mask without a leaf, or one of
-        another shape.
+        another shape; to donate, one array as two leaves.
       TypeError: a mask that is neither bool nor packed (uint8).
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -82,7 +85,11 @@ def mask_params(params: PyTree, masks: PyTree) -> PyTree:
     Array([ 0.,  0., 16., 24.], dtype=float32)
     """
     matched = match_masks(params, masks)
-    return map_named(lambda path, leaf: mask_leaf(leaf, matched[path]), params)
+    if not donate:
+        return map_named(lambda path, leaf: mask_leaf(leaf, matched[path]), params)
+    _check_once(params, matched)
+    donated = lambda leaf, mask: leaf if mask is None else _donated_array(leaf, mask)
+    return map_named(lambda path, leaf: donated(leaf, matched[path]), params)
 
 
 def sparsity(params: PyTree) -> Float32[Array, ""]:
@@ -148,9 +155,12 @@ def mask_leaf(leaf: Any, mask: ArrayLike | None) -> Any:
     return leaf if mask is None else _mask_array(leaf, mask)
 
 
-@jax.jit
-def _mask_array(leaf: Array, mask: Array) -> Array:
+def _where_kept(leaf: Array, mask: Array) -> Array:
     return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
+
+
+_mask_array = jax.jit(_where_kept)
+_donated_array = jax.jit(_where_kept, donate_argnums=0)
 
 
 def as_bool(mask: ArrayLike, weight: Array) -> Bool[Array, "..."]:
@@ -219,6 +229,18 @@ def _score_of(path: str, weight: Any, scores: dict[str, Any]) -> Any:
             f"the same shape, got {score if got is None else got}"
         )
     return score
+
+
+def _check_once(params: PyTree, masks: dict[str, Any]) -> None:
+    """Raises unless every array that is to be donated is one leaf, not two."""
+    seen: dict[int, str] = {}
+    for path, leaf in flatten(params)[0].items():
+        other = seen.setdefault(id(leaf), path)
+        if other != path and (masks[path] is not None or masks[other] is not None):
+            raise ValueError(
+                f"leaves {other!r} and {path!r} are the same array of shape "
+                f"{leaf.shape}: it cannot be donated twice; mask without `donate`"
+            )
 
 
 def _check_mask(path: str, leaf: Any, mask: Any) -> None:

@@ -234,3 +234,41 @@ def test_tree_functions_run_under_vmap_and_strict_promotion():
         result = jax.jit(jax.vmap(prune))(stack)
     for i in range(3):
         np.testing.assert_array_equal(result["kernel"][i], pruned(kernel(i)))
+
+
+AXIS_0 = [js.Rule("a|b", "2:4", axis=0), js.Rule(".*", None)]
+
+
+def test_donated_leaves_are_masked_in_their_own_memory():
+    params = {"a": jnp.asarray(W0), "dense": jnp.asarray(BIAS), "b": jnp.asarray(W1)}
+    masks = js.create_masks(params, AXIS_0)
+    places = {name: leaf.unsafe_buffer_pointer() for name, leaf in params.items()}
+    masked = js.mask_params(params, masks, donate=True)
+    np.testing.assert_array_equal(masked["a"], pruned(W0))
+    np.testing.assert_array_equal(masked["b"], pruned(W1))
+    assert masked["dense"] is params["dense"]
+    assert params["a"].is_deleted()
+    assert not params["dense"].is_deleted()
+    found = {name: leaf.unsafe_buffer_pointer() for name, leaf in masked.items()}
+    assert found == places
+
+
+def test_donation_inside_a_trace_leaves_the_callers_arrays_alone():
+    params = {"a": jnp.asarray(W0)}
+    masks = js.create_masks(params, AXIS_0)
+    mask = jax.jit(lambda params: js.mask_params(params, masks, donate=True))
+    np.testing.assert_array_equal(mask(params)["a"], pruned(W0))
+    assert not params["a"].is_deleted()
+
+
+def test_an_array_that_is_two_leaves_is_not_donated():
+    weight = jnp.asarray(W0)
+    params = {"a": weight, "b": weight}
+    masks = js.create_masks(params, AXIS_0)
+    with pytest.raises(ValueError, match=r"'a' and 'b' are the same array.*\(16, 8\)"):
+        js.mask_params(params, masks, donate=True)
+    assert not weight.is_deleted()
+    dense = {"a": weight, "b": {"shared": BIAS, "again": BIAS}}
+    masks = js.create_masks(dense, AXIS_0)
+    masked = js.mask_params(dense, masks, donate=True)
+    np.testing.assert_array_equal(masked["a"], pruned(W0))
