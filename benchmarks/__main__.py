@@ -40,7 +40,7 @@ def plot(results: dict[str, list[dict]], file: Path, title: str) -> None:
 
     found = results["mask search"]
     dtypes = list(dict.fromkeys(row["dtype"] for row in found))
-    figure = Figure(figsize=(4 * len(dtypes), 3.5), layout="constrained")
+    figure = Figure(figsize=(max(5, 4 * len(dtypes)), 4), layout="constrained")
     panels = figure.subplots(1, len(dtypes), sharey=True, squeeze=False)[0]
     for panel, dtype in zip(panels, dtypes, strict=True):
         own = [row for row in found if row["dtype"] == dtype]
@@ -55,7 +55,9 @@ def plot(results: dict[str, list[dict]], file: Path, title: str) -> None:
         panel.set_xticks(range(len(patterns)), patterns)
         panel.set_title(dtype)
     panels[0].set_ylabel("time / memory floor")
-    panels[0].legend(frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2
+    )
     figure.suptitle(title, fontsize="small")
     figure.savefig(file, dpi=150)
 
