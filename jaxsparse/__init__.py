@@ -5,29 +5,57 @@ from jaxsparse._contraction import (
     contraction_axes as contraction_axes,
     leaf_uses as leaf_uses,
 )
+from jaxsparse._erdos_renyi import (
+    distribute_by_erdos_renyi as distribute_by_erdos_renyi,
+)
+from jaxsparse._leaf_plan import LeafPlan as LeafPlan
 from jaxsparse._masks import (
     create_masks as create_masks,
     mask_params as mask_params,
     sparsity as sparsity,
 )
 from jaxsparse._names import flax_axes as flax_axes
-from jaxsparse._pattern import NM as NM
+from jaxsparse._pattern import (
+    NM as NM,
+    Block as Block,
+    Channel as Channel,
+    Unstructured as Unstructured,
+)
 from jaxsparse._plan import (
-    LeafPlan as LeafPlan,
     Plan as Plan,
     plan_sparsity as plan_sparsity,
 )
+from jaxsparse._regrowth import (
+    regrow_at_random as regrow_at_random,
+    regrow_by_gradient as regrow_by_gradient,
+)
 from jaxsparse._rule import Rule as Rule
-from jaxsparse._schedule import one_shot_schedule as one_shot_schedule
+from jaxsparse._schedule import (
+    cubic_schedule as cubic_schedule,
+    one_shot_schedule as one_shot_schedule,
+)
 from jaxsparse._searcher import (
     MagnitudeSearcher as MagnitudeSearcher,
     Searcher as Searcher,
     SearchResult as SearchResult,
 )
-from jaxsparse._state import SparseState as SparseState, get_masks as get_masks
+from jaxsparse._state import (
+    RegrowthState as RegrowthState,
+    SparseState as SparseState,
+    StraightThroughState as StraightThroughState,
+    get_masks as get_masks,
+)
+from jaxsparse._straight_through import (
+    add_sr_ste_decay as add_sr_ste_decay,
+    straight_through as straight_through,
+)
 from jaxsparse._transform import (
     keep_params_sparse as keep_params_sparse,
     wrap_optimizer as wrap_optimizer,
+)
+from jaxsparse._tree_scores import (
+    random_scores as random_scores,
+    saliency_scores as saliency_scores,
 )
 from jaxsparse._values import Use as Use
 from jaxsparse.magnitude import (

@@ -1,15 +1,22 @@
 """Does a tree obey its plan?"""
 
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from jaxsparse._leaf_plan import LeafPlan, counted_groups
 from jaxsparse._paths import flatten
+from jaxsparse._pattern import NM
 from jaxsparse._plan import PlanLike, plan_for
 from jaxsparse._score import is_zero
+from jaxsparse._tiles import over_tiles
 
 
 def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
@@ -23,7 +30,8 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
 
     Raises:
       ValueError: groups with more than `n` non-zero weights (NaN is one), naming every
-        leaf that has any and its first bad group; or the plan does not fit.
+        leaf that has any and its first bad group, or more weights, blocks or channels
+        than the pattern keeps; or the plan does not fit.
 
     >>> params = {"kernel": jnp.ones((16, 8))}
     >>> check_sparsity(params, "2:4")
@@ -35,26 +43,49 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     plan = plan_for(params, plan)
     leaves, _ = flatten(params)
     faults = []
-    for leaf in plan.sparse:
-        assert leaf.pattern is not None
-        assert leaf.axis is not None
-        counts = np.asarray(_nonzeros(leaves[leaf.path], leaf.pattern.m, leaf.axis))
-        bad = counts > leaf.pattern.n
-        if not bad.any():
-            continue
-        group = np.argwhere(bad)[0]
-        start = [int(i) for i in group]
-        start[leaf.axis] *= leaf.pattern.m
-        faults.append(
-            f"  {leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
-            f"{bad.size} groups keep more than {leaf.pattern.n}; the first, with "
-            f"{counts[tuple(group)]}, starts at {tuple(start)}"
-        )
+    for group, total, kept in counted_groups(plan.sparse):
+        if isinstance(group[0].pattern, NM):
+            faults += _group_faults(group[0], leaves[group[0].path], kept, total)
+        else:
+            faults += _count_faults(group, leaves, total, kept)
     if faults:
         raise ValueError(
             "not sparse as planned; mask_params(params, masks) makes it so:\n"
             + "\n".join(faults)
         )
+
+
+def _group_faults(leaf: LeafPlan, weight: ArrayLike, n: int, m: int) -> list[str]:
+    """What is wrong with the groups of a leaf, if anything is."""
+    assert leaf.axis is not None
+    counts = np.asarray(_nonzeros(weight, m, leaf.axis))
+    bad = counts > n
+    if not bad.any():
+        return []
+    group = np.argwhere(bad)[0]
+    start = [int(i) for i in group]
+    start[leaf.axis] *= m
+    return [
+        f"  {leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
+        f"{bad.size} groups keep more than {n}; the first, with "
+        f"{counts[tuple(group)]}, starts at {tuple(start)}"
+    ]
+
+
+def _count_faults(
+    group: Sequence[LeafPlan], leaves: Mapping[str, Any], total: int, kept: int
+) -> list[str]:
+    """What is wrong with leaves of which a number is kept, if anything is."""
+    found = sum(int(_nonzero_tiles(leaves[leaf.path], leaf.tile)) for leaf in group)
+    if found <= kept:
+        return []
+    first, *more = group
+    others = f" and {len(more)} more leaves" if more else ""
+    unit = "weights" if math.prod(first.tile) == 1 else "of them"
+    return [
+        f"  {first.path!r} of shape {first.shape}{others}, {first.decision}: {found} "
+        f"of {total} {unit} are not zero, {kept} may be"
+    ]
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -63,3 +94,9 @@ def _nonzeros(weight: jax.Array, m: int, axis: int) -> jax.Array:
     shape = weight.shape
     groups = (*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
     return jnp.sum(~is_zero(weight).reshape(groups), axis=axis + 1, dtype=jnp.int32)
+
+
+@partial(jax.jit, static_argnums=1)
+def _nonzero_tiles(weight: jax.Array, tile: tuple[int, ...]) -> jax.Array:
+    """The number of tiles that have a non-zero weight."""
+    return jnp.sum(over_tiles(jnp.any, ~is_zero(weight), tile), dtype=jnp.uint32)

@@ -5,15 +5,13 @@ from typing import Any, TypeGuard
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float32, Int, PyTree, UInt8
+from jaxtyping import Array, Float32, PyTree
 
-from jaxsparse._packed_search import best_packed_mask
-from jaxsparse._packing import packed_axis, packed_shape, unpack_mask
+from jaxsparse._best_masks import as_bool, best_masks
+from jaxsparse._packing import packed_axis, packed_shape
 from jaxsparse._paths import flatten, flatten_masks, is_array, map_named
-from jaxsparse._plan import LeafPlan, PlanLike, plan_for
-from jaxsparse._score import by_magnitude, by_value, count_true, is_zero, only_within
-from jaxsparse._search import best_mask
-from jaxsparse._sharding import sharded_like
+from jaxsparse._plan import PlanLike, plan_for
+from jaxsparse._score import count_true, is_zero
 
 
 def create_masks(
@@ -46,19 +44,14 @@ def create_masks(
     Array([False, False,  True,  True], dtype=bool)
     """
     plan = plan_for(params, plan)
-    ranked = None if scores is None else flatten(scores)[0]
-
-    def mask_of(path: str, weight: Any):
-        leaf = plan.by_path.get(path)
-        if leaf is None or leaf.pattern is None:
-            return None
-        if ranked is None:
-            return best_leaf_mask(weight, leaf, packed=packed)
-        return best_leaf_mask(
-            _score_of(path, weight, ranked), leaf, packed=packed, signed=True
-        )
-
-    return map_named(mask_of, params)
+    ranked, _ = flatten(params)
+    if scores is not None:
+        given, _ = flatten(scores)
+        for leaf in plan.sparse:
+            _check_score(leaf.path, ranked[leaf.path], given.get(leaf.path))
+        ranked = given
+    masks = best_masks(ranked, plan.sparse, packed=packed, signed=scores is not None)
+    return map_named(lambda path, _: masks.get(path), params)
 
 
 def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTree:
@@ -163,72 +156,13 @@ _mask_array = jax.jit(_where_kept)
 _donated_array = jax.jit(_where_kept, donate_argnums=0)
 
 
-def as_bool(mask: ArrayLike, weight: Array) -> Bool[Array, "..."]:
-    """A mask, packed or not, as bool, and sharded as its weight is."""
-    mask = jnp.asarray(mask)
-    kept = mask if mask.dtype == jnp.bool_ else unpack_mask(mask, weight.shape)
-    return sharded_like(kept, weight)
-
-
-def best_leaf_mask(
-    score: ArrayLike,
-    leaf: LeafPlan,
-    *,
-    n: Int[Array, ""] | None = None,
-    within: Bool[Array, "..."] | UInt8[Array, "..."] | None = None,
-    packed: bool = False,
-    signed: bool = False,
-) -> Bool[Array, "..."] | UInt8[Array, "..."]:
-    """The best mask of one leaf that the plan prunes.
-
-    Args:
-      score: the weights; or scores, which may be negative, where `signed`.
-      leaf: the leaf's plan.
-      n: how many to keep in a group, which may be traced; the pattern's where None.
-      within: a mask, bool or packed, whose closed places rank below every open one.
-      packed: whether to pack the mask along the group axis.
-      signed: whether to rank by value instead of by magnitude.
-
-    Raises:
-      TypeError: `within` a mask, integers of 32 bits or more, whose order leaves no
-        place below the lowest.
-    """
-    assert leaf.pattern is not None
-    assert leaf.axis is not None
-    dtype = jnp.asarray(score).dtype
-    if within is not None and jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize > 2:
-        raise TypeError(
-            f"leaf {leaf.path!r} of shape {leaf.shape} has dtype {dtype}, by which a "
-            "mask cannot be refreshed: cast it to float32, or leave it dense by a rule"
-        )
-    options = leaf.pattern.m, leaf.axis, packed, signed
-    if n is None:
-        return _pattern_mask(score, leaf.pattern.n, within, *options)
-    return _counted_mask(score, n, within, *options)
-
-
-def _best_mask(score, n, within, m: int, axis: int, packed: bool, signed: bool):
-    ranked = by_value(score) if signed else by_magnitude(score)
-    if within is not None:
-        ranked = only_within(ranked, as_bool(within, ranked.bits))
-    find = best_packed_mask if packed else best_mask
-    return find(ranked, n, m, axis)
-
-
-#: A number that is known beforehand finds faster programs than a traced one.
-_pattern_mask = jax.jit(_best_mask, static_argnums=(1, 3, 4, 5, 6))
-_counted_mask = jax.jit(_best_mask, static_argnums=(3, 4, 5, 6))
-
-
-def _score_of(path: str, weight: Any, scores: dict[str, Any]) -> Any:
-    score = scores.get(path)
+def _check_score(path: str, weight: Any, score: Any) -> None:
     got = tuple(score.shape) if is_numeric(score) else None
     if got != tuple(weight.shape):
         raise ValueError(
             f"leaf {path!r} of shape {weight.shape} is to be pruned by real scores of "
             f"the same shape, got {score if got is None else got}"
         )
-    return score
 
 
 def _check_once(params: PyTree, masks: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ their containers.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -18,6 +18,7 @@ from jax.tree_util import (
     GetAttrKey,
     SequenceKey,
     tree_flatten_with_path,
+    tree_map_with_path,
 )
 from jaxtyping import PyTree
 
@@ -77,6 +78,11 @@ def flatten_masks(masks: PyTree) -> dict[str, Any]:
         name: None if is_dense_entry(mask) else mask
         for name, mask in _by_name(leaves).items()
     }
+
+
+def with_masks(masks: PyTree, found: Mapping[str, Any]) -> PyTree:
+    """The tree with other masks in the place of those that it has."""
+    return tree_map_with_path(lambda path, _: found[path_name(path)], masks)
 
 
 def is_dense_entry(mask: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Sparsity patterns: what a group of weights may look like."""
+"""Sparsity patterns: what may be left of a group of weights, or of a whole leaf."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 #: The widest group that is supported.
@@ -52,18 +52,122 @@ class NM:
         return self.n / self.m
 
 
-#: Whatever names a pattern: `NM(2, 4)`, `"2:4"`, `"2:4 sparsity"` or `(2, 4)`.
-PatternLike = NM | str | tuple[int, int]
+@dataclass(frozen=True)
+class Unstructured:
+    """The lowest scores are pruned, wherever in the leaf they are.
+
+    Attributes:
+      sparsity: the fraction of the weights that is pruned, to the nearest weight.
+      across_leaves: one threshold for all leaves of this pattern: `sparsity` is that
+        of them together, and each leaf has as much of it as its scores deserve.
+
+    Raises:
+      ValueError: not `0 < sparsity < 1`.
+
+    >>> print(Unstructured(0.9))
+    90% unstructured
+    """
+
+    sparsity: float
+    across_leaves: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self):
+        _check_sparsity(self.sparsity)
+
+    def __str__(self) -> str:
+        across = " across leaves" if self.across_leaves else ""
+        return f"{_percent(self.sparsity)} unstructured{across}"
+
+    @property
+    def density(self) -> float:
+        """The fraction of weights kept."""
+        return 1 - self.sparsity
 
 
-def as_pattern(pattern: PatternLike) -> NM:
+@dataclass(frozen=True)
+class Block:
+    """Whole blocks are pruned: those with the lowest sums of scores.
+
+    Attributes:
+      shape: the size of a block along the group axis and along the last output axis.
+      sparsity: the fraction of a leaf's blocks that is pruned, to the nearest block.
+
+    Raises:
+      TypeError: `shape` is not a pair of integers.
+      ValueError: not `0 < sparsity < 1`, or a size below 1.
+
+    >>> print(Block((4, 4), 0.75))
+    75% of 4x4 blocks
+    """
+
+    shape: tuple[int, int]
+    sparsity: float
+
+    def __post_init__(self):
+        match self.shape:
+            case (int(height), int(width)):
+                if min(height, width) < 1:
+                    raise ValueError(f"a block has sizes from 1 on, got {self.shape}")
+            case _:
+                raise TypeError(f"a block's shape is a pair of ints, got {self.shape}")
+        _check_sparsity(self.sparsity)
+
+    def __str__(self) -> str:
+        height, width = self.shape
+        return f"{_percent(self.sparsity)} of {height}x{width} blocks"
+
+    @property
+    def density(self) -> float:
+        """The fraction of weights kept."""
+        return 1 - self.sparsity
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Whole output channels are pruned: those with the lowest sums of scores.
+
+    With magnitudes as scores this is the filter pruning of Li et al., "Pruning Filters
+    for Efficient ConvNets" (2017, arXiv:1608.08710).
+
+    Attributes:
+      sparsity: the fraction of a leaf's channels that is pruned, to the nearest one.
+
+    Raises:
+      ValueError: not `0 < sparsity < 1`.
+
+    >>> print(Channel(0.5))
+    50% of channels
+    """
+
+    sparsity: float
+
+    def __post_init__(self):
+        _check_sparsity(self.sparsity)
+
+    def __str__(self) -> str:
+        return f"{_percent(self.sparsity)} of channels"
+
+    @property
+    def density(self) -> float:
+        """The fraction of weights kept."""
+        return 1 - self.sparsity
+
+
+#: What a leaf may be pruned to.
+Pattern = NM | Unstructured | Block | Channel
+
+#: Whatever names a pattern: a `Pattern`, `"2:4"`, `"2:4 sparsity"` or `(2, 4)`.
+PatternLike = Pattern | str | tuple[int, int]
+
+
+def as_pattern(pattern: PatternLike) -> Pattern:
     """Reads a pattern in any of its spellings.
 
     Raises:
       ValueError: a string that spells no pattern, or numbers out of range.
-      TypeError: neither a string, a pair of integers nor an `NM`.
+      TypeError: neither a string, a pair of integers nor a pattern.
     """
-    if isinstance(pattern, NM):
+    if isinstance(pattern, Pattern):
         return pattern
     if isinstance(pattern, str):
         spelled = re.fullmatch(r"\s*(\d+):(\d+)(\s+sparsity)?\s*", pattern)
@@ -76,5 +180,18 @@ def as_pattern(pattern: PatternLike) -> NM:
     if isinstance(pattern, tuple) and len(pattern) == 2:
         return NM(*pattern)
     raise TypeError(
-        f"a pattern is '2:4', '2:4 sparsity', (2, 4) or NM(2, 4), got {pattern!r}"
+        "a pattern is '2:4', '2:4 sparsity', (2, 4), NM(2, 4), Unstructured(0.9), "
+        f"Block((4, 4), 0.9) or Channel(0.5), got {pattern!r}"
     )
+
+
+def _check_sparsity(sparsity: float) -> None:
+    if isinstance(sparsity, bool) or not 0 < sparsity < 1:
+        raise ValueError(
+            "sparsity is the fraction of weights that is pruned, more than 0 and less "
+            f"than 1, got {sparsity!r}: a rule with None keeps leaves dense"
+        )
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.4g}%"

@@ -1,59 +1,20 @@
 """Plans: which leaves are pruned, to what pattern, along which axis, and why not."""
 
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxsparse._axes import LeafAxes
 from jaxsparse._contraction import axes_from_trace
+from jaxsparse._leaf_plan import LeafPlan, decide_leaf
 from jaxsparse._names import axes_from_names
 from jaxsparse._paths import flatten, is_array, shapes_of
-from jaxsparse._pattern import NM, as_pattern
+from jaxsparse._pattern import Pattern
 from jaxsparse._rule import Rule, RulesLike, as_rules
-from jaxsparse._score import check_rankable
 from jaxsparse._table import fold, shape_text, table
-
-
-@dataclass(frozen=True)
-class LeafPlan:
-    """What is to be done with one leaf.
-
-    Attributes:
-      path: the canonical path.
-      shape: the leaf's shape; None where the leaf is not an array.
-      pattern: None where the leaf stays dense.
-      axis: the axis along which groups lie.
-      contracted: the axes that the product sums over.
-      output: the axes that become axes of the result.
-      batch: the axes along which there are separate products.
-      reason: why the leaf stays dense.
-      note: what is to be known of a leaf that is pruned.
-    """
-
-    path: str
-    shape: tuple[int, ...] | None
-    pattern: NM | None = None
-    axis: int | None = None
-    contracted: tuple[int, ...] = ()
-    output: tuple[int, ...] = ()
-    batch: tuple[int, ...] = ()
-    reason: str = ""
-    note: str = ""
-
-    @property
-    def decision(self) -> str:
-        """`2:4 along axis 0`, or `dense: ` and the reason."""
-        if self.pattern is None:
-            return f"dense: {self.reason}"
-        note = f", {self.note}" if self.note else ""
-        return f"{self.pattern} along axis {self.axis}{note}"
 
 
 @dataclass(frozen=True)
@@ -121,6 +82,7 @@ def plan_sparsity(
         leaves have one path; or nothing is prunable in a tree that has arrays.
       TypeError: a leaf that would be pruned has a dtype without a magnitude order.
 
+    >>> import jax.numpy as jnp
     >>> params = {"Dense_0": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
     >>> print(plan_sparsity(params, [Rule(r".*", "2:4")]))
     leaf            shape  plan
@@ -140,6 +102,16 @@ def plan_sparsity(
     else:
         axes = axes_from_trace(fn, params, args, kwargs or {})
     return _decide(params, rules, dense_head, axes)
+
+
+def is_plan_like(plan: Any) -> bool:
+    """Whether this is a plan or what one can be made from, not a tree of masks."""
+    match plan:
+        case str() | (int(), int()):
+            return True
+        case [*rules]:
+            return bool(rules) and all(isinstance(rule, Rule) for rule in rules)
+    return isinstance(plan, Plan | Pattern)
 
 
 def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
@@ -189,7 +161,7 @@ def _decide(
     leaves, _ = flatten(params)
     plan = Plan(
         tuple(
-            _decide_leaf(path, leaf, axes[path], rules, dense_head)
+            decide_leaf(path, leaf, axes[path], rules, dense_head)
             if path in axes
             else LeafPlan(path, None, reason="not an array")
             for path, leaf in leaves.items()
@@ -203,84 +175,6 @@ def _decide(
             "do not tell the axis, and sizes=None where the size rule keeps it dense."
         )
     return plan
-
-
-def _decide_leaf(
-    path: str, leaf: Any, axes: LeafAxes, rules: Sequence[Rule], dense_head: bool
-) -> LeafPlan:
-    shape = tuple(leaf.shape)
-
-    def dense(reason: str) -> LeafPlan:
-        return LeafPlan(path, shape, reason=reason)
-
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return dense("PRNG key")
-    if leaf.dtype == jnp.bool_:
-        return dense("bool")
-    rule = next((rule for rule in rules if rule.matches(path)), None)
-    if rule is None:
-        return dense("no rule matches")
-    if rule.pattern is None:
-        return dense(f"rule {rule.path!r}")
-    pattern = as_pattern(rule.pattern)
-    if rule.axis is not None:
-        axes = _axes_from_rule(path, shape, rule.axis)
-    if axes.group is None:
-        return dense(axes.reason)
-    if axes.head and dense_head:
-        return dense("head")
-    if reason := _misfit(shape, axes, pattern, rule.sizes):
-        return dense(reason)
-    try:
-        check_rankable(leaf.dtype)
-    except TypeError as error:
-        raise TypeError(
-            f"leaf {path!r} of shape {shape}: {error}, or keep the leaf dense with "
-            f"Rule({re.escape(path)!r}, None)"
-        ) from None
-    return LeafPlan(
-        path,
-        shape,
-        pattern=pattern,
-        axis=axes.group,
-        contracted=axes.contracted,
-        output=axes.output,
-        batch=axes.batch,
-        note=axes.note,
-    )
-
-
-def _axes_from_rule(path: str, shape: tuple[int, ...], axis: int) -> LeafAxes:
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(
-            f"a rule gives axis {axis} to leaf {path!r} of shape {shape}, which has "
-            f"{len(shape)} axes: narrow the rule's path or mend its axis"
-        )
-    axis %= len(shape)
-    others = tuple(i for i in range(len(shape)) if i != axis)
-    return LeafAxes(group=axis, contracted=(axis,), output=others)
-
-
-def _misfit(
-    shape: tuple[int, ...], axes: LeafAxes, pattern: NM, sizes: tuple[int, int] | None
-) -> str:
-    """Why sizes keep the leaf dense, or nothing."""
-    assert axes.group is not None
-    if shape[axes.group] % pattern.m:
-        return f"axis {axes.group} does not divide by {pattern.m}"
-    if axes.alignment % pattern.m:
-        cut = f"axis {axes.group} is cut at {axes.alignment}"
-        return f"{cut}, which does not divide by {pattern.m}"
-    if sizes is None:
-        return ""
-    outputs = math.prod(shape[axis] for axis in axes.output)
-    inputs = math.prod(shape[axis] for axis in axes.contracted)
-    for what, size, divisor in zip(
-        ("outputs", "inputs"), (outputs, inputs), sizes, strict=True
-    ):
-        if size % divisor:
-            return f"size rule: {size} {what} do not divide by {divisor}"
-    return ""
 
 
 def _folded(leaves: Sequence[LeafPlan]) -> list[tuple[str, ...]]:

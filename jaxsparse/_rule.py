@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jaxsparse._pattern import NM, PatternLike, as_pattern
+from jaxsparse._pattern import Pattern, PatternLike, as_pattern
 
 
 #: NVIDIA ASP's size rule: outputs divide by 8, inputs by 16.
@@ -18,11 +18,12 @@ class Rule:
     Attributes:
       path: a regular expression that the whole canonical path has to match, such as
         `".*mlp.*"`; a path is the names on the way to a leaf, joined by `/`.
-      pattern: `"2:4"`, `(2, 4)`, `NM(2, 4)`, or None to keep the leaves dense.
+      pattern: `"2:4"`, `(2, 4)`, `NM(2, 4)`, `Unstructured(0.9)`, `Block((4, 4), 0.9)`,
+        `Channel(0.5)`, or None to keep the leaves dense.
       axis: the axis along which groups lie, over what names say.
-      sizes: leaves are pruned only if these two divide the product of the output axes
-        and that of the contracted axes. The default, `(8, 16)`, is NVIDIA ASP's rule;
-        None turns it off. The group axis has to divide by `m` in any case.
+      sizes: leaves are pruned to n:m only if these two divide the product of the
+        output axes and that of the contracted axes. The default, `(8, 16)`, is NVIDIA
+        ASP's rule; None turns it off. The group axis has to divide by `m` in any case.
 
     Raises:
       ValueError: `path` is no regular expression, or `pattern` no pattern.
@@ -67,6 +68,8 @@ def as_rules(rules: RulesLike) -> tuple[Rule, ...]:
         if len(given) == len(rules):
             return given
     match rules:
-        case NM() | str() | (int(), int()):
+        case str() | (int(), int()):
+            return (Rule(".*", rules),)
+        case _ if isinstance(rules, Pattern):
             return (Rule(".*", rules),)
     raise TypeError(f"give a pattern, a list of Rule or a Plan, got {rules!r}")

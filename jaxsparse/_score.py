@@ -113,6 +113,14 @@ def only_within(ranked: Ranked, kept: Bool[Array, "..."]) -> Ranked:
     return _all_of(jnp.where(kept, keys, jnp.iinfo(keys.dtype).min))
 
 
+def only_above(ranked: Ranked, kept: Bool[Array, "..."]) -> Ranked:
+    """Ranks the places that are kept, as equals, above all others; of floats only."""
+    keys = ranked.keys
+    # A search adds one to keys, and two above those of NaNs there is room in any width.
+    highest = jnp.iinfo(keys.dtype).max - 1
+    return _all_of(jnp.where(kept, jnp.asarray(highest, keys.dtype), keys))
+
+
 def is_zero(x: jax.typing.ArrayLike):
     """True where `x` is plus or minus zero; subnormals are not, as they are on disk."""
     return by_magnitude(x).keys == 0

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 from jax.tree_util import tree_flatten_with_path, treedef_is_leaf
-from jaxtyping import Array, Integer, PyTree
+from jaxtyping import Array, Float, Integer, PyTree
 
 from jaxsparse._paths import is_dense_entry, path_name
 
@@ -25,11 +25,48 @@ class SparseState(NamedTuple):
     inner_state: optax.OptState
 
 
+class RegrowthState(NamedTuple):
+    """The state of `regrow_by_gradient` and `regrow_at_random`.
+
+    Attributes:
+      count: updates made so far, an int32 scalar.
+      masks: a tree like the parameters: packed uint8 masks, None for dense leaves.
+      inner_state: the state of the wrapped optimizer.
+      flip_rate: the fraction of the masked leaves' weights that the last change of
+        masks opened or closed, a float32 scalar.
+    """
+
+    count: Integer[Array, "..."]  # pyright: ignore[reportIncompatibleMethodOverride]
+    masks: PyTree
+    inner_state: optax.OptState
+    flip_rate: Float[Array, "..."]
+
+
+class StraightThroughState(NamedTuple):
+    """The state of `add_sr_ste_decay`.
+
+    Attributes:
+      count: updates made so far, an int32 scalar.
+      masks: a tree like the parameters: packed uint8 masks, None for dense leaves.
+      flip_rate: the fraction of the masked leaves' weights that the last masks opened
+        or closed, a float32 scalar.
+    """
+
+    count: Integer[Array, "..."]  # pyright: ignore[reportIncompatibleMethodOverride]
+    masks: PyTree
+    flip_rate: Float[Array, "..."]
+
+
+#: Every state that has masks.
+_STATES = SparseState | RegrowthState | StraightThroughState
+
+
 def get_masks(opt_state: optax.OptState) -> PyTree:
     """The masks in an optimizer's state, through any nesting of Optax's states.
 
     Args:
-      opt_state: a state that holds that of `wrap_optimizer` or `keep_params_sparse`.
+      opt_state: a state that holds that of `wrap_optimizer`, `keep_params_sparse`, a
+        regrowing optimizer or `add_sr_ste_decay`.
 
     Returns:
       A tree like the parameters: packed masks, None for dense leaves. Where several
@@ -45,13 +82,14 @@ def get_masks(opt_state: optax.OptState) -> PyTree:
     >>> get_masks(state)["kernel"].shape
     (2, 8)
     """
-    is_state = lambda node: isinstance(node, SparseState)
+    is_state = lambda node: isinstance(node, _STATES)
     nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
     trees = [node.masks for node in nodes if is_state(node)]
     if not trees:
         raise ValueError(
-            "no masks in this optimizer state: give the state of an optimizer made by "
-            "wrap_optimizer or keep_params_sparse"
+            "no masks in this optimizer state: give the state of wrap_optimizer, "
+            "keep_params_sparse, regrow_by_gradient, regrow_at_random or "
+            "add_sr_ste_decay"
         )
     return _merge((), trees)
 

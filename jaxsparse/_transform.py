@@ -1,27 +1,25 @@
 """Masks inside any Optax optimizer: updates that land on exact zeros."""
 
-from typing import Any
+from functools import partial
 
-import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jax.tree_util import tree_map_with_path
-from jaxtyping import Array, Float32, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxsparse._masks import (
-    as_bool,
-    best_leaf_mask,
-    mask_leaf,
-    mask_params,
-    match_masks,
+from jaxsparse._best_masks import best_masks
+from jaxsparse._initial_masks import initial_masks
+from jaxsparse._leaf_plan import counted_groups
+from jaxsparse._masked_update import (
+    change_masks,
+    masked_update,
+    next_count,
+    require_params,
 )
-from jaxsparse._packing import pack_mask, packed_axis
-from jaxsparse._paths import flatten, map_named, path_name, shapes_of
-from jaxsparse._pattern import NM
+from jaxsparse._masks import mask_params
+from jaxsparse._paths import flatten, flatten_masks, with_masks
 from jaxsparse._plan import Plan, PlanLike, plan_for
 from jaxsparse._rule import as_rules
-from jaxsparse._schedule import Schedule
+from jaxsparse._schedule import Schedule, kept_count
 from jaxsparse._state import SparseState
 
 
@@ -56,8 +54,10 @@ def wrap_optimizer(
         The masks are made in `init` from the parameters given there.
       masks: start with these masks, bool or packed, instead. They are copied.
       schedule: prune when its progress moves, keeping
-        `m - round(progress * (m - n))` weights in each group. Each mask lies within the
-        one before. With both plan and masks the masks start and the plan refreshes.
+        `m - round(progress * (m - n))` weights in each group, or of an unstructured
+        pattern all but `progress` times its sparsity. Each mask lies within the one
+        before; the inner optimizer's moments of the weights that it closes are set to
+        zero. With both plan and masks the masks start and the plan refreshes.
       every: look at the schedule on steps that this divides.
       mask_gradients: whether the inner optimizer sees zeros for the gradients of
         pruned weights.
@@ -91,34 +91,31 @@ def wrap_optimizer(
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
-        start = _initial_masks(params, plan, masks, schedule)
+        progress = None if schedule is None else schedule(jnp.zeros((), jnp.int32))
+        start = initial_masks(params, plan, masks, progress)
         inner_state = inner.init(mask_params(params, start))
         return SparseState(jnp.zeros((), jnp.int32), start, inner_state)
 
     def update(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(
-                "masked updates depend on the parameters: call "
-                "tx.update(updates, state, params)"
-            )
-        kept = state.masks
+        params = require_params(params)
+        kept, inner_state = state.masks, state.inner_state
         if plan is not None and schedule is not None:
-            kept = _refreshed_masks(state, params, plan, schedule, every)
-        matched = match_masks(params, kept)
-        if mask_gradients:
-            updates = map_named(
-                lambda path, gradient: mask_leaf(gradient, matched[path]), updates
-            )
-        updates, inner_state = inner.update(
-            updates, state.inner_state, mask_params(params, kept), **extra_args
-        )
-        weights, _ = flatten(params)
-        updates = map_named(
-            lambda path, step: _land_on_zero(step, weights[path], matched[path]),
+            planned = plan_for(params, plan, part=True)
+            progress = schedule(state.count)
+            before = schedule(jnp.maximum(state.count - every, 0))
+            due = (state.count % every == 0) & _moved(planned, before, progress)
+            renew = partial(_finer_masks, params, planned, progress)
+            kept, inner_state = change_masks(due, renew, kept, inner_state, params)
+        updates, inner_state = masked_update(
+            inner,
             updates,
+            inner_state,
+            params,
+            kept,
+            mask_gradients=mask_gradients,
+            extra_args=extra_args,
         )
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return updates, SparseState(count, kept, inner_state)
+        return updates, SparseState(next_count(state.count), kept, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -162,95 +159,26 @@ def keep_params_sparse(
     )
 
 
-def _initial_masks(
-    params: PyTree,
-    plan: PlanLike | None,
-    masks: PyTree | None,
-    schedule: Schedule | None,
+def _moved(plan: Plan, before: Array, progress: Array) -> Bool[Array, ""]:
+    """Whether some pattern keeps another number of weights than before."""
+    counts = {(total, kept) for _, total, kept in counted_groups(plan.sparse)}
+    moved = [
+        kept_count(total, kept, progress) != kept_count(total, kept, before)
+        for total, kept in counts
+    ]
+    return jnp.any(jnp.stack(moved)) if moved else jnp.zeros((), bool)
+
+
+def _finer_masks(
+    params: PyTree, plan: Plan, progress: Float[Array, ""], masks: PyTree
 ) -> PyTree:
-    """Packed masks for `params`, which may be a part of the tree, or a placeholder."""
-    planned = None if plan is None else plan_for(params, plan, part=True)
-    given = None if masks is None else match_masks(params, masks, part=True)
-
-    def mask_of(path: str, weight: Any):
-        leaf = None if planned is None else planned.by_path.get(path)
-        axis = None if leaf is None else leaf.axis
-        if given is not None:
-            mask = given[path]
-            if planned is not None and (mask is None) != (axis is None):
-                raise ValueError(
-                    f"leaf {path!r} has a mask and no pattern in the plan, or the "
-                    "reverse: to refresh masks, give those of the plan's leaves"
-                )
-            return None if mask is None else _packed_copy(path, mask, weight, axis)
-        if leaf is None or leaf.pattern is None:
-            return None
-        n = None
-        if schedule is not None:
-            n = _kept(leaf.pattern, schedule(jnp.zeros((), jnp.int32)))
-        return best_leaf_mask(weight, leaf, n=n, packed=True)
-
-    start = map_named(mask_of, params)
-    arrays = shapes_of(params)
-    if arrays and not jax.tree.leaves(start):
-        raise ValueError(
-            f"nothing prunable: no mask and no pattern for any of the leaves {arrays}"
-        )
-    return start
-
-
-def _refreshed_masks(
-    state: SparseState,
-    params: PyTree,
-    plan: PlanLike,
-    schedule: Schedule,
-    every: int,
-) -> PyTree:
-    """The masks for this step: new ones where a group's number of weights moved."""
-    planned: Plan = plan_for(params, plan, part=True)
-    progress = schedule(state.count)
-    before = schedule(jnp.maximum(state.count - every, 0))
-    patterns = {leaf.pattern for leaf in planned.sparse if leaf.pattern is not None}
-    moved = [_kept(nm, progress) != _kept(nm, before) for nm in patterns]
-    due = (state.count % every == 0) & jnp.any(jnp.stack(moved))
+    """The masks at this progress, within the masks before."""
     weights, _ = flatten(params)
-
-    def refresh(masks):
-        def refreshed(path, mask):
-            name = path_name(path)
-            leaf = planned[name]
-            assert leaf.pattern is not None
-            n = _kept(leaf.pattern, progress)
-            return best_leaf_mask(weights[name], leaf, n=n, within=mask, packed=True)
-
-        return tree_map_with_path(refreshed, masks)
-
-    return lax.cond(due, refresh, lambda masks: masks, state.masks)
-
-
-def _kept(pattern: NM, progress: Float32[Array, ""]) -> Int[Array, ""]:
-    """How many weights a group keeps at this progress."""
-    closed = jnp.round(progress * (pattern.m - pattern.n))
-    return pattern.m - closed.astype(jnp.int32)
-
-
-def _packed_copy(path: str, mask: Any, weight: Any, axis: int | None) -> Array:
-    """A caller's mask packed along `axis`; by default as it was, or along the last."""
-    if weight.ndim == 0:
-        raise ValueError(f"leaf {path!r} is a scalar: its mask cannot be packed")
-    if axis is None:
-        packed = mask.dtype != jnp.bool_
-        axis = packed_axis(mask.shape, weight.shape) if packed else weight.ndim - 1
-    assert axis is not None
-    # Always packed anew: a donated step must not delete the caller's arrays.
-    return pack_mask(as_bool(mask, weight), axis)
-
-
-def _land_on_zero(step: Array, weight: Array, mask: Array | None) -> Array:
-    """The update where the weight is kept, elsewhere what takes it to zero."""
-    if mask is None:
-        return step
-    # A narrower update could not hold minus the weight exactly.
-    dtype = jnp.promote_types(step.dtype, weight.dtype)
-    kept = as_bool(mask, weight)
-    return jnp.where(kept, step.astype(dtype), -weight.astype(dtype))
+    found = best_masks(
+        weights,
+        plan.sparse,
+        progress=progress,
+        within=flatten_masks(masks),
+        packed=True,
+    )
+    return with_masks(masks, found)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxsparse._masks import as_bool, best_leaf_mask, is_numeric, match_masks
+from jaxsparse._best_masks import as_bool, best_masks
+from jaxsparse._leaf_plan import LeafPlan
+from jaxsparse._masks import is_numeric, match_masks
 from jaxsparse._paths import flatten, is_array
-from jaxsparse._pattern import NM
-from jaxsparse._plan import LeafPlan, Plan, PlanLike, plan_for
-from jaxsparse._rule import Rule
+from jaxsparse._pattern import Pattern
+from jaxsparse._plan import PlanLike, is_plan_like, plan_for
 from jaxsparse._score import count_true, is_zero
 from jaxsparse._table import fold, shape_text, table
 
@@ -30,6 +31,7 @@ class LeafReport:
       nonfinite: the number of NaN and infinities in it.
       pattern: the pattern planned, None if dense or unknown.
       axis: the group axis planned, None if dense or unknown.
+      decision: what was planned, in words.
       reason: why it stays dense; empty for a pruned leaf.
     """
 
@@ -38,8 +40,9 @@ class LeafReport:
     sparsity: float | None
     magnitude_kept: float | None
     nonfinite: int
-    pattern: NM | None
+    pattern: Pattern | None
     axis: int | None
+    decision: str
     reason: str
 
 
@@ -84,17 +87,13 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
     kernel  16x8   0.8%      56.3%  2:4 along axis 0
     """
     leaves, _ = flatten(params)
-    if _is_plan_like(plan):
+    if is_plan_like(plan):
         plan = plan_for(params, plan)
         decisions = {
             path: plan.by_path.get(path, LeafPlan(path, None, reason="not an array"))
             for path in leaves
         }
-        masks = {
-            path: best_leaf_mask(leaves[path], leaf)
-            for path, leaf in decisions.items()
-            if leaf.pattern is not None
-        }
+        masks = best_masks(leaves, plan.sparse)
     else:
         masks = match_masks(params, plan)
         decisions = {
@@ -111,15 +110,6 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
     )
 
 
-def _is_plan_like(plan: Any) -> bool:
-    match plan:
-        case Plan() | NM() | str() | (int(), int()):
-            return True
-        case [*rules]:
-            return bool(rules) and all(isinstance(rule, Rule) for rule in rules)
-    return False
-
-
 def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafReport:
     numeric = is_numeric(leaf)
     values = jax.device_get(_measure(leaf, mask)) if numeric and leaf.size else None
@@ -131,6 +121,7 @@ def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafRep
         nonfinite=0 if values is None else int(values["nonfinite"]),
         pattern=decision.pattern,
         axis=decision.axis,
+        decision=decision.decision,
         reason=decision.reason,
     )
 
@@ -155,10 +146,8 @@ def _share(values: dict[str, np.ndarray]) -> float:
 
 
 def _cells(leaf: LeafReport) -> tuple[str, ...]:
-    if leaf.pattern is not None:
-        plan = f"{leaf.pattern} along axis {leaf.axis}"
-    else:
-        plan = f"dense: {leaf.reason}" if leaf.reason else "masked"
+    masked = leaf.pattern is None and not leaf.reason
+    plan = "masked" if masked else leaf.decision
     if leaf.nonfinite:
         plan += f"; {leaf.nonfinite} values are NaN or infinite"
     return (

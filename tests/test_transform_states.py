@@ -177,7 +177,7 @@ def test_misuse_says_what_to_do():
     state = tx.init(params())
     with pytest.raises(ValueError, match=r"update\(updates, state, params\)"):
         tx.update(params(), state)
-    with pytest.raises(ValueError, match="made by wrap_optimizer"):
+    with pytest.raises(ValueError, match="the state of wrap_optimizer"):
         js.get_masks(optax.sgd(0.1).init(params()))
     with pytest.raises(ValueError, match="step from 0 on"):
         js.one_shot_schedule(-1)

@@ -1,0 +1,106 @@
+"""What all masked optimizers share: changing masks, and updates that land on zero."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float32, PyTree
+
+from jaxsparse._best_masks import as_bool
+from jaxsparse._inner_state import reset_changed
+from jaxsparse._masks import mask_leaf, mask_params, match_masks
+from jaxsparse._paths import flatten, flatten_masks, map_named
+
+
+def masked_update(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    inner_state: optax.OptState,
+    params: PyTree,
+    masks: PyTree,
+    *,
+    mask_gradients: bool,
+    extra_args: Mapping[str, Any],
+) -> tuple[PyTree, optax.OptState]:
+    """One update of the inner optimizer, which takes every masked weight to zero."""
+    matched = match_masks(params, masks)
+    if mask_gradients:
+        updates = map_named(lambda path, g: mask_leaf(g, matched[path]), updates)
+    updates, inner_state = inner.update(
+        updates, inner_state, mask_params(params, masks), **extra_args
+    )
+    weights, _ = flatten(params)
+    updates = map_named(
+        lambda path, step: _land_on_zero(step, weights[path], matched[path]), updates
+    )
+    return updates, inner_state
+
+
+def change_masks(
+    due: Bool[Array, ""],
+    renew: Callable[[PyTree], PyTree],
+    masks: PyTree,
+    inner_state: optax.OptState,
+    params: PyTree,
+) -> tuple[PyTree, optax.OptState]:
+    """New masks where they are due, and an inner state that fits them."""
+
+    def change(masks, inner_state):
+        renewed = renew(masks)
+        weights, _ = flatten(params)
+        before, after = flatten_masks(masks), flatten_masks(renewed)
+        changed = {
+            path: as_bool(before[path] ^ after[path], weights[path])
+            for path in before
+            if before[path] is not None
+        }
+        return renewed, reset_changed(inner_state, params, changed)
+
+    keep = lambda masks, inner_state: (masks, inner_state)
+    return lax.cond(due, change, keep, masks, inner_state)
+
+
+def flip_rate(before: PyTree, after: PyTree, params: PyTree) -> Float32[Array, ""]:
+    """The fraction of the masked leaves' weights whose packed masks differ."""
+    weights, _ = flatten(params)
+    olds, news = flatten_masks(before), flatten_masks(after)
+    flips, total = jnp.zeros((), jnp.float32), 0
+    for path, old in olds.items():
+        if old is not None:
+            bits = lax.population_count(old ^ news[path])
+            counts = jnp.sum(jnp.atleast_1d(bits), axis=-1, dtype=jnp.int32)
+            flips += jnp.sum(counts.astype(jnp.float32))
+            total += weights[path].size
+    return flips / max(total, 1)
+
+
+def require_params(params: PyTree | None) -> PyTree:
+    """The parameters, without which a masked update is not known.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if params is None:
+        raise ValueError(
+            "masked updates depend on the parameters: call "
+            "tx.update(updates, state, params)"
+        )
+    return params
+
+
+def next_count(count: jax.Array) -> jax.Array:
+    """One more update made."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def _land_on_zero(step: Array, weight: Array, mask: Array | None) -> Array:
+    """The update where the weight is kept, elsewhere what takes it to zero."""
+    if mask is None:
+        return step
+    # A narrower update could not hold minus the weight exactly.
+    dtype = jnp.promote_types(step.dtype, weight.dtype)
+    kept = as_bool(mask, weight)
+    return jnp.where(kept, step.astype(dtype), -weight.astype(dtype))
