@@ -95,9 +95,10 @@ def _find(scores, kept, within, places, packed: bool, signed: bool) -> list[_Mas
         )
         for i, (score, (_, _, tile)) in enumerate(zip(scores, places, strict=True))
     ]
-    masks = best_unstructured_masks(ranked, kept)
+    found = best_unstructured_masks(ranked, kept)
     masks = [
-        spread_tiles(m, tile) for m, (_, _, tile) in zip(masks, places, strict=True)
+        sharded_like(spread_tiles(mask, tile), score)
+        for mask, (_, _, tile), score in zip(found, places, scores, strict=True)
     ]
     if not packed:
         return masks

@@ -13,6 +13,7 @@ from jax.tree_util import GetAttrKey, tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array, Bool, PyTree
 
 from jaxsparse._paths import is_array, path_name
+from jaxsparse._sharding import resharded
 
 
 def reset_changed(
@@ -39,7 +40,7 @@ def reset_changed(
         where = None if name is None else changed.get(name)
         if where is None or not is_array(leaf) or leaf.shape != where.shape:
             return leaf
-        return jnp.where(where, jnp.zeros((), leaf.dtype), leaf)
+        return jnp.where(resharded(where, leaf), jnp.zeros((), leaf.dtype), leaf)
 
     return tree_map_with_path(reset, inner_state)
 

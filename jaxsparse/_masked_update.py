@@ -13,6 +13,7 @@ from jaxsparse._best_masks import as_bool
 from jaxsparse._inner_state import reset_changed
 from jaxsparse._masks import mask_leaf, mask_params, match_masks
 from jaxsparse._paths import flatten, flatten_masks, map_named
+from jaxsparse._sharding import resharded
 
 
 def masked_update(
@@ -49,7 +50,7 @@ def change_masks(
     """New masks where they are due, and an inner state that fits them."""
 
     def change(masks, inner_state):
-        renewed = renew(masks)
+        renewed = jax.tree.map(resharded, renew(masks), masks)
         weights, _ = flatten(params)
         before, after = flatten_masks(masks), flatten_masks(renewed)
         changed = {

@@ -30,3 +30,12 @@ def sharded_like(x: Array, other: Array) -> Array:
     mine, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding
     explicit = any(names is not None for names in wanted.spec)
     return reshard(x, wanted) if explicit and mine.spec != wanted.spec else x
+
+
+def resharded(x: Array, other: Array) -> Array:
+    """The same array, sharded over explicit axes exactly as another is, or not at all.
+
+    Both branches of a `lax.cond` have to agree in it.
+    """
+    mine, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding
+    return x if mine.spec == wanted.spec else reshard(x, wanted)

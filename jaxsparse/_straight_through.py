@@ -18,6 +18,7 @@ from jaxsparse._masks import create_masks, match_masks
 from jaxsparse._paths import flatten, map_named
 from jaxsparse._plan import Plan, PlanLike, is_plan_like
 from jaxsparse._rule import as_rules
+from jaxsparse._sharding import resharded
 from jaxsparse._state import StraightThroughState
 
 
@@ -111,7 +112,8 @@ def add_sr_ste_decay(
         params = require_params(params)
 
         def renew(masks, _):
-            renewed = initial_masks(params, plan, None)
+            found = initial_masks(params, plan, None)
+            renewed = jax.tree.map(resharded, found, masks)
             return renewed, flip_rate(masks, renewed, params)
 
         masks, flips = lax.cond(

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jaxsparse._score import Ranked, by_magnitude, by_value, only_within
+from jaxsparse._search import split
+from jaxsparse._sharding import whole_groups
 
 
 def rank_tiles(
@@ -42,12 +44,18 @@ def rank_tiles(
 def spread_tiles(mask: Bool[Array, "..."], tile: Sequence[int]) -> Bool[Array, "..."]:
     """The mask of the weights, from that of their tiles."""
     for axis, size in enumerate(tile):
-        mask = jnp.repeat(mask, size, axis) if size > 1 else mask
+        if size > 1:
+            shape = [*mask.shape[: axis + 1], size, *mask.shape[axis + 1 :]]
+            copies = jnp.broadcast_to(jnp.expand_dims(mask, axis + 1), shape)
+            shape[axis : axis + 2] = [shape[axis] * size]
+            mask = copies.reshape(shape)
     return mask
 
 
 def over_tiles(reduce: Callable[..., Array], x: Array, tile: Sequence[int]) -> Array:
     """A reduction such as `jnp.sum` over each tile; one place a tile is left."""
-    sizes = zip(x.shape, tile, strict=True)
-    parts = [part for size, t in sizes for part in (size // t, t)]
-    return reduce(x.reshape(parts), axis=tuple(range(1, 2 * x.ndim, 2)))
+    for axis, size in enumerate(tile):
+        if size > 1:
+            groups = split(whole_groups(x, size, axis), size, axis)
+            x = reduce(groups, axis=axis + 1)
+    return x

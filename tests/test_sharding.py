@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
@@ -47,15 +46,90 @@ for spec in specs:  # 32 rows on 8 devices: no group of 8 is whole on any of the
 """
 
 
-@pytest.mark.parametrize("pattern", ["2 4", "4 8", "8 16", "16 32"])
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_sharded_masks_equal_those_of_one_device(kind, pattern):
+def run_on_eight_devices(code, *arguments):
     devices = "--xla_force_host_platform_device_count=8"
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CODE), kind, *pattern.split()],
+        [sys.executable, "-c", code, *arguments],
         env=os.environ | {"XLA_FLAGS": devices, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+@pytest.mark.parametrize("pattern", ["2 4", "4 8", "8 16", "16 32"])
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_sharded_masks_equal_those_of_one_device(kind, pattern):
+    run_on_eight_devices(CODE, kind, *pattern.split())
+
+
+PATTERNS = """
+import sys
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import jaxsparse as js
+
+kind = AxisType[sys.argv[1]]
+mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
+weight = np.random.default_rng(0).normal(size=(32, 16)).astype("float32")
+
+
+def top(scores, kept):
+    order = np.argsort(-scores.ravel(), kind="stable")[:kept]
+    return np.isin(np.arange(scores.size), order).reshape(scores.shape)
+
+
+blocks = top(abs(weight).reshape(4, 8, 8, 2).sum((1, 3)), 16)
+wanted = {
+    js.Unstructured(0.9): top(abs(weight), 51),
+    js.Block((8, 2), 0.5): blocks.repeat(8, 0).repeat(2, 1),
+    js.Channel(0.25): np.broadcast_to(top(abs(weight).sum(0), 12), (32, 16)),
+}
+specs = P("a", "b"), P(("a", "b"), None), P(None, ("a", "b")), P("b", None)
+for spec in specs:
+    put = lambda x: {"w": jax.device_put(x, NamedSharding(mesh, spec))}
+    params, gradients = put(weight), put(weight[::-1].copy())
+    for pattern, expected in wanted.items():
+        rules = [js.Rule(".*", pattern, axis=0)]
+        for packed in (False, True):
+            masks = js.create_masks(params, rules, packed=packed)
+            pruned = js.mask_params(params, masks)["w"]
+            np.testing.assert_array_equal(pruned, np.where(expected, weight, 0))
+    moving = js.Unstructured(0.9), "2:4"
+    for pattern in moving if spec in specs[:2] else ():
+        rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
+        half = lambda _: 0.5
+        grow = {"fraction": half, "every": 1}
+        key = jax.random.key(0)
+        for make in (
+            lambda: js.wrap_optimizer(
+                optax.adam(0.1), rules, schedule=js.cubic_schedule(0, 2)
+            ),
+            lambda: js.regrow_by_gradient(optax.adam(0.1), rules, **grow),
+            lambda: js.regrow_at_random(optax.adam(0.1), rules, key=key, **grow),
+            lambda: optax.chain(js.add_sr_ste_decay(rules), optax.adam(0.1)),
+        ):
+            ends = []
+            for tree, slopes in (
+                (params, gradients),
+                ({"w": weight}, {"w": weight[::-1].copy()}),
+            ):
+                tx = make()
+                state = jax.jit(tx.init)(tree)
+                for _ in range(3):
+                    updates, state = jax.jit(tx.update)(slopes, state, tree)
+                    tree = jax.jit(optax.apply_updates)(tree, updates)
+                ends.append(np.asarray(tree["w"]))
+            np.testing.assert_array_equal(ends[0] != 0, ends[1] != 0)
+            np.testing.assert_allclose(*ends, rtol=1e-5, atol=1e-6)
+"""
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_other_patterns_and_moving_masks_equal_those_of_one_device(kind):
+    run_on_eight_devices(PATTERNS, kind)
