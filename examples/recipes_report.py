@@ -1,0 +1,45 @@
+"""The table and the picture of `recipes.py`."""
+
+import matplotlib
+import numpy as np
+from scipy.stats import t as student
+
+
+def interval(values):
+    """The mean, and half of its 95 % interval by Student's t."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return np.mean(values), student.ppf(0.975, len(values) - 1) * error
+
+
+def print_table(accuracies):
+    """Each recipe's final accuracy, and its difference to dense, seed by seed."""
+    dense = accuracies["dense"]
+    print(f"\n{'held-out accuracy (%)':24}   mean  minus dense (95 %)  by seed")
+    for name, column in accuracies.items():
+        by_seed = " ".join(f"{value:5.1f}" for value in column)
+        against = " " * 19
+        if name != "dense" and len(column) > 1:
+            mean, half = interval(column - dense)
+            against = f"{mean:+8.2f} +- {half:4.2f}".ljust(19)
+        print(f"{name:24} {column.mean():6.2f}  {against} {by_seed}")
+
+
+def plot(results, steps, path):
+    """Accuracy and flip rate over the steps: means over the seeds."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(6.4, 6.4), sharex=True, layout="constrained"
+    )
+    for name, (accuracy, rate) in results.items():
+        (line,) = above.plot(steps, accuracy.mean(0), label=name)
+        if name != "dense":
+            below.plot(steps, 100 * rate.mean(0), color=line.get_color())
+    last = min(accuracy[:, -1].mean() for accuracy, _ in results.values())
+    above.set(ylabel="held-out accuracy (%)")
+    above.set_ylim(last - 5, last + 5)
+    above.legend(frameon=False, loc="lower right")
+    below.set(xlabel="step", ylabel="weights flipped (%)")
+    below.set_yscale("symlog", linthresh=0.1)
+    figure.savefig(path, dpi=100)
