@@ -7,10 +7,8 @@ A recipe is an optimizer, and for SR-STE also what the loss sees. Each run is on
 compiled program: a scan over the steps, vmapped over the seeds, masks changing inside.
 """
 
-import argparse
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 from real_data import load_images
-from recipes_report import plot, print_table
+from recipes_report import arguments, plot, print_table
 from tqdm import tqdm
 
 import jaxsparse as js
@@ -43,12 +41,16 @@ class Network(nn.Module):
 MODEL = Network()
 
 
+def forward(params, images):
+    """Logits."""
+    return jnp.asarray(MODEL.apply({"params": params}, images))
+
+
 def recipes(steps):
     """By name: the pattern, the optimizer of a plan, and what the loss sees."""
     sgd = optax.sgd(optax.cosine_decay_schedule(0.1, steps), momentum=0.9)
     once, slowly = js.one_shot_schedule(steps // 2), js.cubic_schedule(0, steps // 2)
     fraction = optax.cosine_decay_schedule(0.3, 3 * steps // 4)
-    both = js.NM(2, 4)
     asp = lambda plan, *_: js.wrap_optimizer(sgd, plan, schedule=once)
     gradual = lambda plan, *_: js.wrap_optimizer(sgd, plan, schedule=slowly)
     sr_ste = lambda plan, *_: optax.chain(js.add_sr_ste_decay(plan), sgd)
@@ -64,24 +66,27 @@ def recipes(steps):
         "ASP, 2:4": ("2:4", asp, None),
         "gradual, 2:4": ("2:4", gradual, None),
         "SR-STE, 2:4": ("2:4", sr_ste, js.straight_through),
-        "ASP, transposable 2:4": (both, asp, None),
+        "ASP, transposable 2:4": ("2:4 transposable", asp, None),
         "RigL, 90 %": (js.Unstructured(0.9), rigl, None),
     }
 
 
 def plan_for(pattern, images):
-    """The plan of the network, from its shapes alone."""
+    """The plan of the network, from its shapes alone; none for a dense one."""
+    if pattern is None:
+        return None
     params = jax.eval_shape(MODEL.init, jax.random.key(0), images)["params"]
-    forward = lambda params, images: MODEL.apply({"params": params}, images)
     plan = js.plan_sparsity(params, pattern, fn=forward, args=(images,))
     unstructured = isinstance(pattern, js.Unstructured)
     return js.distribute_by_erdos_renyi(plan) if unstructured else plan
 
 
 def flips(before, after):
-    """The number of weights that two states' masks keep differently."""
-    pairs = zip(*map(jax.tree.leaves, map(js.get_masks, (before, after))), strict=True)
-    return sum(lax.population_count(a ^ b).sum(dtype="int32") for a, b in pairs)
+    """The percentage of masked weights that two states keep differently."""
+    masks = [jax.tree.leaves(js.get_masks(state)) for state in (before, after)]
+    bits = [lax.population_count(a ^ b) for a, b in zip(*masks, strict=True)]
+    changed = sum(b.sum(dtype="int32") for b in bits)
+    return 100 * changed / sum(8 * b.size for b in bits)
 
 
 def train(recipe, plan, data, steps, key):
@@ -94,7 +99,7 @@ def train(recipe, plan, data, steps, key):
     network = (lambda params: params) if seen is None else lambda p: seen(p, plan)
 
     def loss(params, images, labels):
-        logits = MODEL.apply({"params": network(params)}, images)
+        logits = forward(network(params), images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(carry, index):
@@ -104,12 +109,12 @@ def train(recipe, plan, data, steps, key):
         )
         gradients = jax.grad(loss)(params, images[batch], labels[batch])
         updates, after = tx.update(gradients, state, params)
-        changed = 0 if plan is None else flips(state, after)
+        changed = 0.0 if plan is None else flips(state, after)
         return (optax.apply_updates(params, updates), after), changed
 
     def look(carry, indices):
         carry, changed = lax.scan(step, carry, indices)
-        logits = MODEL.apply({"params": network(carry[0])}, held_out)
+        logits = forward(network(carry[0]), held_out)
         right = jnp.argmax(logits, -1) == expected
         return carry, (100 * right.mean(), jnp.sum(changed))
 
@@ -122,31 +127,23 @@ def train(recipe, plan, data, steps, key):
 
 def main():
     """Runs every recipe and prints one table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    args = arguments(__doc__)
+    data, steps = (
+        load_images(args.data),
+        2 * LOOKS if args.smoke else args.steps // LOOKS * LOOKS,
     )
-    parser.add_argument("--data", choices=["digits", "mnist5k"], default="digits")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--figure", type=Path, default=Path("recipes.png"))
-    parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
-    args = parser.parse_args()
-    data, steps = load_images(args.data), 2 * LOOKS if args.smoke else args.steps
-    steps -= steps % LOOKS
     keys, results = jax.random.split(jax.random.key(0), args.seeds), {}
     for name, recipe in (bar := tqdm(recipes(steps).items())):
         bar.set_description(name)
-        plan = None if recipe[0] is None else plan_for(recipe[0], data[0][0][:1])
+        plan = plan_for(recipe[0], data[0][0][:1])
         run = partial(train, recipe, plan, data, steps)
         params, accuracy, changed = jax.jit(jax.vmap(run))(keys)
-        for seed in range(args.seeds if plan else 0):
-            js.check_sparsity(jax.tree.map(itemgetter(seed), params), plan)
-        planned = sum(leaf.size for leaf in jax.tree.leaves(params)) / args.seeds
-        results[name] = np.asarray(accuracy), np.asarray(changed) / planned
-        if plan:
-            print(
-                f"\n{name}\n{plan}\nsparsity of all weights: {js.sparsity(params):.1%}"
-            )
+        results[name] = np.asarray(accuracy), np.asarray(changed)
+        if plan is not None:
+            for seed in range(args.seeds):
+                js.check_sparsity(jax.tree.map(itemgetter(seed), params), plan)
+            print(f"\n{name}\n{plan}")
+            print(f"sparsity of all weights: {js.sparsity(params):.1%}")
     print_table({name: accuracy[:, -1] for name, (accuracy, _) in results.items()})
     plot(results, np.arange(LOOKS) * (steps // LOOKS) + steps // LOOKS, args.figure)
     print(f"\nfigure: {args.figure}")

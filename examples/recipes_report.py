@@ -1,8 +1,24 @@
-"""The table and the picture of `recipes.py`."""
+"""The command line, the table and the picture of `recipes.py`."""
+
+import argparse
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 from scipy.stats import t as student
+
+
+def arguments(description):
+    """What was asked for on the command line."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", choices=["digits", "mnist5k"], default="digits")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--figure", type=Path, default=Path("recipes.png"))
+    parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
+    return parser.parse_args()
 
 
 def interval(values):
@@ -35,7 +51,7 @@ def plot(results, steps, path):
     for name, (accuracy, rate) in results.items():
         (line,) = above.plot(steps, accuracy.mean(0), label=name)
         if name != "dense":
-            below.plot(steps, 100 * rate.mean(0), color=line.get_color())
+            below.plot(steps, rate.mean(0), color=line.get_color())
     last = min(accuracy[:, -1].mean() for accuracy, _ in results.values())
     above.set(ylabel="held-out accuracy (%)")
     above.set_ylim(last - 5, last + 5)

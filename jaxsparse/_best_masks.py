@@ -1,6 +1,7 @@
 """The best mask of every leaf that a plan prunes, whatever its pattern."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,13 @@ from jaxtyping import Array, Bool, Float, UInt8
 from jaxsparse._leaf_plan import LeafPlan, counted_groups
 from jaxsparse._packed_search import best_packed_mask
 from jaxsparse._packing import pack_mask, unpack_mask
-from jaxsparse._pattern import NM
+from jaxsparse._pattern import NM, Pattern
 from jaxsparse._schedule import kept_count
 from jaxsparse._score import by_magnitude, by_value, only_within
 from jaxsparse._search import best_mask
-from jaxsparse._sharding import sharded_like
+from jaxsparse._sharding import gathered, sharded_like
 from jaxsparse._tiles import rank_tiles, spread_tiles
+from jaxsparse._transposable import best_transposable_mask
 from jaxsparse._unstructured import best_unstructured_masks
 
 
@@ -58,7 +60,7 @@ def best_masks(
             [scores[path] for path in paths],
             kept,
             None if within is None else [within[path] for path in paths],
-            tuple((_group_of(leaf), leaf.axis, leaf.tile) for leaf in group),
+            tuple(_place_of(leaf) for leaf in group),
             packed,
             signed,
         )
@@ -73,47 +75,89 @@ def as_bool(mask: ArrayLike, weight: Array) -> Bool[Array, "..."]:
     return sharded_like(kept, weight)
 
 
+class _Place(NamedTuple):
+    """What a search has to know of a leaf; not its path: alike leaves share a program.
+
+    Attributes:
+      pattern: the leaf's pattern.
+      axis: its group axis, along which masks are packed.
+      output: its last output axis, None where it has none.
+      tile: what is pruned as a whole.
+    """
+
+    pattern: Pattern
+    axis: int
+    output: int | None
+    tile: tuple[int, ...]
+
+
+def _place_of(leaf: LeafPlan) -> _Place:
+    assert leaf.pattern is not None
+    assert leaf.axis is not None
+    output = leaf.output[-1] if leaf.output else None
+    return _Place(leaf.pattern, leaf.axis, output, leaf.tile)
+
+
 def _find(scores, kept, within, places, packed: bool, signed: bool) -> list[_Mask]:
     """The masks of leaves that share their count: of one leaf, if it isn't shared."""
     scores = [jnp.asarray(score) for score in scores]
+    opened = [None] * len(scores)
     if within is not None:
-        within = [as_bool(w, s) for w, s in zip(within, scores, strict=True)]
-    m, axis, _ = places[0]
-    if m is not None:
-        (score,) = scores
-        ranked = by_value(score) if signed else by_magnitude(score)
-        ranked = ranked if within is None else only_within(ranked, within[0])
-        search = best_packed_mask if packed else best_mask
-        return [search(ranked, kept, m, axis)]
-    dtype = _common_dtype([score.dtype for score in scores])
-    ranked = [
-        rank_tiles(
-            score.astype(dtype),
-            tile,
-            signed=signed,
-            within=None if within is None else within[i],
-        )
-        for i, (score, (_, _, tile)) in enumerate(zip(scores, places, strict=True))
-    ]
-    found = best_unstructured_masks(ranked, kept)
-    masks = [
-        sharded_like(spread_tiles(mask, tile), score)
-        for mask, (_, _, tile), score in zip(found, places, scores, strict=True)
-    ]
+        opened = [as_bool(w, s) for w, s in zip(within, scores, strict=True)]
+    match places[0].pattern:
+        case NM(transposable=False):
+            return [
+                _find_grouped(scores[0], kept, opened[0], places[0], packed, signed)
+            ]
+        case NM():
+            masks = [_find_transposable(scores[0], kept, opened[0], places[0], signed)]
+        case _:
+            masks = _find_tiled(scores, kept, opened, places, signed)
     if not packed:
         return masks
-    return [pack_mask(m, axis) for m, (_, axis, _) in zip(masks, places, strict=True)]
+    return [pack_mask(mask, p.axis) for mask, p in zip(masks, places, strict=True)]
 
 
-#: A number that is known beforehand finds faster programs than a traced one. A leaf's
-#: path is no argument: leaves that are alike share a program.
+def _find_grouped(score, kept, opened, place: _Place, packed: bool, signed: bool):
+    assert isinstance(place.pattern, NM)
+    ranked = by_value(score) if signed else by_magnitude(score)
+    ranked = ranked if opened is None else only_within(ranked, opened)
+    search = best_packed_mask if packed else best_mask
+    return search(ranked, kept, place.pattern.m, place.axis)
+
+
+def _find_transposable(score, kept, opened, place: _Place, signed: bool):
+    assert isinstance(place.pattern, NM)
+    assert place.output is not None
+    if not jnp.issubdtype(score.dtype, jnp.floating):
+        score = score.astype(jnp.float32)
+    score = score if signed else jnp.abs(score)
+    if opened is not None:
+        score = jnp.where(opened, score, jnp.asarray(-jnp.inf, score.dtype))
+    # Blocks reach along two axes: over explicit ones of a mesh they are gathered.
+    mask = best_transposable_mask(
+        gathered(score), kept, place.pattern.m, (place.axis, place.output)
+    )
+    mask = sharded_like(mask, score)
+    return mask if opened is None else mask & opened
+
+
+def _find_tiled(scores, kept, opened, places: Sequence[_Place], signed: bool):
+    dtype = _common_dtype([score.dtype for score in scores])
+    ranked = [
+        rank_tiles(score.astype(dtype), place.tile, signed=signed, within=w)
+        for score, place, w in zip(scores, places, opened, strict=True)
+    ]
+    found = best_unstructured_masks(ranked, kept)
+    return [
+        sharded_like(spread_tiles(mask, place.tile), score)
+        for mask, place, score in zip(found, places, scores, strict=True)
+    ]
+
+
+#: A number that is known beforehand finds faster programs than a traced one.
 _known_masks = jax.jit(_find, static_argnums=(1, 3, 4, 5))
 _traced_masks = jax.jit(_find, static_argnums=(3, 4, 5))
-
-
-def _group_of(leaf: LeafPlan) -> int | None:
-    """The size of a group, None where the pattern has none."""
-    return leaf.pattern.m if isinstance(leaf.pattern, NM) else None
 
 
 def _common_dtype(dtypes: Sequence[jnp.dtype]) -> jnp.dtype:

@@ -44,10 +44,14 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     leaves, _ = flatten(params)
     faults = []
     for group, total, kept in counted_groups(plan.sparse):
-        if isinstance(group[0].pattern, NM):
-            faults += _group_faults(group[0], leaves[group[0].path], kept, total)
-        else:
-            faults += _count_faults(group, leaves, total, kept)
+        leaf = group[0]
+        match leaf.pattern:
+            case NM(transposable=both):
+                assert leaf.axis is not None
+                for axis in (leaf.axis, *leaf.output[-1:] * both):
+                    faults += _group_faults(leaf, leaves[leaf.path], kept, total, axis)
+            case _:
+                faults += _count_faults(group, leaves, total, kept)
     if faults:
         raise ValueError(
             "not sparse as planned; mask_params(params, masks) makes it so:\n"
@@ -55,20 +59,22 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
         )
 
 
-def _group_faults(leaf: LeafPlan, weight: ArrayLike, n: int, m: int) -> list[str]:
-    """What is wrong with the groups of a leaf, if anything is."""
-    assert leaf.axis is not None
-    counts = np.asarray(_nonzeros(weight, m, leaf.axis))
+def _group_faults(
+    leaf: LeafPlan, weight: ArrayLike, n: int, m: int, axis: int
+) -> list[str]:
+    """What is wrong with the groups along an axis of a leaf, if anything is."""
+    counts = np.asarray(_nonzeros(weight, m, axis))
     bad = counts > n
     if not bad.any():
         return []
+    along = "" if axis == leaf.axis else f" along axis {axis}"
     group = np.argwhere(bad)[0]
     start = [int(i) for i in group]
-    start[leaf.axis] *= m
+    start[axis] *= m
     return [
         f"  {leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
         f"{bad.size} groups keep more than {n}; the first, with "
-        f"{counts[tuple(group)]}, starts at {tuple(start)}"
+        f"{counts[tuple(group)]}, starts at {tuple(start)}{along}"
     ]
 
 

@@ -47,9 +47,9 @@ class LeafPlan:
         match self.pattern:
             case None:
                 return f"dense: {self.reason}"
-            case NM():
+            case NM(transposable=False):
                 where = f" along axis {self.axis}"
-            case Block():
+            case NM() | Block():
                 where = f" along axes {self.axis} and {self.output[-1]}"
             case _:
                 where = ""
@@ -176,13 +176,13 @@ def _misfit(
 ) -> str:
     """Why sizes keep the leaf dense, or nothing."""
     assert axes.group is not None
-    if isinstance(pattern, Block | Channel) and not axes.output:
-        return "no output axis"
     match pattern:
-        case NM():
-            return _group_misfit(shape, axes, pattern.m) or _size_misfit(
-                shape, axes, sizes
-            )
+        case NM(transposable=True) | Block() | Channel() if not axes.output:
+            return "no output axis"
+        case NM(m=m, transposable=both):
+            if both and shape[axes.output[-1]] % m:
+                return f"axis {axes.output[-1]} does not divide by {m}"
+            return _group_misfit(shape, axes, m) or _size_misfit(shape, axes, sizes)
         case Block(shape=(height, width)):
             for axis, size in ((axes.group, height), (axes.output[-1], width)):
                 if shape[axis] % size:

@@ -211,7 +211,7 @@ def _regrown(
 
 def _check_regrowable(leaf: LeafPlan) -> None:
     match leaf.pattern:
-        case NM() | Unstructured(across_leaves=False):
+        case NM(transposable=False) | Unstructured(across_leaves=False):
             return
     raise ValueError(
         f"leaf {leaf.path!r} of shape {leaf.shape} is planned {leaf.decision}: weights "

@@ -25,6 +25,14 @@ def whole_groups(x: Array, m: int, axis: int) -> Array:
     return reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
+def gathered(x: Array) -> Array:
+    """The same array, not sharded over explicit axes."""
+    sharding = jax.typeof(x).sharding
+    if all(names is None for names in sharding.spec):
+        return x
+    return reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*[None] * x.ndim)))
+
+
 def sharded_like(x: Array, other: Array) -> Array:
     """The same array, sharded over explicit axes as another of its shape is."""
     mine, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding

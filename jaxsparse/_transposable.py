@@ -52,7 +52,8 @@ def best_transposable_mask(
     Returns:
       True where the weight is kept, shaped like `scores`.
     """
-    assert axes[0] != axes[1] and all(scores.shape[axis] % m == 0 for axis in axes)
+    assert axes[0] != axes[1]
+    assert all(scores.shape[axis] % m == 0 for axis in axes)
     if isinstance(n, int) and n >= m:
         return jnp.ones(scores.shape, bool)
     if scores.dtype.itemsize < 4:

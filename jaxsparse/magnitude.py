@@ -175,9 +175,10 @@ def create_asp_mask(
     Array([False,  True, False,  True], dtype=bool)
     """
     pattern = as_pattern(pattern)
-    if not isinstance(pattern, NM):
+    if not isinstance(pattern, NM) or pattern.transposable:
         raise TypeError(
-            f"create_asp_mask finds n:m masks, got {pattern}: use create_masks"
+            "create_asp_mask finds masks of n:m along one axis, got "
+            f"{pattern}: use create_masks"
         )
     tensor = jnp.asarray(tensor)
     check_rankable(tensor.dtype)

@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("finetune_linen", ["2:4, one-shot", "2:4, fine-tuned", "fine-tuned minus"]),
         ("finetune_nnx", ["2:4, one-shot", "2:4, fine-tuned", "dense, trained as"]),
         ("equinox_mlp", ["2:4, one-shot", "2:4, fine-tuned"]),
+        ("recipes", ["SR-STE, 2:4", "RigL, 90 %", "transposable 2:4", "minus dense"]),
     ],
 )
 def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
@@ -32,8 +33,8 @@ def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
     assert "2:4 along axis" in run.stdout
     assert "sparsity of all weights: 4" in run.stdout
     assert [stage for stage in stages if stage not in run.stdout] == []
-    if name == "finetune_linen":
-        assert (tmp_path / "finetune_linen.png").stat().st_size > 1000
+    if name in ("finetune_linen", "recipes"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
 def test_no_example_is_longer_than_150_lines():

@@ -65,6 +65,7 @@ def test_sharded_masks_equal_those_of_one_device(kind, pattern):
 
 
 PATTERNS = """
+import itertools
 import sys
 
 import jax
@@ -84,10 +85,19 @@ def top(scores, kept):
     return np.isin(np.arange(scores.size), order).reshape(scores.shape)
 
 
+def greatest(block):  # of all masks with 2 of 4 in every row and column
+    rows = [c for c in itertools.product((0, 1), repeat=4) if sum(c) == 2]
+    every = np.array(list(itertools.product(rows, repeat=4)))
+    valid = every[(every.sum(1) == 2).all(1)]
+    return valid[(valid * abs(block)).sum((1, 2)).argmax()] == 1
+
+
+both = [[greatest(b) for b in np.hsplit(rows, 4)] for rows in np.vsplit(weight, 8)]
 blocks = top(abs(weight).reshape(4, 8, 8, 2).sum((1, 3)), 16)
 wanted = {
     js.Unstructured(0.9): top(abs(weight), 51),
     js.Block((8, 2), 0.5): blocks.repeat(8, 0).repeat(2, 1),
+    "2:4 transposable": np.block(both),
     js.Channel(0.25): np.broadcast_to(top(abs(weight).sum(0), 12), (32, 16)),
 }
 specs = P("a", "b"), P(("a", "b"), None), P(None, ("a", "b")), P("b", None)
@@ -95,7 +105,7 @@ for spec in specs:
     put = lambda x: {"w": jax.device_put(x, NamedSharding(mesh, spec))}
     params, gradients = put(weight), put(weight[::-1].copy())
     for pattern, expected in wanted.items():
-        rules = [js.Rule(".*", pattern, axis=0)]
+        rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
         for packed in (False, True):
             masks = js.create_masks(params, rules, packed=packed)
             pruned = js.mask_params(params, masks)["w"]
