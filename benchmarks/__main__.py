@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import mask_search, optimizer_step, whole_tree
+from benchmarks import mask_search, optimizer_step, transposable, whole_tree
 from benchmarks.timing import machine, print_rows
 
 
@@ -26,11 +26,13 @@ def tables(quick: bool) -> dict:
             ),
             "whole tree": whole_tree.rows(64, 3),
             "optimizer step": optimizer_step.rows(3, ("small",), ("adamw", "sgd")),
+            "transposable": transposable.rows(256, 3),
         }
     return {
         "mask search": mask_search.rows(peers=True),
         "whole tree": whole_tree.rows(),
         "optimizer step": optimizer_step.rows(9),
+        "transposable": transposable.rows(),
     }
 
 

@@ -49,13 +49,15 @@ def plot(results, steps, path):
         2, 1, figsize=(6.4, 6.4), sharex=True, layout="constrained"
     )
     for name, (accuracy, rate) in results.items():
-        (line,) = above.plot(steps, accuracy.mean(0), label=name)
+        style = "--" if "transposable" in name else "-"  # it lies on another
+        (line,) = above.plot(steps, accuracy.mean(0), style, label=name)
         if name != "dense":
-            below.plot(steps, rate.mean(0), color=line.get_color())
+            below.plot(steps, rate.mean(0), style, color=line.get_color())
     last = min(accuracy[:, -1].mean() for accuracy, _ in results.values())
     above.set(ylabel="held-out accuracy (%)")
     above.set_ylim(last - 5, last + 5)
     above.legend(frameon=False, loc="lower right")
-    below.set(xlabel="step", ylabel="weights flipped (%)")
+    below.set(xlabel="step", ylabel=f"weights flipped in {steps[0]} steps (%)")
     below.set_yscale("symlog", linthresh=0.1)
+    below.set_ylim(0, 100)
     figure.savefig(path, dpi=100)

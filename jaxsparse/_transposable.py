@@ -7,10 +7,11 @@ blocks.
 
 Blocks up to 4 x 4 are solved exactly, below; wider ones nearly so, by `_transport`.
 
-There are 90 masks of 2:4. Their sums are not computed one by one: from the last row up,
-of all masks of the rows so far that leave the columns equally full only the best is
-kept. Beside a large weight a float32 sum would lose small ones, so each sum is a pair
-of floats: their sum, rounded, and what rounding lost (Knuth, TAOCP 2, 4.2.2).
+There are 90 masks of 2:4. Their sums are not computed one by one: of the 36 ways to
+mask two rows, those that fill the columns alike compete, which leaves 19 for the upper
+rows, 19 for the lower ones, and 19 sums of both: few enough for a compiler to make one
+pass over the scores of it. Beside a large weight a float32 sum would lose small ones,
+so each sum is a pair of floats: their sum, rounded, and what rounding lost.
 """
 
 from collections.abc import Sequence
@@ -56,6 +57,8 @@ def best_transposable_mask(
     assert all(scores.shape[axis] % m == 0 for axis in axes)
     if isinstance(n, int) and n >= m:
         return jnp.ones(scores.shape, bool)
+    if not scores.size:
+        return jnp.zeros(scores.shape, bool)
     if scores.dtype.itemsize < 4:
         scores = scores.astype(jnp.float32)
     moved = jnp.moveaxis(scores, axes, (-2, -1))
@@ -96,80 +99,118 @@ class _Sum(NamedTuple):
     word: int | Int[Array, "..."]
 
 
+#: The best sums of some rows, by how many of each column, or which columns, they keep.
+_Sums = dict[tuple[int, ...], _Sum]
+
+
 def _exact(
     blocks: Float[Array, "*batch rows m columns m"], n: int | Int[Array, ""]
 ) -> Bool[Array, "*batch rows m columns m"]:
     m = blocks.shape[-1]
+    paths = {"cpu": _words_in_turns, "default": _best_words}
+
+    def words_of(n: int):
+        chosen = {name: partial(path, n=n) for name, path in paths.items()}
+        return lambda: lax.platform_dependent(blocks, **chosen)
+
     if isinstance(n, int):
-        words = _best_words(blocks, n)
+        words = words_of(n)()
     else:
-        of = lambda n: lambda: _best_words(blocks, n)
-        words = lax.switch(jnp.clip(n, 0, m), [of(n) for n in range(m + 1)])
-    # Or the compiler might search once for every place of a block.
+        words = lax.switch(n - 1, [words_of(n) for n in range(1, m + 1)])
+    # Or a GPU's compiler might search once for every place of a block.
     words = lax.optimization_barrier(words)
     place = jnp.arange(m * m, dtype=jnp.uint16)[::-1].reshape(m, 1, m)
     return (words[..., None, :, None] >> place) & jnp.uint16(1) == 1
 
 
-def _best_words(
+def _words_in_turns(
     blocks: Float[Array, "*batch rows m columns m"], n: int
 ) -> UInt16[Array, "*batch rows columns"]:
+    """`_best_words` in a loop: a CPU's compiler respects no barrier but that."""
+    *shape, m, columns, _ = blocks.shape
+    strips = blocks.reshape(-1, m, columns, m)
+    size = max(1, min(2**13 // columns, len(strips) // 2))
+    words = lax.map(lambda x: _best_words(x, n), strips, batch_size=size)
+    return words.reshape(*shape, columns)
+
+
+def _best_words(
+    blocks: Float[Array, "*batch m columns m"], n: int
+) -> UInt16[Array, "*batch columns"]:
     """The best mask of each block as bits, its first place in the highest of them."""
     m = blocks.shape[-1]
     lanes = [[blocks[..., i, :, j] for j in range(m)] for i in range(m)]
     largest = _largest(
         reduce(jnp.maximum, [_finite_magnitude(x) for row in lanes for x in row])
     )
-    options = list(combinations(range(m), n))
-    zero = jnp.zeros_like(largest)
-    best = {(0,) * m: _Sum(zero, zero, 0)}  # by how full the columns are
-    for i in reversed(range(m)):
-        lane = [_finite(x, largest) for x in lanes[i]]
-        above: dict[tuple[int, ...], _Sum] = {}
-        for kept in options:  # of equal sums the first option wins
-            row = _row(lane, kept, m * (m - 1 - i))
-            for full, below in best.items():
-                count = tuple(c + (j in kept) for j, c in enumerate(full))
-                if all(n - i <= c <= n for c in count):
-                    mine = row if i == m - 1 else _add(row, below)
-                    above[count] = (
-                        _better(above[count], mine) if count in above else mine
-                    )
-        best = above
-    (found,) = best.values()
-    return jnp.broadcast_to(jnp.asarray(found.word, jnp.uint16), largest.shape)
+    zero, bit = jnp.zeros_like(largest), 1 << (m * m - 1)
+    rows = [
+        [_Sum(_finite(x, largest), zero, bit >> (m * i + j)) for j, x in enumerate(row)]
+        for i, row in enumerate(lanes)
+    ]
+    above, below = _best_sums(rows[: m // 2], n), _best_sums(rows[m // 2 :], n)
+    # What the upper rows leave of the columns the lower ones have to fill.
+    rest = {full: below.get(tuple(n - c for c in full)) for full in above}
+    found = [_add(above[full], lower) for full, lower in rest.items() if lower]
+    word = reduce(_better, found).word
+    return jnp.broadcast_to(jnp.asarray(word, jnp.uint16), largest.shape)
 
 
-def _row(lane: Sequence[Array], kept: Sequence[int], shift: int) -> _Sum:
-    """The sum of what is kept of one row."""
-    zero = jnp.zeros_like(lane[0])
-    word = sum(1 << (len(lane) - 1 - j + shift) for j in kept)
-    terms = [_Sum(lane[j], zero, 0) for j in kept] or [_Sum(zero, zero, 0)]
-    return reduce(_add, terms)._replace(word=word)
+def _best_sums(rows: Sequence[Sequence[_Sum]], n: int) -> _Sums:
+    """The best sums of one row or two that keep `n` each."""
+    if len(rows) == 2:
+        return _two_rows(rows[0], rows[1], n)
+    (row,) = rows
+    return {
+        tuple(int(j in kept) for j in range(len(row))): reduce(
+            _add, [row[j] for j in kept]
+        )
+        for kept in combinations(range(len(row)), n)
+    }
+
+
+def _two_rows(first: Sequence[_Sum], second: Sequence[_Sum], n: int) -> _Sums:
+    """The best sums of two rows that keep `n` each.
+
+    Both keep some columns, and of some others each keeps a half. These halves are
+    found two columns at a time: if there are four, one column of a pair is the first
+    row's and one the second's, in one of two ways to pair them.
+    """
+    columns = range(len(first))
+    both = [_add(first[j], second[j]) for j in columns]
+    halves: _Sums = {
+        (j, k): _better(_add(first[j], second[k]), _add(first[k], second[j]))
+        for j, k in combinations(columns, 2)
+    }
+    if len(columns) == 4:
+        crossed = _add(halves[0, 2], halves[1, 3])
+        halves[0, 1, 2, 3] = _better(crossed, _add(halves[0, 1], halves[2, 3]))
+    sums: _Sums = {}
+    for split in [(), *halves]:
+        others = [j for j in columns if j not in split]
+        for kept in combinations(others, max(n - len(split) // 2, 0)):
+            full = tuple(2 * (j in kept) + (j in split) for j in columns)
+            if sum(full) == 2 * n:
+                shared = [halves[split]] if split else []
+                sums[full] = reduce(_add, shared + [both[j] for j in kept])
+    return sums
 
 
 def _add(a: _Sum, b: _Sum) -> _Sum:
-    high, lost = _two_sum(a.high, b.high)
-    return _Sum(*_two_sum(high, lost + (a.low + b.low)), a.word | b.word)
+    """The sum of two: what rounding loses is exact (Knuth, TAOCP 2, 4.2.2)."""
+    high = a.high + b.high
+    of_b = high - a.high
+    lost = (a.high - (high - of_b)) + (b.high - of_b)
+    return _Sum(high, lost + (a.low + b.low), a.word | b.word)
 
 
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """`a + b` rounded, and what the rounding lost, exactly."""
-    total = a + b
-    of_b = total - a
-    return total, (a - (total - of_b)) + (b - of_b)
-
-
-def _better(first: _Sum, second: _Sum) -> _Sum:
-    """The larger sum; of equal ones the first."""
-    larger = second.low > first.low
-    wins = (second.high > first.high) | ((second.high == first.high) & larger)
-    as_words = [jnp.asarray(s.word, jnp.int32) for s in (second, first)]
-    return _Sum(
-        jnp.where(wins, second.high, first.high),
-        jnp.where(wins, second.low, first.low),
-        jnp.where(wins, *as_words),
-    )
+def _better(a: _Sum, b: _Sum) -> _Sum:
+    """The larger sum; of equal ones that of the first mask."""
+    more = (b.high - a.high) + (b.low - a.low)  # close ones differ by no rounding
+    wins = (more > 0) | ((more == 0) & (b.word > a.word))
+    pick = lambda x, y: jnp.where(wins, y, x)
+    words = jnp.asarray(a.word, jnp.int32), jnp.asarray(b.word, jnp.int32)
+    return _Sum(pick(a.high, b.high), pick(a.low, b.low), pick(*words))
 
 
 def _limit(dtype) -> float:
