@@ -21,8 +21,8 @@ class NM:
       m: the size of a group, up to 64.
       transposable: at most `n` of `m` along the output axis too, in every m x m block,
         so that the product with the transpose, which makes the gradients of a layer's
-        inputs, is sparse as well (Hubara et al. 2021, arXiv:2102.08124). Up to 4 the
-        mask is the best one, beyond that its sum of scores is within a percent.
+        inputs, is sparse as well (Hubara et al. 2021, arXiv:2102.08124). Up to an `m`
+        of 4 the mask is the best one, beyond that nearly so.
 
     Raises:
       TypeError: `n` or `m` is not an integer.

@@ -49,14 +49,18 @@ def best_unstructured_masks(
     room = kept - _count([k > threshold for k in keys])
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     places = [_flat_index(k.shape, s) for k, s in zip(keys, starts, strict=True)]
-    # Of the equal ones all before this place are kept.
-    end = _largest(
-        jnp.dtype("uint32"),
-        sum(sizes).bit_length(),
-        lambda t: (
-            _count([e & (p < t) for e, p in zip(equal, places, strict=True)]) <= room
-        ),
-    )
+
+    def first_to_go():
+        before = lambda t: [e & (p < t) for e, p in zip(equal, places, strict=True)]
+        return _largest(
+            jnp.dtype("uint32"),
+            sum(sizes).bit_length(),
+            lambda t: _count(before(t)) <= room,
+        )
+
+    # Of the equal ones all before this place are kept; mostly that is all of them.
+    everything = jnp.asarray(sum(sizes), jnp.uint32)
+    end = lax.cond(_count(equal) == room, lambda: everything, first_to_go)
     return [
         ((k > threshold) | (e & (p < end))) & (kept > 0)
         for k, e, p in zip(keys, equal, places, strict=True)

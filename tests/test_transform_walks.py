@@ -34,9 +34,10 @@ def histories(tx, params):
     return run(params)
 
 
-def walk(tx, dtype):
+def walk(tx):
     """For both kernels: values and masks after each step."""
-    params = random_params(dtype)
+    params = random_params("float32")
+    params["Dense_1"] = random_params("bfloat16")["Dense_1"]
     tree, masks = histories(tx, params)
     for name, layer in params.items():
         kernels = np.asarray(tree[name]["kernel"]).astype(np.float32)
@@ -49,24 +50,22 @@ def walk(tx, dtype):
         yield kernels, kept
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_gradual_walk_is_exactly_sparse_at_every_step(name, dtype):
+def test_a_gradual_walk_is_exactly_sparse_at_every_step(name):
     schedule = optax.linear_schedule(0.0, 1.0, 24, 6)
     tx = js.wrap_optimizer(OPTIMIZERS[name](), "2:8", schedule=schedule)
-    for _, kept in walk(tx, dtype):
+    for _, kept in walk(tx):
         for index, mask in enumerate(kept):
             closed = round(min(max(index - 6, 0) / 24, 1.0) * 6)
             np.testing.assert_array_equal(reference.n_per_group(mask, 8, 0), 8 - closed)
         assert not (kept[1:] & ~kept[:-1]).any()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_rigl_is_exactly_sparse_at_every_step(name, dtype):
+def test_rigl_is_exactly_sparse_at_every_step(name):
     fraction = optax.cosine_decay_schedule(0.4, 40)
     tx = js.regrow_by_gradient(OPTIMIZERS[name](), "2:4", fraction=fraction, every=7)
-    for _, kept in walk(tx, dtype):
+    for _, kept in walk(tx):
         for mask in kept:
             np.testing.assert_array_equal(reference.n_per_group(mask, 4, 0), 2)
         changed = [i for i in range(1, STEPS) if (kept[i] != kept[i - 1]).any()]
@@ -94,7 +93,7 @@ def test_rigl_inside_combinators(name):
     tx = js.regrow_by_gradient(
         optax.adamw(1e-2), "2:4", fraction=lambda _: 0.4, every=7
     )
-    for _, kept in walk(COMBINATORS[name](tx), "float32"):
+    for _, kept in walk(COMBINATORS[name](tx)):
         np.testing.assert_array_equal(reference.n_per_group(kept[-1], 4, 0), 2)
         changed = [i for i in range(1, STEPS) if (kept[i] != kept[i - 1]).any()]
         assert changed == [7, 14, 21, 28, 35, 42, 49, 56]
