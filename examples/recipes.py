@@ -57,9 +57,8 @@ def recipes(steps):
 
     def rigl(plan, params, key):
         masks = js.create_masks(params, plan, scores=js.random_scores(params, key))
-        return js.regrow_by_gradient(
-            sgd, plan, masks=masks, fraction=fraction, every=max(steps // 100, 1)
-        )
+        grow = {"fraction": fraction, "every": max(steps // 100, 1)}
+        return js.regrow_by_gradient(sgd, plan, masks=masks, **grow)
 
     return {
         "dense": (None, lambda *_: sgd, None),
@@ -104,9 +103,8 @@ def train(recipe, plan, data, steps, key):
 
     def step(carry, index):
         params, state = carry
-        batch = jax.random.randint(
-            jax.random.fold_in(batch_key, index), (BATCH,), 0, len(labels)
-        )
+        step_key = jax.random.fold_in(batch_key, index)
+        batch = jax.random.randint(step_key, (BATCH,), 0, len(labels))
         gradients = jax.grad(loss)(params, images[batch], labels[batch])
         updates, after = tx.update(gradients, state, params)
         changed = 0.0 if plan is None else flips(state, after)
@@ -127,11 +125,8 @@ def train(recipe, plan, data, steps, key):
 
 def main():
     """Runs every recipe and prints one table."""
-    args = arguments(__doc__)
-    data, steps = (
-        load_images(args.data),
-        2 * LOOKS if args.smoke else args.steps // LOOKS * LOOKS,
-    )
+    args = arguments(__doc__, LOOKS)
+    data, steps = load_images(args.data), args.steps
     keys, results = jax.random.split(jax.random.key(0), args.seeds), {}
     for name, recipe in (bar := tqdm(recipes(steps).items())):
         bar.set_description(name)

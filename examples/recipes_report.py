@@ -8,8 +8,8 @@ import numpy as np
 from scipy.stats import t as student
 
 
-def arguments(description):
-    """What was asked for on the command line."""
+def arguments(description, looks):
+    """What was asked for on the command line; steps in whole looks."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -18,7 +18,11 @@ def arguments(description):
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--figure", type=Path, default=Path("recipes.png"))
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.smoke:
+        args.seeds, args.steps = 2, looks
+    args.steps -= args.steps % looks
+    return args
 
 
 def interval(values):

@@ -28,8 +28,8 @@ class Rule:
     Raises:
       ValueError: `path` is no regular expression, or `pattern` no pattern.
 
-    >>> Rule(r".*mlp.*", "1:4").pattern
-    NM(n=1, m=4)
+    >>> print(Rule(r".*mlp.*", "1:4").pattern)
+    1:4
     """
 
     path: str
