@@ -15,7 +15,7 @@ from jaxsparse._pattern import NM, Pattern
 from jaxsparse._schedule import kept_count
 from jaxsparse._score import by_magnitude, by_value, only_within
 from jaxsparse._search import best_mask
-from jaxsparse._sharding import gathered, sharded_like
+from jaxsparse._sharding import gathered, resharded, sharded_like
 from jaxsparse._tiles import rank_tiles, spread_tiles
 from jaxsparse._transposable import best_transposable_mask
 from jaxsparse._unstructured import best_unstructured_masks
@@ -39,7 +39,7 @@ def best_masks(
       scores: the weights by path; or scores, which may be negative, where `signed`.
       leaves: the plans of the leaves.
       progress: the way from dense, 0, to the pattern, 1, which may be traced.
-      within: masks, bool or packed, whose closed places rank below every open one.
+      within: masks, bool or packed, whose closed places stay closed.
       packed: whether to pack the masks along the group axis.
       signed: whether to rank by value instead of by magnitude.
 
@@ -123,7 +123,12 @@ def _find_grouped(score, kept, opened, place: _Place, packed: bool, signed: bool
     ranked = by_value(score) if signed else by_magnitude(score)
     ranked = ranked if opened is None else only_within(ranked, opened)
     search = best_packed_mask if packed else best_mask
-    return search(ranked, kept, place.pattern.m, place.axis)
+    mask = search(ranked, kept, place.pattern.m, place.axis)
+    if opened is None:
+        return mask
+    # Where fewer are open than are to be kept, none is opened.
+    bits = pack_mask(opened, place.axis) if packed else opened
+    return mask & resharded(bits, mask)
 
 
 def _find_transposable(score, kept, opened, place: _Place, signed: bool):
@@ -149,10 +154,11 @@ def _find_tiled(scores, kept, opened, places: Sequence[_Place], signed: bool):
         for score, place, w in zip(scores, places, opened, strict=True)
     ]
     found = best_unstructured_masks(ranked, kept)
-    return [
+    masks = [
         sharded_like(spread_tiles(mask, place.tile), score)
         for mask, place, score in zip(found, places, scores, strict=True)
     ]
+    return [m if w is None else m & w for m, w in zip(masks, opened, strict=True)]
 
 
 #: A number that is known beforehand finds faster programs than a traced one.

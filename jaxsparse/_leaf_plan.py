@@ -124,6 +124,8 @@ def decide_leaf(
         return dense("PRNG key")
     if leaf.dtype == jnp.bool_:
         return dense("bool")
+    if 0 in shape:
+        return dense("empty")
     rule = next((rule for rule in rules if rule.matches(path)), None)
     if rule is None:
         return dense("no rule matches")

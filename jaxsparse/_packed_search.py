@@ -95,7 +95,8 @@ def _kept_of_equal(columns: _Columns, n) -> list[Bool[Array, "..."]]:
     """
     limit = _nth_largest(columns, n)
     above = [column > limit for column in columns]
-    room = n - sum(higher.astype(limit.dtype) for higher in above)
+    wanted = n if isinstance(n, int) else n.astype(limit.dtype)
+    room = wanted - sum(higher.astype(limit.dtype) for higher in above)
     kept = []
     for column, higher in zip(columns, above, strict=True):
         equal = column == limit

@@ -66,7 +66,8 @@ class Unstructured:
     Attributes:
       sparsity: the fraction of the weights that is pruned, to the nearest weight.
       across_leaves: one threshold for all leaves of this pattern: `sparsity` is that
-        of them together, and each leaf has as much of it as its scores deserve.
+        of them together, and each leaf has as much of it as its scores deserve. An
+        optimizer that sees a part of the tree counts that part.
 
     Raises:
       ValueError: not `0 < sparsity < 1`.
@@ -115,6 +116,7 @@ class Block:
             case (int(height), int(width)):
                 if min(height, width) < 1:
                     raise ValueError(f"a block has sizes from 1 on, got {self.shape}")
+                object.__setattr__(self, "shape", (height, width))
             case _:
                 raise TypeError(f"a block's shape is a pair of ints, got {self.shape}")
         _check_sparsity(self.sparsity)

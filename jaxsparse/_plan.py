@@ -149,7 +149,9 @@ def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
     missing = [leaf.path for leaf in plan.sparse if leaf.path not in leaves]
     if missing and not part:
         raise ValueError(f"the plan prunes {missing}, which this tree does not have")
-    return plan
+    if not part:
+        return plan
+    return Plan(tuple(leaf for leaf in plan.leaves if leaf.path in leaves))
 
 
 def _decide(

@@ -5,6 +5,7 @@ steps the smallest of the weights that are kept give way to pruned ones. SET and
 differ in how these are chosen: at random, or by the gradients that they would have.
 """
 
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -54,16 +55,19 @@ def regrow_by_gradient(
     Evci et al., "Rigging the Lottery: Making All Tickets Winners" (2020,
     arXiv:1911.11134). Every `every` steps, in each leaf, the smallest kept weights are
     dropped, and of all others those with the largest gradients are kept instead,
-    beginning at zero; so a weight that was dropped may come back at once. With an n:m
-    pattern each group grows as many as it dropped. Between, and at these steps too,
-    `params + updates` is exactly zero at every masked place, as in `wrap_optimizer`.
-    Moments of weights that are closed or opened are set to zero.
+    beginning at zero; a weight that was dropped may come back at once, as it was. With
+    an n:m pattern each group grows as many as it dropped. Between, and at these steps
+    too, `params + updates` is exactly zero at every masked place, as in
+    `wrap_optimizer`. What the inner optimizer keeps for each weight is set to zero
+    where weights are closed or opened; `optax.rprop`, whose fresh state is not zero,
+    would never move them. Compile the step: uncompiled, each call traces it anew.
 
     Args:
       inner: any optimizer.
       plan: a plan, rules or a pattern; leaves are pruned `NM` or `Unstructured`.
       masks: start with these masks, bool or packed, instead of the best ones for the
-        parameters given to `init`: such as random ones, from `random_scores`.
+        parameters given to `init`: such as random ones, from `random_scores`. They
+        should keep what the plan keeps; the first change makes them.
       fraction: the fraction of the kept weights that is dropped at a step; the paper's
         is `optax.cosine_decay_schedule(0.3, steps)`, which ends in 0.
       every: change masks at steps that this divides, the first excepted.
@@ -74,6 +78,7 @@ def regrow_by_gradient(
 
     Raises:
       ValueError: `every < 1`; in `init`, as `wrap_optimizer`, or another pattern.
+      TypeError: in `init`, a pruned leaf of integers.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> fraction = optax.cosine_decay_schedule(0.5, 1000)
@@ -85,7 +90,7 @@ def regrow_by_gradient(
     >>> print(params["kernel"][:4, 0], state.flip_rate)
     [-0.1 -0.1  0.   0. ] 0.5
     """
-    grow = lambda _count, _place, gradient: by_magnitude(gradient)
+    grow = lambda _count, _path, gradient: by_magnitude(gradient)
     return _regrow(inner, plan, masks, fraction, every, grow)
 
 
@@ -125,7 +130,8 @@ def regrow_at_random(
     ... )
     """
 
-    def grow(count, place, gradient):
+    def grow(count, path, gradient):
+        place = zlib.crc32(path.encode())  # the same in any part of the tree
         leaf_key = jax.random.fold_in(jax.random.fold_in(key, count), place)
         return by_value(jax.random.uniform(leaf_key, gradient.shape))
 
@@ -133,7 +139,7 @@ def regrow_at_random(
 
 
 def _regrow(inner, plan, masks, fraction: DropFraction, every: int, grow):
-    """`grow(count, place, gradient)` ranks the weights of the leaf at some place."""
+    """`grow(count, path, gradient)` ranks the weights of a leaf."""
     if every < 1:
         raise ValueError(f"every counts steps between changes, at least 1, got {every}")
     if not isinstance(plan, Plan):
@@ -141,24 +147,30 @@ def _regrow(inner, plan, masks, fraction: DropFraction, every: int, grow):
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
+        weights, _ = flatten(params)
         for leaf in plan_for(params, plan, part=True).sparse:
-            _check_regrowable(leaf)
+            _check_regrowable(leaf, weights[leaf.path])
         start = initial_masks(params, plan, masks)
         inner_state = inner.init(mask_params(params, start))
-        return RegrowthState(
-            jnp.zeros((), jnp.int32), start, inner_state, jnp.zeros(())
-        )
+        no_flips = jnp.zeros((), jnp.float32)
+        return RegrowthState(jnp.zeros((), jnp.int32), start, inner_state, no_flips)
 
     def update(updates, state, params=None, **extra_args):
         params = require_params(params)
         planned = plan_for(params, plan, part=True)
         (weights, _), (gradients, _) = flatten(params), flatten(updates)
-        dropped = jnp.asarray(fraction(state.count))
+        dropped = jnp.asarray(fraction(state.count), jnp.float32)
 
         def renew(masks):
             old, found = flatten_masks(masks), {}
-            for place, leaf in enumerate(planned.sparse):
-                ranked = grow(state.count, place, gradients[leaf.path])
+            for leaf in planned.sparse:
+                gradient = gradients.get(leaf.path)
+                if gradient is None:
+                    raise ValueError(
+                        f"leaf {leaf.path!r} of shape {leaf.shape} is pruned and has "
+                        "no gradient: keep it dense by a rule, or freeze it by zeros"
+                    )
+                ranked = grow(state.count, leaf.path, gradient)
                 kept = as_bool(old[leaf.path], weights[leaf.path])
                 mask = _regrown(weights[leaf.path], kept, ranked, leaf, dropped)
                 assert leaf.axis is not None
@@ -209,7 +221,13 @@ def _regrown(
     return mask
 
 
-def _check_regrowable(leaf: LeafPlan) -> None:
+def _check_regrowable(leaf: LeafPlan, weight: ArrayLike) -> None:
+    dtype = jnp.asarray(weight).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"leaf {leaf.path!r} of shape {leaf.shape} has dtype {dtype}: only floats "
+            "are trained; keep it dense by a rule"
+        )
     match leaf.pattern:
         case NM(transposable=False) | Unstructured(across_leaves=False):
             return

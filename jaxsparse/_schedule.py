@@ -69,7 +69,7 @@ def cubic_schedule(start: int, end: int) -> Schedule:
 
 def kept_count(total: int, target: int, progress: Float[Array, ""]) -> Int[Array, ""]:
     """How many of `total` are kept at some progress from all of them to `target`."""
-    prunable = total - target
+    prunable, progress = total - target, jnp.asarray(progress, jnp.float32)
     pruned = jnp.round(jnp.clip(progress, 0, 1) * prunable).astype(jnp.int32)
     # A float32 holds whole numbers up to 2**24 only: at the end the target is exact.
     pruned = jnp.where(progress >= 1, prunable, jnp.minimum(pruned, prunable))

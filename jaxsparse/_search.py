@@ -73,7 +73,8 @@ def split(x: Array, m: int, axis: int) -> Array:
 
 
 def _top(groups, *, n, rank, ranked: Ranked) -> Bool[Array, "..."]:
-    return rank(ranked._replace(bits=groups).keys) < n
+    ranks = rank(ranked._replace(bits=groups).keys)
+    return ranks < (n if isinstance(n, int) else n.astype(ranks.dtype))
 
 
 def _rank_at_once(groups: Integer[Array, "..."], axis: int) -> Integer[Array, "..."]:

@@ -15,7 +15,7 @@ from jaxsparse._best_masks import as_bool
 from jaxsparse._initial_masks import initial_masks
 from jaxsparse._masked_update import flip_rate, next_count, require_params
 from jaxsparse._masks import create_masks, match_masks
-from jaxsparse._paths import flatten, map_named
+from jaxsparse._paths import flatten, is_array, map_named
 from jaxsparse._plan import Plan, PlanLike, is_plan_like
 from jaxsparse._rule import as_rules
 from jaxsparse._sharding import resharded
@@ -50,9 +50,12 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
     >>> jax.grad(loss)(params)["kernel"][:4, 0]
     Array([1., 1., 1., 1.], dtype=float32)
     """
-    masks = (
-        create_masks(lax.stop_gradient(params), plan) if is_plan_like(plan) else plan
-    )
+    masks = plan
+    if is_plan_like(plan):
+        values = map_named(
+            lambda _, leaf: lax.stop_gradient(leaf) if is_array(leaf) else leaf, params
+        )
+        masks = create_masks(values, plan)
     matched = match_masks(params, masks)
 
     def masked(path, leaf):
@@ -63,7 +66,7 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
 
 
 def add_sr_ste_decay(
-    plan: PlanLike = "2:4", *, decay: float = 2e-4, every: int = 1
+    plan: PlanLike = "2:4", *, decay: ArrayLike = 2e-4, every: int = 1
 ) -> optax.GradientTransformation:
     """Adds `decay * w` to the gradients of the weights that the mask prunes.
 
@@ -77,9 +80,10 @@ def add_sr_ste_decay(
 
     Args:
       plan: a plan, rules or a pattern.
-      decay: how strongly pruned weights are pulled to zero.
+      decay: how strongly pruned weights are pulled to zero; may be traced.
       every: find the masks anew on steps that this divides. With a number above 1 give
-        the loss the masks of the state, `straight_through(params, get_masks(state))`.
+        the loss the masks of the state, `straight_through(params, get_masks(state))`:
+        the decay goes by the same, and new ones are for the steps that follow.
 
     Returns:
       A gradient transformation with the state `StraightThroughState`: the masks, and
@@ -97,7 +101,7 @@ def add_sr_ste_decay(
     >>> gradients["kernel"][:4, 0]
     Array([0., 4., 0., 0.], dtype=float32)
     """
-    if not 0 <= decay < float("inf"):
+    if isinstance(decay, int | float) and not 0 <= decay < float("inf"):
         raise ValueError(f"decay is a finite number from 0 on, got {decay}")
     if every < 1:
         raise ValueError(f"every counts steps between masks, at least 1, got {every}")
@@ -106,7 +110,9 @@ def add_sr_ste_decay(
 
     def init(params):
         masks = initial_masks(params, plan, None)
-        return StraightThroughState(jnp.zeros((), jnp.int32), masks, jnp.zeros(()))
+        return StraightThroughState(
+            jnp.zeros((), jnp.int32), masks, jnp.zeros((), jnp.float32)
+        )
 
     def update(updates, state, params=None):
         params = require_params(params)
@@ -123,7 +129,9 @@ def add_sr_ste_decay(
             state.masks,
             state.flip_rate,
         )
-        matched, (weights, _) = match_masks(params, masks), flatten(params)
+        # The masks that the loss saw: found from these parameters, or the state's.
+        used = masks if every == 1 else state.masks
+        matched, (weights, _) = match_masks(params, used), flatten(params)
 
         def decayed(path, gradient):
             mask, weight = matched[path], weights[path]

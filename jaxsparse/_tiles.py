@@ -34,7 +34,7 @@ def rank_tiles(
     """
     if math.prod(tile) > 1:
         score = jnp.asarray(score)
-        score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
+        score = score.astype("float64" if score.dtype.itemsize > 4 else "float32")
         score = over_tiles(jnp.sum, score if signed else jnp.abs(score), tile)
         within = None if within is None else over_tiles(jnp.any, within, tile)
     ranked = by_value(score) if signed else by_magnitude(score)

@@ -71,7 +71,8 @@ def saliency_scores(params: PyTree, gradients: PyTree) -> PyTree:
                 f"leaf {path!r} of shape {leaf.shape} needs a real gradient of the "
                 f"same shape, got {got}"
             )
-        dtype = jnp.promote_types(jnp.promote_types(leaf.dtype, slope.dtype), "float32")
+        wide = max(leaf.dtype.itemsize, slope.dtype.itemsize) > 4
+        dtype = "float64" if wide else "float32"
         return jnp.abs(leaf.astype(dtype) * slope.astype(dtype))
 
     return map_named(score, params)

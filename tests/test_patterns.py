@@ -181,6 +181,14 @@ def test_blocks_have_two_sizes():
         js.Block((0, 4), 0.5)
 
 
+def test_empty_leaves_stay_dense():
+    tree = {"a": {"kernel": np.ones((0, 8))}, "b": {"kernel": np.ones((16, 8))}}
+    for pattern in ("2:4", js.Unstructured(0.5), js.Channel(0.5)):
+        plan = plan_of(tree, pattern)
+        assert plan["a/kernel"].decision == "dense: empty"
+        assert js.create_masks(tree, plan)["a"]["kernel"] is None
+
+
 def test_array_functions_take_nm_patterns_only():
     with pytest.raises(TypeError, match="use create_masks"):
         js.create_asp_mask(KERNEL, js.Unstructured(0.5))

@@ -205,6 +205,69 @@ def test_an_ensemble_under_vmap_and_scan_is_each_run_alone():
         assert one[2] > 0
 
 
+@pytest.mark.parametrize("grow", ["gradient", "random"])
+def test_wide_floats_work(grow):
+    with jax.enable_x64(True):
+        tree = {"kernel": jnp.asarray(PARAMS["a"]["kernel"], jnp.float64)}
+        options = {"fraction": lambda _: 0.5, "every": 1}
+        tx = (
+            js.regrow_by_gradient(optax.sgd(0.1), "2:4", **options)
+            if grow == "gradient"
+            else js.regrow_at_random(
+                optax.sgd(0.1), "2:4", key=jax.random.key(0), **options
+            )
+        )
+        state = tx.init(tree)
+        for index in range(2):
+            tree, state = jax.jit(make_step(tx))(tree, state, index)
+        mask = np.asarray(tree["kernel"]) != 0
+        np.testing.assert_array_equal(reference.n_per_group(mask, 4, 0), 2)
+        assert tree["kernel"].dtype == jnp.float64
+
+
+def test_a_plan_of_the_whole_tree_serves_a_part_of_it():
+    plan = js.plan_sparsity(params(), "2:4", dense_head=False)
+    only_a = {"a": True, "b": False}
+    fraction = {"fraction": lambda _: 0.5, "every": 1}
+    for tx in (
+        js.wrap_optimizer(optax.sgd(0.1), plan, schedule=js.cubic_schedule(0, 2)),
+        js.regrow_by_gradient(optax.sgd(0.1), plan, **fraction),
+        js.add_sr_ste_decay(plan),
+    ):
+        masked = optax.masked(tx, only_a)
+        state = masked.init(params())
+        _, state = jax.jit(masked.update)(params(), state, params())
+        assert js.get_masks(state)["a"]["kernel"].shape == (2, 8)
+
+
+def test_parts_of_a_tree_grow_unlike_each_other():
+    kernel = PARAMS["a"]["kernel"]
+    tree = {"a": {"kernel": kernel}, "b": {"kernel": kernel}}
+    grown = js.regrow_at_random(
+        optax.identity(),
+        "2:4",
+        key=jax.random.key(0),
+        fraction=lambda _: 0.5,
+        every=1,
+    )
+    tx = optax.partition({"a": grown, "b": grown}, {"a": "a", "b": "b"})
+    state = tx.init(tree)
+    for _ in range(2):
+        _, state = jax.jit(tx.update)(tree, state, tree)
+    masks = js.get_masks(state)
+    assert (np.asarray(masks["a"]["kernel"]) != masks["b"]["kernel"]).any()
+
+
+def test_leaves_without_floats_or_gradients_are_named():
+    options = {"fraction": lambda _: 0.3, "every": 1}
+    tx = js.regrow_by_gradient(optax.sgd(0.1), "2:4", **options)
+    with pytest.raises(TypeError, match=r"'kernel' of shape \(16, 8\) has dtype int32"):
+        tx.init({"kernel": jnp.ones((16, 8), jnp.int32)})
+    tree = {"kernel": jnp.ones((16, 8))}
+    with pytest.raises(ValueError, match=r"'kernel' of shape \(16, 8\).*no gradient"):
+        tx.update({"kernel": None}, tx.init(tree), tree)
+
+
 def test_misuse_is_refused():
     options = {"fraction": lambda _: 0.3}
     with pytest.raises(ValueError, match="at least 1, got 0"):

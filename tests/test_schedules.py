@@ -103,6 +103,37 @@ def test_the_walk_of_an_unstructured_pattern():
     js.check_sparsity(tree, rules)
 
 
+@pytest.mark.parametrize("pattern", ["2:4", js.Unstructured(0.5)])
+def test_masks_that_are_finer_than_the_plan_are_not_opened(pattern):
+    """One of four is kept at first, which neither half nor an end of pruning opens."""
+    first = reference.best_mask_by_rank(PARAMS["a"]["kernel"], 1, 4, 0)
+    rules = [js.Rule("a/.*", pattern)]
+    masks = {"a": {"kernel": first}, "b": {"kernel": None, "bias": None}}
+    there_and_back = lambda step: jnp.where(step == 2, 1.0, 0.0)
+    tx = js.wrap_optimizer(optax.sgd(0.1), rules, masks=masks, schedule=there_and_back)
+    tree, state = params(), tx.init(params())
+    step = jax.jit(make_step(tx))
+    for index in range(5):
+        tree, state = step(tree, state, index)
+        np.testing.assert_array_equal(unpacked(js.get_masks(state), "a"), first)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "pattern", ["2:4", "1:8", js.Channel(0.5), js.Block((4, 4), 0.5)]
+)
+def test_a_walk_under_strict_promotion(pattern, dtype):
+    tree = {"kernel": jnp.asarray(PARAMS["a"]["kernel"], dtype)}
+    schedule = js.cubic_schedule(0, 2)
+    tx = js.wrap_optimizer(optax.sgd(0.1), pattern, schedule=schedule)
+    with jax.numpy_dtype_promotion("strict"):
+        state = tx.init(tree)
+        for _ in range(3):
+            updates, state = jax.jit(tx.update)(tree, state, tree)
+            tree = optax.apply_updates(tree, updates)
+    js.check_sparsity(tree, pattern)
+
+
 def test_a_threshold_across_leaves_reaches_its_target_where_no_leaf_moves_alone():
     """Ten leaves of 4 x 16, 90 %: each leaf rounds early, their sum does not."""
     names = [f"Dense_{i}" for i in range(10)]

@@ -1,6 +1,7 @@
 """Straight-through gradients and SR-STE, against derivations by hand."""
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,6 +162,46 @@ def test_weights_that_the_loss_does_not_hold_up_decay_by_the_closed_form():
         tree = optax.apply_updates(tree, updates)
     expected = np.array([[4.0], [3.0], [2 * 0.9**10], [0.9**10]])
     np.testing.assert_allclose(tree["w"], expected, rtol=1e-5)
+
+
+def test_with_masks_that_stay_loss_and_decay_agree():
+    """Of steps 0 to 3 the loss sees the masks of the state before each update."""
+    tx = js.add_sr_ste_decay(
+        [js.Rule("w", "1:2", axis=0, sizes=None)], decay=1.0, every=2
+    )
+    trees = [jnp.array([[4.0], [3.0]]), *[jnp.array([[1.0], [3.0]])] * 3]
+    state, pulls = tx.init({"w": trees[0]}), []
+    for tree in trees:
+        gradient, state = tx.update({"w": jnp.zeros((2, 1))}, state, {"w": tree})
+        pulls.append(gradient["w"][:, 0].tolist())
+    # New masks, of place 1, are found at step 2 and used from step 3 on.
+    assert pulls == [[0, 3], [0, 3], [0, 3], [1, 0]]
+
+
+def test_the_decay_may_be_traced():
+    def pull(decay):
+        tx = js.add_sr_ste_decay(TOY, decay=decay)
+        return tx.update({"w": jnp.zeros((4, 1))}, tx.init(START), START)[0]["w"]
+
+    pulls = jax.jit(jax.vmap(pull))(jnp.array([0.5, 1.0]))
+    expected = np.array([[0, 0, 0.05, -0.05], [0, 0, 0.1, -0.1]])
+    np.testing.assert_allclose(pulls[:, :, 0], expected, rtol=1e-6)
+
+
+def test_wide_floats_work():
+    with jax.enable_x64(True):
+        tree = {"w": jnp.array([[4.0], [3.0], [2.0], [1.0]], jnp.float64)}
+        tx = js.add_sr_ste_decay(TOY, decay=0.5)
+        gradient, _ = jax.jit(tx.update)(tree, tx.init(tree), tree)
+        np.testing.assert_array_equal(gradient["w"], [[4.0], [3.0], [3.0], [1.5]])
+
+
+def test_an_equinox_module_is_its_own_tree():
+    mlp = eqx.nn.MLP(16, 16, 32, depth=1, key=jax.random.key(0))
+    plan = js.plan_sparsity(mlp, fn=lambda m, x: m(x), args=(jnp.ones(16),))
+    sparse = js.straight_through(mlp, plan)
+    expected = reference.best_mask_by_rank(np.asarray(mlp.layers[0].weight), 2, 4, 1)
+    np.testing.assert_array_equal(sparse.layers[0].weight != 0, expected)
 
 
 def test_misuse_is_refused():
