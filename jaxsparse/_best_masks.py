@@ -13,7 +13,7 @@ from jaxsparse._packed_search import best_packed_mask
 from jaxsparse._packing import pack_mask, unpack_mask
 from jaxsparse._pattern import NM, Pattern
 from jaxsparse._schedule import kept_count
-from jaxsparse._score import by_magnitude, by_value, only_within
+from jaxsparse._score import by_magnitude, by_value, only_within, wide_float
 from jaxsparse._search import best_mask
 from jaxsparse._sharding import gathered, resharded, sharded_like
 from jaxsparse._tiles import rank_tiles, spread_tiles
@@ -134,8 +134,7 @@ def _find_grouped(score, kept, opened, place: _Place, packed: bool, signed: bool
 def _find_transposable(score, kept, opened, place: _Place, signed: bool):
     assert isinstance(place.pattern, NM)
     assert place.output is not None
-    if not jnp.issubdtype(score.dtype, jnp.floating):
-        score = score.astype(jnp.float32)
+    score = score.astype(wide_float(score.dtype))  # some narrow floats have no infinity
     score = score if signed else jnp.abs(score)
     if opened is not None:
         score = jnp.where(opened, score, jnp.asarray(-jnp.inf, score.dtype))
@@ -168,10 +167,7 @@ _traced_masks = jax.jit(_find, static_argnums=(3, 4, 5))
 
 def _common_dtype(dtypes: Sequence[jnp.dtype]) -> jnp.dtype:
     """A dtype in which scores that share a threshold can be compared."""
-    if len(set(dtypes)) == 1:
-        return dtypes[0]
-    wide = any(dtype.itemsize > 4 for dtype in dtypes)
-    return jnp.dtype("float64" if wide else "float32")
+    return dtypes[0] if len(set(dtypes)) == 1 else wide_float(*dtypes)
 
 
 def _check_room(leaf: LeafPlan, score: ArrayLike) -> None:

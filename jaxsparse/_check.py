@@ -97,9 +97,8 @@ def _count_faults(
 @partial(jax.jit, static_argnums=(1, 2))
 def _nonzeros(weight: jax.Array, m: int, axis: int) -> jax.Array:
     """The number of non-zero weights in every group."""
-    shape = weight.shape
-    groups = (*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
-    return jnp.sum(~is_zero(weight).reshape(groups), axis=axis + 1, dtype=jnp.int32)
+    group = tuple(m if i == axis else 1 for i in range(weight.ndim))
+    return over_tiles(partial(jnp.sum, dtype=jnp.int32), ~is_zero(weight), group)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -114,6 +114,11 @@ def is_plan_like(plan: Any) -> bool:
     return isinstance(plan, Plan | Pattern)
 
 
+def plan_or_rules(plan: PlanLike) -> Plan | tuple[Rule, ...]:
+    """A plan as it is, or rules, so that what is misspelled is refused at once."""
+    return plan if isinstance(plan, Plan) else as_rules(plan)
+
+
 def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
     """The plan itself, checked against the shapes of `params`, or one made for them.
 

@@ -29,9 +29,8 @@ from jaxsparse._masks import mask_params
 from jaxsparse._packing import pack_mask
 from jaxsparse._paths import flatten, flatten_masks, with_masks
 from jaxsparse._pattern import NM, Unstructured
-from jaxsparse._plan import Plan, PlanLike, plan_for
-from jaxsparse._rule import as_rules
-from jaxsparse._schedule import kept_count
+from jaxsparse._plan import PlanLike, plan_for, plan_or_rules
+from jaxsparse._schedule import check_every, kept_count
 from jaxsparse._score import Ranked, by_magnitude, by_value, only_above, only_within
 from jaxsparse._search import best_mask
 from jaxsparse._state import RegrowthState
@@ -140,10 +139,8 @@ def regrow_at_random(
 
 def _regrow(inner, plan, masks, fraction: DropFraction, every: int, grow):
     """`grow(count, path, gradient)` ranks the weights of a leaf."""
-    if every < 1:
-        raise ValueError(f"every counts steps between changes, at least 1, got {every}")
-    if not isinstance(plan, Plan):
-        plan = as_rules(plan)
+    check_every(every)
+    plan = plan_or_rules(plan)
     inner = optax.with_extra_args_support(inner)
 
     def init(params):

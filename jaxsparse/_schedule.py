@@ -67,6 +67,15 @@ def cubic_schedule(start: int, end: int) -> Schedule:
     return progress
 
 
+def check_every(every: int) -> None:
+    """Raises `ValueError` unless masks are looked at every so many steps."""
+    if every < 1:
+        raise ValueError(
+            f"every counts the steps from one look at the masks to the next, at least "
+            f"1, got {every}"
+        )
+
+
 def kept_count(total: int, target: int, progress: Float[Array, ""]) -> Int[Array, ""]:
     """How many of `total` are kept at some progress from all of them to `target`."""
     prunable, progress = total - target, jnp.asarray(progress, jnp.float32)

@@ -121,6 +121,16 @@ def only_above(ranked: Ranked, kept: Bool[Array, "..."]) -> Ranked:
     return _all_of(jnp.where(kept, jnp.asarray(highest, keys.dtype), keys))
 
 
+def wide_float(*dtypes: jnp.dtype) -> jnp.dtype:
+    """The float in which numbers of these dtypes are added, multiplied and compared.
+
+    Float32, or float64 where one of them has more than 32 bits; strict promotion of
+    dtypes would refuse to mix them.
+    """
+    wide = any(dtype.itemsize > 4 for dtype in dtypes)
+    return jnp.dtype("float64" if wide else "float32")
+
+
 def is_zero(x: jax.typing.ArrayLike):
     """True where `x` is plus or minus zero; subnormals are not, as they are on disk."""
     return by_magnitude(x).keys == 0

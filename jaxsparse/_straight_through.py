@@ -16,8 +16,8 @@ from jaxsparse._initial_masks import initial_masks
 from jaxsparse._masked_update import flip_rate, next_count, require_params
 from jaxsparse._masks import create_masks, match_masks
 from jaxsparse._paths import flatten, is_array, map_named
-from jaxsparse._plan import Plan, PlanLike, is_plan_like
-from jaxsparse._rule import as_rules
+from jaxsparse._plan import PlanLike, is_plan_like, plan_or_rules
+from jaxsparse._schedule import check_every
 from jaxsparse._sharding import resharded
 from jaxsparse._state import StraightThroughState
 
@@ -103,10 +103,8 @@ def add_sr_ste_decay(
     """
     if isinstance(decay, int | float) and not 0 <= decay < float("inf"):
         raise ValueError(f"decay is a finite number from 0 on, got {decay}")
-    if every < 1:
-        raise ValueError(f"every counts steps between masks, at least 1, got {every}")
-    if not isinstance(plan, Plan):
-        plan = as_rules(plan)
+    check_every(every)
+    plan = plan_or_rules(plan)
 
     def init(params):
         masks = initial_masks(params, plan, None)

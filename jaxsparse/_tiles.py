@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jaxsparse._score import Ranked, by_magnitude, by_value, only_within
+from jaxsparse._score import Ranked, by_magnitude, by_value, only_within, wide_float
 from jaxsparse._search import split
 from jaxsparse._sharding import whole_groups
 
@@ -34,7 +34,7 @@ def rank_tiles(
     """
     if math.prod(tile) > 1:
         score = jnp.asarray(score)
-        score = score.astype("float64" if score.dtype.itemsize > 4 else "float32")
+        score = score.astype(wide_float(score.dtype))
         score = over_tiles(jnp.sum, score if signed else jnp.abs(score), tile)
         within = None if within is None else over_tiles(jnp.any, within, tile)
     ranked = by_value(score) if signed else by_magnitude(score)

@@ -17,9 +17,8 @@ from jaxsparse._masked_update import (
 )
 from jaxsparse._masks import mask_params
 from jaxsparse._paths import flatten, flatten_masks, with_masks
-from jaxsparse._plan import Plan, PlanLike, plan_for
-from jaxsparse._rule import as_rules
-from jaxsparse._schedule import Schedule, kept_count
+from jaxsparse._plan import Plan, PlanLike, plan_for, plan_or_rules
+from jaxsparse._schedule import Schedule, check_every, kept_count
 from jaxsparse._state import SparseState
 
 
@@ -82,12 +81,11 @@ def wrap_optimizer(
             "masks alone stay as they are; masks with a plan *and* a schedule start "
             "and are refreshed: give both of the two, or neither"
         )
-    if every < 1:
-        raise ValueError(f"every counts steps between looks, at least 1, got {every}")
+    check_every(every)
     if plan is None and masks is None:
         plan = "2:4"
-    if plan is not None and not isinstance(plan, Plan):
-        plan = as_rules(plan)  # what is misspelled is refused here, not in `init`
+    if plan is not None:
+        plan = plan_or_rules(plan)
     inner = optax.with_extra_args_support(inner)
 
     def init(params):

@@ -6,6 +6,7 @@ from jaxtyping import Array, PyTree
 
 from jaxsparse._masks import is_numeric
 from jaxsparse._paths import flatten, map_named
+from jaxsparse._score import wide_float
 
 
 def random_scores(params: PyTree, key: jax.Array) -> PyTree:
@@ -71,8 +72,7 @@ def saliency_scores(params: PyTree, gradients: PyTree) -> PyTree:
                 f"leaf {path!r} of shape {leaf.shape} needs a real gradient of the "
                 f"same shape, got {got}"
             )
-        wide = max(leaf.dtype.itemsize, slope.dtype.itemsize) > 4
-        dtype = "float64" if wide else "float32"
+        dtype = wide_float(leaf.dtype, slope.dtype)
         return jnp.abs(leaf.astype(dtype) * slope.astype(dtype))
 
     return map_named(score, params)

@@ -280,6 +280,21 @@ def test_a_gradual_walk_to_a_transposable_mask(pattern):
     js.check_sparsity(tree, plan)
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "int8"])
+def test_a_walk_of_narrow_dtypes_to_a_transposable_mask(dtype):
+    """Of three in each row and column two stay: formats without infinity as well."""
+    tree = {"w": jnp.asarray(20 * RNG.normal(size=(8, 8)), dtype)}
+    rules = [js.Rule("w", BOTH, axis=0, sizes=None)]
+    schedule = optax.linear_schedule(0.0, 1.0, 2)
+    tx = js.wrap_optimizer(optax.identity(), rules, schedule=schedule)
+    still, state = jax.tree.map(jnp.zeros_like, tree), tx.init(tree)
+    for kept in (4, 3, 2):
+        _, state = jax.jit(tx.update)(still, state, tree)
+        mask = reference.unpack(np.asarray(js.get_masks(state)["w"]), (8, 8), axis=0)
+        for axis in (0, 1):
+            np.testing.assert_array_equal(reference.n_per_group(mask, 4, axis), kept)
+
+
 def test_transposable_masks_by_scores():
     scores = {"Dense_0": {"kernel": RNG.normal(size=(12, 8)).astype(np.float32)}}
     masks = js.create_masks(
