@@ -4,15 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from jaxsparse._axes import LeafAxes
-from jaxsparse._interpreter import Inner
-from jaxsparse._paths import flatten, is_array, map_named, shapes_of
-from jaxsparse._uses import walk
+from jaxsparse._paths import map_named, shapes_of
+from jaxsparse._program import trace
 from jaxsparse._values import Record, Use, Value
-from jaxsparse._views import view_of
 
 
 def contraction_axes(
@@ -72,8 +69,7 @@ def leaf_uses(
     >>> use.primitive, use.contracted, use.output, use.other
     ('dot_general', (0,), (1,), (2, 16))
     """
-    uses, _, _ = _traced(fn, params, args, kwargs)
-    return uses
+    return trace(fn, params, args, kwargs).uses
 
 
 def axes_from_trace(
@@ -83,40 +79,10 @@ def axes_from_trace(
     kwargs: Mapping[str, Any],
 ) -> dict[str, LeafAxes]:
     """The axes of every array leaf by canonical path."""
-    uses, record, results = _traced(fn, params, args, kwargs)
-    heads = _heads(record, results)
+    program = trace(fn, params, args, kwargs)
+    uses, heads = program.uses, _heads(program.record, program.results)
     shapes = shapes_of(params).items()
     return {path: _decide(uses[path], shape, heads) for path, shape in shapes}
-
-
-def _traced(fn, params, args, kwargs):
-    """The uses of each leaf, the walk's record and the values of the results."""
-    leaves, structure = flatten(params)
-    named = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
-    others, rest = jax.tree.flatten((args, dict(kwargs)))
-    places = [i for i, leaf in enumerate(others) if is_array(leaf)]
-
-    def traced(arrays, inputs):
-        whole = {**leaves, **dict(zip(named, arrays, strict=True))}
-        given = list(others)
-        for place, value in zip(places, inputs, strict=True):
-            given[place] = value
-        args, kwargs = rest.unflatten(given)
-        result = fn(structure.unflatten(whole.values()), *args, **kwargs)
-        return [x for x in jax.tree.leaves(result) if is_array(x)]
-
-    closed = jax.make_jaxpr(traced)(list(named.values()), [others[i] for i in places])
-    values = [
-        Value(views=(view_of(path, leaf.shape),), params=True)
-        for path, leaf in named.items()
-    ]
-    values += [Value(inputs=True)] * len(places)
-    record = Record([], set(), set())
-    results = walk(Inner(closed.jaxpr, closed.consts), values, record)
-    uses = {path: [] for path in leaves}
-    for leaf, use in record.uses:
-        uses[leaf].append(use)
-    return {path: tuple(found) for path, found in uses.items()}, record, results
 
 
 def _heads(record: Record, results: Sequence[Value]) -> set[frozenset[str]]:

@@ -2,16 +2,13 @@
 
 `interpret` goes through the equations of a jaxpr with values of any kind. What an
 equation means is left to a rule, so that the same walk can carry axes of parameters
-(no compute, shapes only), real arrays (to look at what flows where) or arrays and
-replacements for them (to run a model differently). `structure` reads the primitives
+(no compute, shapes only) or arrays (see `_evaluate`). `structure` reads the primitives
 that hold jaxprs of their own, whichever version of JAX wrote them.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-from jax import lax
 from jax.extend import core
 
 
@@ -65,6 +62,16 @@ class ShardMap(NamedTuple):
 
 
 Structure = Call | Scan | While | Cond | ShardMap
+
+#: Where an equation stands: itself and those around it, from the outermost one, each
+#: with the number of the jaxpr in it. One jaxpr may be called from several places.
+Path = tuple[tuple[int, int], ...]
+
+
+def step_into(path: Path, eqn, part: int = 0) -> Path:
+    """The path of an equation, or of one of the jaxprs in it."""
+    return (*path, (id(eqn), part))
+
 
 #: The parameter that holds the jaxpr of a primitive that calls it once.
 _CALLS = {
@@ -141,72 +148,6 @@ def interpret(
         for var in last_use.get(i, ()):
             del env[var]  # so that values which are arrays free their memory
     return [read(var) for var in jaxpr.outvars]
-
-
-def evaluate(
-    inner: Inner,
-    args: Sequence[Any],
-    rule: Callable[[Any, list[Any]], Sequence[Any] | None],
-) -> list[Any]:
-    """Runs a jaxpr on arrays, or on pytrees that stand for arrays.
-
-    Args:
-      inner: the jaxpr and its constants.
-      args: the inputs.
-      rule: `(equation, inputs) -> outputs` for what is to run differently, and None
-        for what is to run as it stands. It is asked inside loops and calls too.
-
-    Returns:
-      The outputs. Custom derivative rules inside are not kept.
-    """
-
-    def apply(eqn, inputs):
-        outputs = rule(eqn, inputs)
-        return _run(eqn, inputs, rule) if outputs is None else outputs
-
-    return interpret(inner, args, apply)
-
-
-def _run(eqn, inputs, rule) -> Sequence[Any]:
-    """Runs one equation as it stands; the rule is asked for what is inside."""
-    match structure(eqn):
-        case Call(body):
-            return evaluate(body, inputs, rule)
-        case Cond(branches):
-            runs = [lambda *x, b=b: evaluate(b, x, rule) for b in branches]
-            return lax.switch(inputs[0], runs, *inputs[1:])
-        case Scan(body, num_consts, num_carry, length, reverse, unroll):
-            consts = inputs[:num_consts]
-            carry = inputs[num_consts : num_consts + num_carry]
-
-            def step(carry, xs):
-                outputs = evaluate(body, [*consts, *carry, *xs], rule)
-                return outputs[:num_carry], outputs[num_carry:]
-
-            xs = inputs[num_consts + num_carry :]
-            carry, ys = lax.scan(
-                step, carry, xs, length=length, reverse=reverse, unroll=unroll
-            )
-            return [*carry, *ys]
-        case While(condition, body, num_condition, num_body):
-            for_condition = inputs[:num_condition]
-            for_body = inputs[num_condition : num_condition + num_body]
-            return lax.while_loop(
-                lambda carry: evaluate(condition, [*for_condition, *carry], rule)[0],
-                lambda carry: evaluate(body, [*for_body, *carry], rule),
-                inputs[num_condition + num_body :],
-            )
-        case ShardMap(body, mesh, in_specs, out_specs, check_vma):
-            return jax.shard_map(
-                lambda *shards: tuple(evaluate(body, shards, rule)),
-                mesh=mesh,
-                in_specs=in_specs,
-                out_specs=out_specs,
-                check_vma=check_vma,
-            )(*inputs)
-    params = eqn.primitive.get_bind_params(eqn.params)
-    outputs = eqn.primitive.bind(*inputs, **params)
-    return outputs if eqn.primitive.multiple_results else [outputs]
 
 
 def _inner(jaxpr) -> Inner:

@@ -3,40 +3,33 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import gcd
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxsparse._values import Record, Use, Value, blend, source
+from jaxsparse._interpreter import step_into
+from jaxsparse._values import Contraction, Record, Side, Use, Value, blend, source
 from jaxsparse._views import Dim, View
 
 
-class _Side(NamedTuple):
-    """What a product does with the axes of one of its operands."""
-
-    contracted: tuple[int, ...]
-    batch: tuple[int, ...]
-    spatial: tuple[int, ...] = ()
-
-
-def _dot_sides(eqn) -> list[_Side | None]:
+def _dot_sides(eqn) -> list[Side | None]:
     contracted, batch = eqn.params["dimension_numbers"]
-    return [_Side(contracted[i], batch[i]) for i in (0, 1)]
+    return [Side(contracted[i], batch[i]) for i in (0, 1)]
 
 
-def _ragged_sides(eqn) -> list[_Side | None]:
+def _ragged_sides(eqn) -> list[Side | None]:
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     contracted, batch = numbers.dot_dimension_numbers
     return [
-        _Side(contracted[0], batch[0]),
-        _Side(contracted[1], (*batch[1], *numbers.rhs_group_dimensions)),
+        Side(contracted[0], batch[0]),
+        Side(contracted[1], (*batch[1], *numbers.rhs_group_dimensions)),
     ]
 
 
-def _conv_sides(eqn) -> list[_Side | None]:
+def _conv_sides(eqn) -> list[Side | None]:
     _, inputs, *spatial = eqn.params["dimension_numbers"].rhs_spec
-    return [None, _Side((inputs,), (), tuple(spatial))]
+    return [None, Side((inputs,), (), tuple(spatial))]
 
 
-_SIDES: dict[str, Callable[[Any], list[_Side | None]]] = {
+_SIDES: dict[str, Callable[[Any], list[Side | None]]] = {
     "conv_general_dilated": _conv_sides,
     "dot_general": _dot_sides,
     "ragged_dot": _ragged_sides,
@@ -59,6 +52,10 @@ def product(eqn, inputs: list[Value], record: Record) -> Value:
         for view in operands[i].views:
             use = _contraction(eqn, view, side, i, node)
             record.uses.append((view.leaf, use))
+            if use.kind == "contraction" and side:
+                here = step_into(record.path, eqn)
+                found = record.contractions.setdefault(here, [])
+                found.append(Contraction(i, side, view))
     # A constant is as good as an input: only parameters alone make a parameter.
     alone = all(value.params and not value.inputs for value in operands)
     return Value(inputs=not alone, params=True, frontier=frozenset({node}))
@@ -67,7 +64,7 @@ def product(eqn, inputs: list[Value], record: Record) -> Value:
 def _contraction(
     eqn,
     view: View,
-    side: _Side | None,
+    side: Side | None,
     operand: int,
     node: frozenset[str],
 ) -> Use:

@@ -18,6 +18,7 @@ from jaxsparse._interpreter import (
     Call,
     Cond,
     Inner,
+    Path,
     Scan,
     ShardMap,
     While,
@@ -26,7 +27,7 @@ from jaxsparse._interpreter import (
 )
 from jaxsparse._products import PRODUCTS, product
 from jaxsparse._shown import KEEPS_ZEROS, shown
-from jaxsparse._values import Record, Use, Value, blend, source
+from jaxsparse._values import Record, Use, Value, blend, new_record, source
 
 
 #: Operations between a parameter and an activation that contract nothing.
@@ -104,15 +105,19 @@ def _note(eqn, values: Sequence[Value], record: Record, kind: str) -> None:
 def _control_flow(eqn, inside, inputs: list[Value], record: Record) -> list[Value]:
     match inside:
         case Call(body):
-            return walk(body, inputs, record)
+            return walk(body, inputs, record.inside(eqn))
         case Cond(branches):
-            results = [walk(branch, inputs[1:], record) for branch in branches]
+            results = [
+                walk(branch, inputs[1:], record.inside(eqn, i))
+                for i, branch in enumerate(branches)
+            ]
             joined = [_join(values) for values in zip(*results, strict=True)]
             return [_depend(value, inputs[0]) for value in joined]
         case Scan(body, num_consts, num_carry):
             consts = inputs[:num_consts]
             carry = inputs[num_consts : num_consts + num_carry]
-            xs = [_each(value) for value in inputs[num_consts + num_carry :]]
+            record = record.inside(eqn)
+            xs = [_each(v, record.path) for v in inputs[num_consts + num_carry :]]
             run = lambda carry, record: walk(body, [*consts, *carry, *xs], record)
             outputs = _settle(run, carry, record)
             return [*outputs[:num_carry], *map(_stacked, outputs[num_carry:])]
@@ -120,22 +125,24 @@ def _control_flow(eqn, inside, inputs: list[Value], record: Record) -> list[Valu
             carry = inputs[num_condition + num_body :]
             consts = inputs[num_condition : num_condition + num_body]
             run = lambda carry, record: walk(body, [*consts, *carry], record)
-            outputs = _settle(run, carry, record)
-            stop = walk(condition, [*inputs[:num_condition], *outputs], record)
+            outputs = _settle(run, carry, record.inside(eqn))
+            stopping = [*inputs[:num_condition], *outputs]
+            stop = walk(condition, stopping, record.inside(eqn, 1))
             return [_depend(value, stop[0]) for value in outputs]
         case ShardMap(body, mesh, in_specs):
             shards = [
                 _shard(value, var.aval.shape, spec, mesh)
                 for value, var, spec in zip(inputs, eqn.invars, in_specs, strict=True)
             ]
-            return [_gone(value, "shard_map") for value in walk(body, shards, record)]
+            results = walk(body, shards, record.inside(eqn))
+            return [_gone(value, "shard_map") for value in results]
     raise AssertionError(inside)
 
 
 def _settle(run, carry: list[Value], record: Record) -> list[Value]:
     """Runs a loop's body until what its carries show no longer changes."""
     while True:
-        trial = Record([], set(), set())
+        trial = new_record()._replace(path=record.path)
         outputs = run(carry, trial)[: len(carry)]
         after = [_join(pair) for pair in zip(carry, outputs, strict=True)]
         if after == carry:
@@ -158,9 +165,9 @@ def _depend(value: Value, on: Value) -> Value:
     return blend([value, on])
 
 
-def _each(value: Value) -> Value:
+def _each(value: Value, scan: Path) -> Value:
     """One step's part of a stacked input."""
-    parts = [v if v.lost else views.squeeze(v, [0]) for v in value.views]
+    parts = [v if v.lost else views.squeeze(v, [0], by=scan) for v in value.views]
     return value._replace(views=tuple(parts))
 
 

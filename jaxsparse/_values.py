@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from jax.extend import source_info_util
 
+from jaxsparse._interpreter import Path, step_into
 from jaxsparse._views import View
 
 
@@ -63,18 +64,53 @@ class Use:
     source: str = ""
 
 
+class Side(NamedTuple):
+    """What a product does with the axes of one of its operands."""
+
+    contracted: tuple[int, ...]
+    batch: tuple[int, ...]
+    spatial: tuple[int, ...] = ()
+
+
+class Contraction(NamedTuple):
+    """A product with a parameter.
+
+    Attributes:
+      operand: which of its operands shows the parameter, 0 or 1.
+      side: what the product does with the axes of that operand.
+      view: what the operand shows of the parameter.
+    """
+
+    operand: int
+    side: Side
+    view: View
+
+
 class Record(NamedTuple):
-    """What a walk writes down.
+    """What a walk writes down, and where it is.
 
     Attributes:
       uses: pairs of a leaf and a use of it.
       before: products that others precede.
       after: products that others follow.
+      contractions: products with parameters, by their path.
+      path: the equations around, from the outermost one.
     """
 
     uses: list[tuple[str, Use]]
     before: set[frozenset[str]]
     after: set[frozenset[str]]
+    contractions: dict[Path, list[Contraction]]
+    path: Path = ()
+
+    def inside(self, eqn, part: int = 0) -> "Record":
+        """The same record, inside an equation."""
+        return self._replace(path=step_into(self.path, eqn, part))
+
+
+def new_record() -> Record:
+    """A record in which nothing is written."""
+    return Record([], set(), set(), {})
 
 
 def blend(values: Sequence[Value]) -> Value:

@@ -7,7 +7,7 @@ axes of the parameter, of pieces of them, or of several merged. A `View` keeps t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Factor(NamedTuple):
@@ -56,6 +56,19 @@ class Dim(NamedTuple):
         return Dim(self.factors, opaque=self.opaque or why)
 
 
+class Indexed(NamedTuple):
+    """An axis that a value no longer has, since one place of it was taken.
+
+    Attributes:
+      dim: the axis.
+      by: what tells the place: the path of a `scan`, whose step it is, or None where
+        one place was all there was, or where it is not known.
+    """
+
+    dim: Dim
+    by: Any = None
+
+
 @dataclass(frozen=True)
 class View:
     """What a value shows of one parameter.
@@ -63,16 +76,21 @@ class View:
     Attributes:
       leaf: the parameter's path.
       dims: one `Dim` for each axis of the value.
-      batch: the parameter's axes that loops, shards or indices run over.
+      indexed: the axes that loops, shards or indices run over.
       merged: whether it was summed with other parameters on the way.
       lost: the operation after which its zeros or its axes are unknown, if any.
     """
 
     leaf: str
     dims: tuple[Dim, ...]
-    batch: frozenset[int] = frozenset()
+    indexed: tuple[Indexed, ...] = ()
     merged: bool = False
     lost: str = ""
+
+    @property
+    def batch(self) -> frozenset[int]:
+        """The parameter's axes that loops, shards or indices run over."""
+        return frozenset(axis for dim, _ in self.indexed for axis in dim.axes)
 
     @property
     def broadcast(self) -> bool:
@@ -106,11 +124,11 @@ def broadcast(
     return replace(view, dims=tuple(dims))
 
 
-def squeeze(view: View, axes: Sequence[int]) -> View:
+def squeeze(view: View, axes: Sequence[int], by: Any = None) -> View:
     """Behind `lax.squeeze`: an axis of which one place was taken is indexed."""
-    taken = {axis for i in axes for axis in view.dims[i].axes}
+    taken = [Indexed(view.dims[i], by) for i in axes if view.dims[i].axes]
     dims = tuple(dim for i, dim in enumerate(view.dims) if i not in axes)
-    return replace(view, dims=dims, batch=view.batch | taken)
+    return replace(view, dims=dims, indexed=(*view.indexed, *taken))
 
 
 def cut(

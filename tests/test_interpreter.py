@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec as P
 
-from jaxsparse._interpreter import Inner, evaluate
+from jaxsparse._evaluate import evaluate
+from jaxsparse._interpreter import Inner
 
 
 W = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
@@ -66,7 +67,8 @@ PROGRAMS = [
 
 def run(fn, rule):
     closed = jax.make_jaxpr(fn)(X, W)
-    return evaluate(Inner(closed.jaxpr, closed.consts), [X, W], rule)
+    apply = lambda site, inputs, state: (rule(site.eqn, inputs), state)
+    return evaluate(Inner(closed.jaxpr, closed.consts), [X, W], apply)[0]
 
 
 @pytest.mark.parametrize("fn", PROGRAMS)

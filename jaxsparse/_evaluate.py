@@ -1,0 +1,133 @@
+"""Runs a jaxpr on arrays: to look at what flows where, or to run it differently."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsparse._interpreter import (
+    Call,
+    Cond,
+    Inner,
+    Path,
+    Scan,
+    ShardMap,
+    While,
+    interpret,
+    step_into,
+    structure,
+)
+
+
+class Site(NamedTuple):
+    """An equation that is about to run.
+
+    Attributes:
+      eqn: the equation.
+      path: where it stands, in a program that is not copied meanwhile.
+      steps: the number of the step of each scan around it, by the scan's path.
+    """
+
+    eqn: Any
+    path: Path
+    steps: Mapping[Path, Any]
+
+
+#: `(site, inputs, state) -> (outputs or None, state)`; see `evaluate`.
+Rule = Callable[[Site, list[Any], Any], tuple[Sequence[Any] | None, Any]]
+
+
+def evaluate(inner: Inner, args: Sequence[Any], rule: Rule, state: Any = None):
+    """Runs a jaxpr on arrays, or on pytrees that stand for arrays.
+
+    Args:
+      inner: the jaxpr and its constants.
+      args: the inputs.
+      rule: `(site, inputs, state) -> (outputs, state)`: outputs of what is to run
+        differently, and None for what is to run as it stands. It is asked inside loops
+        and calls too.
+      state: a pytree of arrays that goes from equation to equation, through loops and
+        branches too: what a walk accumulates.
+
+    Returns:
+      The outputs and the state behind the last equation. Custom derivative rules inside
+      are not kept.
+    """
+    return _evaluate(inner, args, rule, state, (), {})
+
+
+def _evaluate(inner, args, rule, state, path: Path, steps: Mapping[Path, Any]):
+    def apply(eqn, inputs):
+        nonlocal state  # `interpret` hands on values alone
+        site = Site(eqn, step_into(path, eqn), steps)
+        outputs, state = rule(site, inputs, state)
+        if outputs is None:
+            outputs, state = _run(site, inputs, rule, state)
+        return outputs
+
+    outputs = interpret(inner, args, apply)
+    return outputs, state
+
+
+def _run(site: Site, inputs, rule: Rule, state):
+    """Runs one equation as it stands; the rule is asked for what is inside."""
+    eqn, path, steps = site
+    match structure(eqn):
+        case Call(body):
+            return _evaluate(body, inputs, rule, state, path, steps)
+        case Cond(branches):
+
+            def branch(i: int):
+                inside = step_into(path[:-1], eqn, i)
+                return lambda state, *x: _evaluate(
+                    branches[i], x, rule, state, inside, steps
+                )
+
+            runs = [branch(i) for i in range(len(branches))]
+            return lax.switch(inputs[0], runs, state, *inputs[1:])
+        case Scan(body, num_consts, num_carry, length, reverse, unroll):
+            consts = inputs[:num_consts]
+            carry = inputs[num_consts : num_consts + num_carry]
+
+            def step(carried, each):
+                (carry, state), (number, xs) = carried, each
+                values, known = [*consts, *carry, *xs], {**steps, path: number}
+                outputs, state = _evaluate(body, values, rule, state, path, known)
+                return (outputs[:num_carry], state), outputs[num_carry:]
+
+            xs = (jnp.arange(length), inputs[num_consts + num_carry :])
+            (carry, state), ys = lax.scan(
+                step, (carry, state), xs, length=length, reverse=reverse, unroll=unroll
+            )
+            return [*carry, *ys], state
+        case While(condition, body, num_condition, num_body):
+            for_condition = inputs[:num_condition]
+            for_body = inputs[num_condition : num_condition + num_body]
+            test = step_into(path[:-1], eqn, 1)
+            # What a condition accumulates is lost: it has only a truth to give back.
+            goes_on = lambda carried: _evaluate(
+                condition, [*for_condition, *carried[0]], rule, carried[1], test, steps
+            )[0][0]
+            again = lambda carried: _evaluate(
+                body, [*for_body, *carried[0]], rule, carried[1], path, steps
+            )
+            carry = inputs[num_condition + num_body :]
+            return lax.while_loop(goes_on, again, (carry, state))
+        case ShardMap(body, mesh, in_specs, out_specs, check_vma):
+            # The state of one shard is not that of the whole.
+            alone = lambda *shards: tuple(
+                _evaluate(body, shards, rule, state, path, steps)[0]
+            )
+            run = jax.shard_map(
+                alone,
+                mesh=mesh,
+                in_specs=in_specs,
+                out_specs=out_specs,
+                check_vma=check_vma,
+            )
+            return run(*inputs), state
+    params = eqn.primitive.get_bind_params(eqn.params)
+    outputs = eqn.primitive.bind(*inputs, **params)
+    return outputs if eqn.primitive.multiple_results else [outputs], state
