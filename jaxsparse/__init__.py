@@ -19,6 +19,7 @@ from jaxsparse._pattern import (
     NM as NM,
     Block as Block,
     Channel as Channel,
+    PerOutput as PerOutput,
     Unstructured as Unstructured,
 )
 from jaxsparse._plan import (
@@ -44,6 +45,10 @@ from jaxsparse._state import (
     SparseState as SparseState,
     StraightThroughState as StraightThroughState,
     get_masks as get_masks,
+)
+from jaxsparse._statistics import (
+    LeafStatistics as LeafStatistics,
+    collect_statistics as collect_statistics,
 )
 from jaxsparse._straight_through import (
     add_sr_ste_decay as add_sr_ste_decay,

@@ -11,14 +11,14 @@ from jaxtyping import Array, Bool, Float, UInt8
 from jaxsparse._leaf_plan import LeafPlan, counted_groups
 from jaxsparse._packed_search import best_packed_mask
 from jaxsparse._packing import pack_mask, unpack_mask
-from jaxsparse._pattern import NM, Pattern
+from jaxsparse._pattern import NM, Pattern, PerOutput
 from jaxsparse._schedule import kept_count
 from jaxsparse._score import by_magnitude, by_value, only_within, wide_float
 from jaxsparse._search import best_mask
 from jaxsparse._sharding import gathered, resharded, sharded_like
 from jaxsparse._tiles import rank_tiles, spread_tiles
 from jaxsparse._transposable import best_transposable_mask
-from jaxsparse._unstructured import best_unstructured_masks
+from jaxsparse._unstructured import best_row_mask, best_unstructured_masks
 
 
 _Mask = Bool[Array, "..."] | UInt8[Array, "..."]
@@ -82,12 +82,14 @@ class _Place(NamedTuple):
       pattern: the leaf's pattern.
       axis: its group axis, along which masks are packed.
       output: its last output axis, None where it has none.
+      rows: the axes along which there are separate outputs.
       tile: what is pruned as a whole.
     """
 
     pattern: Pattern
     axis: int
     output: int | None
+    rows: tuple[int, ...]
     tile: tuple[int, ...]
 
 
@@ -95,7 +97,7 @@ def _place_of(leaf: LeafPlan) -> _Place:
     assert leaf.pattern is not None
     assert leaf.axis is not None
     output = leaf.output[-1] if leaf.output else None
-    return _Place(leaf.pattern, leaf.axis, output, leaf.tile)
+    return _Place(leaf.pattern, leaf.axis, output, leaf.rows, leaf.tile)
 
 
 def _find(scores, kept, within, places, packed: bool, signed: bool) -> list[_Mask]:
@@ -111,6 +113,8 @@ def _find(scores, kept, within, places, packed: bool, signed: bool) -> list[_Mas
             ]
         case NM():
             masks = [_find_transposable(scores[0], kept, opened[0], places[0], signed)]
+        case PerOutput():
+            masks = [_find_per_output(scores[0], kept, opened[0], places[0], signed)]
         case _:
             masks = _find_tiled(scores, kept, opened, places, signed)
     if not packed:
@@ -142,6 +146,15 @@ def _find_transposable(score, kept, opened, place: _Place, signed: bool):
     mask = best_transposable_mask(
         gathered(score), kept, place.pattern.m, (place.axis, place.output)
     )
+    mask = sharded_like(mask, score)
+    return mask if opened is None else mask & opened
+
+
+def _find_per_output(score, kept, opened, place: _Place, signed: bool):
+    ranked = by_value(score) if signed else by_magnitude(score)
+    ranked = ranked if opened is None else only_within(ranked, opened)
+    bits = gathered(ranked.bits)  # an output may be cut over explicit axes of a mesh
+    mask = best_row_mask(ranked._replace(bits=bits), kept, place.rows)
     mask = sharded_like(mask, score)
     return mask if opened is None else mask & opened
 

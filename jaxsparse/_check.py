@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from jaxsparse._leaf_plan import LeafPlan, counted_groups
 from jaxsparse._paths import flatten
-from jaxsparse._pattern import NM
+from jaxsparse._pattern import NM, PerOutput
 from jaxsparse._plan import PlanLike, plan_for
 from jaxsparse._score import is_zero
 from jaxsparse._tiles import over_tiles
@@ -50,6 +50,8 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
                 assert leaf.axis is not None
                 for axis in (leaf.axis, *leaf.output[-1:] * both):
                     faults += _group_faults(leaf, leaves[leaf.path], kept, total, axis)
+            case PerOutput():
+                faults += _row_faults(leaf, leaves[leaf.path], kept)
             case _:
                 faults += _count_faults(group, leaves, total, kept)
     if faults:
@@ -63,7 +65,9 @@ def _group_faults(
     leaf: LeafPlan, weight: ArrayLike, n: int, m: int, axis: int
 ) -> list[str]:
     """What is wrong with the groups along an axis of a leaf, if anything is."""
-    counts = np.asarray(_nonzeros(weight, m, axis))
+    assert leaf.shape is not None
+    tile = tuple(m if i == axis else 1 for i in range(len(leaf.shape)))
+    counts = np.asarray(_nonzero_sums(weight, tile))
     bad = counts > n
     if not bad.any():
         return []
@@ -75,6 +79,22 @@ def _group_faults(
         f"  {leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
         f"{bad.size} groups keep more than {n}; the first, with "
         f"{counts[tuple(group)]}, starts at {tuple(start)}{along}"
+    ]
+
+
+def _row_faults(leaf: LeafPlan, weight: ArrayLike, kept: int) -> list[str]:
+    """What is wrong with the outputs of a leaf, if anything is."""
+    assert leaf.shape is not None
+    row = tuple(1 if i in leaf.rows else n for i, n in enumerate(leaf.shape))
+    counts = np.asarray(_nonzero_sums(weight, row))
+    bad = counts > kept
+    if not bad.any():
+        return []
+    first = tuple(int(i) for i in np.argwhere(bad)[0])
+    return [
+        f"  {leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
+        f"{bad.size} outputs keep more than {kept}; the first, with {counts[first]}, "
+        f"starts at {first}"
     ]
 
 
@@ -94,11 +114,10 @@ def _count_faults(
     ]
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _nonzeros(weight: jax.Array, m: int, axis: int) -> jax.Array:
-    """The number of non-zero weights in every group."""
-    group = tuple(m if i == axis else 1 for i in range(weight.ndim))
-    return over_tiles(partial(jnp.sum, dtype=jnp.int32), ~is_zero(weight), group)
+@partial(jax.jit, static_argnums=1)
+def _nonzero_sums(weight: jax.Array, tile: tuple[int, ...]) -> jax.Array:
+    """The number of non-zero weights in every tile."""
+    return over_tiles(partial(jnp.sum, dtype=jnp.int32), ~is_zero(weight), tile)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -26,7 +26,7 @@ class Site(NamedTuple):
 
     Attributes:
       eqn: the equation.
-      path: where it stands, in a program that is not copied meanwhile.
+      path: where it stands.
       steps: the number of the step of each scan around it, by the scan's path.
     """
 
@@ -97,7 +97,7 @@ def _run(site: Site, inputs, rule: Rule, state):
                 outputs, state = _evaluate(body, values, rule, state, path, known)
                 return (outputs[:num_carry], state), outputs[num_carry:]
 
-            xs = (jnp.arange(length), inputs[num_consts + num_carry :])
+            xs = (jnp.arange(length, dtype=jnp.int32), inputs[num_consts + num_carry :])
             (carry, state), ys = lax.scan(
                 step, (carry, state), xs, length=length, reverse=reverse, unroll=unroll
             )

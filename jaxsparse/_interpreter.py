@@ -63,14 +63,29 @@ class ShardMap(NamedTuple):
 
 Structure = Call | Scan | While | Cond | ShardMap
 
-#: Where an equation stands: itself and those around it, from the outermost one, each
-#: with the number of the jaxpr in it. One jaxpr may be called from several places.
-Path = tuple[tuple[int, int], ...]
+
+class Step(NamedTuple):
+    """An equation on the way to another, or that itself.
+
+    Attributes:
+      identity: tells it from all others of a program.
+      primitive: the name of its primitive.
+      part: which of the jaxprs in it.
+    """
+
+    identity: int
+    primitive: str
+    part: int
+
+
+#: Where an equation stands: those around it, from the outermost one, and itself. One
+#: jaxpr may be called from several places.
+Path = tuple[Step, ...]
 
 
 def step_into(path: Path, eqn, part: int = 0) -> Path:
     """The path of an equation, or of one of the jaxprs in it."""
-    return (*path, (id(eqn), part))
+    return (*path, Step(id(eqn), eqn.primitive.name, part))
 
 
 #: The parameter that holds the jaxpr of a primitive that calls it once.

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse._axes import LeafAxes
-from jaxsparse._pattern import NM, Block, Channel, Pattern, Unstructured, as_pattern
+from jaxsparse._pattern import (
+    NM,
+    Block,
+    Channel,
+    Pattern,
+    PerOutput,
+    Unstructured,
+    as_pattern,
+)
 from jaxsparse._rule import Rule
 from jaxsparse._score import check_rankable
 
@@ -64,24 +72,31 @@ class LeafPlan:
                 sizes = {self.axis: height, self.output[-1]: width}
                 return tuple(sizes.get(i, 1) for i in range(len(self.shape)))
             case Channel():
-                apart = self.output + self.batch
                 return tuple(
-                    1 if i in apart else size for i, size in enumerate(self.shape)
+                    1 if i in self.rows else size for i, size in enumerate(self.shape)
                 )
         return (1,) * len(self.shape)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The axes along which there are separate outputs."""
+        return tuple(sorted(self.output + self.batch))
 
     @property
     def counts(self) -> tuple[int, int]:
         """How many there are to choose from, and how many the pattern keeps of them.
 
-        For n:m that is in each group, for all other patterns in the leaf, in tiles.
+        For n:m that is in each group, or of each output where the pattern says so; for
+        all other patterns in the leaf, in tiles.
         """
         assert self.shape is not None
         assert self.pattern is not None
         if isinstance(self.pattern, NM):
             return self.pattern.m, self.pattern.n
-        tiles = math.prod(self.shape) // math.prod(self.tile)
-        return tiles, round(tiles * self.pattern.density)
+        total = math.prod(self.shape) // math.prod(self.tile)
+        if isinstance(self.pattern, PerOutput):
+            total //= math.prod(self.shape[axis] for axis in self.rows)
+        return total, round(total * self.pattern.density)
 
 
 def counted_groups(

@@ -93,6 +93,37 @@ class Unstructured:
 
 
 @dataclass(frozen=True)
+class PerOutput:
+    """The lowest scores among the weights of each output are pruned, output by output.
+
+    The comparison group of Wanda (Sun et al. 2024, arXiv:2306.11695): every output of a
+    layer keeps as many of its weights as every other.
+
+    Attributes:
+      sparsity: the fraction of an output's weights that is pruned, to the nearest one.
+
+    Raises:
+      ValueError: not `0 < sparsity < 1`.
+
+    >>> print(PerOutput(0.5))
+    50% per output
+    """
+
+    sparsity: float
+
+    def __post_init__(self):
+        _check_sparsity(self.sparsity)
+
+    def __str__(self) -> str:
+        return f"{_percent(self.sparsity)} per output"
+
+    @property
+    def density(self) -> float:
+        """The fraction of weights kept."""
+        return 1 - self.sparsity
+
+
+@dataclass(frozen=True)
 class Block:
     """Whole blocks are pruned: those with the lowest sums of scores.
 
@@ -163,7 +194,7 @@ class Channel:
 
 
 #: What a leaf may be pruned to.
-Pattern = NM | Unstructured | Block | Channel
+Pattern = NM | Unstructured | PerOutput | Block | Channel
 
 #: Whatever names a pattern: a `Pattern`, `"2:4"`, `"2:4 sparsity"`, `(2, 4)` or
 #: `"2:4 transposable"`.
@@ -193,7 +224,7 @@ def as_pattern(pattern: PatternLike) -> Pattern:
         return NM(*pattern)
     raise TypeError(
         "a pattern is '2:4', '2:4 sparsity', (2, 4), NM(2, 4), Unstructured(0.9), "
-        f"Block((4, 4), 0.9) or Channel(0.5), got {pattern!r}"
+        f"PerOutput(0.5), Block((4, 4), 0.9) or Channel(0.5), got {pattern!r}"
     )
 
 

@@ -26,7 +26,8 @@ def _ragged_sides(eqn) -> list[Side | None]:
 
 def _conv_sides(eqn) -> list[Side | None]:
     _, inputs, *spatial = eqn.params["dimension_numbers"].rhs_spec
-    return [None, Side((inputs,), (), tuple(spatial))]
+    groups = eqn.params["feature_group_count"]
+    return [None, Side((inputs,), (), tuple(spatial), groups)]
 
 
 _SIDES: dict[str, Callable[[Any], list[Side | None]]] = {
@@ -86,7 +87,7 @@ def _contraction(
     sizes = [shape[i] for i in side.contracted]
     group, alignment, reason = _group([view.dims[i] for i in side.contracted], sizes)
     if side.spatial and sizes == [1]:
-        depthwise = eqn.params["feature_group_count"] > 1
+        depthwise = side.groups > 1
         group, reason = None, "depthwise" if depthwise else "one input channel"
     return Use(
         eqn.primitive.name,
@@ -96,7 +97,7 @@ def _contraction(
         output=tuple(sorted(of(rest) - contracted - batch)),
         group=group,
         alignment=alignment,
-        groups=eqn.params.get("feature_group_count", 1),
+        groups=side.groups,
         other=tuple(eqn.invars[1 - operand].aval.shape),
         merged=view.merged,
         reason=reason,

@@ -19,7 +19,7 @@ class Rule:
       path: a regular expression that the whole canonical path has to match, such as
         `".*mlp.*"`; a path is the names on the way to a leaf, joined by `/`.
       pattern: `"2:4"`, `(2, 4)`, `NM(2, 4)`, `Unstructured(0.9)`, `Block((4, 4), 0.9)`,
-        `Channel(0.5)`, or None to keep the leaves dense.
+        `PerOutput(0.5)`, `Channel(0.5)`, or None to keep the leaves dense.
       axis: the axis along which groups lie, over what names say.
       sizes: leaves are pruned to n:m only if these two divide the product of the
         output axes and that of the contracted axes. The default, `(8, 16)`, is NVIDIA

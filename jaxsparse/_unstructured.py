@@ -10,6 +10,7 @@ one, and takes a number of kept weights that is traced.
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, UInt
@@ -65,6 +66,29 @@ def best_unstructured_masks(
         ((k > threshold) | (e & (p < end))) & (kept > 0)
         for k, e, p in zip(keys, equal, places, strict=True)
     ]
+
+
+def best_row_mask(
+    ranked: Ranked, kept: int | Int[Array, ""], rows: Sequence[int]
+) -> Bool[Array, "..."]:
+    """The mask that keeps the highest keys of every row.
+
+    Args:
+      ranked: what to rank, of any shape.
+      kept: how many to keep of each row; may be traced.
+      rows: the axes along which rows lie side by side; a row is what is left.
+
+    Returns:
+      True where a place is kept, shaped like `ranked`; of equal keys the lower index
+      is kept.
+    """
+    bits = ranked.bits
+    order = [*rows, *(i for i in range(bits.ndim) if i not in rows)]
+    moved = bits.transpose(order)
+    sizes = moved.shape[: len(rows)]
+    best = lambda row: best_unstructured_masks([ranked._replace(bits=row)], kept)[0]
+    mask = jax.vmap(best)(moved.reshape(math.prod(sizes), -1)).reshape(moved.shape)
+    return mask.transpose([order.index(i) for i in range(bits.ndim)])
 
 
 def _largest(dtype, bits: int, holds: Callable[[Array], Array]) -> UInt[Array, ""]:

@@ -70,6 +70,7 @@ class Side(NamedTuple):
     contracted: tuple[int, ...]
     batch: tuple[int, ...]
     spatial: tuple[int, ...] = ()
+    groups: int = 1
 
 
 class Contraction(NamedTuple):
