@@ -8,7 +8,9 @@ from jaxsparse._contraction import (
 from jaxsparse._erdos_renyi import (
     distribute_by_erdos_renyi as distribute_by_erdos_renyi,
 )
+from jaxsparse._fit_weights import fit_weights as fit_weights
 from jaxsparse._leaf_plan import LeafPlan as LeafPlan
+from jaxsparse._leaf_statistics import LeafStatistics as LeafStatistics
 from jaxsparse._masks import (
     create_masks as create_masks,
     mask_params as mask_params,
@@ -40,16 +42,14 @@ from jaxsparse._searcher import (
     Searcher as Searcher,
     SearchResult as SearchResult,
 )
+from jaxsparse._sparsegpt_searcher import SparseGPTSearcher as SparseGPTSearcher
 from jaxsparse._state import (
     RegrowthState as RegrowthState,
     SparseState as SparseState,
     StraightThroughState as StraightThroughState,
     get_masks as get_masks,
 )
-from jaxsparse._statistics import (
-    LeafStatistics as LeafStatistics,
-    collect_statistics as collect_statistics,
-)
+from jaxsparse._statistics import collect_statistics as collect_statistics
 from jaxsparse._straight_through import (
     add_sr_ste_decay as add_sr_ste_decay,
     straight_through as straight_through,
@@ -63,6 +63,7 @@ from jaxsparse._tree_scores import (
     saliency_scores as saliency_scores,
 )
 from jaxsparse._values import Use as Use
+from jaxsparse._wanda import WandaSearcher as WandaSearcher
 from jaxsparse.magnitude import (
     compute_valid_1d_patterns as compute_valid_1d_patterns,
     create_asp_mask as create_asp_mask,

@@ -33,6 +33,7 @@ def contraction_axes(
     Raises:
       ValueError: two leaves have one path; besides what `fn` raises when traced.
 
+    >>> import jax
     >>> shape = lambda *s: jax.ShapeDtypeStruct(s, "float32")
     >>> fn = lambda params, x: jax.numpy.einsum("bd,hdk->bhk", x, params["w"])
     >>> contraction_axes(fn, {"w": shape(4, 16, 8)}, shape(2, 16))
@@ -63,6 +64,7 @@ def leaf_uses(
     Raises:
       ValueError: as `contraction_axes`.
 
+    >>> import jax
     >>> shape = lambda *s: jax.ShapeDtypeStruct(s, "float32")
     >>> fn = lambda params, x: x @ params["w"]
     >>> use, = leaf_uses(fn, {"w": shape(16, 8)}, shape(2, 16))["w"]

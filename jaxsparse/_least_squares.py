@@ -4,7 +4,6 @@ Each output has normal equations of its own, over the inputs that its mask keeps
 is solved for is the change of those weights that makes up for the pruned ones.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve

@@ -10,13 +10,12 @@ cost is `(w[i] / u[i, i]) ** 2`.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32
 
 
@@ -47,7 +46,7 @@ class Factor(NamedTuple):
 
 
 def inverse_factor(
-    moment: Float32[Array, "input input"], damping: float, tries: int = 6
+    moment: Float32[Array, "input input"], damping: ArrayLike, tries: int = 6
 ) -> Factor:
     """Factors the inverse of a second moment.
 
@@ -77,8 +76,8 @@ def inverse_factor(
     failed = lambda tried: ~jnp.isfinite(tried[1]).all() & (tried[2] < tries)
     again = lambda tried: (10 * tried[0], attempt(10 * tried[0]), tried[2] + 1)
     start = (first, attempt(first), jnp.zeros((), jnp.int32))
-    damping, upper, _ = lax.while_loop(failed, again, start)
-    return Factor(upper, dead, damping)
+    damped, upper, _ = lax.while_loop(failed, again, start)
+    return Factor(upper, dead, damped)
 
 
 def sparsegpt(

@@ -1,18 +1,18 @@
 """Calibration: statistics of what the layers of a model are given."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, PyTree
+from jaxtyping import Array, PyTree
 
 from jaxsparse._batches import Frame, as_args, noted, unpack, with_bar
 from jaxsparse._columns import Columns
 from jaxsparse._evaluate import evaluate
+from jaxsparse._leaf_statistics import LeafStatistics
 from jaxsparse._observe import columns_of, tally_rule
 from jaxsparse._paths import flatten, is_array
 from jaxsparse._plan import PlanLike, plan_for
@@ -23,54 +23,6 @@ from jaxsparse._tally import NONE_BAD, Tally, new_tally
 #: What is known of the inputs: the mean square of each, or the mean product of every
 #: two.
 Statistic = Literal["mean_square", "second_moment"]
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["moments", "tokens"],
-    meta_fields=["columns"],
-)
-@dataclass(frozen=True)
-class LeafStatistics:
-    """Statistics of the inputs of one leaf.
-
-    A leaf has a problem for each expert, for each layer of a stack or for each feature
-    group of a convolution; mostly that is one.
-
-    Attributes:
-      moments: means over tokens, of the square of each input, `[problem, input]`, or of
-        the product of every two, `[problem, input, input]`.
-      tokens: how many there were, by their weights.
-      columns: which axes of the leaf are inputs.
-    """
-
-    moments: Float32[Array, "problem input ..."]
-    tokens: Float32[Array, " problem"]
-    columns: Columns
-
-    @property
-    def mean_square(self) -> Float32[Array, "problem input"]:
-        """The mean square of each input."""
-        moments = self.moments
-        return moments if moments.ndim == 2 else jnp.diagonal(moments, axis1=1, axis2=2)
-
-    @property
-    def second_moment(self) -> Float32[Array, "problem input input"]:
-        """The mean product of every two inputs.
-
-        Raises:
-          ValueError: only mean squares were collected.
-        """
-        if self.moments.ndim == 2:
-            raise ValueError(
-                "only mean squares were collected; this needs "
-                "collect_statistics(..., statistic='second_moment')"
-            )
-        return self.moments
-
-
-#: Statistics by the canonical paths of the leaves.
-Statistics = Mapping[str, LeafStatistics]
 
 
 def collect_statistics(
