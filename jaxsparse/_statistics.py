@@ -130,16 +130,18 @@ def _collect(
 ) -> dict[str, LeafStatistics]:
     """The statistics of some leaves, from one pass over the batches."""
     leaves, structure = flatten(params)
-    arrays = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
+    names = [path for path, leaf in leaves.items() if is_array(leaf)]
+    arrays = [leaves[path] for path in names]
 
     @partial(jax.jit, static_argnums=2, donate_argnums=4)
     def observe(arrays, inputs, frame: Frame, number, tallies):
-        params = structure.unflatten({**leaves, **arrays}.values())
+        known = {**leaves, **dict(zip(names, arrays, strict=True))}
+        params = structure.unflatten(known.values())
         args = as_args(frame.fill(inputs))
         program = trace(fn, params, args)
         weight = None if weights is None else weights(*args)
         rule = tally_rule(program, columns, weight, number)
-        given = [*arrays.values(), *program.inputs]
+        given = [*arrays, *program.inputs]
         return evaluate(program.inner, given, rule, tallies)[1]
 
     tallies = {path: new_tally(c, products=products) for path, c in columns.items()}

@@ -216,7 +216,8 @@ def test_experts_that_see_all_tokens_and_then_their_own():
 
     def fn(params, x):
         hidden = jnp.maximum(jnp.einsum("td,edh->teh", x, params["first"]), 0)
-        return jnp.einsum("teh,ehd->td", hidden, params["second"])
+        outputs = jnp.einsum("teh,ehd->ted", hidden, params["second"])
+        return jnp.einsum("ted,te->td", outputs, x[:, :3])
 
     found = collect(fn, {"first": first, "second": second}, x)
     agree(found["first"], x)
