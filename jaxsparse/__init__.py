@@ -42,6 +42,7 @@ from jaxsparse._searcher import (
     Searcher as Searcher,
     SearchResult as SearchResult,
 )
+from jaxsparse._sequential import prune_sequentially as prune_sequentially
 from jaxsparse._sparsegpt_searcher import SparseGPTSearcher as SparseGPTSearcher
 from jaxsparse._state import (
     RegrowthState as RegrowthState,

@@ -58,6 +58,12 @@ def evaluate(inner: Inner, args: Sequence[Any], rule: Rule, state: Any = None):
     return _evaluate(inner, args, rule, state, (), {})
 
 
+def as_it_stands(site: Site, inputs: list[Any], state: Any) -> tuple[None, Any]:
+    """The rule that changes nothing."""
+    del site, inputs
+    return None, state
+
+
 def _evaluate(inner, args, rule, state, path: Path, steps: Mapping[Path, Any]):
     def apply(eqn, inputs):
         nonlocal state  # `interpret` hands on values alone

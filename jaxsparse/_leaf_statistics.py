@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from jaxsparse._columns import Columns
+
+
+#: What is known of the inputs: the mean square of each, or the mean product of every
+#: two.
+Statistic = Literal["mean_square", "second_moment"]
 
 
 @partial(

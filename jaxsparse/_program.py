@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from jaxsparse._evaluate import as_it_stands, evaluate
 from jaxsparse._interpreter import Inner
 from jaxsparse._paths import flatten, is_array
 from jaxsparse._uses import walk
@@ -45,8 +46,14 @@ def trace(
     params: PyTree,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
+    *,
+    flat: bool = False,
 ) -> Program:
-    """Traces `fn(params, *args, **kwargs)`, from shapes, and walks through it."""
+    """Traces `fn(params, *args, **kwargs)`, from shapes, and walks through it.
+
+    Where `flat`, what the program calls stands in it: only loops and branches have
+    jaxprs of their own.
+    """
     leaves, structure = flatten(params)
     named = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
     others, rest = jax.tree.flatten((args, dict(kwargs or {})))
@@ -62,7 +69,12 @@ def trace(
         return [x for x in jax.tree.leaves(result) if is_array(x)]
 
     inputs = [others[i] for i in places]
-    closed = jax.make_jaxpr(traced)(list(named.values()), inputs)
+    given = list(named.values()), inputs
+    closed = jax.make_jaxpr(traced)(*given)
+    if flat:
+        calling = Inner(closed.jaxpr, closed.consts)
+        run = lambda arrays, inputs: evaluate(calling, [*arrays, *inputs], as_it_stands)
+        closed = jax.make_jaxpr(lambda *given: run(*given)[0])(*given)
     values = [
         Value(views=(view_of(path, leaf.shape),), params=True)
         for path, leaf in named.items()

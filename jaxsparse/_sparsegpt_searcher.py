@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from jaxsparse._columns import Columns
 from jaxsparse._fit_weights import check_updatable, warn_of_few_tokens
 from jaxsparse._leaf_plan import LeafPlan
-from jaxsparse._leaf_statistics import LeafStatistics, match_statistics
+from jaxsparse._leaf_statistics import LeafStatistics, Statistic, match_statistics
 from jaxsparse._least_squares import masked_least_squares
 from jaxsparse._packing import pack_mask
 from jaxsparse._paths import flatten, map_named
@@ -68,6 +68,7 @@ class SparseGPTSearcher:
     damping: float = 0.01
     update_weights: Update = True
     packed: bool = False
+    statistic: ClassVar[Statistic] = "second_moment"
 
     def __post_init__(self):
         if not 0 < self.damping < math.inf:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,12 @@ from jaxtyping import Array, PyTree
 from jaxsparse._batches import Frame, as_args, noted, unpack, with_bar
 from jaxsparse._columns import Columns
 from jaxsparse._evaluate import evaluate
-from jaxsparse._leaf_statistics import LeafStatistics
+from jaxsparse._leaf_statistics import LeafStatistics, Statistic
 from jaxsparse._observe import columns_of, tally_rule
 from jaxsparse._paths import flatten, is_array
 from jaxsparse._plan import PlanLike, plan_for
 from jaxsparse._program import trace
 from jaxsparse._tally import NONE_BAD, Tally, new_tally
-
-
-#: What is known of the inputs: the mean square of each, or the mean product of every
-#: two.
-Statistic = Literal["mean_square", "second_moment"]
 
 
 def collect_statistics(
@@ -148,6 +143,17 @@ def _collect(
     for number, batch in enumerate(batches):
         with noted(number, batch):
             tallies = observe(arrays, *unpack(batch), number, tallies)
+    return finish_statistics(tallies, columns)
+
+
+def finish_statistics(
+    tallies: Mapping[str, Tally], columns: Mapping[str, Columns]
+) -> dict[str, LeafStatistics]:
+    """The means of what was added up.
+
+    Raises:
+      ValueError: a sum is not finite, or of nothing.
+    """
     _check(tallies, columns)
     return {path: _mean(tallies[path], columns[path]) for path in columns}
 

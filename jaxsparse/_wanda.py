@@ -1,13 +1,13 @@
 """Wanda: weights ranked by what they add to a layer's outputs."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxsparse._leaf_statistics import LeafStatistics, match_statistics
+from jaxsparse._leaf_statistics import LeafStatistics, Statistic, match_statistics
 from jaxsparse._masks import create_masks, mask_params
 from jaxsparse._paths import map_named
 from jaxsparse._plan import PlanLike, plan_for
@@ -38,6 +38,7 @@ class WandaSearcher:
 
     plan: PlanLike = "2:4"
     packed: bool = False
+    statistic: ClassVar[Statistic] = "mean_square"
 
     def search(self, params: PyTree, statistics: Any = None) -> SearchResult:
         """Prunes `params`.

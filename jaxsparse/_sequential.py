@@ -1,0 +1,191 @@
+"""Pruning in the order of the computation: what is pruned first is seen by the rest."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, PyTree
+
+from jaxsparse._batches import as_args, noted, unpack, with_bar
+from jaxsparse._columns import Columns
+from jaxsparse._evaluate import as_it_stands, evaluate
+from jaxsparse._leaf_plan import LeafPlan
+from jaxsparse._leaf_statistics import LeafStatistics
+from jaxsparse._observe import columns_of, tally_rule
+from jaxsparse._paths import flatten, flatten_masks, is_array, map_named
+from jaxsparse._plan import Plan, plan_for
+from jaxsparse._program import Program, trace
+from jaxsparse._searcher import SearchResult
+from jaxsparse._sparsegpt_searcher import SparseGPTSearcher
+from jaxsparse._stages import Stage, cut_program, order_leaves
+from jaxsparse._statistics import finish_statistics
+from jaxsparse._tally import new_tally
+from jaxsparse._wanda import WandaSearcher
+
+
+def prune_sequentially(
+    fn: Callable[..., Any],
+    params: PyTree,
+    batches: Iterable[Any],
+    searcher: SparseGPTSearcher | WandaSearcher,
+    *,
+    boundaries: Sequence[str],
+    weights: Callable[..., Array] | None = None,
+    progress: bool = False,
+) -> SearchResult:
+    """Prunes a model stage by stage, each calibrated on what those before now give.
+
+    So every layer makes up for the errors before it, too. The batches run through the
+    model once; between stages their activations are kept on the device.
+
+    Args:
+      fn: a function `fn(params, *batch)`: a forward pass or a loss.
+      params: a tree of arrays.
+      batches: each a tuple of the further arguments, or the only one.
+      searcher: a `SparseGPTSearcher` or a `WandaSearcher`; its plan decides what is
+        pruned.
+      boundaries: regular expressions of whole paths. The leaves that one matches are
+        pruned together, the first that matches a leaf decides, and stages follow each
+        other as the trace meets them: `[rf"layers/{i}/.*" for i in range(12)]`.
+      weights: how much tokens count, as for `collect_statistics`.
+      progress: whether to show a progress bar (needs `tqdm`).
+
+    Returns:
+      The pruned parameters, their masks and the plan.
+
+    Raises:
+      ValueError: a leaf that no boundary matches, one that is contracted inside of a
+        loop, stages across each other; besides what `collect_statistics` and the
+        searcher raise.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxsparse import Rule
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {name: jax.random.normal(keys[0], (16, 16)) for name in ("a", "b")}
+    >>> fn = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]
+    >>> batches = [jax.random.normal(key, (64, 16)) for key in keys[1:]]
+    >>> searcher = SparseGPTSearcher([Rule(".*", "2:4", axis=0)])
+    >>> found = prune_sequentially(fn, params, batches, searcher, boundaries=["a", "b"])
+    >>> print((found.params["b"] == 0).mean())
+    0.5
+    """
+    batches = list(batches)
+    if not batches:
+        raise ValueError("there are no batches: statistics need at least one")
+    plan = plan_for(params, searcher.plan)
+    stage_of = {leaf.path: _stage_number(leaf, boundaries) for leaf in plan.sparse}
+    with noted(0, batches[0]):
+        first = trace(fn, params, as_args(batches[0]), flat=True)
+        stages = order_leaves(first, stage_of)
+    cuts: dict[Any, _Cut] = {}  # one for every shape of a batch
+    flows = []
+    for number, batch in enumerate(batches):
+        with noted(number, batch):
+            key = _shapes(batch)
+            if key not in cuts:
+                cuts[key] = _cut(fn, params, batch, stages)
+            flows.append(_begin(cuts[key], key, batch, weights))
+
+    found = SearchResult(params, map_named(lambda *_: None, params), plan)
+    for i, paths in enumerate(stages):
+        columns = columns_of(first, [plan[path] for path in paths])
+        products = searcher.statistic == "second_moment"
+        tallies = {p: new_tally(c, products=products) for p, c in columns.items()}
+        observe = {key: _observer(cut, i, columns) for key, cut in cuts.items()}
+        arrays, name = _arrays(found.params), f"stage {i + 1} of {len(stages)}"
+        for number, (key, values, weight) in enumerate(
+            with_bar(flows, flows, name, progress)
+        ):
+            tallies = observe[key](arrays, values, weight, number, tallies)
+        found = _search(searcher, found, paths, finish_statistics(tallies, columns))
+        if i + 1 < len(stages):
+            forward = {key: _forwarder(cut, i) for key, cut in cuts.items()}
+            arrays = _arrays(found.params)
+            flows = [
+                flow._replace(values=forward[flow.key](arrays, flow.values))
+                for flow in flows
+            ]
+    return found
+
+
+class _Cut(NamedTuple):
+    """A program, cut into stages, and which of its inputs go to the first."""
+
+    program: Program
+    entry: list[int]
+    stages: list[Stage]
+
+
+class _Flow(NamedTuple):
+    """A batch on its way: the key of its program, what is carried, its weights."""
+
+    key: Any
+    values: list[Any]
+    weights: Array | None
+
+
+def _stage_number(leaf: LeafPlan, boundaries: Sequence[str]) -> int:
+    for number, boundary in enumerate(boundaries):
+        if re.fullmatch(boundary, leaf.path):
+            return number
+    raise ValueError(
+        f"no boundary matches leaf {leaf.path!r} of shape {leaf.shape}, which is planned "
+        f"{leaf.decision}: add one that matches the whole path, or keep the leaf dense"
+    )
+
+
+def _shapes(batch: Any) -> Any:
+    """What batches of one program have in common."""
+    arrays, frame = unpack(batch)
+    return frame, tuple((x.shape, x.dtype) for x in arrays)
+
+
+def _cut(fn, params: PyTree, batch: Any, stages: Sequence[Sequence[str]]) -> _Cut:
+    program = trace(fn, params, as_args(batch), flat=True)
+    return _Cut(program, *cut_program(program, len(_arrays(params)), stages))
+
+
+def _begin(cut: _Cut, key: Any, batch: Any, weights: Callable[..., Array] | None):
+    inputs, _ = unpack(as_args(batch))
+    weight = None if weights is None else weights(*as_args(batch))
+    return _Flow(key, [inputs[i] for i in cut.entry], weight)
+
+
+def _arrays(params: PyTree) -> list[Any]:
+    return [leaf for leaf in flatten(params)[0].values() if is_array(leaf)]
+
+
+def _observer(cut: _Cut, i: int, columns: Mapping[str, Columns]) -> Callable[..., Any]:
+    @partial(jax.jit, donate_argnums=4)
+    def observe(arrays, values, weights, number, tallies):
+        rule = tally_rule(cut.program, columns, weights, number)
+        return evaluate(cut.stages[i].observed, [*arrays, *values], rule, tallies)[1]
+
+    return observe
+
+
+def _forwarder(cut: _Cut, i: int) -> Callable[..., Any]:
+    stage = cut.stages[i].forward
+    run = lambda arrays, values: evaluate(stage, [*arrays, *values], as_it_stands)[0]
+    return jax.jit(run)
+
+
+def _search(
+    searcher: SparseGPTSearcher | WandaSearcher,
+    found: SearchResult,
+    paths: Sequence[str],
+    statistics: Mapping[str, LeafStatistics],
+) -> SearchResult:
+    """The result after another stage."""
+    dense = lambda leaf: LeafPlan(leaf.path, leaf.shape, reason="another stage")
+    leaves = [leaf if leaf.path in paths else dense(leaf) for leaf in found.plan.leaves]
+    own = replace(searcher, plan=Plan(tuple(leaves)))
+    params, new, _ = own.search(found.params, statistics)
+    masks = flatten_masks(found.masks)
+    masks |= {path: m for path, m in flatten_masks(new).items() if m is not None}
+    return SearchResult(
+        params, map_named(lambda path, _: masks[path], params), found.plan
+    )
