@@ -1,5 +1,10 @@
 """N:M weight sparsity for JAX: exact masks for whole models, kept while they train."""
 
+from jaxsparse._calibration_report import (
+    CalibrationReport as CalibrationReport,
+    LeafError as LeafError,
+    calibration_report as calibration_report,
+)
 from jaxsparse._check import check_sparsity as check_sparsity
 from jaxsparse._contraction import (
     contraction_axes as contraction_axes,

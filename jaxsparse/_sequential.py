@@ -132,8 +132,9 @@ def _stage_number(leaf: LeafPlan, boundaries: Sequence[str]) -> int:
         if re.fullmatch(boundary, leaf.path):
             return number
     raise ValueError(
-        f"no boundary matches leaf {leaf.path!r} of shape {leaf.shape}, which is planned "
-        f"{leaf.decision}: add one that matches the whole path, or keep the leaf dense"
+        f"no boundary matches leaf {leaf.path!r} of shape {leaf.shape}, which is "
+        f"planned {leaf.decision}: add one that matches the whole path, or keep the "
+        "leaf dense"
     )
 
 

@@ -1,6 +1,7 @@
 """A program cut into stages: what each needs of those before, and runs itself."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from jax.extend import core
@@ -46,7 +47,7 @@ def order_leaves(program: Program, stage_of: Mapping[str, int]) -> list[list[str
     for path in sorted(spans, key=spans.__getitem__):
         stages.setdefault(stage_of[path], []).append(path)
     ordered = list(stages.values())
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(ordered):
         last = max(before, key=lambda path: spans[path][1])
         if spans[last][1] > spans[after[0]][0]:
             raise ValueError(
@@ -71,7 +72,7 @@ def cut_program(
       stages: the leaves of each, in order.
 
     Returns:
-      Which of the program's other inputs are carried to the first stage, and the stages.
+      Which of the program's other inputs go to the first stage, and the stages.
     """
     jaxpr = program.inner.jaxpr
     varies = set(jaxpr.invars[params:])

@@ -69,6 +69,7 @@ def test_an_nnx_model_and_mean_squares_alone():
 
     net, x = Net(nnx.Rngs(0)), normal(2, 5, 16)
     found = collect(lambda net, x: net(x), net, x, statistic="mean_square")
+    assert net.a.bias is not None
     expected = hidden(x, {"kernel": net.a.kernel[...], "bias": net.a.bias[...]})
     squares = (expected.reshape(-1, 8) ** 2).mean(0)
     np.testing.assert_allclose(found["b/kernel"].mean_square[0], squares, rtol=1e-5)
@@ -79,9 +80,10 @@ def test_an_nnx_model_and_mean_squares_alone():
 def test_an_equinox_model_whose_kernels_are_transposed():
     net, x = eqx.nn.MLP(16, 4, 8, depth=1, key=KEY), normal(6, 16)
     found = collect(lambda net, x: jax.vmap(net)(x), net, x)
-    first = net.layers[0]
+    first: eqx.nn.Linear = net.layers[0]
+    assert first.bias is not None
     agree(found["layers/0/weight"], x)
-    layer = {"kernel": first.weight.T, "bias": first.bias}
+    layer = {"kernel": np.asarray(first.weight).T, "bias": first.bias}
     agree(found["layers/1/weight"], hidden(x, layer))
     assert found["layers/0/weight"].columns.inputs == (1,)
 
