@@ -93,14 +93,15 @@ def prune_sequentially(
     for i, paths in enumerate(stages):
         columns = columns_of(first, [plan[path] for path in paths])
         products = searcher.statistic == "second_moment"
-        tallies = {p: new_tally(c, products=products) for p, c in columns.items()}
+        tallies = [new_tally(one, products=products) for one in columns.values()]
         observe = {key: _observer(cut, i, columns) for key, cut in cuts.items()}
         arrays, name = _arrays(found.params), f"stage {i + 1} of {len(stages)}"
         for number, (key, values, weight) in enumerate(
             with_bar(flows, flows, name, progress)
         ):
             tallies = observe[key](arrays, values, weight, number, tallies)
-        found = _search(searcher, found, paths, finish_statistics(tallies, columns))
+        known = dict(zip(columns, tallies, strict=True))
+        found = _search(searcher, found, paths, finish_statistics(known, columns))
         if i + 1 < len(stages):
             forward = {key: _forwarder(cut, i) for key, cut in cuts.items()}
             arrays = _arrays(found.params)
@@ -163,7 +164,12 @@ def _observer(cut: _Cut, i: int, columns: Mapping[str, Columns]) -> Callable[...
     @partial(jax.jit, donate_argnums=4)
     def observe(arrays, values, weights, number, tallies):
         rule = tally_rule(cut.program, columns, weights, number)
-        return evaluate(cut.stages[i].observed, [*arrays, *values], rule, tallies)[1]
+        # Without names in it, the program of one layer is that of the next: with a
+        # compilation cache JAX compiles it once.
+        known = dict(zip(columns, tallies, strict=True))
+        stage = cut.stages[i].observed
+        _, known = evaluate(stage, [*arrays, *values], rule, known)
+        return [known[path] for path in columns]
 
     return observe
 

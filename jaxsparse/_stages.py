@@ -1,6 +1,6 @@
 """A program cut into stages: what each needs of those before, and runs itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -42,14 +42,14 @@ def order_leaves(program: Program, stage_of: Mapping[str, int]) -> list[list[str
       ValueError: a leaf is contracted inside of a loop or a branch, or two stages lie
         across each other.
     """
-    spans = _spans(program, stage_of)
+    places = _places(program, stage_of)
     stages: dict[int, list[str]] = {}
-    for path in sorted(spans, key=spans.__getitem__):
+    for path in sorted(places, key=places.__getitem__):
         stages.setdefault(stage_of[path], []).append(path)
     ordered = list(stages.values())
     for before, after in pairwise(ordered):
-        last = max(before, key=lambda path: spans[path][1])
-        if spans[last][1] > spans[after[0]][0]:
+        last = max(before, key=lambda path: places[path][-1])
+        if places[last][-1] > places[after[0]][0]:
             raise ValueError(
                 f"leaf {after[0]!r} is contracted before leaf {last!r} for the last "
                 "time, which belongs to an earlier stage: draw boundaries so that both "
@@ -79,26 +79,27 @@ def cut_program(
     for eqn in jaxpr.eqns:
         if varies.intersection(_variables(eqn.invars)):
             varies.update(eqn.outvars)
-    ends, roots = [], []
-    for leaves in stages:
-        places = [i for path in leaves for i in _places(program, path)]
-        ends.append(max(places))
-        roots.append([jaxpr.eqns[i].outvars[0] for i in sorted(set(places))])
+    places = _places(program, [path for leaves in stages for path in leaves])
+    products = [
+        sorted({i for path in leaves for i in places[path]}) for leaves in stages
+    ]
+    ends = [numbers[-1] for numbers in products]
     starts = [0, *(end + 1 for end in ends[:-1])]
 
     cut: list[Stage] = []
     wanted: list[Any] = []  # by the next stage
-    for start, end, products in reversed(list(zip(starts, ends, roots, strict=True))):
-        eqns, needed = _slice(jaxpr, [*products, *wanted], start, end, varies)
+    for start, end, numbers in reversed(list(zip(starts, ends, products, strict=True))):
+        results = [jaxpr.eqns[i].outvars[0] for i in numbers]
+        eqns, needed = _slice(jaxpr, [*results, *wanted], start, end, varies)
         carried = [v for v in needed if v in varies]
         invars = [*jaxpr.invars[:params], *carried]
-        piece = Piece(jaxpr.constvars, invars, products, eqns)
+        piece = Piece(jaxpr.constvars, invars, results, eqns)
         observed = Inner(piece, program.inner.consts)
         forward = Inner(piece._replace(outvars=wanted), program.inner.consts)
         cut.append(Stage(observed, forward))
         wanted = carried
-    numbers = {v: i for i, v in enumerate(jaxpr.invars[params:])}
-    return [numbers[v] for v in wanted], cut[::-1]
+    entry = {v: i for i, v in enumerate(jaxpr.invars[params:])}
+    return [entry[v] for v in wanted], cut[::-1]
 
 
 def _slice(jaxpr, outvars, start: int, end: int, varies) -> tuple[list[Any], list[Any]]:
@@ -120,25 +121,16 @@ def _slice(jaxpr, outvars, start: int, end: int, varies) -> tuple[list[Any], lis
     return eqns[::-1], list(needed)
 
 
-def _spans(program: Program, leaves: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """The first and the last equation that contracts each leaf."""
-    spans = {}
-    for path in leaves:
-        places = _places(program, path)
-        spans[path] = (min(places), max(places))
-    return spans
-
-
-def _places(program: Program, leaf: str) -> list[int]:
-    """The equations that contract a leaf.
+def _places(program: Program, leaves: Iterable[str]) -> dict[str, list[int]]:
+    """The equations that contract each leaf, in order.
 
     Raises:
       ValueError: one of them is inside of a loop or a branch, or there is none.
     """
     numbers = {step_into((), eqn): i for i, eqn in enumerate(program.inner.jaxpr.eqns)}
-    places = []
+    places: dict[str, list[int]] = {leaf: [] for leaf in leaves}
     for path, contractions in program.record.contractions.items():
-        if any(found.view.leaf == leaf for found in contractions):
+        for leaf in places.keys() & {found.view.leaf for found in contractions}:
             if path not in numbers:
                 raise ValueError(
                     f"leaf {leaf!r} is contracted inside of a {path[0].primitive}, "
@@ -146,11 +138,12 @@ def _places(program: Program, leaf: str) -> list[int]:
                     "Python loop, or prune all at once from the dense model's inputs, "
                     "by collect_statistics and search"
                 )
-            places.append(numbers[path])
-    if not places:
-        raise ValueError(
-            f"leaf {leaf!r} is not contracted by fn: keep it dense by a rule"
-        )
+            places[leaf].append(numbers[path])
+    for leaf, found in places.items():
+        if not found:
+            raise ValueError(
+                f"leaf {leaf!r} is not contracted by fn: keep it dense by a rule"
+            )
     return places
 
 
