@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from decoder import Config, Decoder
 from flax import nnx
-from real_data import load_package, package_folder
+from real_data import load_bible, load_package, load_reference, package_folder
 
 
 CONTROL = 3  # GGUF's type of a token that text never spells
@@ -94,3 +94,15 @@ def token_pieces(tokenizer, text, count, length):
     tokens = np.array(tokenizer.encode(text).ids, np.int32)
     pieces = tokens[: len(tokens) // length * length].reshape(-1, length)
     return pieces[np.arange(count) * len(pieces) // count]
+
+
+def load_pieces(evaluated, calibrated, chosen, length=512):
+    """Pieces of the first halves of the chosen texts, and of the second half of each."""
+    tokenizer = load_tokenizer()
+    texts = {"KJV": load_bible(), "CPython": load_reference()}
+    cut = lambda text, count: token_pieces(tokenizer, text, count, length)
+    each = calibrated // len(chosen)
+    calibration = np.concatenate([cut(texts[name][0], each) for name in chosen])
+    return calibration, {
+        name: cut(text, evaluated) for name, (_, text) in texts.items()
+    }
