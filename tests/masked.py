@@ -1,5 +1,7 @@
 """What the tests of masked optimizers share: parameters, oracle and steps."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,18 @@ def unpacked(masks, name, shape=(16, 8)):
 def grads_at(index, like):
     key = jax.random.fold_in(jax.random.key(7), index)
     return optax.tree.random_like(key, like, jax.random.normal)
+
+
+# Apart from the step, so that random numbers are compiled once for all optimizers.
+@partial(jax.jit, static_argnums=1)
+def random_gradients(like, steps):
+    """Those of each step, stacked."""
+
+    def draw(index):
+        key = jax.random.fold_in(jax.random.key(1), index)
+        return optax.tree.random_like(key, like, jax.random.normal)
+
+    return jax.lax.map(draw, jnp.arange(steps))
 
 
 def make_step(tx):

@@ -14,6 +14,7 @@ from jax import lax
 
 import jaxsparse as js
 from tests import reference
+from tests.masked import random_gradients
 
 
 STEPS = 50
@@ -120,24 +121,26 @@ def random_params(dtype):
 
 def train(tx, params, nan_steps=0):
     """The parameters after each step, stacked, and the state after the last."""
+    gradients = random_gradients(params, STEPS)
+    finite = jnp.arange(STEPS) >= nan_steps
+    gradients = jax.tree.map(
+        lambda g: jnp.where(finite.reshape(-1, *[1] * (g.ndim - 1)), g, jnp.nan),
+        gradients,
+    )
 
-    def step(carry, index):
+    def step(carry, grads):
         params, state = carry
-        key = jax.random.fold_in(jax.random.key(1), index)
-        poison = jnp.where(index < nan_steps, jnp.nan, 1.0)
-        grads = optax.tree.random_like(key, params, jax.random.normal)
-        grads = jax.tree.map(lambda g: g * poison.astype(g.dtype), grads)
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         return (params, state), params
 
     @jax.jit
-    def run(params):
+    def run(params, gradients):
         carry = params, tx.init(params)
-        (_, state), history = lax.scan(step, carry, jnp.arange(STEPS))
+        (_, state), history = lax.scan(step, carry, gradients)
         return history, state
 
-    return run(params)
+    return run(params, gradients)
 
 
 def expected_masks(params):

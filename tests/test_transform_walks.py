@@ -13,6 +13,7 @@ from jax import lax
 
 import jaxsparse as js
 from tests import reference
+from tests.masked import random_gradients
 from tests.test_transform_contract import OPTIMIZERS, random_params
 
 
@@ -22,16 +23,14 @@ STEPS = 60
 def histories(tx, params):
     """The parameters and the masks after each step."""
 
-    def step(carry, index):
+    def step(carry, grads):
         params, state = carry
-        key = jax.random.fold_in(jax.random.key(1), index)
-        grads = optax.tree.random_like(key, params, jax.random.normal)
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         return (params, state), (params, js.get_masks(state))
 
-    run = jax.jit(lambda p: lax.scan(step, (p, tx.init(p)), jnp.arange(STEPS))[1])
-    return run(params)
+    run = jax.jit(lambda p, gradients: lax.scan(step, (p, tx.init(p)), gradients)[1])
+    return run(params, random_gradients(params, STEPS))
 
 
 def walk(tx):
