@@ -1,7 +1,5 @@
 """What the tests of masked optimizers share: parameters, oracle and steps."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,21 +30,16 @@ def unpacked(masks, name, shape=(16, 8)):
     return reference.unpack(np.asarray(masks[name]["kernel"]), shape, axis=0)
 
 
-def grads_at(index, like):
-    key = jax.random.fold_in(jax.random.key(7), index)
-    return optax.tree.random_like(key, like, jax.random.normal)
-
-
-# Apart from the step, so that random numbers are compiled once for all optimizers.
-@partial(jax.jit, static_argnums=1)
-def random_gradients(like, steps):
+# Drawn by NumPy: a draw by JAX would take longer to compile than the step itself.
+def random_gradients(like, steps=200):
     """Those of each step, stacked."""
+    rng = np.random.default_rng(7)
+    draw = lambda x: jnp.asarray(rng.normal(size=(steps, *x.shape)), x.dtype)
+    return jax.tree.map(draw, like)
 
-    def draw(index):
-        key = jax.random.fold_in(jax.random.key(1), index)
-        return optax.tree.random_like(key, like, jax.random.normal)
 
-    return jax.lax.map(draw, jnp.arange(steps))
+def grads_at(index, like):
+    return jax.tree.map(lambda stacked: stacked[index], random_gradients(like))
 
 
 def make_step(tx):

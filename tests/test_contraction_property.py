@@ -17,7 +17,7 @@ def random_steps(rng, shape):
         axis = int(rng.integers(len(shape)))
         if kind == "transpose":
             order = tuple(int(i) for i in rng.permutation(len(shape)))
-            steps.append(lambda x, order=order: jnp.transpose(x, order))
+            steps.append(lambda x, order=order: x.transpose(order))
             shape = [shape[i] for i in order]
         elif kind == "slice" and shape[axis] > 4:
             start = 4 * int(rng.integers(shape[axis] // 4))
@@ -89,8 +89,8 @@ def test_random_programs_have_at_most_n_in_every_group_of_the_sum():
             continue
         sparse += 1
         mask = np.asarray(js.create_masks(params, plan)["w"])
-        order = np.asarray(change(np.arange(mask.size).reshape(leaf)))
-        matrix = as_matrix(np.asarray(change(mask)), order, contracted)
+        order = change(np.arange(mask.size).reshape(leaf))
+        matrix = as_matrix(change(mask), order, contracted)
         padded = np.pad(matrix, ((0, -len(matrix) % m), (0, 0)))
         counts = padded.reshape(-1, m, matrix.shape[1]).sum(1)
         assert counts.max() <= n, (leaf, shape, contracted, batch, plan["w"])

@@ -13,6 +13,7 @@ import pytest
 
 import jaxsparse as js
 from tests import reference
+from tests.masked import grads_at
 
 
 SHAPES = {"a": {"kernel": (16, 8)}, "b": {"kernel": (32, 24), "bias": (40,)}}
@@ -95,16 +96,11 @@ def run(wrap, inner, tree, steps):
 
     state, history = tx.init(tree), []
     for index in range(steps):
-        tree, after, states = step(tree, state, gradients_like(tree, index))
+        tree, after, states = step(tree, state, grads_at(index, tree))
         history.append((masks_of(state), masks_of(after), states))
         state = after
     (_, _, previous), (before, after, last) = history[-2:]
     return before, after, previous["left"], last["handed"]
-
-
-def gradients_like(tree, index):
-    key = jax.random.fold_in(jax.random.key(1), index)
-    return optax.tree.random_like(key, tree, jax.random.normal)
 
 
 def check(before, after, left, handed, moments):
