@@ -39,7 +39,7 @@ def test_rigl_moves_a_third_of_an_unstructured_leaf_by_hand():
     assert bits(state) == [1, 1, 1, 1, 0, 0, 0, 0]
     masks, values, rates = [], [], []
     for gradient in gradients:
-        updates, state = tx.update(gradient, state, tree)
+        updates, state = jax.jit(tx.update)(gradient, state, tree)
         tree = optax.apply_updates(tree, updates)
         masks.append(bits(state))
         values.append(tree["w"][:, 0].tolist())
@@ -68,7 +68,7 @@ def test_rigl_swaps_within_the_groups_of_a_pattern():
     assert bits(state) == [1, 1, 0, 0, 1, 0, 1, 0]
     sequence = []
     for _ in range(3):
-        _, state = tx.update(gradient, state, tree)
+        _, state = jax.jit(tx.update)(gradient, state, tree)
         sequence.append(bits(state))
     # The first step changes nothing. At the second the 1 goes, where the gradient is
     # 2, and -5 is grown in its group; at the third the smallest that is kept is this
@@ -88,7 +88,7 @@ def test_a_fraction_of_zero_changes_nothing_and_one_replaces_all():
         )
         state = tx.init(tree)
         for _ in range(2):
-            _, state = tx.update(gradient, state, tree)
+            _, state = jax.jit(tx.update)(gradient, state, tree)
         assert bits(state) == expected
 
 
@@ -124,15 +124,20 @@ def test_a_run_of_200_steps_compiles_once_and_is_sparse_throughout(grow, pattern
 
 
 def test_random_growth_depends_on_key_and_step_alone():
-    def run(key, start=0, state=None, tree=None, steps=20):
-        tx = js.regrow_at_random(
+    def optimizer(key):
+        return js.regrow_at_random(
             optax.sgd(0.1), "2:4", key=key, fraction=lambda _: 0.5, every=3
         )
+
+    # The key is traced, so that one program serves all of them.
+    init = jax.jit(lambda key, tree: optimizer(key).init(tree))
+    step = jax.jit(lambda key, *args: make_step(optimizer(key))(*args))
+
+    def run(key, start=0, state=None, tree=None, steps=20):
         tree = params() if tree is None else tree
-        state = tx.init(tree) if state is None else state
-        step = jax.jit(make_step(tx))
+        state = init(key, tree) if state is None else state
         for index in range(start, steps):
-            tree, state = step(tree, state, index)
+            tree, state = step(key, tree, state, index)
         return tree, state
 
     whole, _ = run(jax.random.key(0))

@@ -158,7 +158,7 @@ def test_weights_that_the_loss_does_not_hold_up_decay_by_the_closed_form():
     tx = optax.chain(js.add_sr_ste_decay(TOY, decay=0.2), optax.sgd(0.5))
     state = tx.init(tree)
     for _ in range(10):
-        updates, state = tx.update({"w": jnp.zeros((4, 1))}, state, tree)
+        updates, state = jax.jit(tx.update)({"w": jnp.zeros((4, 1))}, state, tree)
         tree = optax.apply_updates(tree, updates)
     expected = np.array([[4.0], [3.0], [2 * 0.9**10], [0.9**10]])
     np.testing.assert_allclose(tree["w"], expected, rtol=1e-5)

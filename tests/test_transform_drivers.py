@@ -11,6 +11,7 @@ from jax import lax
 
 import jaxsparse as js
 from tests import reference
+from tests.masked import grads_at
 
 
 STEPS = 50
@@ -25,11 +26,6 @@ each_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def kernel(seed, dtype):
     values = np.random.default_rng(seed).normal(size=(16, 8))
     return jnp.asarray(values, dtype)
-
-
-def gradient(index, like):
-    key = jax.random.fold_in(jax.random.key(1), index)
-    return jax.random.normal(key, like.shape, like.dtype)
 
 
 def assert_pruned(before, history):
@@ -55,7 +51,7 @@ def test_a_train_state_with_donated_arguments(inner, dtype):
 
     @jax.jit(donate_argnums=0)
     def step(state, index):
-        grads = {"kernel": gradient(index, state.params["kernel"])}
+        grads = grads_at(index, state.params)
         return state.apply_gradients(grads=grads)
 
     history = []
@@ -76,7 +72,7 @@ def test_an_nnx_optimizer(inner, dtype):
     @nnx.jit
     def step(model, optimizer, index):
         params = nnx.state(model, nnx.Param)
-        grads = jax.tree.map(lambda x: gradient(index, x), params)
+        grads = grads_at(index, params)
         optimizer.update(model, grads)
 
     history = []
@@ -94,7 +90,7 @@ def test_an_ensemble_under_vmap_and_scan(inner, dtype):
     def train(params):
         def step(carry, index):
             params, state = carry
-            grads = jax.tree.map(lambda x: gradient(index, x), params)
+            grads = grads_at(index, params)
             updates, state = tx.update(grads, state, params)
             params = optax.apply_updates(params, updates)
             return (params, state), params["kernel"]
