@@ -9,6 +9,8 @@ import pytest
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+# A smoke run compiles longer than it computes: LLVM need not optimise.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
     run = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", "--smoke"],
         cwd=tmp_path,
-        env={**os.environ, "MPLBACKEND": "Agg"},
+        env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": FLAGS},
         capture_output=True,
         text=True,
         check=False,
