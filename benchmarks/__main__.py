@@ -13,7 +13,13 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import mask_search, optimizer_step, transposable, whole_tree
+from benchmarks import (
+    mask_search,
+    optimizer_step,
+    sparsegpt,
+    transposable,
+    whole_tree,
+)
 from benchmarks.timing import machine, print_rows
 
 
@@ -27,12 +33,14 @@ def tables(quick: bool) -> dict:
             "whole tree": whole_tree.rows(64, 3),
             "optimizer step": optimizer_step.rows(3, ("small",), ("adamw", "sgd")),
             "transposable": transposable.rows(256, 3),
+            "SparseGPT": sparsegpt.rows(256, 3),
         }
     return {
         "mask search": mask_search.rows(peers=True),
         "whole tree": whole_tree.rows(),
         "optimizer step": optimizer_step.rows(9),
         "transposable": transposable.rows(),
+        "SparseGPT": sparsegpt.rows(),
     }
 
 

@@ -43,11 +43,11 @@ def in_torch(torch, weight, moment, damping=0.01, block=128):
     for start in range(0, size, block):
         end = min(start + block, size)
         own, inner = weight[:, start:end].clone(), upper[start:end, start:end]
-        errors = torch.zeros_like(own)
+        errors, pruned = torch.zeros_like(own), own[:, :4] != own[:, :4]
         for i in range(end - start):
             if i % 4 == 0:
                 costs = (own[:, i : i + 4] / inner.diagonal()[i : i + 4]) ** 2
-                pruned = torch.zeros_like(costs, dtype=torch.bool)
+                pruned[:] = False
                 pruned.scatter_(1, costs.topk(2, largest=False).indices, True)
             column = own[:, i]
             kept = torch.where(pruned[:, i % 4], 0, column)

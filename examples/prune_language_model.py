@@ -109,18 +109,18 @@ def main():
     stages = [f"blocks/{i}/.*" for i in range(len(model.blocks))]
 
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+    counts = {name: pieces[:, 1:].size for name, pieces in texts.items()}
     tokens = sum(batch.size for batch in batches)
-    counts = [f"{name} {pieces[:, 1:].size:,}" for name, pieces in texts.items()]
-    print(f"calibrated on {tokens:,} tokens; evaluated on: {', '.join(counts)}\n")
-    columns = "".join(f"{name:>10}" for name in texts)
-    print(f"{'perplexity':38}{columns}{'seconds':>9}{'peak GiB':>9}")
+    print(f"tokens: calibrated on {tokens}, evaluated on {counts}\n")
+    names = "".join(f"{name:>10}" for name in texts)
+    print(f"{'perplexity':38}{names}{'seconds':>9}{'peak GiB':>9}")
 
     def row(pattern, method, make):
         start = time.perf_counter()
         found = jax.block_until_ready(make())
         seconds, peak = time.perf_counter() - start, peak_memory()
-        results = [perplexity(mean_loss, found.params, x) for x in texts.values()]
-        cells = "".join(f"{result:10.2f}" for result in results)
+        of = lambda pieces: perplexity(mean_loss, found.params, pieces)
+        cells = "".join(f"{of(pieces):10.2f}" for pieces in texts.values())
         print(f"{pattern!s:16}{method:22}{cells}{seconds:9.1f}{peak:9.2f}", flush=True)
         return found
 
@@ -132,9 +132,8 @@ def main():
     ]
     start = time.perf_counter()
     statistics = js.collect_statistics(forward, dense, batches, plan=plans[0])
-    print(
-        f"{'second moments':58}{time.perf_counter() - start:9.1f}{peak_memory():9.2f}"
-    )
+    seconds = time.perf_counter() - start
+    print(f"{'second moments':58}{seconds:9.1f}{peak_memory():9.2f}")
     found = {}
     for pattern, plan in zip(patterns, plans, strict=True):
         every = ways(plan, forward, dense, batches, stages, statistics)
@@ -143,9 +142,8 @@ def main():
     for pattern, result in found.items():
         tune = partial(fine_tune, mean_loss, result, batches, steps)
         found[pattern] = row(pattern, f"  and {steps} steps", tune)
-    result = found["2:4"]
-    sparsity = js.sparsity(result.params)
-    print(f"\n{result.plan}\nsparsity of all weights: {sparsity:.1%}")
+    sparsity = js.sparsity(found["2:4"].params)
+    print(f"\n{plans[0]}\nsparsity of all weights: {sparsity:.1%}")
 
 
 if __name__ == "__main__":

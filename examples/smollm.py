@@ -97,7 +97,7 @@ def token_pieces(tokenizer, text, count, length):
 
 
 def load_pieces(evaluated, calibrated, chosen, length=512):
-    """Pieces of the first halves of the chosen texts, and of the second half of each."""
+    """Pieces of the first halves of the chosen texts, and of all second halves."""
     tokenizer = load_tokenizer()
     texts = {"KJV": load_bible(), "CPython": load_reference()}
     cut = lambda text, count: token_pieces(tokenizer, text, count, length)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Shaped
 
+from jaxsparse._sharding import gathered
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -46,8 +48,11 @@ class Columns:
     def split(
         self, leaf: Shaped[Array, "..."]
     ) -> Shaped[Array, "problem input output"]:
-        """The leaf as matrices, one for each problem."""
-        moved = leaf.transpose(self.batch + self.inputs + self.outputs)
+        """The leaf as matrices, one for each problem.
+
+        What is sharded over explicit axes of a mesh is gathered.
+        """
+        moved = gathered(leaf).transpose(self.batch + self.inputs + self.outputs)
         grouped = moved.reshape(-1, self.channels, self.groups, self._width)
         matrices = grouped.transpose(0, 2, 1, 3)
         return matrices.reshape(self.problems, self.channels, self._width)

@@ -13,6 +13,7 @@ from jaxsparse._paths import map_named
 from jaxsparse._plan import PlanLike, plan_for
 from jaxsparse._score import wide_float
 from jaxsparse._searcher import SearchResult
+from jaxsparse._sharding import sharded_like
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ class WandaSearcher:
 
 @jax.jit
 def _score(weight: Array, statistics: LeafStatistics) -> Array:
-    norm = jnp.sqrt(statistics.mean_square)
     columns = statistics.columns
-    matrices = columns.split(weight)
-    wide = matrices.astype(wide_float(weight.dtype))
-    return columns.join(jnp.abs(wide) * norm[:, :, None].astype(wide.dtype))
+    norm = jnp.sqrt(statistics.mean_square)[:, :, None]
+    width = weight.size // norm.size
+    norms = columns.join(jnp.broadcast_to(norm, (*norm.shape[:2], width)))
+    wide = wide_float(weight.dtype)
+    return jnp.abs(weight.astype(wide)) * sharded_like(norms.astype(wide), weight)

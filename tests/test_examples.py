@@ -1,6 +1,7 @@
 """Every example runs, as a user would run it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
         ("finetune_linen", ["2:4, one-shot", "2:4, fine-tuned", "fine-tuned minus"]),
         ("finetune_nnx", ["2:4, one-shot", "2:4, fine-tuned", "dense, trained as"]),
         ("equinox_mlp", ["2:4, one-shot", "2:4, fine-tuned"]),
+        ("prune_language_model", ["Wanda, in order", "SparseGPT", "and 10 steps"]),
         ("recipes", ["SR-STE, 2:4", "RigL, 90 %", "transposable 2:4", "minus dense"]),
     ],
 )
@@ -33,7 +35,7 @@ def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert "2:4 along axis" in run.stdout
-    assert "sparsity of all weights: 4" in run.stdout
+    assert re.search(r"sparsity of all weights: [34]\d", run.stdout)
     assert [stage for stage in stages if stage not in run.stdout] == []
     if name in ("finetune_linen", "recipes"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000

@@ -47,6 +47,68 @@ def test_unstructured_keeps_the_largest_of_a_leaf(packed):
     js.check_sparsity(pruned, plan)
 
 
+def top_of_rows(scores, kept, rows):
+    """The highest of each row; `rows` are the axes along which rows lie."""
+    mask = np.zeros(scores.shape, bool)
+    for place in np.ndindex(*(scores.shape[axis] for axis in rows)):
+        row = [slice(None)] * scores.ndim
+        for axis, i in zip(rows, place, strict=True):
+            row[axis] = i
+        mask[tuple(row)] = top(scores[tuple(row)], kept)
+    return mask
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_output_keeps_as_many_as_every_other(packed):
+    plan = plan_of(TREE, js.PerOutput(0.7))
+    assert plan["Dense_0/kernel"].decision == "70% per output"
+    expected = top_of_rows(abs(KERNEL), 4, (1,))  # of 12; 3.6 to the nearest weight
+    masks = js.create_masks(TREE, plan, packed=packed)
+    mask = np.asarray(masks["Dense_0"]["kernel"])
+    wanted = reference.pack(expected, 0) if packed else expected
+    np.testing.assert_array_equal(mask, wanted)
+    pruned = js.mask_params(TREE, masks)
+    js.check_sparsity(pruned, plan)
+    pruned["Dense_0"]["kernel"] = np.array(pruned["Dense_0"]["kernel"])
+    pruned["Dense_0"]["kernel"][:, 5] = 1
+    with pytest.raises(ValueError, match=r"1 of 8 outputs keep more than 4; the first"):
+        js.check_sparsity(pruned, plan)
+
+
+def test_outputs_of_convolutions_stacks_and_attention_by_scores_and_ties():
+    """Outputs are the pairs of a batch and an output axis; windows are summed over."""
+    rng = np.random.default_rng(3)
+    whole = lambda *sizes: rng.integers(-2, 3, sizes).astype(np.float32)  # many ties
+    tree = {"conv": whole(3, 2, 4, 5), "stack": whole(2, 6, 4), "heads": whole(4, 3, 5)}
+
+    def fn(params, x, y):
+        windows = jax.lax.conv_general_dilated(
+            x,
+            params["conv"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        stack = jnp.einsum("bi,lio->blo", y, params["stack"])
+        return (
+            windows.sum()
+            + stack.sum()
+            + jnp.einsum("bhd,hdo->bo", windows[:, :4, :3, 0], params["heads"])
+        )
+
+    rules = [js.Rule(".*", js.PerOutput(0.5), sizes=None)]
+    args = jax.ShapeDtypeStruct((2, 6, 6, 4), "float32"), jnp.ones((2, 6))
+    plan = js.plan_sparsity(tree, rules, fn=fn, args=args, dense_head=False)
+    masks = js.create_masks(tree, plan, scores=tree)
+    expected = {
+        "conv": top_of_rows(tree["conv"], 12, (3,)),
+        "stack": top_of_rows(tree["stack"], 3, (0, 2)),
+        "heads": top_of_rows(tree["heads"], 6, (2,)),
+    }
+    jax.tree.map(np.testing.assert_array_equal, masks, expected)
+    js.check_sparsity(js.mask_params(tree, masks), plan)
+
+
 def test_one_threshold_across_leaves():
     plan = plan_of(TWO, js.Unstructured(0.75, across_leaves=True))
     masks = js.create_masks(TWO, plan)

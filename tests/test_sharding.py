@@ -147,3 +147,56 @@ for spec in specs:
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_other_patterns_and_moving_masks_equal_those_of_one_device(kind):
     run_on_eight_devices(PATTERNS, kind)
+
+
+CALIBRATION = """
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import jaxsparse as js
+
+kind = AxisType[sys.argv[1]]
+mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+rng = np.random.default_rng(0)
+draw = lambda *sizes: rng.normal(size=sizes).astype("float32")
+tree = {"up": draw(16, 32), "down": draw(32, 16), "experts": draw(2, 16, 8)}
+x = draw(8, 12, 16)
+
+
+def fn(params, x):
+    y = jnp.tanh(jnp.einsum("bsd,df->bsf", x, params["up"]))
+    # Over explicit axes a sum over a sharded one has to say where it goes.
+    to = P("data") if kind == AxisType.Explicit and given is not x else None
+    y = jnp.einsum("bsf,fd->bsd", y, params["down"], out_sharding=to)
+    return jnp.einsum("bsd,edh->bseh", y, params["experts"])
+
+
+rules = [js.Rule("experts", "2:4", axis=1), js.Rule(".*", "2:4", axis=0)]
+specs = {"up": P(None, "model"), "down": P("model", None), "experts": P("model")}
+put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+sharded = {name: put(leaf, specs[name]) for name, leaf in tree.items()}
+results = []
+with jax.set_mesh(mesh):
+    for params, given in ((tree, x), (sharded, put(x, P("data")))):
+        known = js.collect_statistics(fn, params, [given, given], plan=rules)
+        wanda = js.WandaSearcher(rules).search(params, known)
+        found = js.SparseGPTSearcher(rules).search(params, known)
+        fitted = js.fit_weights(params, wanda.masks, known)
+        moments = {path: one.second_moment for path, one in known.items()}
+        results.append((moments, wanda.masks, found.masks, found.params, fitted))
+        if params is sharded:
+            for name, leaf in sharded.items():
+                after = found.params[name].sharding
+                assert after.is_equivalent_to(leaf.sharding, leaf.ndim), (name, after)
+close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+jax.tree.map(close, *results)
+"""
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_calibration_of_sharded_batches_and_weights_equals_that_of_one_device(kind):
+    run_on_eight_devices(CALIBRATION, kind)
