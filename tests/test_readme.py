@@ -1,4 +1,4 @@
-"""The README's code runs, in order, and prints what the README says it prints."""
+"""The code of README and guides runs, in order, and prints what they say it prints."""
 
 import re
 from pathlib import Path
@@ -8,20 +8,30 @@ import pytest
 import jaxsparse as js
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```(python|text)\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
-def test_every_block_of_the_readme_runs(capsys):
-    namespace = {}
-    printed = ""
-    for language, block in BLOCKS:
+def run(name, capsys):
+    """Runs the blocks of a page; what they print has to be as a text block says."""
+    text = (ROOT / name).read_text()
+    namespace, printed = {}, ""
+    for language, block in re.findall(r"```(python|text)\n(.*?)```", text, re.DOTALL):
         if language == "python":
-            exec(compile(block, "README.md", "exec"), namespace)
+            exec(compile(block, name, "exec"), namespace)
             printed = capsys.readouterr().out
         else:
             assert block.strip() == printed.strip()
-    assert js.sparsity(namespace["mlp"]) > 0.3
+    return namespace
+
+
+def test_every_block_of_the_readme_runs(capsys):
+    assert js.sparsity(run("README.md", capsys)["mlp"]) > 0.3
+
+
+def test_the_guide_to_calibrated_pruning_runs(capsys):
+    found = run("docs/calibration.md", capsys)["found"]
+    assert js.sparsity(found.params) == 0.5
 
 
 @pytest.mark.parametrize("extra", ["examples", "test"])
