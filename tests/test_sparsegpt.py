@@ -47,7 +47,7 @@ def test_n_of_m_equals_the_sequential_reference(pattern, seed):
     )
     np.testing.assert_array_equal(found.masks["w"], mask)
     scale = abs(weight).max()
-    np.testing.assert_allclose(found.params["w"], weight, atol=2e-4 * scale)
+    np.testing.assert_allclose(found.params["w"], weight, atol=1e-5 * scale)
     np.testing.assert_array_equal(np.asarray(found.params["w"]) != 0, mask)
     js.check_sparsity(found.params, rules(pattern))
 
@@ -70,14 +70,14 @@ def test_unstructured_patterns_equal_the_reference_and_keep_their_number():
         weight, mask = oracle.sparsegpt(params["w"], moment, choose, 128)
         np.testing.assert_array_equal(found.masks["w"], mask)
         scale = abs(weight).max()
-        np.testing.assert_allclose(found.params["w"], weight, atol=1e-3 * scale)
+        np.testing.assert_allclose(found.params["w"], weight, atol=2e-5 * scale)
         js.check_sparsity(found.params, rules(pattern))
 
 
 def test_blocks_do_not_change_the_result_for_a_given_mask():
-    params, x = layer(1, 300, 8, 3000)  # three blocks of 128
-    mask = np.random.default_rng(2).random((300, 8)) < 0.5
-    padded = jnp.asarray(np.pad(mask, ((0, 84), (0, 0))))
+    params, x = layer(1, 150, 8, 1500)  # a block of 128 and one of 22
+    mask = np.random.default_rng(2).random((150, 8)) < 0.5
+    padded = jnp.asarray(np.pad(mask, ((0, 106), (0, 0))))
     given = lambda scores, first: jax.lax.dynamic_slice_in_dim(
         padded, first, len(scores)
     )
@@ -200,7 +200,7 @@ def test_convolutions_are_pruned_along_their_input_channels():
         )
         ours = found[..., outputs].reshape(32, 3)
         np.testing.assert_array_equal(ours != 0, mask)
-        np.testing.assert_allclose(ours, weight, atol=1e-4)
+        np.testing.assert_allclose(ours, weight, atol=1e-5)
 
 
 def test_inputs_that_are_always_zero_are_pruned_first_and_change_nothing():
@@ -213,7 +213,7 @@ def test_inputs_that_are_always_zero_are_pruned_first_and_change_nothing():
         params["w"], moment_of(x), oracle.keep_highest(2), 4
     )
     np.testing.assert_array_equal(found.masks["w"], mask)
-    np.testing.assert_allclose(found.params["w"], weight, atol=1e-4)
+    np.testing.assert_allclose(found.params["w"], weight, atol=1e-5)
     assert not np.asarray(found.masks["w"])[[1, 15]].any()
     # Of inputs 4 to 6 one is kept, with input 7; its weight was and is of no effect.
     np.testing.assert_array_equal(found.params["w"][4], params["w"][4])
@@ -256,7 +256,7 @@ def test_a_moment_without_a_factor_takes_more_damping_and_says_so():
         params["w"], moment, oracle.keep_highest(2), 4, damping=0.1
     )
     np.testing.assert_array_equal(found.masks["w"], mask)
-    np.testing.assert_allclose(found.params["w"], weight, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.params["w"], weight, rtol=1e-4, atol=1e-5)
     hopeless = with_moment(
         params, moment - 1e6 * np.outer(rotation[:, 0], rotation[:, 0])
     )
