@@ -6,6 +6,15 @@ from jaxsparse._calibration_report import (
     calibration_report as calibration_report,
 )
 from jaxsparse._check import check_sparsity as check_sparsity
+from jaxsparse._compress import (
+    Compressed as Compressed,
+    compress as compress,
+    decompress as decompress,
+)
+from jaxsparse._compress_params import (
+    compress_params as compress_params,
+    decompress_params as decompress_params,
+)
 from jaxsparse._contraction import (
     contraction_axes as contraction_axes,
     leaf_uses as leaf_uses,
@@ -22,6 +31,7 @@ from jaxsparse._masks import (
     sparsity as sparsity,
 )
 from jaxsparse._names import flax_axes as flax_axes
+from jaxsparse._nm_matmul import nm_matmul as nm_matmul
 from jaxsparse._pattern import (
     NM as NM,
     Block as Block,
@@ -49,6 +59,10 @@ from jaxsparse._searcher import (
 )
 from jaxsparse._sequential import prune_sequentially as prune_sequentially
 from jaxsparse._sparsegpt_searcher import SparseGPTSearcher as SparseGPTSearcher
+from jaxsparse._semi_structured import (
+    from_semi_structured as from_semi_structured,
+    to_semi_structured as to_semi_structured,
+)
 from jaxsparse._state import (
     RegrowthState as RegrowthState,
     SparseState as SparseState,

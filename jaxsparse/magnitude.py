@@ -182,16 +182,21 @@ def create_asp_mask(
         )
     tensor = jnp.asarray(tensor)
     check_rankable(tensor.dtype)
-    if tensor.ndim == 0:
+    return _magnitude_mask(tensor, pattern, group_axis(tensor.shape, pattern, axis))
+
+
+def group_axis(shape: tuple[int, ...], pattern: NM, axis: int | None) -> int:
+    """The axis of groups that was given for one weight, or its default; from 0 on."""
+    if not shape:
         raise ValueError(f"a scalar has no axis for groups of {pattern}")
     if axis is None:
-        axis = -2 if tensor.ndim > 1 else -1
-    if not -tensor.ndim <= axis < tensor.ndim:
+        axis = -2 if len(shape) > 1 else -1
+    if not -len(shape) <= axis < len(shape):
         raise ValueError(
-            f"axis {axis} is out of range for a weight of shape {tensor.shape}: "
-            f"give one from {-tensor.ndim} to {tensor.ndim - 1}"
+            f"axis {axis} is out of range for a weight of shape {shape}: "
+            f"give one from {-len(shape)} to {len(shape) - 1}"
         )
-    return _magnitude_mask(tensor, pattern, axis % tensor.ndim)
+    return axis % len(shape)
 
 
 @partial(jax.jit, static_argnames=("pattern", "axis"))
