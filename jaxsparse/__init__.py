@@ -84,6 +84,13 @@ from jaxsparse._tree_scores import (
 )
 from jaxsparse._values import Use as Use
 from jaxsparse._wanda import WandaSearcher as WandaSearcher
+from jaxsparse.io import (
+    SparseFile as SparseFile,
+    SparseFileError as SparseFileError,
+    load_sparse as load_sparse,
+    open_sparse as open_sparse,
+    save_sparse as save_sparse,
+)
 from jaxsparse.magnitude import (
     compute_valid_1d_patterns as compute_valid_1d_patterns,
     create_asp_mask as create_asp_mask,

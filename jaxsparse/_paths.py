@@ -51,14 +51,16 @@ def _key_name(key) -> str:
             return str(key)
 
 
-def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
+def flatten(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> tuple[dict[str, Any], Any]:
     """The leaves of a tree keyed by canonical path, in order, and its structure.
 
     Raises:
       ValueError: two leaves have the same path, or an NNX module shares a variable.
     """
     refuse_shared_variables(tree)
-    leaves, structure = tree_flatten_with_path(tree)
+    leaves, structure = tree_flatten_with_path(tree, is_leaf=is_leaf)
     return _by_name(leaves), structure
 
 
