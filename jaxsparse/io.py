@@ -6,7 +6,6 @@ and `mlp/kernel/indices`, and the metadata have its pattern, axis, shape and dty
 """
 
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,7 @@ def save_sparse(
     leaves, _ = flatten(tree, is_leaf=is_compressed)
     check_leaves(leaves)
     parts = split_leaves(leaves, max_file_bytes)
-    token = secrets.token_hex(4)
+    token = os.urandom(4).hex()
     if len(parts) == 1:
         names = []
         _replace(path, token, _file_of(parts[0]))
