@@ -57,12 +57,12 @@ from jaxsparse._searcher import (
     Searcher as Searcher,
     SearchResult as SearchResult,
 )
-from jaxsparse._sequential import prune_sequentially as prune_sequentially
-from jaxsparse._sparsegpt_searcher import SparseGPTSearcher as SparseGPTSearcher
 from jaxsparse._semi_structured import (
     from_semi_structured as from_semi_structured,
     to_semi_structured as to_semi_structured,
 )
+from jaxsparse._sequential import prune_sequentially as prune_sequentially
+from jaxsparse._sparsegpt_searcher import SparseGPTSearcher as SparseGPTSearcher
 from jaxsparse._state import (
     RegrowthState as RegrowthState,
     SparseState as SparseState,
