@@ -62,6 +62,7 @@ from jaxsparse._semi_structured import (
     to_semi_structured as to_semi_structured,
 )
 from jaxsparse._sequential import prune_sequentially as prune_sequentially
+from jaxsparse._sparse_apply import sparse_apply as sparse_apply
 from jaxsparse._sparsegpt_searcher import SparseGPTSearcher as SparseGPTSearcher
 from jaxsparse._state import (
     RegrowthState as RegrowthState,

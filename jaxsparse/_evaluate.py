@@ -70,15 +70,18 @@ def _evaluate(inner, args, rule, state, path: Path, steps: Mapping[Path, Any]):
         site = Site(eqn, step_into(path, eqn), steps)
         outputs, state = rule(site, inputs, state)
         if outputs is None:
-            outputs, state = _run(site, inputs, rule, state)
+            outputs, state = run_site(site, inputs, rule, state)
         return outputs
 
     outputs = interpret(inner, args, apply)
     return outputs, state
 
 
-def _run(site: Site, inputs, rule: Rule, state):
-    """Runs one equation as it stands; the rule is asked for what is inside."""
+def run_site(site: Site, inputs: Sequence[Any], rule: Rule, state: Any):
+    """Runs one equation as it stands; the rule is asked for what is inside.
+
+    A rule may call it with other inputs than those that it was given.
+    """
     eqn, path, steps = site
     match structure(eqn):
         case Call(body):
