@@ -13,12 +13,12 @@ class Frame(NamedTuple):
     """A batch without its arrays: hashable, if what is no array is."""
 
     structure: Any
-    others: tuple[Any, ...]
+    others: tuple[tuple[type, Any], ...]  # 1 and True are equal, and are not the same
 
     def fill(self, arrays: Iterable[Any]) -> Any:
         """The batch with these arrays."""
         rest = iter(arrays)
-        leaves = [next(rest) if x is _ARRAY else x for x in self.others]
+        leaves = [next(rest) if x is _ARRAY else x for _, x in self.others]
         return self.structure.unflatten(leaves)
 
 
@@ -29,8 +29,9 @@ _ARRAY = object()
 def unpack(batch: Any) -> tuple[list[Any], Frame]:
     """The arrays of a batch, and the rest."""
     leaves, structure = jax.tree.flatten(batch)
-    arrays = [x for x in leaves if is_array(x)]
-    return arrays, Frame(structure, tuple(_ARRAY if is_array(x) else x for x in leaves))
+    others = [_ARRAY if is_array(x) else x for x in leaves]
+    frame = Frame(structure, tuple((type(x), x) for x in others))
+    return [x for x in leaves if is_array(x)], frame
 
 
 def as_args(batch: Any) -> tuple[Any, ...]:

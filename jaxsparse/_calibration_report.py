@@ -128,7 +128,8 @@ def _error(before: Array, after: Array, known: LeafStatistics) -> Float32[Array,
 
     def norm(w):
         product = jnp.matmul(known.second_moment, w, precision=lax.Precision.HIGHEST)
-        return jnp.sqrt(jnp.sum(tokens * w * product))
+        # Of next to nothing rounding can leave less than nothing.
+        return jnp.sqrt(jnp.maximum(jnp.sum(tokens * w * product), 0))
 
     whole = norm(split(before))
     lost = norm(split(before) - split(after))

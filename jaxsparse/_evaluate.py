@@ -15,6 +15,7 @@ from jaxsparse._interpreter import (
     Scan,
     ShardMap,
     While,
+    body_part,
     interpret,
     step_into,
     structure,
@@ -115,16 +116,25 @@ def run_site(site: Site, inputs: Sequence[Any], rule: Rule, state: Any):
             for_condition = inputs[:num_condition]
             for_body = inputs[num_condition : num_condition + num_body]
             test = step_into(path[:-1], eqn, 1)
-            # What a condition accumulates is lost: it has only a truth to give back.
-            goes_on = lambda carried: _evaluate(
-                condition, [*for_condition, *carried[0]], rule, carried[1], test, steps
-            )[0][0]
-            again = lambda carried: _evaluate(
-                body, [*for_body, *carried[0]], rule, carried[1], path, steps
-            )
+            inside = step_into(path[:-1], eqn, body_part(condition))
+
+            def running(carried):
+                # What a condition accumulates is lost: it gives back but truths.
+                values = [*for_condition, *carried[0]]
+                return _evaluate(condition, values, rule, carried[1], test, steps)[0][0]
+
+            def again(carried):
+                values = [*for_body, *carried[0]]
+                new, state = _evaluate(body, values, rule, carried[1], inside, steps)
+                if body_part(condition):  # of a batch those that are done stay so
+                    new = _where(running(carried), new, carried[0])
+                return new, state
+
             carry = inputs[num_condition + num_body :]
-            return lax.while_loop(goes_on, again, (carry, state))
-        case ShardMap(body, mesh, in_specs, out_specs, check_vma):
+            return lax.while_loop(
+                lambda carried: jnp.any(running(carried)), again, (carry, state)
+            )
+        case ShardMap(body, mesh, in_specs, out_specs, check_vma, manual_axes):
             # The state of one shard is not that of the whole.
             alone = lambda *shards: tuple(
                 _evaluate(body, shards, rule, state, path, steps)[0]
@@ -134,9 +144,17 @@ def run_site(site: Site, inputs: Sequence[Any], rule: Rule, state: Any):
                 mesh=mesh,
                 in_specs=in_specs,
                 out_specs=out_specs,
+                axis_names=manual_axes,
                 check_vma=check_vma,
             )
             return run(*inputs), state
     params = eqn.primitive.get_bind_params(eqn.params)
     outputs = eqn.primitive.bind(*inputs, **params)
     return outputs if eqn.primitive.multiple_results else [outputs], state
+
+
+def _where(running: Any, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+    """The new values of the loops of a batch that are running; it leads their axes."""
+    truth = lambda x: running.reshape(running.shape + (1,) * (x.ndim - running.ndim))
+    choose = lambda a, b: lax.select(jnp.broadcast_to(truth(a), a.shape), a, b)
+    return [jax.tree.map(choose, *pair) for pair in zip(new, old, strict=True)]

@@ -13,7 +13,7 @@ from jaxsparse._leaf_statistics import LeafStatistics, match_statistics
 from jaxsparse._least_squares import masked_least_squares
 from jaxsparse._masks import match_masks
 from jaxsparse._paths import flatten, map_named
-from jaxsparse._sharding import sharded_like
+from jaxsparse._sharding import gathered, placed_like, sharded_like
 
 
 def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
@@ -54,7 +54,7 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
         check_updatable(path, leaves[path])
     known = match_statistics({path: leaves[path].shape for path in masked}, statistics)
     warn_of_few_tokens(known)
-    fit = lambda path, leaf: _fit(leaf, matched[path], known[path])
+    fit = lambda path, leaf: placed_like(_fit(leaf, matched[path], known[path]), leaf)
     return map_named(
         lambda path, leaf: fit(path, leaf) if path in known else leaf, params
     )
@@ -65,7 +65,8 @@ def _fit(leaf: Array, mask: Array, statistics: LeafStatistics) -> Array:
     columns, mask = statistics.columns, as_bool(mask, leaf)
     weights = columns.split(leaf.astype(jnp.float32))
     masks = columns.split(mask)
-    fitted = jax.vmap(masked_least_squares)(weights, masks, statistics.second_moment)
+    moments = gathered(statistics.second_moment)
+    fitted = jax.vmap(masked_least_squares)(weights, masks, moments)
     weight = sharded_like(columns.join(fitted), leaf).astype(leaf.dtype)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))
 

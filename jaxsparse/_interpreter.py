@@ -59,6 +59,7 @@ class ShardMap(NamedTuple):
     in_specs: tuple[Any, ...]
     out_specs: tuple[Any, ...]
     check_vma: bool
+    manual_axes: frozenset[str]
 
 
 Structure = Call | Scan | While | Cond | ShardMap
@@ -127,8 +128,17 @@ def structure(eqn) -> Structure | None:
                 params["in_specs"],
                 params["out_specs"],
                 params["check_vma"],
+                frozenset(params["newly_manual_axes"]),
             )
     return None
+
+
+def body_part(condition: Inner) -> int:
+    """The part that a loop's body is: 0, or 2 if it is a batch of loops.
+
+    The steps of such a batch run for all of it until the last is done.
+    """
+    return 2 if condition.jaxpr.outvars[0].aval.shape else 0
 
 
 def interpret(

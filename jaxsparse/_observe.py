@@ -1,6 +1,6 @@
 """Runs a program and adds up what its products multiply the leaves by."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Array
@@ -13,7 +13,8 @@ from jaxsparse._places import find_places
 from jaxsparse._program import Program
 from jaxsparse._rows import rows_of
 from jaxsparse._tally import Tally, add_rows
-from jaxsparse._values import Contraction
+from jaxsparse._values import Contraction, Use
+from jaxsparse._views import Dim, Factor
 
 
 def columns_of(program: Program, leaves: Iterable[LeafPlan]) -> dict[str, Columns]:
@@ -26,9 +27,17 @@ def columns_of(program: Program, leaves: Iterable[LeafPlan]) -> dict[str, Column
     for path, contractions in program.record.contractions.items():
         for contraction in contractions:
             found.setdefault(contraction.view.leaf, []).append((path, contraction))
-    return {
-        leaf.path: _columns(leaf, program, found.get(leaf.path, [])) for leaf in leaves
-    }
+    uses, columns = program.uses, {}
+    for leaf in leaves:
+        try:
+            mine = found.get(leaf.path, [])
+            columns[leaf.path] = _columns(leaf, uses[leaf.path], mine)
+        except ValueError as error:
+            raise ValueError(
+                f"the inputs of leaf {leaf.path!r} of shape {leaf.shape} can't be "
+                f"read: {error}. Keep it dense by a rule, or plan with the same fn"
+            ) from None
+    return columns
 
 
 def tally_rule(
@@ -76,46 +85,64 @@ def _added(site, contraction, inputs, columns, tally, weights, batch) -> Tally:
 
 
 def _columns(
-    leaf: LeafPlan, program: Program, found: list[tuple[Path, Contraction]]
+    leaf: LeafPlan, uses: Sequence[Use], found: Sequence[tuple[Path, Contraction]]
 ) -> Columns:
-    def refuse(why: str) -> ValueError:
-        return ValueError(
-            f"the inputs of leaf {leaf.path!r} of shape {leaf.shape} can't be read: "
-            f"{why}. Keep it dense by a rule, or plan with the same fn"
-        )
-
-    assert leaf.shape is not None
-    for use in program.uses[leaf.path]:
+    """Which axes of a leaf are inputs, if that is the same in all products."""
+    for use in uses:
         if use.kind in ("gather", "lost"):
-            raise refuse(f"{use.reason or use.primitive} at {use.source}")
+            raise ValueError(f"{use.reason or use.primitive} at {use.source}")
+        if use.kind == "elementwise" and not use.reason:
+            raise ValueError(
+                f"it meets what depends on the inputs in {use.primitive} at "
+                f"{use.source}, and what comes of that is not followed"
+            )
     if not found:
-        raise refuse("fn does not multiply by it")
-    read = {_axes(leaf, path, contraction, refuse) for path, contraction in found}
+        raise ValueError("fn does not multiply inputs by it")
+    read = {_axes(leaf, path, contraction) for path, contraction in found}
     if len(read) > 1:
-        raise refuse("its axes play different parts in different products")
+        raise ValueError("its axes play different parts in different products")
     (columns,) = read
     return columns
 
 
-def _axes(leaf: LeafPlan, path: Path, contraction: Contraction, refuse) -> Columns:
-    view, side = contraction.view, contraction.side
+def _axes(leaf: LeafPlan, path: Path, contraction: Contraction) -> Columns:
+    """Which axes of a leaf are inputs of one product.
+
+    Raises:
+      ValueError: inputs might be counted that are not meant for the leaf.
+    """
+    _, side, view, shape = contraction
     assert leaf.shape is not None
+    assert leaf.axis is not None
     if any(step.primitive == "shard_map" for step in path):
-        raise refuse("it is inside shard_map; collect from the function without")
+        raise ValueError("it is inside shard_map; collect from the function without")
     if any(step.primitive == "while" and step.part for step in path):
-        raise refuse("it is inside the condition of a loop")
-    summed = [view.dims[i] for i in (*side.contracted, *side.spatial)]
-    apart = [view.dims[i] for i in side.batch] + [dim for dim, _ in view.indexed]
-    for dim in summed + apart:
+        raise ValueError("it is in the condition of a loop, or in a batch of loops")
+    if view.unclear:
+        raise ValueError(view.unclear)
+    summed = [*side.contracted, *side.spatial]
+    others = [i for i in range(len(shape)) if i not in (*summed, *side.batch)]
+    for i in (*side.batch, *summed):
+        dim = view.dims[i]
         if dim.opaque and dim.axes:
-            raise refuse(f"axes are mixed by {dim.opaque}")
-    inputs = {axis for dim in summed for axis in dim.axes}
-    batch = {axis for dim in apart for axis in dim.axes} - inputs
+            raise ValueError(f"its axes are mixed by {dim.opaque}")
+        # Of pieces only those of the inputs are told apart, by where they lie.
+        partly = dim.place or dim.covered != shape[i]
+        if partly and (i in side.batch or not dim.axes):
+            raise ValueError("it is stacked with others")
+    for dim, by in view.indexed:
+        if dim.opaque or (by is None and dim.covered > 1):
+            raise ValueError(f"which of its parts is taken is not known: {dim.opaque}")
+    if side.groups > 1:
+        (output,) = (view.dims[i] for i in others)
+        if output not in [Dim((Factor(i, n),)) for i, n in enumerate(leaf.shape)]:
+            raise ValueError("it has not all outputs of its grouped convolution")
+    axes = lambda places: {axis for i in places for axis in view.dims[i].axes}
+    inputs = axes(summed)
+    batch = (axes(side.batch) | view.batch) - inputs - axes(others)
     if leaf.axis not in inputs:
-        summed_over = " and ".join(map(str, sorted(inputs)))
-        raise refuse(
-            f"its groups lie along axis {leaf.axis}, fn sums over {summed_over}"
-        )
+        known = " and ".join(map(str, sorted(inputs)))
+        raise ValueError(f"its groups lie along axis {leaf.axis}, fn sums over {known}")
     return Columns(
         leaf.shape,
         inputs=(*sorted(inputs - {leaf.axis}), leaf.axis),

@@ -50,13 +50,16 @@ def product(eqn, inputs: list[Value], record: Record) -> Value:
     if others:
         record.before.add(node)
     for i, side in enumerate(_SIDES[eqn.primitive.name](eqn)):
-        for view in operands[i].views:
+        # By other parameters alone a parameter is not multiplied by any input.
+        read = operands[1 - i].inputs or not operands[1 - i].params
+        for view in dict.fromkeys(operands[i].views):  # `w + w` shows it twice
             use = _contraction(eqn, view, side, i, node)
             record.uses.append((view.leaf, use))
-            if use.kind == "contraction" and side:
+            if read and side and use.kind == "contraction":
                 here = step_into(record.path, eqn)
                 found = record.contractions.setdefault(here, [])
-                found.append(Contraction(i, side, view))
+                shape = tuple(eqn.invars[i].aval.shape)
+                found.append(Contraction(i, side, view, shape))
     # A constant is as good as an input: only parameters alone make a parameter.
     alone = all(value.params and not value.inputs for value in operands)
     return Value(inputs=not alone, params=True, frontier=frozenset({node}))

@@ -45,8 +45,8 @@ def rows_of(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
 
 
 def _dot_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
-    operand, _, view = contraction
-    x, shape = inputs[1 - operand], eqn.invars[operand].aval.shape
+    operand, _, view, shape = contraction
+    x = inputs[1 - operand]
     # Pairs of an axis of the parameter's operand and one of the inputs.
     contracted, batch = (
         list(zip(numbers[operand], numbers[1 - operand], strict=True))
@@ -65,13 +65,16 @@ def _dot_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
         int(np.prod([shape[mine] for mine, _ in pairs], dtype=int))
         for pairs in (batch, contracted)
     )
-    between = x.shape[len(first) : x.ndim - len(last)]
+    # Over explicit axes of a mesh only one thing can be reshaped at a time.
+    if len(last) != 1:
+        x = x.reshape(*x.shape[: x.ndim - len(last)], width)
+    x = x[None] if not first else x.reshape(sets, *x.shape[len(first) :])
     named = lambda pairs: [(view.dims[mine], shape[mine]) for mine, _ in pairs]
-    return Rows(x.reshape(sets, *between, width), named(batch), named(contracted))
+    return Rows(x, named(batch), named(contracted))
 
 
 def _ragged_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
-    operand, _, view = contraction
+    operand, _, view, _ = contraction
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     usual = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
     if operand != 1 or numbers != usual:
@@ -85,14 +88,12 @@ def _ragged_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
 
 
 def _conv_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
-    _, side, view = contraction
-    params, kernel = eqn.params, eqn.invars[1].aval.shape
+    _, side, view, kernel = contraction
+    params = eqn.params
     groups, numbers = params["feature_group_count"], params["dimension_numbers"]
-    output, width, *_ = numbers.rhs_spec
+    width = numbers.rhs_spec[1]
     if params["batch_group_count"] > 1:
         raise ValueError("a convolution with batch groups is not read")
-    if groups > 1 and len(view.dims[output].factors) != 1:
-        raise ValueError("the outputs of a grouped convolution are not one axis")
     window = [kernel[i] for i in side.spatial]
     in_order = tuple(range(2 + len(window)))
     patches = lax.conv_general_dilated_patches(

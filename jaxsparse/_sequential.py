@@ -16,6 +16,7 @@ from jaxsparse._leaf_plan import LeafPlan
 from jaxsparse._leaf_statistics import LeafStatistics
 from jaxsparse._observe import columns_of, tally_rule
 from jaxsparse._paths import flatten, flatten_masks, is_array, map_named
+from jaxsparse._pattern import Unstructured
 from jaxsparse._plan import Plan, plan_for
 from jaxsparse._program import Program, trace
 from jaxsparse._searcher import SearchResult
@@ -76,6 +77,7 @@ def prune_sequentially(
     if not batches:
         raise ValueError("there are no batches: statistics need at least one")
     plan = plan_for(params, searcher.plan)
+    _check(plan, boundaries)
     stage_of = {leaf.path: _stage_number(leaf, boundaries) for leaf in plan.sparse}
     with noted(0, batches[0]):
         first = trace(fn, params, as_args(batches[0]), flat=True)
@@ -99,7 +101,8 @@ def prune_sequentially(
         for number, (key, values, weight) in enumerate(
             with_bar(flows, flows, name, progress)
         ):
-            tallies = observe[key](arrays, values, weight, number, tallies)
+            with noted(number, batches[number]):
+                tallies = observe[key](arrays, values, weight, number, tallies)
         known = dict(zip(columns, tallies, strict=True))
         found = _search(searcher, found, paths, finish_statistics(known, columns))
         if i + 1 < len(stages):
@@ -126,6 +129,26 @@ class _Flow(NamedTuple):
     key: Any
     values: list[Any]
     weights: Array | None
+
+
+def _check(plan: Plan, boundaries: Sequence[str]) -> None:
+    if isinstance(boundaries, str):
+        raise TypeError(f"boundaries are a list of expressions, got {boundaries!r}")
+    for leaf in plan.sparse:
+        match leaf.pattern:
+            case Unstructured(across_leaves=True):
+                raise ValueError(
+                    f"leaf {leaf.path!r} of shape {leaf.shape} is planned "
+                    f"{leaf.decision}, and one threshold for leaves of several stages "
+                    "can't be found in order: give leaves sparsities of their own"
+                )
+    for boundary in boundaries:
+        if not any(re.fullmatch(boundary, leaf.path) for leaf in plan.sparse):
+            raise ValueError(
+                f"boundary {boundary!r} matches none of the {len(plan.sparse)} leaves "
+                f"that are pruned. It has to match a whole path, such as "
+                f"{plan.sparse[0].path!r}"
+            )
 
 
 def _stage_number(leaf: LeafPlan, boundaries: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ that would cut a group between two devices is an error, so the group is gathered
 """
 
 import math
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
@@ -38,6 +39,14 @@ def sharded_like(x: Array, other: Array) -> Array:
     mine, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding
     explicit = any(names is not None for names in wanted.spec)
     return reshard(x, wanted) if explicit and mine.spec != wanted.spec else x
+
+
+def placed_like(x: Array, other: Any) -> Array:
+    """The same array where another of its shape is, if that is an array of JAX.
+
+    It runs outside of traces: over automatic axes the compiler puts results anywhere.
+    """
+    return jax.device_put(x, other.sharding) if isinstance(other, jax.Array) else x
 
 
 def resharded(x: Array, other: Array) -> Array:

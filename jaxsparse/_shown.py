@@ -141,8 +141,11 @@ def _summed(_, inputs):
 def _selected(eqn, inputs):
     """`where(mask, w, 0)` keeps zeros; of other choices nothing is known."""
     cases = inputs[1:]
-    kept = all(case.views or case.zero for case in cases)
-    return _all(cases) if kept else _lose(eqn, inputs)
+    if not all(case.views or case.zero for case in cases):
+        return _lose(eqn, inputs)
+    if sum(bool(case.views) for case in cases) == 1:
+        return _all(cases)
+    return [replace(view, unclear="it is one of several") for view in _all(cases)]
 
 
 def _limited(eqn, inputs):

@@ -25,7 +25,7 @@ from jaxsparse._plan import PlanLike, plan_for
 from jaxsparse._score import by_magnitude
 from jaxsparse._search import best_mask
 from jaxsparse._searcher import SearchResult
-from jaxsparse._sharding import sharded_like
+from jaxsparse._sharding import gathered, placed_like, sharded_like
 from jaxsparse._sparsegpt import BLOCK, Choose, inverse_factor, sparsegpt
 from jaxsparse._unstructured import best_row_mask, best_unstructured_masks
 
@@ -83,7 +83,7 @@ class SparseGPTSearcher:
             )
 
     def search(self, params: PyTree, statistics: Any = None) -> SearchResult:
-        """Prunes `params`.
+        """Prunes `params`; it reads values, so it runs outside `jit`.
 
         Args:
           params: a tree of arrays.
@@ -121,13 +121,15 @@ class SparseGPTSearcher:
         }
         _check_damping(found, leaves, self.damping)
 
-        def mask(path, _):
+        def mask(path, leaf):
             if path not in found:
                 return None
-            kept, axis = found[path].mask, plan[path].axis
+            kept, axis = placed_like(found[path].mask, leaf), plan[path].axis
             return pack_mask(kept, axis) if self.packed and axis is not None else kept
 
-        weight = lambda path, leaf: found[path].weight if path in found else leaf
+        def weight(path, leaf):
+            return placed_like(found[path].weight, leaf) if path in found else leaf
+
         return SearchResult(map_named(weight, params), map_named(mask, params), plan)
 
 
@@ -149,7 +151,7 @@ def _prune(
     update: Update,
 ) -> _Pruned:
     columns, moments = statistics.columns, statistics.second_moment
-    weights = columns.split(leaf.astype(jnp.float32))
+    weights, moments = columns.split(leaf.astype(jnp.float32)), gathered(moments)
     limits = _limits(pattern, kept, columns)
 
     def one(weight, moment, limits):
@@ -223,6 +225,13 @@ def _check(leaf: LeafPlan, weight: Any, columns: Columns) -> None:
             f"the statistics of leaf {leaf.path!r} of shape {leaf.shape} are for "
             f"groups along axis {columns.inputs[-1]}, it is planned {leaf.decision}: "
             "collect them with the same plan"
+        )
+    rows = set(range(len(columns.shape))) - set(columns.inputs)
+    if isinstance(leaf.pattern, PerOutput) and set(leaf.rows) != rows:
+        raise ValueError(
+            f"leaf {leaf.path!r} of shape {leaf.shape} has outputs along axes "
+            f"{sorted(rows)} by its statistics, along {list(leaf.rows)} by the plan: "
+            "plan with fn, without an axis in the rule"
         )
     check_updatable(leaf.path, weight)
 

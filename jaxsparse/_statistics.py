@@ -20,6 +20,10 @@ from jaxsparse._program import trace
 from jaxsparse._tally import NONE_BAD, Tally, new_tally
 
 
+#: What there is behind the last batch, as None might be one.
+_NOTHING = object()
+
+
 def collect_statistics(
     fn: Callable[..., Any],
     params: PyTree,
@@ -35,22 +39,26 @@ def collect_statistics(
 
     The inputs are read where the trace of `fn` contracts the leaf, so it works for any
     JAX model: there are no hooks and nothing is patched. Sums are kept in float32. A
-    leaf that is used several times, or on pieces of its inputs, has the sum over its
-    uses; products between inputs that meet it in different places count as zero.
+    leaf that is used several times, or in pieces, has the sum over its uses, and so
+    have all its outputs; products between inputs that meet it in different places count
+    as zero. A weight that is scaled, or goes through a function, before its product is
+    taken to be multiplied by what its product is. Where inputs might be counted that
+    are not meant for a leaf, that is an error.
 
     Args:
       fn: a function `fn(params, *batch)`: a forward pass or a loss. What its result
         does not depend on is not run.
       params: a tree of arrays.
       batches: each a tuple of the further arguments, or the only one. Read once, or
-        several times if the memory is limited. There is one program for every shape.
+        several times if the memory is limited. There is one program for all batches
+        of the same shapes, and of the same values of what is no array.
       plan: a plan, rules or a pattern: which leaves to look at.
       statistic: `"mean_square"` of each input, enough for `WandaSearcher`, or
         `"second_moment"`, the mean product of every two.
       weights: a traceable function `weights(*batch)` of how much tokens count: bool
         (padding is left out, NaN in it too) or real numbers that are not negative. Its
         axes are the leading axes of the tokens of every leaf, or are merged into the
-        first one there.
+        first one there; `fn` must not bring tokens into another order.
       memory_limit: bytes that statistics may take on the device while they are
         collected; leaves that do not fit wait for another pass over the batches. Each
         pass takes one leaf at least.
@@ -74,8 +82,8 @@ def collect_statistics(
     (Array([0.25, 0.25, 0.25], dtype=float32), Array([40.], dtype=float32))
     """
     stream = iter(batches)
-    first = next(stream, None)
-    if first is None:
+    first = next(stream, _NOTHING)
+    if first is _NOTHING:
         raise ValueError("there are no batches: statistics need at least one")
     plan = plan_for(params, plan)
     products = statistic == "second_moment"
@@ -173,12 +181,13 @@ def _check(tallies: Mapping[str, Tally], columns: Mapping[str, Columns]) -> None
     if bad != NONE_BAD:
         raise ValueError(
             f"the inputs of leaf {path!r} of shape {columns[path].shape} are not "
-            f"finite, or their squares overflow, in batch {int(bad)}: leave the batch "
-            "out, mask padding by weights, or run the model in a wider dtype"
+            "finite, their squares overflow, or their weights are negative, in batch "
+            f"{int(bad)}: leave the batch out, mask padding by weights, or run the "
+            "model in a wider dtype"
         )
     for path, (_, count) in seen.items():
         if not count.any():
             raise ValueError(
-                f"leaf {path!r} of shape {columns[path].shape} met no tokens: the "
-                "weights of all of them are zero"
+                f"leaf {path!r} of shape {columns[path].shape} met no tokens: there "
+                "are none, or their weights are all zero"
             )

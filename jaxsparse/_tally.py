@@ -24,7 +24,7 @@ class Tally(NamedTuple):
     Attributes:
       sums: `[problem, input]` of squares, or `[problem, input, input]` of products.
       tokens: how many there were in each problem, by their weights.
-      bad: the first batch in which a sum was not finite.
+      bad: the first batch in which a sum was not finite, or a weight negative.
     """
 
     sums: Float32[Array, "problem input ..."]
@@ -58,6 +58,8 @@ def add_rows(
       ValueError: the weights do not fit the tokens.
     """
     products = tally.sums.ndim == 3
+    if jnp.issubdtype(rows.x.dtype, jnp.complexfloating):
+        raise ValueError(f"they are {rows.x.dtype}, only real ones are read")
     x = _in_channels(rows.x, places.channel, tally.sums.shape[-1])
     tokens = x.shape[1:-1]
     weights = _of_tokens(weights, tokens)
@@ -73,7 +75,7 @@ def add_rows(
         problem = problem * np.int32(rows.groups) + np.arange(
             rows.groups, dtype=np.int32
         )
-    fine = jnp.isfinite(sums).all()
+    fine = jnp.isfinite(sums).all() & (weights >= jnp.zeros((), weights.dtype)).all()
     return Tally(
         _add_at(tally.sums, problem, sums),
         _add_at(tally.tokens, problem, count),
@@ -87,7 +89,8 @@ def _sum(
     """The weighted sum of squares or products over tokens, and that of the weights."""
     tokens = tuple(range(x.ndim - 1))
     count = jnp.sum(weights, dtype=jnp.float32)
-    x = jnp.where(weights[..., None] != 0, x, jnp.zeros((), x.dtype))
+    counts = weights[..., None] != jnp.zeros((), weights.dtype)
+    x = jnp.where(counts, x, jnp.zeros((), x.dtype))
     left = x
     narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize <= 2
     if weights.dtype != jnp.bool_ or not narrow:

@@ -6,6 +6,7 @@ view meets a product, a look-up or an operation that is not understood, that is 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxsparse._interpreter import (
     Scan,
     ShardMap,
     While,
+    body_part,
     interpret,
     structure,
 )
@@ -111,13 +113,19 @@ def _control_flow(eqn, inside, inputs: list[Value], record: Record) -> list[Valu
                 walk(branch, inputs[1:], record.inside(eqn, i))
                 for i, branch in enumerate(branches)
             ]
-            joined = [_join(values) for values in zip(*results, strict=True)]
-            return [_depend(value, inputs[0]) for value in joined]
+            outputs = []
+            for values in zip(*results, strict=True):
+                output = _depend(_join(values), inputs[0])
+                if output.inputs:  # what it shows of parameters is not followed
+                    _note(eqn, values, record, "elementwise")
+                outputs.append(output)
+            return outputs
         case Scan(body, num_consts, num_carry):
             consts = inputs[:num_consts]
             carry = inputs[num_consts : num_consts + num_carry]
             record = record.inside(eqn)
-            xs = [_each(v, record.path) for v in inputs[num_consts + num_carry :]]
+            stacked = inputs[num_consts + num_carry :]
+            xs = [_each(value, eqn.params["length"], record.path) for value in stacked]
             run = lambda carry, record: walk(body, [*consts, *carry, *xs], record)
             outputs = _settle(run, carry, record)
             return [*outputs[:num_carry], *map(_stacked, outputs[num_carry:])]
@@ -125,7 +133,7 @@ def _control_flow(eqn, inside, inputs: list[Value], record: Record) -> list[Valu
             carry = inputs[num_condition + num_body :]
             consts = inputs[num_condition : num_condition + num_body]
             run = lambda carry, record: walk(body, [*consts, *carry], record)
-            outputs = _settle(run, carry, record.inside(eqn))
+            outputs = _settle(run, carry, record.inside(eqn, body_part(condition)))
             stopping = [*inputs[:num_condition], *outputs]
             stop = walk(condition, stopping, record.inside(eqn, 1))
             return [_depend(value, stop[0]) for value in outputs]
@@ -155,6 +163,8 @@ def _join(values: Sequence[Value]) -> Value:
     """What holds for a value that is one of these."""
     known = blend(values)
     either = tuple(dict.fromkeys(view for value in values for view in value.views))
+    if any(set(value.views) != set(either) for value in values):
+        either = tuple(replace(view, unclear="it is one of several") for view in either)
     return known if known.inputs else known._replace(views=either)
 
 
@@ -165,9 +175,9 @@ def _depend(value: Value, on: Value) -> Value:
     return blend([value, on])
 
 
-def _each(value: Value, scan: Path) -> Value:
+def _each(value: Value, length: int, scan: Path) -> Value:
     """One step's part of a stacked input."""
-    parts = [v if v.lost else views.squeeze(v, [0], by=scan) for v in value.views]
+    parts = [v if v.lost else views.step(v, length, scan) for v in value.views]
     return value._replace(views=tuple(parts))
 
 

@@ -80,11 +80,13 @@ class Contraction(NamedTuple):
       operand: which of its operands shows the parameter, 0 or 1.
       side: what the product does with the axes of that operand.
       view: what the operand shows of the parameter.
+      shape: the shape of the operand.
     """
 
     operand: int
     side: Side
     view: View
+    shape: tuple[int, ...]
 
 
 class Record(NamedTuple):

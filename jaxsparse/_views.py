@@ -78,6 +78,8 @@ class View:
       dims: one `Dim` for each axis of the value.
       indexed: the axes that loops, shards or indices run over.
       merged: whether it was summed with other parameters on the way.
+      unclear: why what the value meets may not be meant for this parameter, if so: it
+        is one of several, or a piece among others along an axis that was indexed.
       lost: the operation after which its zeros or its axes are unknown, if any.
     """
 
@@ -85,6 +87,7 @@ class View:
     dims: tuple[Dim, ...]
     indexed: tuple[Indexed, ...] = ()
     merged: bool = False
+    unclear: str = ""
     lost: str = ""
 
     @property
@@ -118,10 +121,21 @@ def broadcast(
 ) -> View:
     """Behind `lax.broadcast_in_dim`, from shape `old` to shape `new`."""
     dims = [Dim((Factor(-1, n),)) if n > 1 else Dim() for n in new]
+    copied = []
     for dim, size, place in zip(view.dims, old, places, strict=True):
         if size == new[place]:
             dims[place] = dim
-    return replace(view, dims=tuple(dims))
+        elif dim.axes:
+            copied.append(Indexed(dim))
+    return replace(view, dims=tuple(dims), indexed=(*view.indexed, *copied))
+
+
+def step(view: View, size: int, by: Any) -> View:
+    """One step's part of a value of which a scan goes through the first axis."""
+    dim = view.dims[0]
+    if dim.place or dim.covered != size:
+        view = replace(view, unclear="it is stacked with others")
+    return squeeze(view, [0], by)
 
 
 def squeeze(view: View, axes: Sequence[int], by: Any = None) -> View:
@@ -260,8 +274,11 @@ def _cut(dim: Dim, size: int, start: int, limit: int, stride: int) -> Dim | None
         return dim
     if stride != 1:
         return dim.mixed("strided slice")
-    if not dim.factors or dim.opaque:
+    if dim.opaque:
         return dim
+    if not dim.factors:
+        there = start <= dim.place < limit
+        return dim._replace(place=dim.place - start) if there else None
     major, *minor = dim.factors
     block = math.prod(f.size for f in minor)
     first = max(start - dim.place, 0)

@@ -42,7 +42,7 @@ class WandaSearcher:
     statistic: ClassVar[Statistic] = "mean_square"
 
     def search(self, params: PyTree, statistics: Any = None) -> SearchResult:
-        """Prunes `params`.
+        """Prunes `params`; it reads values, so it runs outside `jit`.
 
         Args:
           params: a tree of arrays.

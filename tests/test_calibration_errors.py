@@ -73,7 +73,7 @@ def sorted_first(params, x):
 
 
 def not_multiplied(params, x):
-    return x[:, :8] + params["w"][0]
+    return x + jnp.sum(params["w"] ** 2)
 
 
 def sharded(params, x):
@@ -94,7 +94,7 @@ def in_a_condition(params, x):
     [
         (gathered, "gather"),
         (sorted_first, "sort"),
-        (not_multiplied, "fn does not multiply by it"),
+        (not_multiplied, "fn does not multiply inputs by it"),
         (sharded, "inside shard_map"),
         (two_parts, "its axes play different parts|groups lie along axis 0"),
         (in_a_condition, "condition of a loop|does not multiply"),

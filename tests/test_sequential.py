@@ -92,6 +92,13 @@ def test_what_cannot_be_pruned_in_order_is_refused_with_the_remedy():
     crossing = r"'b' is contracted before leaf 'd' for the last time.* earlier stage"
     with pytest.raises(ValueError, match=crossing):
         run(network, PARAMS, ["[ad]", "[bc]"])
+    with pytest.raises(ValueError, match="boundary 'e' matches none of the 4 leaves"):
+        run(network, PARAMS, [".*", "e"])
+    across = [js.Rule(".*", js.Unstructured(0.5, across_leaves=True), axis=0)]
+    with pytest.raises(ValueError, match="one threshold for leaves of several stages"):
+        js.prune_sequentially(
+            network, PARAMS, BATCHES, js.WandaSearcher(across), boundaries=[".*"]
+        )
     with pytest.raises(ValueError, match="there are no batches"):
         js.prune_sequentially(network, PARAMS, [], searcher, boundaries=[".*"])
     stack = js.SparseGPTSearcher([js.Rule(".*", "2:4", axis=1)])

@@ -163,7 +163,12 @@ kind = AxisType[sys.argv[1]]
 mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
 rng = np.random.default_rng(0)
 draw = lambda *sizes: rng.normal(size=sizes).astype("float32")
-tree = {"up": draw(16, 32), "down": draw(32, 16), "experts": draw(2, 16, 8)}
+tree = {
+    "up": draw(16, 32),
+    "down": draw(32, 16),
+    "experts": draw(2, 16, 8),
+    "out": draw(2, 8, 8),
+}
 x = draw(8, 12, 16)
 
 
@@ -172,11 +177,18 @@ def fn(params, x):
     # Over explicit axes a sum over a sharded one has to say where it goes.
     to = P("data") if kind == AxisType.Explicit and given is not x else None
     y = jnp.einsum("bsf,fd->bsd", y, params["down"], out_sharding=to)
-    return jnp.einsum("bsd,edh->bseh", y, params["experts"])
+    y = jnp.einsum("bsd,edh->bseh", y, params["experts"])
+    return jnp.einsum("bseh,eho->bso", y, params["out"])
 
 
-rules = [js.Rule("experts", "2:4", axis=1), js.Rule(".*", "2:4", axis=0)]
+rules = [
+    js.Rule("experts", "2:4", axis=1),
+    js.Rule("out", js.Unstructured(0.5), axis=1),
+    js.Rule("up", js.PerOutput(0.5), axis=0),
+    js.Rule(".*", "2:4", axis=0),
+]
 specs = {"up": P(None, "model"), "down": P("model", None), "experts": P("model")}
+specs["out"] = P()
 put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
 sharded = {name: put(leaf, specs[name]) for name, leaf in tree.items()}
 results = []
@@ -186,8 +198,10 @@ with jax.set_mesh(mesh):
         wanda = js.WandaSearcher(rules).search(params, known)
         found = js.SparseGPTSearcher(rules).search(params, known)
         fitted = js.fit_weights(params, wanda.masks, known)
+        best = js.SparseGPTSearcher(rules, update_weights="optimal")
+        best = best.search(params, known).params
         moments = {path: one.second_moment for path, one in known.items()}
-        results.append((moments, wanda.masks, found.masks, found.params, fitted))
+        results.append((moments, wanda.masks, found.masks, found.params, fitted, best))
         if params is sharded:
             for name, leaf in sharded.items():
                 after = found.params[name].sharding

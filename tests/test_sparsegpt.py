@@ -279,3 +279,12 @@ def test_fewer_tokens_than_inputs_are_warned_of_with_both_numbers():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Wanda fits nothing
         js.WandaSearcher(rules("2:4")).search(params, statistics)
+
+
+def test_outputs_that_are_not_those_of_the_statistics_are_refused():
+    params, x = {"w": np.ones((3, 16, 8), np.float32)}, np.ones((99, 3, 16), np.float32)
+    fn = lambda params, x: jnp.einsum("tsi,sio->to", x, params["w"])
+    plan = rules(js.PerOutput(0.5), axis=1)  # to the rule axis 0 has outputs
+    known = js.collect_statistics(fn, params, [x], plan=plan)
+    with pytest.raises(ValueError, match=r"axes \[2\] by its stat.* along \[0, 2"):
+        js.SparseGPTSearcher(plan).search(params, known)
