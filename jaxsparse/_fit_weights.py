@@ -1,7 +1,5 @@
 """The best weights for masks that are given, on whole trees."""
 
-import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxsparse._best_masks import as_bool
-from jaxsparse._leaf_statistics import LeafStatistics, match_statistics
+from jaxsparse._leaf_statistics import (
+    LeafStatistics,
+    check_updatable,
+    match_statistics,
+    warn_of_few_tokens,
+)
 from jaxsparse._least_squares import masked_least_squares
 from jaxsparse._masks import match_masks
 from jaxsparse._paths import flatten, map_named
@@ -69,31 +72,3 @@ def _fit(leaf: Array, mask: Array, statistics: LeafStatistics) -> Array:
     fitted = jax.vmap(masked_least_squares)(weights, masks, moments)
     weight = sharded_like(columns.join(fitted), leaf).astype(leaf.dtype)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))
-
-
-def check_updatable(path: str, weight: Any) -> None:
-    """Raises `TypeError` unless a leaf can have other weights than its own."""
-    if not jnp.issubdtype(weight.dtype, jnp.floating):
-        raise TypeError(
-            f"leaf {path!r} of shape {weight.shape} has dtype {weight.dtype}: only "
-            "weights that are floats can be updated"
-        )
-
-
-def warn_of_few_tokens(statistics: Mapping[str, LeafStatistics]) -> None:
-    """Warns where weights would be fitted to fewer tokens than they have inputs."""
-    seen = jax.device_get({path: jnp.min(s.tokens) for path, s in statistics.items()})
-    few = {
-        path: (float(tokens), statistics[path].columns.channels)
-        for path, tokens in seen.items()
-        if tokens < statistics[path].columns.channels
-    }
-    if few:
-        path, (tokens, channels) = min(few.items(), key=lambda x: x[1][0] / x[1][1])
-        warnings.warn(
-            f"{len(few)} of {len(statistics)} leaves have fewer tokens than inputs: "
-            f"leaf {path!r} has {tokens:g} tokens for {channels} inputs. Weights will "
-            "be fitted to these tokens and to no others: give four times as many "
-            "tokens as inputs, or more",
-            stacklevel=3,
-        )

@@ -1,5 +1,6 @@
 """What calibration knows of a leaf, and whether it is what a plan needs."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -114,3 +115,31 @@ def _of(path: str, shape: tuple[int, ...] | None, statistics: Any) -> LeafStatis
             f"is of shape {shape}: collect them with these parameters"
         )
     return found
+
+
+def check_updatable(path: str, weight: Any) -> None:
+    """Raises `TypeError` unless a leaf can have other weights than its own."""
+    if not jnp.issubdtype(weight.dtype, jnp.floating):
+        raise TypeError(
+            f"leaf {path!r} of shape {weight.shape} has dtype {weight.dtype}: only "
+            "weights that are floats can be updated"
+        )
+
+
+def warn_of_few_tokens(statistics: Mapping[str, LeafStatistics]) -> None:
+    """Warns where weights would be fitted to fewer tokens than they have inputs."""
+    seen = jax.device_get({path: jnp.min(s.tokens) for path, s in statistics.items()})
+    few = {
+        path: (float(tokens), statistics[path].columns.channels)
+        for path, tokens in seen.items()
+        if tokens < statistics[path].columns.channels
+    }
+    if few:
+        path, (tokens, channels) = min(few.items(), key=lambda x: x[1][0] / x[1][1])
+        warnings.warn(
+            f"{len(few)} of {len(statistics)} leaves have fewer tokens than inputs: "
+            f"leaf {path!r} has {tokens:g} tokens for {channels} inputs. Weights will "
+            "be fitted to these tokens and to no others: give four times as many "
+            "tokens as inputs, or more",
+            stacklevel=3,
+        )

@@ -14,9 +14,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from jaxsparse._columns import Columns
-from jaxsparse._fit_weights import check_updatable, warn_of_few_tokens
 from jaxsparse._leaf_plan import LeafPlan
-from jaxsparse._leaf_statistics import LeafStatistics, Statistic, match_statistics
+from jaxsparse._leaf_statistics import (
+    LeafStatistics,
+    Statistic,
+    check_updatable,
+    match_statistics,
+    warn_of_few_tokens,
+)
 from jaxsparse._least_squares import masked_least_squares
 from jaxsparse._packing import pack_mask
 from jaxsparse._paths import flatten, map_named
