@@ -336,6 +336,16 @@ def test_little_memory_takes_several_passes():
         js.collect_statistics(fn, params, iter([x]), plan=rules, memory_limit=1100)
 
 
+def test_a_progress_bar_counts_the_batches_of_each_pass(capsys):
+    params, batches = {"w": normal(16, 8)}, [normal(3, 16)] * 4
+    plan = [js.Rule("w", "2:4", axis=0)]
+    fn = lambda params, x: x @ params["w"]
+    js.collect_statistics(fn, params, batches, plan=plan, progress=True)
+    shown = capsys.readouterr().err
+    assert "pass 1 of 1: 100%" in shown
+    assert "4/4" in shown
+
+
 def test_one_program_for_each_shape():
     traced = []
 
