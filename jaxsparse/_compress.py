@@ -8,7 +8,7 @@ groups is one block of rows of either array.
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +177,11 @@ def decompress(compressed: Compressed) -> Array:
     for j, value in enumerate(kept):
         weights = jnp.where(slots == j, jnp.expand_dims(value, axis + 1), weights)
     return joined(weights, axis)
+
+
+def is_compressed(leaf: Any) -> TypeGuard[Compressed]:
+    """Whether a node of a tree is a compressed weight."""
+    return isinstance(leaf, Compressed)
 
 
 def compressed_shapes(

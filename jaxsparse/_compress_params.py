@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from jaxsparse._compress import Compressed, compress, decompress
+from jaxsparse._compress import compress, decompress, is_compressed
 from jaxsparse._group_code import PLACE_BITS
 from jaxsparse._leaf_plan import LeafPlan
 from jaxsparse._masks import create_masks, mask_leaf, match_masks
@@ -77,11 +77,6 @@ def decompress_params(params: PyTree) -> PyTree:
         params,
         is_leaf=is_compressed,
     )
-
-
-def is_compressed(leaf: Any) -> bool:
-    """Whether a node of a tree is a compressed weight."""
-    return isinstance(leaf, Compressed)
 
 
 def _compress_leaf(leaf: Any, plan: LeafPlan, mask: Any) -> Any:

@@ -1,5 +1,6 @@
 """Masks for a whole tree: make them, apply them, and see how sparse the tree is."""
 
+import math
 from typing import Any, TypeGuard
 
 import jax
@@ -8,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, PyTree
 
 from jaxsparse._best_masks import as_bool, best_masks
+from jaxsparse._compress import is_compressed
 from jaxsparse._packing import packed_axis, packed_shape
 from jaxsparse._paths import flatten, flatten_masks, is_array, map_named
 from jaxsparse._plan import PlanLike, plan_for
@@ -90,7 +92,8 @@ def sparsity(params: PyTree) -> Float32[Array, ""]:
 
     Args:
       params: a tree; leaves that hold no real numbers are left out. Biases, norms and
-        whatever else stays dense count too.
+        whatever else stays dense count too, and so do the zeros that a `Compressed`
+        leaf does not store.
 
     Returns:
       A float32 scalar, `0.0` for a tree without weights.
@@ -98,12 +101,12 @@ def sparsity(params: PyTree) -> Float32[Array, ""]:
     >>> print(sparsity({"kernel": jnp.eye(4)}))
     0.75
     """
-    leaves, _ = flatten(params)
+    leaves, _ = flatten(params, is_leaf=is_compressed)
     weights = [leaf for leaf in leaves.values() if is_numeric(leaf)]
-    total = sum(leaf.size for leaf in weights)
-    zeros = sum(
-        (count_true(is_zero(leaf)) for leaf in weights), jnp.zeros((), jnp.float32)
-    )
+    total = sum(math.prod(leaf.shape) for leaf in weights)
+    stored = [leaf.values if is_compressed(leaf) else leaf for leaf in weights]
+    left_out = jnp.asarray(total - sum(leaf.size for leaf in stored), jnp.float32)
+    zeros = sum((count_true(is_zero(leaf)) for leaf in stored), left_out)
     return zeros / max(total, 1)
 
 

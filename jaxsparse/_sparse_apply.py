@@ -15,8 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxsparse._compress import Compressed, compressed_shapes, decompress
-from jaxsparse._compress_params import is_compressed
+from jaxsparse._compress import (
+    Compressed,
+    compressed_shapes,
+    decompress,
+    is_compressed,
+)
 from jaxsparse._evaluate import Site, evaluate, run_site
 from jaxsparse._group_code import code_bits
 from jaxsparse._interpreter import (
@@ -187,7 +191,8 @@ def _product(eqn, left: Any, right: Any) -> Array | None:
     """The product with a compressed matrix; None where it is of another kind."""
     (contracted, batch), params = eqn.params["dimension_numbers"], eqn.params
     operand = 1 if is_compressed(right) else 0
-    weight, x = (right, left) if operand else (left, right)
+    operands: tuple[Any, Any] = (right, left) if operand else (left, right)
+    weight, x = operands
     mine, others = contracted[operand], contracted[1 - operand]
     plain = params["precision"] is None and x.dtype == weight.dtype
     same = jnp.result_type(x.dtype) == eqn.outvars[0].aval.dtype

@@ -14,8 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxsparse._compress import Compressed
-from jaxsparse._compress_params import is_compressed
+from jaxsparse._compress import Compressed, is_compressed
 from jaxsparse._paths import flatten, is_array
 from jaxsparse._safetensors import (
     Header,

@@ -37,6 +37,15 @@ def assert_trees_are_equal(found, expected):
     jax.tree.map(assert_same_bits, found, jax.tree.map(np.asarray, expected))
 
 
+def test_sparsity_counts_the_zeros_that_are_not_stored():
+    params = {"a": jnp.arange(1.0, 33.0).reshape(16, 2), "b": jnp.array([0.0, 1.0])}
+    rules = [js.Rule("a", "1:4", axis=0, sizes=None)]
+    small = js.compress_params(params, rules)
+    assert isinstance(small["a"], js.Compressed)
+    assert js.sparsity(small) == np.float32(25 / 34)  # 24 of 32, and one of two
+    assert jax.jit(js.sparsity)(small) == np.float32(25 / 34)
+
+
 @pytest.mark.parametrize("given", ["no masks", "masks", "packed masks"])
 def test_back_comes_what_masking_makes(given):
     params, plan = tree(), js.plan_sparsity(tree(), RULES, dense_head=False)
