@@ -148,9 +148,14 @@ def run_site(site: Site, inputs: Sequence[Any], rule: Rule, state: Any):
                 check_vma=check_vma,
             )
             return run(*inputs), state
+    return bind(eqn, inputs), state
+
+
+def bind(eqn, inputs: Sequence[Any]) -> Sequence[Any]:
+    """Runs one equation on arrays as JAX does, custom derivative rules and all."""
     params = eqn.primitive.get_bind_params(eqn.params)
     outputs = eqn.primitive.bind(*inputs, **params)
-    return outputs if eqn.primitive.multiple_results else [outputs], state
+    return outputs if eqn.primitive.multiple_results else [outputs]
 
 
 def _where(running: Any, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:

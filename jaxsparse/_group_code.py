@@ -128,7 +128,7 @@ def _numbered(taken: list[Array]) -> list[UInt8[Array, "..."]]:
 
 def _counts(kept: list[Array]) -> list[UInt8[Array, "..."]]:
     """How many are True before each place, and in all."""
-    counts = [jnp.zeros(kept[0].shape, jnp.uint8)]
+    counts = [jnp.zeros_like(kept[0], jnp.uint8)]  # sharded alike, too
     for mine in kept:
         counts.append(counts[-1] + mine.astype(jnp.uint8))
     return counts

@@ -101,6 +101,8 @@ def file_chunks(
     yield len(text).to_bytes(8, "little") + text
     for _, x in ordered:
         flat = np.ascontiguousarray(np.asarray(x).reshape(-1))
+        if not flat.dtype.isnative:
+            flat = flat.astype(flat.dtype.newbyteorder("<"))
         yield flat.view(np.uint8).data
 
 

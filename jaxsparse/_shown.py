@@ -75,6 +75,14 @@ def _moved(move: Callable[..., View | None]):
     return rule
 
 
+def _reshaped(view: View, eqn, shape) -> View:
+    order = eqn.params["dimensions"]
+    if order is not None:  # the elements are taken in another order than row-major
+        view = views.transpose(view, _ints(order))
+        shape = [shape[i] for i in order]
+    return views.reshape(view, shape, _ints(eqn.params["new_sizes"]))
+
+
 def _padded(view: View, eqn, _) -> View:
     for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
         if interior or low < 0 or high < 0:
@@ -199,11 +207,7 @@ _RULES: dict[str, Callable[..., Sequence[Sequence[View]]]] = {
     ),
     "integer_pow": _powered,
     "pad": _moved(_padded),
-    "reshape": _moved(
-        lambda view, eqn, shape: views.reshape(
-            view, shape, _ints(eqn.params["new_sizes"])
-        )
-    ),
+    "reshape": _moved(_reshaped),
     "rev": _moved(
         lambda view, eqn, _: views.mix(view, _ints(eqn.params["dimensions"]), "rev")
     ),

@@ -21,7 +21,7 @@ from jaxsparse._compress import (
     decompress,
     is_compressed,
 )
-from jaxsparse._evaluate import Site, evaluate, run_site
+from jaxsparse._evaluate import Site, bind, evaluate, run_site
 from jaxsparse._group_code import code_bits
 from jaxsparse._interpreter import (
     Cond,
@@ -51,7 +51,9 @@ def sparse_apply(
     Returns:
       A function of parameters in which leaves may be `Compressed`, as
       `compress_params` makes them, and of the same further arguments. It gives what
-      `fn` gives for the decompressed parameters, and is traceable like it.
+      `fn` gives for the decompressed parameters, and is traceable like it, but
+      derivatives in reverse mode only. A custom derivative rule of what takes a
+      compressed weight is not kept; all others are.
 
     Raises:
       ValueError: when called: a compressed leaf that the plan does not prune so.
@@ -108,7 +110,7 @@ def _check(leaves: Mapping[str, Any], plan: Plan | None) -> None:
 def _rule(site: Site, inputs: list[Any], state: None):
     """Keeps weights compressed as long as that is possible."""
     if not any(map(is_compressed, inputs)):
-        return None, state
+        return bind(site.eqn, inputs), state  # with its custom derivatives
     eqn, inside = site.eqn, structure(site.eqn)
     if inside is not None:
         return run_site(site, _for_body(inside, inputs), _rule, state)
@@ -121,7 +123,7 @@ def _rule(site: Site, inputs: list[Any], state: None):
     elif name in _ELEMENTWISE:
         values = eqn.primitive.bind(inputs[0].values, **eqn.params)
         found = replace(inputs[0], values=values)
-    elif name in _RESHAPES:
+    elif name in _RESHAPES and _in_order(eqn):
         found = _reshaped(inputs[0], eqn.outvars[0].aval.shape)
     if found is not None:
         return [found], state
@@ -134,6 +136,12 @@ _ELEMENTWISE = KEEPS_ZEROS - {
     *("pcast", "pvary", "reshard", "sharding_constraint"),
 }
 _RESHAPES = frozenset(["broadcast_in_dim", "expand_dims", "reshape", "squeeze"])
+
+
+def _in_order(eqn) -> bool:
+    """Whether a reshape takes elements in row-major order, and shards as it likes."""
+    permuted = eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None
+    return not permuted and eqn.params.get("sharding") is None
 
 
 def _for_body(inside: Structure, inputs: list[Any]) -> list[Any]:
@@ -194,8 +202,11 @@ def _product(eqn, left: Any, right: Any) -> Array | None:
     operands: tuple[Any, Any] = (right, left) if operand else (left, right)
     weight, x = operands
     mine, others = contracted[operand], contracted[1 - operand]
-    plain = params["precision"] is None and x.dtype == weight.dtype
-    same = jnp.result_type(x.dtype) == eqn.outvars[0].aval.dtype
+    free = params["precision"] is None and params["out_sharding"] is None
+    plain = free and x.dtype == weight.dtype
+    # Products of narrow integers would come back wider.
+    wide = jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize >= 4
+    same = wide and x.dtype == eqn.outvars[0].aval.dtype
     if batch[0] or weight.ndim != 2 or not (plain and same) or is_compressed(x):
         return None
     if tuple(mine) != (weight.axis + 2,):

@@ -46,6 +46,8 @@ def check_leaves(leaves: Mapping[str, Any]) -> None:
     """Raises unless every leaf can be stored under its path."""
     seen = {"__metadata__"}
     for path, leaf in leaves.items():
+        if isinstance(leaf, Compressed):
+            _check_compressed(path, leaf)
         for name, x in tensors_of(path, leaf).items():
             if not is_array(x) or not is_storable(x.dtype):
                 kind = f"dtype {x.dtype}" if is_array(x) else repr(x)
@@ -56,6 +58,19 @@ def check_leaves(leaves: Mapping[str, Any]) -> None:
             if name in seen:
                 raise ValueError(f"two tensors have the name {name!r}: rename a leaf")
             seen.add(name)
+
+
+def _check_compressed(path: str, leaf: Compressed) -> None:
+    arrays = leaf.values, leaf.indices
+    there = tuple(tuple(x.shape) for x in arrays)
+    wanted = compressed_shapes(leaf.shape, leaf.pattern, leaf.axis)
+    if there != wanted or leaf.indices.dtype != jnp.uint8:
+        raise ValueError(
+            f"leaf {path!r} of shape {leaf.shape} is compressed, with values and "
+            f"indices of shapes {there} and indices of {leaf.indices.dtype}; {wanted} "
+            "and uint8 belong together: map over values alone, as in "
+            "dataclasses.replace(leaf, values=...)"
+        )
 
 
 def describe(leaves: Mapping[str, Any]) -> dict[str, str]:

@@ -231,3 +231,9 @@ def test_a_tied_autoencoder_contracts_both_ways():
 
 def test_a_leaf_that_is_not_used_says_so():
     assert plan_of(lambda _, x: x, X).reason == "not used by fn"
+
+
+def test_a_reshape_in_another_order_is_a_transposition_first():
+    """`w.ravel("F")` in the shape of `w.T` is `w.T`: the other axis is summed over."""
+    leaf = through(lambda w: w.ravel("F").reshape(16, 8), w=(8, 16))
+    assert (leaf.pattern, leaf.axis) == (js.NM(2, 4), 1)

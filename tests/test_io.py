@@ -231,3 +231,19 @@ def test_a_save_that_is_killed_while_it_cleans_up(path, monkeypatch, before, aft
     js.save_sparse(path, tree(2), **after)
     assert_same(js.load_sparse(path), tree(2))
     assert len(list(path.parent.iterdir())) == (5 if after else 1)
+
+
+def test_bytes_of_either_order_are_stored(tmp_path):
+    path = tmp_path / "model.safetensors"
+    js.save_sparse(path, {"a": np.arange(4, dtype=">f4")})
+    np.testing.assert_array_equal(js.load_sparse(path)["a"], [0, 1, 2, 3])
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
+    path = tmp_path / "model.safetensors"
+    small = {"w": js.compress(jnp.ones((32, 8)), "2:4", axis=0)}
+    js.save_sparse(path, small)
+    cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), small)
+    with pytest.raises(ValueError, match=r"leaf 'w' of shape \(32, 8\) is compressed"):
+        js.save_sparse(path, cast)
+    assert js.load_sparse(path)["w"].shape == (32, 8)

@@ -117,6 +117,8 @@ def test_a_scanned_stack_stays_compressed_on_its_way():
         lambda w: w.astype(jnp.bfloat16).astype(jnp.float32),
         lambda w: -w[None].squeeze(0),
         lambda w: w * jnp.arange(32.0),
+        lambda w: w.ravel("F").reshape(32, 32),
+        lambda w: lax.reshape(w, (16, 64), (1, 0)).reshape(32, 32),
         lambda w: jnp.concatenate([w[8:], w[:8]]),
         lambda w: lax.cond(w[0, 0] > 9, lambda w: w, lambda w: 2 * w, w),
         lambda w: lax.fori_loop(0, 2, lambda _, w: w * 0.5, w),
@@ -161,6 +163,33 @@ def test_gradients_of_the_values_are_those_of_the_kept_weights():
 
     found = jax.grad(sparse_loss)(small["w"].values)
     np.testing.assert_allclose(found, expected["w"].values, rtol=1e-4, atol=1e-5)
+
+
+def test_custom_derivatives_of_what_takes_no_weight_are_kept():
+    @jax.custom_vjp
+    def straight(x):
+        return jnp.round(x)
+
+    straight.defvjp(lambda x: (jnp.round(x), None), lambda _, slope: (slope,))
+    params, rules = {"w": normal(16, 16)}, [js.Rule(".*", "2:4", axis=0)]
+    small = js.compress_params(params, rules)
+    masked = js.mask_params(params, js.create_masks(params, rules))
+    fn = lambda p, x: jnp.sum(jax.nn.relu(straight(3 * x)) @ p["w"])
+    for x in (normal(16), np.zeros(16, np.float32)):
+        expected = jax.grad(fn, argnums=1)(masked, x)
+        found = jax.grad(js.sparse_apply(fn), argnums=1)(small, x)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_bytes_wrap_as_they_do():
+    weight = (40 * normal(32, 16)).astype(np.int8)
+    rules, x = [js.Rule(".*", "2:4", axis=0)], np.full((1, 32), 100, np.int8)
+    fn = lambda p, x: x @ p["w"]
+    masked = js.mask_params({"w": weight}, js.create_masks({"w": weight}, rules))
+    found = js.sparse_apply(fn)(js.compress_params({"w": weight}, rules), x)
+    assert found.dtype == jnp.int8
+    wide = x.astype(int) @ np.asarray(masked["w"]).astype(int)
+    np.testing.assert_array_equal(found, wide.astype(np.int8))
 
 
 def test_a_leaf_that_was_compressed_otherwise_is_refused():
