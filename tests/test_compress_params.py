@@ -152,3 +152,26 @@ def test_masked_places_hold_plus_zero_whatever_was_there():
     rules = [js.Rule(".*", "2:4", axis=0)]
     found = js.compress_params({"w": weight}, rules, masks={"w": mask})
     assert_same_bits(js.decompress_params(found)["w"], masked(weight, mask))
+
+
+UNDER_A_MESH = """
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import jaxsparse as js
+
+mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+weight = np.random.default_rng(0).normal(size=(64, 128)).astype("float32")
+wanted = js.mask_params({"w": weight}, {"w": js.create_asp_mask(weight)})["w"]
+compress = lambda w: js.compress(w, axis=0)
+with jax.set_mesh(mesh):
+    for spec in (P("a", "b"), P(None, "b"), P("a", None), P(("a", "b"), None)):
+        sharded = jax.device_put(weight, NamedSharding(mesh, spec))
+        for run in (compress, jax.jit(compress)):
+            np.testing.assert_array_equal(js.decompress(run(sharded)), wanted)
+"""
+
+
+def test_weights_are_compressed_under_an_explicit_mesh():
+    run_on_eight_devices(UNDER_A_MESH)
