@@ -37,7 +37,8 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
       A tree like `params`, of the same dtypes, with exact zeros at masked places.
 
     Raises:
-      ValueError: masks or statistics that do not fit, or only mean squares.
+      ValueError: masks or statistics that do not fit, only mean squares, or weights
+        that are not finite.
       TypeError: a masked leaf of integers.
 
     Warns:

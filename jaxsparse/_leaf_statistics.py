@@ -63,10 +63,6 @@ class LeafStatistics:
         return self.moments
 
 
-#: Statistics by the canonical paths of the leaves.
-Statistics = Mapping[str, LeafStatistics]
-
-
 def match_statistics(
     shapes: Mapping[str, tuple[int, ...] | None], statistics: Any
 ) -> dict[str, LeafStatistics]:
@@ -118,11 +114,22 @@ def _of(path: str, shape: tuple[int, ...] | None, statistics: Any) -> LeafStatis
 
 
 def check_updatable(path: str, weight: Any) -> None:
-    """Raises `TypeError` unless a leaf can have other weights than its own."""
+    """Raises unless a leaf can have other weights than its own.
+
+    Raises:
+      TypeError: its weights are no floats.
+      ValueError: one of them is NaN or infinite, and would spread to others.
+    """
     if not jnp.issubdtype(weight.dtype, jnp.floating):
         raise TypeError(
             f"leaf {path!r} of shape {weight.shape} has dtype {weight.dtype}: only "
             "weights that are floats can be updated"
+        )
+    if not jnp.isfinite(weight).all():
+        raise ValueError(
+            f"leaf {path!r} of shape {weight.shape} has weights that are not finite, "
+            "which would spread to all that make up for them: mend them, or keep it "
+            "dense by a rule"
         )
 
 

@@ -34,7 +34,7 @@ def nm_matmul(
       ValueError: a weight of another rank or with groups along its output axis, an `x`
         that does not fit, or an unknown implementation.
 
-    >>> from jaxsparse._compress import compress
+    >>> from jaxsparse import compress
     >>> w = compress(jnp.array([[1.0], [0.0], [3.0], [0.0]]), "2:4")
     >>> nm_matmul(jnp.array([[1.0, 2.0, 3.0, 4.0]]), w)
     Array([[10.]], dtype=float32)

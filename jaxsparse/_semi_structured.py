@@ -42,7 +42,7 @@ def to_semi_structured(
       ValueError: another rank, pattern or dtype; an `out` that 32 (int8: 16) or a `k`
         that 32 (int8: 64) does not divide.
 
-    >>> from jaxsparse._compress import compress
+    >>> from jaxsparse import compress
     >>> w = compress(jnp.ones((32, 32), jnp.bfloat16), "2:4")
     >>> values, meta = to_semi_structured(w)
     >>> values.shape, meta.shape, f"{meta[0, 0]:#x}"
@@ -78,7 +78,7 @@ def from_semi_structured(
       ValueError: shapes or dtypes that do not belong together, or that
         `to_semi_structured` could not have given; another axis.
 
-    >>> from jaxsparse._compress import compress, decompress
+    >>> from jaxsparse import compress, decompress
     >>> w = compress(jnp.ones((32, 32), jnp.bfloat16), "2:4")
     >>> back = from_semi_structured(*to_semi_structured(w))
     >>> print((decompress(back) == decompress(w)).all())

@@ -82,13 +82,15 @@ def prune_sequentially(
     with noted(0, batches[0]):
         first = trace(fn, params, as_args(batches[0]), flat=True)
         stages = order_leaves(first, stage_of)
-    cuts: dict[Any, _Cut] = {}  # one for every shape of a batch
+    # One for every shape of a batch.
+    cuts = {_shapes(batches[0]): _cut(first, params, stages)}
     flows = []
     for number, batch in enumerate(batches):
         with noted(number, batch):
             key = _shapes(batch)
             if key not in cuts:
-                cuts[key] = _cut(fn, params, batch, stages)
+                program = trace(fn, params, as_args(batch), flat=True)
+                cuts[key] = _cut(program, params, stages)
             flows.append(_begin(cuts[key], key, batch, weights))
 
     found = SearchResult(params, map_named(lambda *_: None, params), plan)
@@ -168,8 +170,7 @@ def _shapes(batch: Any) -> Any:
     return frame, tuple((x.shape, x.dtype) for x in arrays)
 
 
-def _cut(fn, params: PyTree, batch: Any, stages: Sequence[Sequence[str]]) -> _Cut:
-    program = trace(fn, params, as_args(batch), flat=True)
+def _cut(program: Program, params: PyTree, stages: Sequence[Sequence[str]]) -> _Cut:
     return _Cut(program, *cut_program(program, len(_arrays(params)), stages))
 
 

@@ -58,7 +58,7 @@ def sparse_apply(
     Raises:
       ValueError: when called: a compressed leaf that the plan does not prune so.
 
-    >>> from jaxsparse._compress_params import compress_params
+    >>> from jaxsparse import compress_params
     >>> params = {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}
     >>> fn = lambda params, x: x @ params["kernel"] + params["bias"]
     >>> small = compress_params(params)

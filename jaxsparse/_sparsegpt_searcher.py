@@ -99,8 +99,8 @@ class SparseGPTSearcher:
 
         Raises:
           ValueError: statistics that are missing, do not fit, are not finite or all
-            zero; a pattern that there is no such search for; a second moment without a
-            factor; each naming the leaf.
+            zero; weights that are not finite; a pattern that there is no such search
+            for; a second moment without a factor; each naming the leaf.
           TypeError: a leaf of integers, which can't be updated.
 
         Warns:

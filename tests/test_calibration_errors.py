@@ -139,6 +139,18 @@ def test_an_expert_that_no_token_reached_is_named():
         js.WandaSearcher(rules).search(params, known)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_would_spread_are_refused(value):
+    known, params = collect(X), {"w": np.ones((16, 8), np.float32)}
+    params["w"][3, 2] = value
+    message = r"leaf 'w' of shape \(16, 8\) has weights that are not finite"
+    with pytest.raises(ValueError, match=message):
+        js.SparseGPTSearcher(RULES).search(params, known)
+    masks = js.create_masks(params, RULES)
+    with pytest.raises(ValueError, match=message):
+        js.fit_weights(params, masks, known)
+
+
 def test_what_sparsegpt_does_not_search():
     known = collect(X)
     block = [js.Rule(".*", js.Block((4, 4), 0.5), axis=0)]
