@@ -15,6 +15,7 @@ import jax
 
 from benchmarks import (
     mask_search,
+    nm_matmul,
     optimizer_step,
     sparsegpt,
     transposable,
@@ -34,13 +35,16 @@ def tables(quick: bool) -> dict:
             "optimizer step": optimizer_step.rows(3, ("small",), ("adamw", "sgd")),
             "transposable": transposable.rows(256, 3),
             "SparseGPT": sparsegpt.rows(256, 3),
+            "products": nm_matmul.rows(3, ((256, 512),), (1, 16)),
         }
+    small = () if jax.default_backend() == "gpu" else (5, ((1024, 4096),), (1, 16, 64))
     return {
         "mask search": mask_search.rows(peers=True),
         "whole tree": whole_tree.rows(),
         "optimizer step": optimizer_step.rows(9),
         "transposable": transposable.rows(),
         "SparseGPT": sparsegpt.rows(),
+        "products": nm_matmul.rows(*small),
     }
 
 

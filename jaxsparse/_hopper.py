@@ -10,11 +10,10 @@ any axis but that of the places are masked shard by shard.
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Integer, UInt8
 
 from jaxsparse._score import Ranked
+from jaxsparse._sharding import by_shards, is_automatic
 
 
 def suits(groups: Integer[Array, "..."], axis: int) -> bool:
@@ -23,21 +22,21 @@ def suits(groups: Integer[Array, "..."], axis: int) -> bool:
     Not inside `shard_map` and not over the explicit axes of a mesh, where XLA takes
     its place: Pallas tells neither how its results are sharded.
     """
-    axes = jax.typeof(groups).sharding.mesh.axis_types
     return (
-        all(kind is AxisType.Auto for kind in axes)
+        is_automatic(groups)
         and groups.shape[axis] in (8, 16, 32, 64)
         and groups.size > 0
         and groups.dtype in (jnp.int8, jnp.int16, jnp.int32)
-        and _compute_capability() >= 9
+        and compute_capability()[0] >= 9
     )
 
 
-def _compute_capability() -> int:
-    """Of the default device, its major part; 0 where that is no NVIDIA GPU."""
+def compute_capability() -> tuple[int, int]:
+    """Of the default device; zeros where that is no NVIDIA GPU."""
     # AMD's GPUs have names there, such as "gfx942".
-    major, *_ = getattr(jax.devices()[0], "compute_capability", "0").split(".")
-    return int(major) if major.isdigit() else 0
+    parts = getattr(jax.devices()[0], "compute_capability", "0.0").split(".")
+    major, minor = parts if len(parts) == 2 else ("", "")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
 
 
 def find_mask(
@@ -65,23 +64,9 @@ def find_mask(
         options = {"counted": ranked.counted, "top": ranked.top, "packed": packed}
         return nm_mask(groups, n=n, axis=axis, **options)
 
-    find = custom_vmap(_by_shards(locally, ranked.bits.ndim, axis))
+    axes = [f"a{i}" for i in range(ranked.bits.ndim)]
+    found = [*axes[:axis], "found", *axes[axis + 1 :]]
+    rule = f"{' '.join(axes)} -> {' '.join(found)}"
+    find = custom_vmap(by_shards(locally, rule, whole=(axes[axis], "found")))
     find.def_vmap(batched)
     return find(ranked.bits)
-
-
-def _by_shards(find, ndim: int, axis: int):
-    """`find` on each shard by itself; whole groups are gathered if they were cut."""
-    axes = [f"a{i}" for i in range(ndim)]
-    found = [*axes[:axis], "found", *axes[axis + 1 :]]
-    split = custom_partitioning(find)
-
-    def partition(mesh, operands, result):
-        return mesh, find, result.sharding, (operands[0].sharding,)
-
-    split.def_partition(
-        partition=partition,
-        sharding_rule=f"{' '.join(axes)} -> {' '.join(found)}",
-        need_replication_factors=(axes[axis], "found"),
-    )
-    return split

@@ -1,18 +1,20 @@
 """Products with compressed weights."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from jaxsparse import _cuda_matmul
 from jaxsparse._compress import Compressed, decompress
+from jaxsparse._wide_dot import wide_dot
 
 
 def nm_matmul(
-    x: ArrayLike, compressed: Compressed, *, implementation: str = "xla"
+    x: ArrayLike, compressed: Compressed, *, implementation: str | None = None
 ) -> Array:
     """The product of `x` and a compressed weight: `jnp.dot(x, decompress(compressed))`.
 
@@ -25,14 +27,22 @@ def nm_matmul(
       compressed: a weight of shape `[k, out]` with groups along its first axis. Stacks
         of weights are multiplied under `jax.vmap`, with one axis of `values` and
         `indices` mapped; a kernel with more axes is compressed as a matrix.
-      implementation: `"xla"`: the weight is decompressed on the fly, on any device.
+      implementation: `"xla"` decompresses the weight on the fly: any device, pattern
+        and dtype. `"cuda"` uses the sparse tensor cores of an H100 or H200: 2:4,
+        bfloat16 or float16, multiples of 8 by 16, no explicit mesh or `shard_map`. It
+        is compiled on first use by the nvcc that `jax[cuda13]` brings, reads the weight
+        as it is stored, and skips what was pruned: an infinity in `x` there does not
+        count. The default is the kernel where it can be had, else XLA.
 
     Returns:
       `[..., out]`, of the dtype that `jnp.dot` gives, but int32 for narrower integers.
 
     Raises:
       ValueError: a weight of another rank or with groups along its output axis, an `x`
-        that does not fit, or an unknown implementation.
+        that does not fit, or an implementation that is unknown or cannot be had here.
+
+    Warns:
+      UserWarning: once, on a GPU that has the tensor cores but no compiler beside it.
 
     >>> from jaxsparse import compress
     >>> w = compress(jnp.array([[1.0], [0.0], [3.0], [0.0]]), "2:4")
@@ -40,8 +50,10 @@ def nm_matmul(
     Array([[10.]], dtype=float32)
     """
     x = jnp.asarray(x)
-    if implementation != "xla":
-        raise ValueError(f"implementation {implementation!r} is unknown: give 'xla'")
+    if implementation not in (None, "xla", "cuda"):
+        raise ValueError(
+            f"implementation {implementation!r} is unknown: give 'xla', 'cuda' or None"
+        )
     if compressed.ndim != 2 or compressed.axis != -2:
         raise ValueError(
             "nm_matmul takes a weight [k, out] with groups along axis 0, got shape "
@@ -55,20 +67,27 @@ def nm_matmul(
             f"its last axis has to be {compressed.shape[0]}"
         )
     dtype = jnp.result_type(x, compressed.values)
-    weight = replace(compressed, values=compressed.values.astype(dtype))
-    return _product(x.astype(dtype), weight)
+    x = x.astype(dtype)
+    values = jnp.asarray(compressed.values).astype(dtype)
+    weight = replace(compressed, values=values, indices=jnp.asarray(compressed.indices))
+    reason = "" if implementation == "xla" else _cuda_matmul.why_not(x, weight)
+    if implementation == "cuda" and reason:
+        raise ValueError(f"implementation 'cuda' cannot be had: {reason}")
+    return _product(implementation != "xla" and not reason, x, weight)
 
 
-@jax.custom_vjp
-def _product(x: Array, compressed: Compressed) -> Array:
-    return _dot(x, decompress(compressed), [x.ndim - 1], [0])
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(by_kernel: bool, x: Array, compressed: Compressed) -> Array:
+    if by_kernel:
+        return _cuda_matmul.product(x, compressed)
+    return wide_dot(x, decompress(compressed), [x.ndim - 1], [0])
 
 
-def _forward(x: Array, compressed: Compressed):
-    return _product(x, compressed), (x, compressed)
+def _forward(by_kernel: bool, x: Array, compressed: Compressed):
+    return _product(by_kernel, x, compressed), (x, compressed)
 
 
-def _backward(residuals, gradient: Array):
+def _backward(_, residuals, gradient: Array):
     x, compressed = residuals
     # Decompressing is linear: its transpose picks the places of the values.
     dense, to_values = jax.vjp(
@@ -76,20 +95,9 @@ def _backward(residuals, gradient: Array):
         compressed.values,
     )
     rows = list(range(x.ndim - 1))
-    (values,) = to_values(_dot(x, gradient, rows, rows))
-    for_x = _dot(gradient, dense, [gradient.ndim - 1], [1])
+    (values,) = to_values(wide_dot(x, gradient, rows, rows))
+    for_x = wide_dot(gradient, dense, [gradient.ndim - 1], [1])
     return for_x, replace(compressed, values=values, indices=None)
 
 
 _product.defvjp(_forward, _backward)
-
-
-def _dot(a: Array, b: Array, a_axes: list[int], b_axes: list[int]) -> Array:
-    """Contracts axes of both; adds up in 32 bits or more."""
-    contracted = ((a_axes, b_axes), ((), ()))
-    if a.dtype.itemsize >= 4:
-        return lax.dot_general(a, b, contracted)
-    if jnp.issubdtype(a.dtype, jnp.integer):
-        return lax.dot_general(a, b, contracted, preferred_element_type=jnp.int32)
-    wide = lax.dot_general(a, b, contracted, preferred_element_type=jnp.float32)
-    return wide.astype(a.dtype)

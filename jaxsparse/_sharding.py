@@ -5,10 +5,12 @@ that would cut a group between two devices is an error, so the group is gathered
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec, reshard
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array
 
 
@@ -56,3 +58,41 @@ def resharded(x: Array, other: Array) -> Array:
     """
     mine, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding
     return x if mine.spec == wanted.spec else reshard(x, wanted)
+
+
+def is_automatic(x: Array) -> bool:
+    """Whether the compiler alone decides how the array is sharded."""
+    axes = jax.typeof(x).sharding.mesh.axis_types
+    return all(kind is AxisType.Auto for kind in axes)
+
+
+def by_shards(fn: Callable[..., Array], rule: str, *, whole: Sequence[str]):
+    """A function of arrays that runs on each shard by itself, over automatic axes.
+
+    Args:
+      fn: takes arrays, or shards of them, and returns one.
+      rule: which axes belong together, as in `"rows k, k out -> rows out"`.
+      whole: the axes of which each shard needs all; they are gathered if they were cut.
+    """
+    split = custom_partitioning(fn)
+    names = [operand.split() for operand in rule.split(" -> ")[0].split(", ")]
+
+    def partition(mesh, operands, result):
+        # Axes that are summed over come cut, although they are needed whole.
+        shardings = [
+            NamedSharding(mesh, PartitionSpec(*_without(axes, x.sharding.spec, whole)))
+            for axes, x in zip(names, operands, strict=True)
+        ]
+        return mesh, fn, result.sharding, tuple(shardings)
+
+    split.def_partition(
+        partition=partition, sharding_rule=rule, need_replication_factors=tuple(whole)
+    )
+    return split
+
+
+def _without(axes: Sequence[str], spec: PartitionSpec, whole: Sequence[str]):
+    padded = [*spec, *[None] * (len(axes) - len(spec))]
+    return [
+        None if axis in whole else cut for axis, cut in zip(axes, padded, strict=True)
+    ]

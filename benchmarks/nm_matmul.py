@@ -1,0 +1,121 @@
+"""Products with compressed 2:4 weights against the dense product, in bfloat16.
+
+    python -m benchmarks.nm_matmul [--rounds N]
+
+Each program multiplies by many weights in turn, more than a GPU's cache holds; the
+times are of one product. "xla" decompresses on the fly; "cuSPARSELt" is PyTorch's, if
+there is one, with weights that it has compressed and an algorithm that it has searched.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import jaxsparse as js
+from benchmarks.timing import machine, medians, print_rows
+from jaxsparse import _cuda_matmul
+
+
+SHAPES = ((4096, 4096), (8192, 8192), (4096, 14336), (14336, 4096))
+ROWS = (1, 16, 64, 256, 1024, 4096)
+WEIGHTS = 16  # of the smallest, compressed, six times an H100's cache
+LOOPS = 8
+
+
+def rows(
+    rounds: int = 5,
+    shapes: tuple[tuple[int, int], ...] = SHAPES,
+    many: tuple[int, ...] = ROWS,
+) -> Iterator[dict]:
+    """Microseconds of the dense product, and how many times as fast the others are."""
+    for k, out in shapes:
+        keys = jax.random.split(jax.random.key(0), WEIGHTS)
+        stored = [_compressed(key, k, out) for key in keys]
+        dense = [js.decompress(w) for w in stored]
+        for count in many:
+            x = jax.random.normal(keys[0], (count, k), jnp.bfloat16)
+            xla = partial(js.nm_matmul, implementation="xla")
+            fns: dict[str, Callable[[], object]] = {
+                "dense": partial(_in_turn(jnp.dot), x, dense),
+                "jaxsparse": partial(_in_turn(js.nm_matmul), x, stored),
+                "xla": partial(_in_turn(xla), x, stored),
+            }
+            if other := _cusparselt(x, dense):
+                fns["cuSPARSELt"] = other
+            times, _ = medians(fns, rounds)
+            one = {name: time / WEIGHTS / LOOPS for name, time in times.items()}
+            others = {name: one["dense"] / one[name] for name in fns if name != "dense"}
+            yield {
+                "weight": f"{k}x{out}",
+                "rows": count,
+                "dense us": one["dense"] * 1e6,
+                **others,
+                "tiles": str(_cuda_matmul.tiles(count, k, out)),
+            }
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _compressed(key: jax.Array, k: int, out: int) -> js.Compressed:
+    return js.compress(jax.random.normal(key, (k, out), jnp.bfloat16), "2:4")
+
+
+def _in_turn(multiply: Callable) -> Callable:
+    """A program of products that neither merges them nor takes them out of its loop."""
+
+    def once(_, total, x, weights):
+        firsts = []
+        for weight in weights:
+            here, weight, total = lax.optimization_barrier((x, weight, total))
+            product = lax.optimization_barrier(multiply(here, weight))
+            firsts.append(product[0, 0])
+        return total + sum(firsts)
+
+    @jax.jit
+    def run(x, weights):
+        step = partial(once, x=x, weights=weights)
+        return lax.fori_loop(0, LOOPS, step, jnp.zeros((), x.dtype))
+
+    return run
+
+
+def _cusparselt(x: jax.Array, dense: list[jax.Array]) -> Callable | None:
+    """The same by PyTorch, on the same arrays; None where it has no such product."""
+    if find_spec("torch") is None:
+        return None
+    torch = import_module("torch")
+    if x.shape[0] % 8 or not torch.cuda.is_available():
+        return None
+    columns = torch.from_dlpack(x).t()
+    weights = [
+        torch._cslt_compress(torch.from_dlpack(w).t().contiguous()) for w in dense
+    ]
+    found = torch._cslt_sparse_mm_search(weights[0], columns, transpose_result=True)
+    multiply = partial(torch._cslt_sparse_mm, transpose_result=True, alg_id=found)
+
+    def run():
+        for _ in range(LOOPS):
+            for weight in weights:
+                multiply(weight, columns)
+        torch.cuda.synchronize()
+
+    return run
+
+
+def main():
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    print(machine())
+    print_rows(rows(parser.parse_args().rounds))
+
+
+if __name__ == "__main__":
+    main()

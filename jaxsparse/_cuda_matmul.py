@@ -1,0 +1,139 @@
+"""Products with 2:4 weights on the sparse tensor cores of NVIDIA's Hopper GPUs.
+
+Which tiles the kernel works with, see `tiles`; how, see `kernels/nm_matmul.cuh`. Under
+`vmap` rows become more rows, stacked weights are taken one after the other; over
+automatic axes of a mesh each device multiplies what it has, by k whole.
+"""
+
+import functools
+import logging
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from jaxsparse._compress import Compressed, decompress
+from jaxsparse._hopper import compute_capability
+from jaxsparse._pattern import NM
+from jaxsparse._sharding import by_shards, is_automatic
+from jaxsparse._wide_dot import wide_dot
+
+
+_TARGET = "jaxsparse_nm_matmul"
+
+
+def why_not(x: Array, compressed: Compressed) -> str:
+    """What keeps these from the kernel; empty if nothing does."""
+    k, out = compressed.shape
+    if compressed.pattern != NM(2, 4):
+        return f"the pattern is {compressed.pattern}, not 2:4"
+    if x.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"the dtype is {x.dtype}, neither bfloat16 nor float16"
+    if k % 8 or out % 16 or not x.size or not out:
+        return f"the weight's shape is {(k, out)}, not multiples of 8 and 16"
+    if not (is_automatic(x) and is_automatic(compressed.values)):
+        return "a mesh has axes that are not automatic"
+    return _unavailable()
+
+
+def product(x: Array, compressed: Compressed) -> Array:
+    """The product on a device of compute capability 9.0, or by XLA elsewhere.
+
+    Args:
+      x: `[..., k]`, for which `why_not` has no reason.
+      compressed: a weight `[k, out]` of the same dtype.
+
+    Returns:
+      `[..., out]`, added up in float32 and rounded once.
+    """
+    axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
+    rule = f"{axes} k, values out, indices out -> {axes} out"
+    multiply = custom_vmap(by_shards(_locally, rule, whole=("k", "values", "indices")))
+    multiply.def_vmap(_batched)
+    return multiply(x, compressed.values, compressed.indices)
+
+
+def tiles(rows: int, k: int, out: int) -> tuple[int, int, int]:
+    """Rows and outputs of a tile, and how many blocks share one; 0: none does.
+
+    Few rows: reading the weight is what takes time, so all of the GPU has to read, and
+    tiles are split until they are as many as its 132 multiprocessors. Many: a tile of
+    256 by 128 is the quickest by its work, if there are enough of them. Measured by
+    `benchmarks.nm_matmul` on an H100.
+    """
+
+    def count(tile_rows: int, tile_out: int) -> int:
+        return -(-rows // tile_rows) * -(-out // tile_out)
+
+    def split(tile_rows: int, tile_out: int) -> tuple[int, int, int]:
+        most = min(132 // count(tile_rows, tile_out), k // 128)
+        return tile_rows, tile_out, 4 if most >= 4 else 2 if most >= 2 else 1
+
+    if rows <= 32:
+        return split(8 if rows <= 8 else 16 if rows <= 16 else 32, 64)
+    if rows <= 128:
+        enough = rows > 64 and count(128, 128) >= 64
+        return (128, 128, 0) if enough else split(64, 128)
+    if count(256, 128) >= 100:
+        return 256, 128, 0
+    return split(256 if count(256, 128) >= 50 else 128, 128)
+
+
+def _batched(size: int, batched: list[bool], *arrays: ArrayLike):
+    x, values, indices = map(jnp.asarray, arrays)
+    if not (batched[1] or batched[2]):
+        return product(x, _weight(values, indices)), True
+    every = [
+        a if mapped else jnp.broadcast_to(a, (size, *a.shape))
+        for a, mapped in zip((x, values, indices), batched, strict=True)
+    ]
+    return lax.map(lambda one: product(one[0], _weight(*one[1:])), every), True
+
+
+def _locally(x: Array, values: Array, indices: Array) -> Array:
+    rows = x.reshape(-1, x.shape[-1])
+    suits = values.shape[-1] % 16 == 0 and rows.size  # shards may be of any size
+    found = lax.platform_dependent(
+        rows, values, indices, cuda=_kernel if suits else _by_xla, default=_by_xla
+    )
+    return found.reshape(*x.shape[:-1], values.shape[-1])
+
+
+def _by_xla(x: Array, values: Array, indices: Array) -> Array:
+    return wide_dot(x, decompress(_weight(values, indices)), [1], [0])
+
+
+def _weight(values: Array, indices: Array) -> Compressed:
+    return Compressed(values, indices, NM(2, 4), -2)
+
+
+def _kernel(x: Array, values: Array, indices: Array) -> Array:
+    (rows, k), out = x.shape, values.shape[1]
+    names = ("tile_rows", "tile_out", "blocks")
+    chosen = dict(zip(names, map(np.int64, tiles(rows, k, out)), strict=True))
+    result = jax.ShapeDtypeStruct((rows, out), x.dtype)
+    return jax.ffi.ffi_call(_TARGET, result)(x, values, indices, **chosen)
+
+
+@functools.cache  # so it is said once
+def _unavailable() -> str:
+    """Registers the kernel, or says why it cannot be."""
+    if compute_capability() != (9, 0):
+        reason = "the default device is no GPU of compute capability 9.0 (H100, H200)"
+        logging.getLogger("jaxsparse").info("nm_matmul is left to XLA: %s", reason)
+        return reason
+    from jaxsparse.kernels import cuda_library
+
+    try:
+        library = cuda_library.load()
+    except cuda_library.BuildError as error:
+        warnings.warn(f"nm_matmul is left to XLA: {error}", stacklevel=2)
+        return str(error)
+    handler = jax.ffi.pycapsule(library.jaxsparse_nm_matmul)
+    jax.ffi.register_ffi_target(_TARGET, handler, platform="CUDA")
+    return ""

@@ -1,0 +1,272 @@
+// y[rows, out] = x[rows, k] w, for w[k, out] 2:4 sparse along k and without its zeros.
+//
+// Tensor cores take the sparse operand on the left, so the transposed product is computed:
+// a tile is kOut outputs by kRows rows. One warp feeds a ring of stages through TMA, two
+// warpgroups multiply, 64 outputs each. Values are read as they are stored, with the outputs
+// contiguous; so are the indices, whose bytes are what the tensor cores expect: two groups of
+// four, the first in the low bits.
+#pragma once
+
+#include "hopper.cuh"
+
+namespace nm_matmul {
+
+constexpr int kConsumers = 256;  // threads: two warpgroups
+constexpr int kThreads = kConsumers + 32;
+constexpr int kStoreRows = 32;  // rows that are stored at once
+
+// What a kernel is specialised to. Where a tile has 128 outputs, the warpgroups share its depth
+// and have 64 outputs each; where it has 64, they share the outputs and halve the depth.
+template <int kRows_, int kOut_, int kStages_>
+struct Form {
+  static constexpr int kRows = kRows_, kOut = kOut_, kStages = kStages_;
+  static constexpr int kHalves = 128 / kOut;       // of the depth
+  static constexpr int kDepth = 64 * kHalves;      // of k, in a stage
+  static constexpr int kValuesBytes = 128 * 64;    // half of the depth, two bytes each
+  static constexpr int kIndicesBytes = 128 * 8;    // four bits for four places
+  // Outputs of a row of a box of indices: few rows are quicker to load, short ones to read.
+  static constexpr int kBox = kOut == 64 ? 64 : 16;
+  static constexpr int kBoxBytes = kBox * kDepth / 8;
+  static constexpr int kRowsBytes = kRows * 64 * 2;  // a half of the depth
+  static constexpr int kStage = kValuesBytes + kIndicesBytes + kHalves * kRowsBytes;
+  static constexpr int kRing = kStages * kStage;
+  static constexpr int kOutbox = 4 * kStoreRows * 128;
+  // Sums of a tile, for the other blocks of a cluster: rows padded against bank conflicts.
+  static constexpr int kSumsRow = kOut + 4, kSums = kRows * kSumsRow;
+  static constexpr int bytes(int more) { return 1024 + kRing + more + kStages * 16; }
+};
+
+struct Maps {
+  CUtensorMap x, values, indices, y;
+};
+
+struct Shape {
+  int rows, out, steps, out_tiles, row_tiles;
+};
+
+struct Tile {
+  int out, row;
+};
+
+// Tiles that run at the same time share rows and outputs, for the cache's sake.
+template <typename F>
+__device__ Tile tile_at(int index, const Shape& shape) {
+  constexpr int kBand = 16;
+  const int per_band = kBand * shape.row_tiles, band = index / per_band;
+  const int width = min(kBand, shape.out_tiles - band * kBand), within = index % per_band;
+  return {(band * kBand + within % width) * F::kOut, within / width};
+}
+
+template <typename F>
+class Ring {
+ public:
+  __device__ Ring(uint32_t base, int more) : base_(base), barriers_(base + F::kRing + more) {}
+
+  __device__ void init() const {
+    for (int i = 0; i < F::kStages; ++i) {
+      hopper::init_barrier(full(i), 1);
+      hopper::init_barrier(empty(i), kConsumers / 32);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __device__ void next() {
+    if (++stage_ == F::kStages) stage_ = 0, parity_ ^= 1;
+  }
+  __device__ void load(const Maps& maps, Tile tile, int step) const {
+    hopper::wait(empty(stage_), parity_ ^ 1);
+    const uint32_t barrier = full(stage_);
+    hopper::expect_bytes(barrier, F::kStage);
+    const int k = step * F::kDepth;
+    for (int i = 0; i < 2; ++i) {
+      const int out = F::kHalves == 1 ? 64 * i : 0, depth = F::kHalves == 2 ? 32 * i : 0;
+      hopper::load_2d(values(i), maps.values, barrier, tile.out + out, k / 2 + depth);
+    }
+    if constexpr (F::kBox == F::kOut) {
+      hopper::load_2d(indices(), maps.indices, barrier, tile.out, k / 8);
+    } else {
+      hopper::load_3d(indices(), maps.indices, barrier, 0, k / 8, tile.out / F::kBox);
+    }
+    for (int i = 0; i < F::kHalves; ++i) {
+      hopper::load_2d(x(i), maps.x, barrier, k + 64 * i, tile.row * F::kRows);
+    }
+  }
+  __device__ void wait() const { hopper::wait(full(stage_), parity_); }
+  __device__ void release() const { hopper::arrive(empty(stage_)); }
+
+  __device__ uint32_t values(int i) const { return at(i * F::kValuesBytes / 2); }
+  __device__ uint32_t x(int i) const { return at(F::kValuesBytes + i * F::kRowsBytes); }
+  __device__ uint32_t indices() const { return at(F::kStage - F::kIndicesBytes); }
+
+ private:
+  __device__ uint32_t at(int offset) const { return base_ + stage_ * F::kStage + offset; }
+  __device__ uint32_t full(int i) const { return barriers_ + 16 * i; }
+  __device__ uint32_t empty(int i) const { return full(i) + 8; }
+
+  uint32_t base_, barriers_;
+  int stage_ = 0;
+  uint32_t parity_ = 0;
+};
+
+// Adds the steps of a tile to the sums of this thread's warpgroup.
+template <typename T, typename F>
+__device__ void multiply(Ring<F>& ring, int steps, float (&sums)[F::kRows / 2]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = warp / 4 % F::kHalves;
+  // A lane's places: two bytes, one below the other, of two outputs.
+  const int out = warp * 16 % F::kOut, row = half * 8 + lane % 4 * 2;
+  const uint32_t mine = out / F::kBox * F::kBoxBytes + row * F::kBox + out % F::kBox + lane / 4;
+  Ring<F> done = ring;
+  for (int step = 0; step < steps; ++step) {
+    ring.wait();
+    const uint32_t at = ring.indices() + mine;
+    const uint32_t places = hopper::load_byte(at) | hopper::load_byte(at + F::kBox) << 8 |
+                            hopper::load_byte(at + 8) << 16 |
+                            hopper::load_byte(at + 8 + F::kBox) << 24;
+    const uint64_t values = hopper::descriptor(ring.values(warp / 4));
+    const uint64_t x = hopper::descriptor(ring.x(half));
+    hopper::wgmma_fence();
+    hopper::SparseProduct<T, F::kRows, 0>::add(sums, values, x, places);
+    hopper::SparseProduct<T, F::kRows, 1>::add(sums, values + (2048 >> 4), x + (64 >> 4), places);
+    hopper::wgmma_commit();
+    if (step > 0) {
+      hopper::wgmma_wait<1>();
+      if (lane == 0) done.release();
+      done.next();
+    }
+    ring.next();
+  }
+  hopper::wgmma_wait<0>();
+  if (steps > 0 && lane == 0) done.release();
+}
+
+// Rounds a tile and stores it, kStoreRows rows at a time, through two boxes of shared memory.
+template <typename T, int kRows>
+__device__ void store(const CUtensorMap& y, uint32_t outbox, Tile tile,
+                      const float (&sums)[kRows / 2]) {
+  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const uint32_t boxes = outbox + warpgroup * 2 * kStoreRows * 128;
+  const int sub_row = lane % 8 + (lane / 16) * 8, chunk = 2 * warp + lane / 8 % 2;
+#pragma unroll
+  for (int first = 0; first < kRows; first += kStoreRows) {
+    const uint32_t box = boxes + first / kStoreRows % 2 * kStoreRows * 128;
+    if (threadIdx.x % 128 == 0) hopper::wait_stores<1>();
+    hopper::sync_threads(1 + warpgroup, 128);
+#pragma unroll
+    for (int row = 0; row < kStoreRows; row += 16) {
+      const float* s = sums + (first + row) / 2;
+      const uint32_t to = box + (row + sub_row) * 128 + ((chunk ^ (sub_row & 7)) << 4);
+      hopper::store_transposed(to, hopper::two<T>(s[0], s[1]), hopper::two<T>(s[2], s[3]),
+                               hopper::two<T>(s[4], s[5]), hopper::two<T>(s[6], s[7]));
+    }
+    hopper::fence_async();
+    hopper::sync_threads(1 + warpgroup, 128);
+    if (threadIdx.x % 128 == 0) {
+      hopper::store_2d(y, box, tile.out + 64 * warpgroup, tile.row * kRows + first);
+    }
+  }
+}
+
+// Leaves the sums of this block where the other blocks of the cluster find them.
+template <typename F>
+__device__ void leave(uint32_t base, const float (&sums)[F::kRows / 2]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = warp / 4 % F::kHalves;
+  const int out = warp * 16 % F::kOut + lane / 4;
+#pragma unroll
+  for (int i = 0; i < F::kRows / 2; ++i) {
+    const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    const int at = half * F::kSums + row * F::kSumsRow + out + i / 2 % 2 * 8;
+    asm volatile("st.shared::cta.f32 [%0], %1;" ::"r"(base + at * 4), "f"(sums[i]) : "memory");
+  }
+}
+
+// Adds up the sums of all blocks of the cluster, in their order; each stores a share.
+template <typename T, typename F, int kBlocks>
+__device__ void add_up(uint32_t base, T* y, Tile tile, const Shape& shape) {
+  constexpr int kPairs = F::kRows * F::kOut / 2, kParts = kBlocks * F::kHalves;
+  for (int pair = blockIdx.z * kThreads + threadIdx.x; pair < kPairs;
+       pair += kBlocks * kThreads) {
+    const int local_row = pair / (F::kOut / 2), local_out = pair % (F::kOut / 2) * 2;
+    const int at = local_row * F::kSumsRow + local_out;
+    float2 parts[kParts];  // all are on their way before the first is used
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const uint32_t there = base + (i % F::kHalves * F::kSums + at) * 4;
+      parts[i] = hopper::load_cluster(hopper::in_block(there, i / F::kHalves));
+    }
+#pragma unroll
+    for (int i = 1; i < kParts; ++i) parts[0].x += parts[i].x, parts[0].y += parts[i].y;
+    const int row = tile.row * F::kRows + local_row, out = tile.out + local_out;
+    if (row < shape.rows && out < shape.out) {
+      const int64_t to = static_cast<int64_t>(row) * shape.out + out;
+      *reinterpret_cast<uint32_t*>(y + to) = hopper::two<T>(parts[0].x, parts[0].y);
+    }
+  }
+}
+
+__device__ inline uint32_t aligned_base() {
+  extern __shared__ uint8_t memory[];
+  return (hopper::shared_address(memory) + 1023) & ~1023u;
+}
+
+template <typename F>
+__device__ void prepare(const Ring<F>& ring, const Maps& maps) {
+  if (threadIdx.x == 0) ring.init();
+  if (threadIdx.x == kConsumers) {
+    hopper::prefetch(maps.values);
+    hopper::prefetch(maps.indices);
+    hopper::prefetch(maps.x);
+  }
+  __syncthreads();
+}
+
+// Many tiles: each block takes several, and loads the next while it stores one.
+template <typename T, typename F>
+__global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Maps maps,
+                                                     const Shape shape) {
+  const uint32_t base = aligned_base();
+  Ring<F> ring(base, F::kOutbox);
+  prepare(ring, maps);
+  const int tiles = shape.out_tiles * shape.row_tiles;
+  if (threadIdx.x >= kConsumers) {
+    if (threadIdx.x > kConsumers) return;
+    for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+      const Tile tile = tile_at<F>(index, shape);
+      for (int step = 0; step < shape.steps; ++step, ring.next()) ring.load(maps, tile, step);
+    }
+    return;
+  }
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    float sums[F::kRows / 2] = {};
+    multiply<T>(ring, shape.steps, sums);
+    store<T, F::kRows>(maps.y, base + F::kRing, tile_at<F>(index, shape), sums);
+  }
+  if (threadIdx.x % 128 == 0) hopper::wait_stores<0>();
+}
+
+// Few tiles: the blocks of a cluster share one, each a part of k.
+template <typename T, typename F, int kBlocks>
+__global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
+    const __grid_constant__ Maps maps, const Shape shape, T* y) {
+  static_assert(F::kHalves * F::kSums * 4 <= F::kRing, "the sums take the ring's place");
+  const uint32_t base = aligned_base();
+  Ring<F> ring(base, 0);
+  prepare(ring, maps);
+  const Tile tile = {static_cast<int>(blockIdx.x) * F::kOut, static_cast<int>(blockIdx.y)};
+  const int first = blockIdx.z * shape.steps / kBlocks;
+  const int last = (blockIdx.z + 1) * shape.steps / kBlocks;
+  if (threadIdx.x < kConsumers) {
+    float sums[F::kRows / 2] = {};
+    multiply<T>(ring, last - first, sums);
+    hopper::sync_threads(3, kConsumers);  // the ring is empty
+    leave<F>(base, sums);
+  } else {
+    if (threadIdx.x == kConsumers) {
+      for (int step = first; step < last; ++step, ring.next()) ring.load(maps, tile, step);
+    }
+    __syncwarp();
+  }
+  hopper::sync_cluster();
+  add_up<T, F, kBlocks>(base, y, tile, shape);
+  hopper::sync_cluster();  // nobody leaves while others read
+}
+
+}  // namespace nm_matmul

@@ -1,0 +1,223 @@
+"""The product on sparse tensor cores: on a Hopper GPU, and what of it runs anywhere."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import jaxsparse as js
+from jaxsparse import _cuda_matmul
+from jaxsparse.kernels import cuda_library
+from tests.compressed import as_compressed, masked, random_mask
+from tests.test_nm_matmul import assert_product, problem
+from tests.test_sharding import run_on_eight_devices
+
+
+hopper = pytest.mark.skipif(
+    getattr(jax.devices()[0], "compute_capability", "") != "9.0",
+    reason="needs an H100 or H200",
+)
+
+# Rows, k and outputs that reach each kernel, with tails in all three.
+SHAPES = [
+    *[(rows, 1032, 400) for rows in (1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 300)],
+    *[(rows, 264, 16384) for rows in (5, 20, 60, 100, 129, 257)],
+    *[(rows, 136, 7000 // 16 * 16) for rows in (200, 500, 1000)],
+    *[(1, 8, 16), (3, 16, 48), (40, 8, 16), (700, 24, 144)],
+]
+
+
+@hopper
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_whole_numbers_are_exact(shape, dtype):
+    rows, k, out = shape
+    rng = np.random.default_rng(rows + k)
+    weight = rng.integers(-3, 4, (k, out)).astype(dtype)
+    mask = random_mask(rng, weight.shape, 2, 4, 0)
+    x = rng.integers(-3, 4, (rows, k)).astype(dtype)
+    stored = as_compressed(weight, mask, 2, 4, 0)
+    found = js.nm_matmul(x, stored, implementation="cuda")
+    exact = x.astype(np.float64) @ masked(weight, mask).astype(np.float64)
+    np.testing.assert_array_equal(found, exact.astype(np.float32).astype(dtype))
+
+
+@hopper
+@pytest.mark.parametrize("shape", SHAPES[::3], ids=str)
+def test_products_are_within_one_rounding(shape):
+    rows, k, out = shape
+    rng = np.random.default_rng(rows)
+    x, weight, stored = problem(rng, (rows,), k, out, ml_dtypes.bfloat16)
+    assert_product(js.nm_matmul(x, stored, implementation="cuda"), x, weight)
+
+
+@hopper
+def test_the_default_is_the_kernel_and_others_are_left_to_xla():
+    rng = np.random.default_rng(0)
+    x, _, stored = problem(rng, (4,), 64, 32, ml_dtypes.bfloat16)
+    text = jax.jit(js.nm_matmul).lower(x, stored).as_text()
+    assert "jaxsparse_nm_matmul" in text
+    others = [
+        problem(rng, (4,), 64, 32),
+        problem(rng, (4,), 64, 24, ml_dtypes.bfloat16),
+        problem(rng, (4,), 64, 32, ml_dtypes.bfloat16, (1, 4)),
+    ]
+    for x, weight, stored in others:
+        text = jax.jit(js.nm_matmul).lower(x, stored).as_text()
+        assert "jaxsparse_nm_matmul" not in text
+        assert_product(js.nm_matmul(x, stored), x, weight)
+
+
+@hopper
+def test_leading_axes_vmap_scan_and_gradients():
+    check_transformations("cuda")
+
+
+@hopper
+def test_a_function_for_the_cpu_is_left_to_xla():
+    x, weight, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        assert_product(jax.jit(js.nm_matmul)(x, stored), x, weight)
+
+
+@pytest.fixture
+def available(monkeypatch):
+    """The kernel's way, of which XLA does the last step where there is no Hopper."""
+    monkeypatch.setattr(_cuda_matmul, "_unavailable", lambda: "")
+
+
+@pytest.mark.usefixtures("available")
+def test_transformations_anywhere():
+    check_transformations("cuda")
+
+
+def check_transformations(implementation):
+    rng = np.random.default_rng(0)
+    multiply = lambda x, w: js.nm_matmul(x, w, implementation=implementation)
+    x, weight, stored = problem(rng, (2, 3), 64, 32, ml_dtypes.bfloat16)
+    assert_product(multiply(x, stored), x, weight)
+    assert_product(jax.jit(jax.vmap(multiply, (1, None), 1))(x, stored), x, weight)
+    assert_product(multiply(x[0, 0], stored), x[0, 0], weight)
+
+    masks = random_mask(rng, (2, 64, 32), 2, 4, 1)
+    weights = rng.normal(size=(2, 64, 32)).astype(ml_dtypes.bfloat16)
+    stack = as_compressed(weights, masks, 2, 4, 1)
+    for found in (
+        jax.vmap(multiply)(x, stack),
+        jax.vmap(multiply, (None, 0))(x, stack),
+    ):
+        for i in range(2):
+            rows = x[i] if found.ndim == 3 else x
+            assert_product(found[i], rows, masked(weights, masks)[i])
+    _, found = jax.lax.scan(lambda _, w: (None, multiply(x[0], w)), None, stack)
+    for i in range(2):
+        assert_product(found[i], x[0], masked(weights, masks)[i])
+
+    # d sum(y * c) is c w' for x and, at the places of the values, x' c for w.
+    c = rng.integers(-2, 3, (2, 3, 32)).astype(ml_dtypes.bfloat16)
+    loss = lambda x, v: jnp.sum(multiply(x, replace(stored, values=v)) * c)
+    for_x, for_values = jax.jit(jax.grad(loss, (0, 1)))(jnp.asarray(x), stored.values)
+    assert_product(for_x, c, np.asarray(js.decompress(stored)).T)
+    flat = x.reshape(6, 64).astype(np.float64).T @ c.reshape(6, 32).astype(np.float64)
+    wanted = as_compressed(flat, np.asarray(js.decompress(stored)) != 0, 2, 4, 0)
+    np.testing.assert_allclose(for_values, wanted.values, rtol=2**-8, atol=1e-3)
+
+
+COMPILED = {(8, 64), (16, 64), (32, 64), (64, 128), (128, 128), (256, 128)}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 10**5), st.integers(1, 4000), st.integers(1, 4000))
+def test_every_shape_has_a_kernel(rows, eights, sixteens):
+    tile_rows, tile_out, blocks = _cuda_matmul.tiles(rows, 8 * eights, 16 * sixteens)
+    if blocks == 0:
+        assert (tile_rows, tile_out) in {(128, 128), (256, 128)}
+    else:
+        assert (tile_rows, tile_out) in COMPILED
+        assert blocks in (1, 2, 4)
+        assert blocks == 1 or 8 * eights >= 128 * blocks
+
+
+SHARDED = """
+import jax
+import ml_dtypes
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import jaxsparse as js
+from jaxsparse import _cuda_matmul
+from tests.test_nm_matmul import assert_product, problem
+
+_cuda_matmul._unavailable = lambda: ""
+mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+x, weight, stored = problem(np.random.default_rng(0), (8, 4), 64, 128, np.float16)
+place = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
+multiply = jax.jit(js.nm_matmul)
+for rows, columns in ((P("a"), P(None, "b")), (P(None, "b"), P(None, "a"))):
+    placed = jax.tree.map(lambda leaf: place(leaf, columns), stored)
+    text = multiply.lower(place(x, rows), placed).compile().as_text()
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in text, collective
+    assert_product(multiply(place(x, rows), placed), x, weight)
+placed = jax.tree.map(lambda leaf: place(leaf, P("a", None)), stored)  # k is cut
+assert_product(multiply(place(x, P(None, None, "a")), placed), x, weight)
+"""
+
+
+def test_shards_of_rows_and_outputs_are_multiplied_where_they_are():
+    run_on_eight_devices(SHARDED)
+
+
+@pytest.fixture
+def fresh():
+    """What is said once is said again."""
+    _cuda_matmul._unavailable.cache_clear()
+    yield
+    _cuda_matmul._unavailable.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
+def test_without_a_gpu_it_is_said_once_and_left_to_xla(caplog):
+    x, weight, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
+    with caplog.at_level("INFO", "jaxsparse"):
+        for _ in range(2):
+            assert_product(js.nm_matmul(x, stored), x, weight)
+    assert len(caplog.records) == 1
+    assert "compute capability 9.0" in caplog.text
+    with pytest.raises(ValueError, match=r"'cuda' cannot be had: .* no GPU"):
+        js.nm_matmul(x, stored, implementation="cuda")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_a_compiler_it_is_said_once_and_left_to_xla(monkeypatch):
+    def load():
+        raise cuda_library.BuildError("no CUDA compiler")
+
+    monkeypatch.setattr(cuda_library, "load", load)
+    monkeypatch.setattr(_cuda_matmul, "compute_capability", lambda: (9, 0))
+    x, weight, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
+    with pytest.warns(UserWarning, match="left to XLA: no CUDA compiler") as said:
+        found = [js.nm_matmul(x, stored) for _ in range(2)]
+    assert_product(found[1], x, weight)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("k", "out", "dtype", "pattern", "why"),
+    [
+        (64, 32, np.float16, (1, 4), "the pattern is 1:4"),
+        (64, 32, np.float32, (2, 4), "the dtype is float32"),
+        (60, 32, np.float16, (2, 4), "not multiples of 8 and 16"),
+        (64, 24, np.float16, (2, 4), "not multiples of 8 and 16"),
+    ],
+)
+def test_what_the_kernel_does_not_take_is_named(k, out, dtype, pattern, why):
+    rng = np.random.default_rng(0)
+    x, _, stored = problem(rng, (4,), k, out, dtype, pattern)
+    with pytest.raises(ValueError, match=why):
+        js.nm_matmul(x, stored, implementation="cuda")
