@@ -37,14 +37,15 @@ def tables(quick: bool) -> dict:
             "SparseGPT": sparsegpt.rows(256, 3),
             "products": nm_matmul.rows(3, ((256, 512),), (1, 16)),
         }
-    small = () if jax.default_backend() == "gpu" else (5, ((1024, 4096),), (1, 16, 64))
+    gpu = jax.default_backend() == "gpu"
+    products = nm_matmul.rows() if gpu else nm_matmul.rows(5, ((1024, 4096),), (1, 16))
     return {
         "mask search": mask_search.rows(peers=True),
         "whole tree": whole_tree.rows(),
         "optimizer step": optimizer_step.rows(9),
         "transposable": transposable.rows(),
         "SparseGPT": sparsegpt.rows(),
-        "products": nm_matmul.rows(*small),
+        "products": products,
     }
 
 
