@@ -1,17 +1,16 @@
 """Products with compressed 2:4 weights against the dense product, in bfloat16.
 
-    python -m benchmarks.nm_matmul [--rounds N]
+    python -m benchmarks.nm_matmul [--rounds N] [--weights 4096x4096 ...] [--torch]
 
 Each program multiplies by many weights in turn, more than a GPU's cache holds; the
-times are of one product. "xla" decompresses on the fly; "cuSPARSELt" is PyTorch's, if
-there is one, with weights that it has compressed and an algorithm that it has searched.
+times are of one product. "xla" decompresses on the fly; "cuSPARSELt", with `--torch`, is
+PyTorch's, with weights that it has compressed and an algorithm that it has searched.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ def rows(
     rounds: int = 5,
     shapes: tuple[tuple[int, int], ...] = SHAPES,
     many: tuple[int, ...] = ROWS,
+    by_torch: bool = False,
 ) -> Iterator[dict]:
     """Microseconds of the dense product, and how many times as fast the others are."""
     for k, out in shapes:
@@ -46,8 +46,8 @@ def rows(
                 "jaxsparse": partial(_in_turn(js.nm_matmul), x, stored),
                 "xla": partial(_in_turn(xla), x, stored),
             }
-            if other := _cusparselt(x, dense):
-                fns["cuSPARSELt"] = other
+            if by_torch and count % 8 == 0:
+                fns["cuSPARSELt"] = _cusparselt(x, dense)
             times, _ = medians(fns, rounds)
             one = {name: time / WEIGHTS / LOOPS for name, time in times.items()}
             others = {name: one["dense"] / one[name] for name in fns if name != "dense"}
@@ -84,13 +84,9 @@ def _in_turn(multiply: Callable) -> Callable:
     return run
 
 
-def _cusparselt(x: jax.Array, dense: list[jax.Array]) -> Callable | None:
-    """The same by PyTorch, on the same arrays; None where it has no such product."""
-    if find_spec("torch") is None:
-        return None
+def _cusparselt(x: jax.Array, dense: list[jax.Array]) -> Callable[[], object]:
+    """The same by PyTorch, on the same arrays."""
     torch = import_module("torch")
-    if x.shape[0] % 8 or not torch.cuda.is_available():
-        return None
     columns = torch.from_dlpack(x).t()
     weights = [
         torch._cslt_compress(torch.from_dlpack(w).t().contiguous()) for w in dense
@@ -113,8 +109,12 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
+    sizes = lambda text: tuple(map(int, text.split("x")))
+    parser.add_argument("--weights", type=sizes, nargs="+", default=SHAPES)
+    parser.add_argument("--torch", action="store_true", help="PyTorch's product, too")
+    args = parser.parse_args()
     print(machine())
-    print_rows(rows(parser.parse_args().rounds))
+    print_rows(rows(args.rounds, tuple(args.weights), by_torch=args.torch))
 
 
 if __name__ == "__main__":
