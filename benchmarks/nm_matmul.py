@@ -3,8 +3,8 @@
     python -m benchmarks.nm_matmul [--rounds N] [--weights 4096x4096 ...] [--torch]
 
 Each program multiplies by many weights in turn, more than a GPU's cache holds; the
-times are of one product. "xla" decompresses on the fly; "cuSPARSELt", with `--torch`, is
-PyTorch's, with weights that it has compressed and an algorithm that it has searched.
+times are of one product. "xla" decompresses on the fly; "cuSPARSELt", with `--torch`,
+is PyTorch's, with weights that it has compressed and an algorithm that it has searched.
 """
 
 import argparse
