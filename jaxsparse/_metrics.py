@@ -35,7 +35,7 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
       - `flip_rate`: the fraction of these leaves' weights that the last change of
         masks opened or closed; only where the state records it, which it does in
         `regrow_by_gradient`, `regrow_at_random` and `add_sr_ste_decay`.
-      - `sparsity/<path>`: the fraction of zeros of each leaf that has a mask.
+      - `sparsity/` and a path: the fraction of zeros of each leaf that has a mask.
 
     Raises:
       ValueError: no masks in the state, or they do not fit the parameters.

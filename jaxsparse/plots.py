@@ -23,7 +23,7 @@ from jaxsparse.report import SparsityReport
 
 
 def plot_leaves(report: SparsityReport, *, ax: Any = None) -> Any:
-    """Sparsity and magnitude kept, leaf by leaf.
+    """The sparsity of the masks and the magnitude that they keep, leaf by leaf.
 
     Equal layers of a model share a line, with a point for each. Leaves that stay dense
     are left out.
@@ -54,13 +54,13 @@ def plot_leaves(report: SparsityReport, *, ax: Any = None) -> Any:
     lines = alike({leaf.path: leaf for leaf in pruned})
     if ax is None:
         ax = _axes((6.4, 1.1 + 0.28 * len(lines)))
-    for name, color in (("magnitude_kept", "tab:blue"), ("sparsity", "tab:orange")):
+    kinds = (("magnitude_kept", "magnitude kept"), ("masked", "pruned"))
+    for (name, label), color in zip(kinds, ("tab:blue", "tab:orange"), strict=True):
         places = [
             (100 * getattr(leaf, name), y)
             for y, leaves in enumerate(lines.values())
             for leaf in leaves
         ]
-        label = name.replace("_", " ")
         ax.plot(*zip(*places, strict=True), "o", color=color, alpha=0.6, label=label)
     ax.set_yticks(range(len(lines)), list(lines))
     ax.set_ylim(len(lines) - 0.4, -0.6)

@@ -29,6 +29,7 @@ class LeafReport:
       path: the canonical path.
       shape: None where the leaf is not an array.
       sparsity: the fraction of zeros it has; None where it holds no real numbers.
+      masked: the fraction of its weights that its mask prunes; None without a mask.
       magnitude_kept: of the sum of its magnitudes, the share that its mask keeps.
       nonfinite: the number of NaN and infinities in it.
       pattern: the pattern planned, None if dense or unknown.
@@ -43,6 +44,7 @@ class LeafReport:
     path: str
     shape: tuple[int, ...] | None
     sparsity: float | None
+    masked: float | None
     magnitude_kept: float | None
     nonfinite: int
     pattern: Pattern | None
@@ -140,15 +142,18 @@ def _best_masks(leaves: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafReport:
     size = math.prod(leaf.shape) if is_numeric(leaf) else 0
     values = jax.device_get(measure_leaf(leaf, mask)) if size else None
-    whole = is_compressed(leaf) and is_as_planned(leaf, decision)
+    masked = kept = None
+    if values and mask is not None:
+        masked, kept = float(values["masked"]) / size, _share(values)
+    elif values and is_compressed(leaf) and is_as_planned(leaf, decision):
+        masked, kept = 1 - leaf.pattern.density, 1.0
     stored, dense = _bytes(leaf)
     return LeafReport(
         path=path,
         shape=tuple(leaf.shape) if is_array(leaf) else None,
         sparsity=None if values is None else float(values["zeros"]) / size,
-        magnitude_kept=_share(values)
-        if values and (mask is not None or whole)
-        else None,
+        masked=masked,
+        magnitude_kept=kept,
         nonfinite=0 if values is None else int(values["nonfinite"]),
         pattern=decision.pattern,
         axis=decision.axis,

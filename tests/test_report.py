@@ -59,6 +59,7 @@ def test_a_report_is_plain_data():
         "path": "a/kernel",
         "shape": [16, 8],
         "sparsity": 0.0,
+        "masked": 0.75,
         # The last row of every four, of 1 to 128.
         "magnitude_kept": pytest.approx(
             sum(8 * row + i + 1 for row in (3, 7, 11, 15) for i in range(8))
@@ -82,7 +83,7 @@ def test_a_report_states_the_bytes_of_compressed_leaves():
     kernel = report["a/kernel"]
     # 32 values of 4 bytes, and two bits a group: of 128 * 4 bytes.
     assert (kernel.stored_bytes, kernel.dense_bytes) == (32 * 4 + 8, 512)
-    assert (kernel.sparsity, kernel.magnitude_kept) == (0.75, 1.0)
+    assert (kernel.sparsity, kernel.masked, kernel.magnitude_kept) == (0.75, 0.75, 1.0)
     assert kernel.stored == "1:4 along axis 0"
     assert report["a/bias"].stored_bytes == report["a/bias"].dense_bytes == 32
     assert "136 of 512 B" in str(js.sparsity_report(small, planned()))
@@ -176,7 +177,7 @@ def test_plots_draw_what_they_are_given():
     ax = plots.plot_leaves(js.sparsity_report(params, plan))
     assert [x.get_text() for x in ax.get_yticklabels()] == ["[b]/kernel", "a/kernel"]
     kept, zeros = ax.get_lines()
-    np.testing.assert_array_equal(zeros.get_xdata(), [0, 0])
+    np.testing.assert_array_equal(zeros.get_xdata(), [50, 75])
     rows = np.arange(1, 129).reshape(16, 8).sum(1)
     np.testing.assert_allclose(kept.get_xdata()[1], 100 * rows[3::4].sum() / rows.sum())
 
