@@ -17,6 +17,8 @@ class Tabular(ABC):
     `print` gives plain text, a notebook HTML, and a console of rich its own table.
     """
 
+    leaves: tuple[Any, ...]
+
     @abstractmethod
     def _table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         """The header, and the cells of each line."""
@@ -53,7 +55,7 @@ class Tabular(ABC):
 
         A pattern is what it prints as.
         """
-        return {"leaves": [_plain(leaf) for leaf in self.leaves]}  # pyright: ignore[reportAttributeAccessIssue]
+        return {"leaves": [_plain(leaf) for leaf in self.leaves]}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,6 +1,7 @@
 """Reports in every form, of compressed trees too; metrics; plots."""
 
 import json
+import sys
 from xml.etree import ElementTree
 
 import jax
@@ -198,6 +199,12 @@ def test_plots_draw_what_they_are_given():
     for given in (history, one_by_one):
         (line,) = plots.plot_flip_rate(given, steps=[0, 10, 20]).get_lines()
         np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [10, 50], [20, 25]])
+
+
+def test_plots_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    with pytest.raises(ImportError, match="python -m pip install matplotlib"):
+        plots.plot_flip_rate([{"flip_rate": 0.5}])
 
 
 def test_plots_refuse_what_does_not_fit():
