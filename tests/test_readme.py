@@ -18,6 +18,7 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_the_code_of_a_page_runs_and_prints_what_the_page_says(name, capsys):
     text = (ROOT / name).read_text()
+    assert text.startswith("# ")
     namespace, printed = {}, ""
     for language, block in re.findall(r"```(python|text)\n(.*?)```", text, re.DOTALL):
         if language == "python":

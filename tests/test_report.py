@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import jax
@@ -76,6 +77,9 @@ def test_a_report_is_plain_data():
         "dense_bytes": 512,
     }
     assert leaves["a/bias"]["magnitude_kept"] is None
+    (*_, leaf) = json.loads(json.dumps(planned().as_dict()))["leaves"]
+    assert (leaf["path"], leaf["pattern"], leaf["axis"]) == ("a/kernel", "1:4", 0)
+    assert (leaf["contracted"], leaf["output"]) == ([0], [1])
 
 
 def test_a_report_states_the_bytes_of_compressed_leaves():
@@ -113,6 +117,9 @@ def test_a_compressed_tree_is_checked_against_its_plan():
     other = js.plan_sparsity(tree(), [js.Rule("a/kernel", "1:4", axis=1, sizes=None)])
     with pytest.raises(ValueError, match=r"'1:4 along axis 1'"):
         js.check_sparsity({"a": small["a"], "[b]": tree()["[b]"]}, other)
+    cut = replace(small["a"]["kernel"], indices=small["a"]["kernel"].indices[:, :3])
+    with pytest.raises(ValueError, match=r"'a/kernel' of .* belong together"):
+        js.check_sparsity(small | {"a": {**small["a"], "kernel": cut}}, planned())
     # A 2:4 weight along axis 0 whose columns are not: two whole rows of four.
     rows = jnp.zeros((16, 8)).at[::2].set(1.0)
     both = js.NM(2, 4, transposable=True)
@@ -171,6 +178,17 @@ def test_metrics_read_the_states_of_nnx_and_of_parts():
     found = js.metrics(tx.init(tree()), tree())
     assert found["masked"] == (96 + 64) / 256
     assert "flip_rate" not in found  # none of these states records one
+
+
+def test_flip_rates_of_several_wrappers_count_by_their_leaves():
+    masks = js.create_masks(params := tree(), planned())
+    large, small = {"[b]": masks["[b]"], "a": None}, {"[b]": None, "a": masks["a"]}
+    params["a"]["kernel"] = params["a"]["kernel"][:8]
+    small["a"]["kernel"] = small["a"]["kernel"][:8]
+    one = js.RegrowthState(jnp.zeros((), int), large, (), jnp.float32(0.5))
+    other = js.StraightThroughState(jnp.zeros((), int), small, jnp.float32(0.1))
+    found = js.metrics((one, other), params)
+    np.testing.assert_allclose(found["flip_rate"], (128 * 0.5 + 64 * 0.1) / 192)
 
 
 def test_plots_draw_what_they_are_given():
