@@ -30,6 +30,7 @@ from jaxsparse._masks import (
     mask_params as mask_params,
     sparsity as sparsity,
 )
+from jaxsparse._metrics import metrics as metrics
 from jaxsparse._names import flax_axes as flax_axes
 from jaxsparse._nm_matmul import nm_matmul as nm_matmul
 from jaxsparse._pattern import (

@@ -13,7 +13,7 @@ from jaxsparse._best_masks import as_bool, best_masks
 from jaxsparse._leaf_statistics import LeafStatistics, match_statistics
 from jaxsparse._paths import flatten
 from jaxsparse._searcher import SearchResult
-from jaxsparse._table import fold, shape_text, table
+from jaxsparse._table import Tabular, fold, shape_text
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LeafError:
 
 
 @dataclass(frozen=True)
-class CalibrationReport:
+class CalibrationReport(Tabular):
     """A report on every leaf that was pruned. Print it for a table.
 
     Attributes:
@@ -51,7 +51,7 @@ class CalibrationReport:
     def __iter__(self) -> Iterator[LeafError]:
         return iter(self.leaves)
 
-    def __str__(self) -> str:
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         cells = lambda leaf: (
             shape_text(leaf.shape),
             f"{leaf.tokens:g}",
@@ -60,7 +60,7 @@ class CalibrationReport:
             leaf.decision,
         )
         header = ("leaf", "shape", "tokens", "error", "magnitude", "plan")
-        return table(header, fold((leaf.path, cells(leaf)) for leaf in self.leaves))
+        return header, fold((leaf.path, cells(leaf)) for leaf in self.leaves)
 
 
 def calibration_report(

@@ -11,11 +11,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from jaxsparse._compress import Compressed, decompress, is_compressed
 from jaxsparse._leaf_plan import LeafPlan, counted_groups
 from jaxsparse._paths import flatten
 from jaxsparse._pattern import NM, PerOutput
 from jaxsparse._plan import PlanLike, plan_for
 from jaxsparse._score import is_zero
+from jaxsparse._stored_as_planned import stand_ins, storage_fault
 from jaxsparse._tiles import over_tiles
 
 
@@ -25,13 +27,16 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     It reads values, so it runs outside `jit`: after a restore, before an export.
 
     Args:
-      params: a tree of arrays.
+      params: a tree of arrays, of which some may be `Compressed`: those hold no more
+        than their pattern, so it is the pattern and the axis that have to be the
+        plan's.
       plan: a plan, rules or a pattern.
 
     Raises:
       ValueError: groups with more than `n` non-zero weights (NaN is one), naming every
         leaf that has any and its first bad group, or more weights, blocks or channels
-        than the pattern keeps; or the plan does not fit.
+        than the pattern keeps; a compressed leaf that the plan does not prune so; or
+        the plan does not fit.
 
     >>> params = {"kernel": jnp.ones((16, 8))}
     >>> check_sparsity(params, "2:4")
@@ -40,15 +45,21 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
       'kernel' of shape (16, 8), 2:4 along axis 0: 32 of 32 groups keep more than 2; the
       first, with 4, starts at (0, 0)
     """
-    plan = plan_for(params, plan)
-    leaves, _ = flatten(params)
-    faults = []
+    plan = plan_for(stand_ins(params), plan)
+    leaves, _ = flatten(params, is_leaf=is_compressed)
+    stored = {path: leaf for path, leaf in leaves.items() if is_compressed(leaf)}
+    faults = [storage_fault(path, leaf, plan[path]) for path, leaf in stored.items()]
+    faults = [f"  {fault}" for fault in faults if fault]
+    if faults:
+        raise ValueError("not compressed as planned:\n" + "\n".join(faults))
     for group, total, kept in counted_groups(plan.sparse):
         leaf = group[0]
         match leaf.pattern:
             case NM(transposable=both):
                 assert leaf.axis is not None
-                for axis in (leaf.axis, *leaf.output[-1:] * both):
+                # By its storage a compressed leaf obeys along its axis.
+                axes = () if leaf.path in stored else (leaf.axis,)
+                for axis in (*axes, *leaf.output[-1:] * both):
                     faults += _group_faults(leaf, leaves[leaf.path], kept, total, axis)
             case PerOutput():
                 faults += _row_faults(leaf, leaves[leaf.path], kept)
@@ -62,7 +73,7 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
 
 
 def _group_faults(
-    leaf: LeafPlan, weight: ArrayLike, n: int, m: int, axis: int
+    leaf: LeafPlan, weight: ArrayLike | Compressed, n: int, m: int, axis: int
 ) -> list[str]:
     """What is wrong with the groups along an axis of a leaf, if anything is."""
     assert leaf.shape is not None
@@ -115,8 +126,9 @@ def _count_faults(
 
 
 @partial(jax.jit, static_argnums=1)
-def _nonzero_sums(weight: jax.Array, tile: tuple[int, ...]) -> jax.Array:
+def _nonzero_sums(weight: jax.Array | Compressed, tile: tuple[int, ...]) -> jax.Array:
     """The number of non-zero weights in every tile."""
+    weight = decompress(weight) if isinstance(weight, Compressed) else weight
     return over_tiles(partial(jnp.sum, dtype=jnp.int32), ~is_zero(weight), tile)
 
 

@@ -51,7 +51,7 @@ class LeafPlan:
 
     @property
     def decision(self) -> str:
-        """`2:4 along axis 0`, `90% unstructured`, or `dense: ` and the reason."""
+        """What is done, in words, or `dense` with the reason."""
         match self.pattern:
             case None:
                 return f"dense: {self.reason}"

@@ -14,12 +14,15 @@ from jaxsparse._names import axes_from_names
 from jaxsparse._paths import flatten, is_array, shapes_of
 from jaxsparse._pattern import Pattern
 from jaxsparse._rule import Rule, RulesLike, as_rules
-from jaxsparse._table import fold, shape_text, table
+from jaxsparse._table import Tabular, fold, shape_text
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Tabular):
     """What is to be done with every leaf of a tree: static, hashable, printable.
+
+    A notebook shows it in HTML, a console of rich as a table of its own, and
+    `json.dumps(plan.as_dict())` is its JSON.
 
     Attributes:
       leaves: one `LeafPlan` a leaf, in the order of the tree.
@@ -40,8 +43,8 @@ class Plan:
         """The leaves that are pruned."""
         return tuple(leaf for leaf in self.leaves if leaf.pattern is not None)
 
-    def __str__(self) -> str:
-        return table(("leaf", "shape", "plan"), _folded(self.leaves))
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        return ("leaf", "shape", "plan"), _folded(self.leaves)
 
 
 #: Wherever a plan is taken, what it can be made from is taken too.
@@ -176,10 +179,9 @@ def _decide(
     )
     if axes and not plan.sparse:
         raise ValueError(
-            "nothing prunable:\n"
-            + table(("leaf", "shape", "plan"), _folded(plan.leaves))
-            + "\nGive rules that match a weight, with fn=... or axis=... where names "
-            "do not tell the axis, and sizes=None where the size rule keeps it dense."
+            f"nothing prunable:\n{plan}\n"
+            "Give rules that match a weight, with fn=... or axis=... where names do "
+            "not tell the axis, and sizes=None where the size rule keeps it dense."
         )
     return plan
 

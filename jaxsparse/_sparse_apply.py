@@ -36,6 +36,7 @@ from jaxsparse._paths import flatten, is_array
 from jaxsparse._plan import Plan, PlanLike, plan_for
 from jaxsparse._program import trace
 from jaxsparse._shown import KEEPS_ZEROS
+from jaxsparse._stored_as_planned import stand_ins, storage_fault
 
 
 def sparse_apply(
@@ -67,8 +68,8 @@ def sparse_apply(
     """
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
-        leaves, containers = flatten(params, is_leaf=is_compressed)
-        shapes = containers.unflatten(map(_as_shape, leaves.values()))
+        leaves, _ = flatten(params, is_leaf=is_compressed)
+        shapes = stand_ins(params)
         _check(leaves, None if plan is None else plan_for(shapes, plan))
         returned = []
 
@@ -85,10 +86,6 @@ def sparse_apply(
     return apply
 
 
-def _as_shape(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_compressed(leaf) else leaf
-
-
 def _dense(x: Any) -> Any:
     return decompress(x) if is_compressed(x) else x
 
@@ -98,13 +95,8 @@ def _check(leaves: Mapping[str, Any], plan: Plan | None) -> None:
     for path, leaf in leaves.items():
         if plan is None or not is_compressed(leaf):
             continue
-        wanted = plan[path]
-        if (wanted.pattern, wanted.axis) != (leaf.pattern, leaf.axis + leaf.ndim):
-            raise ValueError(
-                f"leaf {path!r} of shape {leaf.shape} is compressed, {leaf.pattern} "
-                f"along axis {leaf.axis + leaf.ndim}; the plan says "
-                f"{wanted.decision!r}: give the plan that it was compressed by"
-            )
+        if fault := storage_fault(path, leaf, plan[path]):
+            raise ValueError(fault)
 
 
 def _rule(site: Site, inputs: list[Any], state: None):

@@ -8,7 +8,7 @@ import optax
 from jax.tree_util import tree_flatten_with_path, treedef_is_leaf
 from jaxtyping import Array, Float, Integer, PyTree
 
-from jaxsparse._paths import is_dense_entry, path_name
+from jaxsparse._paths import flatten_masks, is_dense_entry, path_name
 
 
 class SparseState(NamedTuple):
@@ -82,9 +82,7 @@ def get_masks(opt_state: optax.OptState) -> PyTree:
     >>> get_masks(state)["kernel"].shape
     (2, 8)
     """
-    is_state = lambda node: isinstance(node, _STATES)
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
-    trees = [node.masks for node in nodes if is_state(node)]
+    trees = [state.masks for state in _states_in(opt_state)]
     if not trees:
         raise ValueError(
             "no masks in this optimizer state: give the state of wrap_optimizer, "
@@ -92,6 +90,23 @@ def get_masks(opt_state: optax.OptState) -> PyTree:
             "add_sr_ste_decay"
         )
     return _merge((), trees)
+
+
+def flip_rates(opt_state: optax.OptState) -> list[tuple[Array, list[str]]]:
+    """Every flip rate that is recorded in a state, with the paths of its leaves."""
+    found = []
+    for state in _states_in(opt_state):
+        if not isinstance(state, SparseState):
+            (rate,) = jax.tree.leaves(state.flip_rate)  # out of the box of an NNX state
+            masks = flatten_masks(state.masks)
+            found.append((rate, [path for path in masks if masks[path] is not None]))
+    return found
+
+
+def _states_in(opt_state: optax.OptState) -> list[Any]:
+    is_state = lambda node: isinstance(node, _STATES)
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
+    return [node for node in nodes if is_state(node)]
 
 
 def _merge(path: tuple[Any, ...], nodes: Sequence[PyTree]) -> PyTree:

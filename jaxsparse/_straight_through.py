@@ -74,7 +74,7 @@ def add_sr_ste_decay(
     Fine-grained Structured Sparse Neural Networks From Scratch" (2021,
     arXiv:2102.04010, equation 9). Pruned weights shrink unless their gradients hold
     them up, so that masks settle. Put it before the optimizer, and `straight_through`
-    with the same plan into the loss:
+    with the same plan into the loss::
 
         tx = optax.chain(add_sr_ste_decay(plan), optax.sgd(0.1, momentum=0.9))
 

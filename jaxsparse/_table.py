@@ -1,7 +1,61 @@
-"""Plain-text tables, with equal layers of a model folded into one line."""
+"""Tables, with equal layers of a model folded into one line."""
 
+import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any, TypeVar
+
+
+_Item = TypeVar("_Item")
+
+
+class Tabular(ABC):
+    """What has `leaves` and is shown as a table, wherever it is shown.
+
+    `print` gives plain text, a notebook HTML, and a console of rich its own table.
+    """
+
+    leaves: tuple[Any, ...]
+
+    @abstractmethod
+    def _table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """The header, and the cells of each line."""
+
+    def __str__(self) -> str:
+        return table(*self._table())
+
+    def _repr_html_(self) -> str:
+        header, rows = self._table()
+        line = lambda tag, cells: (
+            ("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells))
+            + "</tr>"
+        )
+        body = "\n".join(line("td", cells) for cells in rows)
+        head = line("th", header)
+        return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+    def __rich__(self) -> Any:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        header, rows = self._table()
+        shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        for i, name in enumerate(header):
+            short = 0 < i < len(header) - 1  # the first and the last may be long
+            shown.add_column(name, overflow="fold", no_wrap=short)
+        for cells in rows:
+            shown.add_row(*map(Text, cells))  # a path may have brackets: no markup
+        return shown
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, such as JSON takes: under `leaves` a dict for each leaf.
+
+        A pattern is what it prints as.
+        """
+        return {"leaves": [_plain(leaf) for leaf in self.leaves]}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -24,14 +78,65 @@ def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, ...]]:
     """
     folded: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for path, cells in rows:
-        key = re.sub(r"\d+", "*", path), cells
-        folded.setdefault(key, []).append(path)
-    return [
-        (paths[0] if len(paths) == 1 else f"{pattern} (x{len(paths)})", *cells)
-        for (pattern, cells), paths in folded.items()
-    ]
+        folded.setdefault((_without_numbers(path), cells), []).append(path)
+    return [(_folded_name(paths), *cells) for (_, cells), paths in folded.items()]
+
+
+def alike(items: Mapping[str, _Item]) -> dict[str, list[_Item]]:
+    """The items of paths that differ only by numbers, under one name.
+
+    >>> alike({"l_0/w": 1, "l_1/w": 2, "b": 3})
+    {'l_*/w (x2)': [1, 2], 'b': [3]}
+    """
+    groups: dict[str, list[str]] = {}
+    for path in items:
+        groups.setdefault(_without_numbers(path), []).append(path)
+    return {
+        _folded_name(paths): [items[path] for path in paths]
+        for paths in groups.values()
+    }
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
     """`64x32`; `scalar` for no axes."""
     return "x".join(map(str, shape)) or "scalar"
+
+
+def bytes_text(part: int, whole: int) -> str:
+    """A number of bytes, out of another one.
+
+    >>> bytes_text(576, 1024), bytes_text(9 << 20, 16 << 20), bytes_text(64, 64)
+    ('576 of 1024 B', '9 of 16 MiB', '64 B')
+    """
+    unit, size = "B", 1
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if whole // size < 10_000:
+            break
+        unit, size = larger, size * 1024
+    of = "" if part == whole else f"{part / size:.4g} of "
+    return f"{of}{whole / size:.4g} {unit}"
+
+
+def _folded_name(paths: Sequence[str]) -> str:
+    if len(paths) == 1:
+        return paths[0]
+    return f"{_without_numbers(paths[0])} (x{len(paths)})"
+
+
+def _without_numbers(path: str) -> str:
+    return re.sub(r"\d+", "*", path)
+
+
+def _plain(leaf: Any) -> dict[str, Any]:
+    """The fields of a dataclass."""
+    names = [field.name for field in dataclasses.fields(leaf)]
+    return {name: _plain_value(getattr(leaf, name)) for name in names}
+
+
+def _plain_value(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case tuple():
+            return list(value)
+    return str(value)

@@ -1,20 +1,24 @@
 """The code of README and guides runs, in order, and prints what they say it prints."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 import jaxsparse as js
+from jaxsparse import plots
 
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
-def run(name, capsys):
-    """Runs the blocks of a page; what they print has to be as a text block says."""
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(name, capsys):
     text = (ROOT / name).read_text()
+    assert text.startswith("# ")
     namespace, printed = {}, ""
     for language, block in re.findall(r"```(python|text)\n(.*?)```", text, re.DOTALL):
         if language == "python":
@@ -22,16 +26,23 @@ def run(name, capsys):
             printed = capsys.readouterr().out
         else:
             assert block.strip() == printed.strip()
-    return namespace
 
 
-def test_every_block_of_the_readme_runs(capsys):
-    assert js.sparsity(run("README.md", capsys)["mlp"]) > 0.3
-
-
-def test_the_guide_to_calibrated_pruning_runs(capsys):
-    found = run("docs/calibration.md", capsys)["found"]
-    assert js.sparsity(found.params) == 0.5
+def test_every_public_name_is_in_the_reference():
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    listed = re.findall(
+        r"^\.\. auto(?:class|exception|function):: (\w+)$", reference, re.M
+    )
+    public = [
+        name
+        for name, value in vars(js).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    ]
+    assert sorted(listed) == sorted(public)
+    assert ".. automodule:: jaxsparse.plots" in reference
+    assert all(
+        getattr(plots, name).__doc__ for name in vars(plots) if name[:5] == "plot_"
+    )
 
 
 @pytest.mark.parametrize("extra", ["examples", "test"])

@@ -1,0 +1,238 @@
+"""Reports in every form, of compressed trees too; metrics; plots."""
+
+import json
+import sys
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from rich.console import Console
+
+import jaxsparse as js
+from jaxsparse import plots
+
+
+RULES = [js.Rule("a/.*", "1:4"), js.Rule(r"\[b\]/.*", "2:4 transposable")]
+
+
+def tree():
+    """Leaves of 1 to 128: of each group of four, `1:4` keeps the last."""
+    kernel = jnp.arange(1.0, 129.0).reshape(16, 8)
+    return {"[b]": {"kernel": kernel}, "a": {"kernel": kernel, "bias": jnp.ones(8)}}
+
+
+def planned():
+    return js.plan_sparsity(tree(), RULES, dense_head=False)
+
+
+def on_a_console(shown):
+    console = Console(width=80, force_terminal=False, record=True)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get()
+
+
+def test_text_html_and_rich_tables_have_the_same_cells():
+    plan = planned()
+    for shown in (plan, js.sparsity_report(js.compress_params(tree(), plan), plan)):
+        words = str(shown).split()
+        html = ElementTree.fromstring(shown._repr_html_())  # well formed
+        assert " ".join(html.itertext()).split() == words
+        rich = on_a_console(shown)
+        assert max(map(len, rich.splitlines())) <= 80
+        assert sorted(rich.replace("─", "").split()) == sorted(words)
+
+
+def test_html_is_escaped():
+    params = {"<b>&": jnp.ones((16, 8))}
+    shown = js.plan_sparsity(params, [js.Rule(".*", "2:4", axis=0)])
+    assert "<td>&lt;b&gt;&amp;</td>" in shown._repr_html_()
+
+
+def test_a_report_is_plain_data():
+    report = js.sparsity_report(tree(), planned())
+    leaves = {x["path"]: x for x in json.loads(json.dumps(report.as_dict()))["leaves"]}
+    assert leaves["a/kernel"] == {
+        "path": "a/kernel",
+        "shape": [16, 8],
+        "sparsity": 0.0,
+        "masked": 0.75,
+        # The last row of every four, of 1 to 128.
+        "magnitude_kept": pytest.approx(
+            sum(8 * row + i + 1 for row in (3, 7, 11, 15) for i in range(8))
+            / sum(range(1, 129))
+        ),
+        "nonfinite": 0,
+        "pattern": "1:4",
+        "axis": 0,
+        "decision": "1:4 along axis 0",
+        "reason": "",
+        "stored": "",
+        "stored_bytes": 512,
+        "dense_bytes": 512,
+    }
+    assert leaves["a/bias"]["magnitude_kept"] is None
+    (*_, leaf) = json.loads(json.dumps(planned().as_dict()))["leaves"]
+    assert (leaf["path"], leaf["pattern"], leaf["axis"]) == ("a/kernel", "1:4", 0)
+    assert (leaf["contracted"], leaf["output"]) == ([0], [1])
+
+
+def test_a_report_states_the_bytes_of_compressed_leaves():
+    small = js.compress_params(tree(), planned())
+    report = {leaf.path: leaf for leaf in js.sparsity_report(small, planned())}
+    kernel = report["a/kernel"]
+    # 32 values of 4 bytes, and two bits a group: of 128 * 4 bytes.
+    assert (kernel.stored_bytes, kernel.dense_bytes) == (32 * 4 + 8, 512)
+    assert (kernel.sparsity, kernel.masked, kernel.magnitude_kept) == (0.75, 0.75, 1.0)
+    assert kernel.stored == "1:4 along axis 0"
+    assert report["a/bias"].stored_bytes == report["a/bias"].dense_bytes == 32
+    assert "136 of 512 B" in str(js.sparsity_report(small, planned()))
+
+
+def test_a_report_on_another_plan_says_how_leaves_are_stored():
+    small = js.compress_params(tree(), planned())
+    other = js.plan_sparsity(tree(), [js.Rule("a/kernel", "1:8", axis=0)])
+    (kernel,) = (x for x in js.sparsity_report(small, other) if x.path == "a/kernel")
+    # Rows 3, 7, 11 and 15 are stored; 7 and 15 are the largest of eight.
+    rows = {row: sum(8 * row + i + 1 for i in range(8)) for row in (3, 7, 11, 15)}
+    kept = (rows[7] + rows[15]) / sum(rows.values())
+    assert kernel.magnitude_kept == pytest.approx(kept)
+    shown = str(js.sparsity_report(small, other))
+    assert "1:8 along axis 0; stored 1:4 along axis 0" in shown
+    masks = js.create_masks(tree(), other)
+    (kernel,) = (x for x in js.sparsity_report(small, masks) if x.path == "a/kernel")
+    assert kernel.magnitude_kept == pytest.approx(kept)
+
+
+def test_a_compressed_tree_is_checked_against_its_plan():
+    small = js.compress_params(tree(), planned())
+    js.check_sparsity(small, planned())
+    with pytest.raises(ValueError, match=r"'a/kernel' of .* 1:4 along axis 0; the pl"):
+        js.check_sparsity(small, "2:4")
+    other = js.plan_sparsity(tree(), [js.Rule("a/kernel", "1:4", axis=1, sizes=None)])
+    with pytest.raises(ValueError, match=r"'1:4 along axis 1'"):
+        js.check_sparsity({"a": small["a"], "[b]": tree()["[b]"]}, other)
+    cut = replace(small["a"]["kernel"], indices=small["a"]["kernel"].indices[:, :3])
+    with pytest.raises(ValueError, match=r"'a/kernel' of .* belong together"):
+        js.check_sparsity(small | {"a": {**small["a"], "kernel": cut}}, planned())
+    # A 2:4 weight along axis 0 whose columns are not: two whole rows of four.
+    rows = jnp.zeros((16, 8)).at[::2].set(1.0)
+    both = js.NM(2, 4, transposable=True)
+    small["[b]"]["kernel"] = js.compress(rows, both, mask=rows != 0, axis=0)
+    with pytest.raises(ValueError, match=r"with 4, starts at \(0, 0\) along axis 1"):
+        js.check_sparsity(small, planned())
+
+
+def test_metrics_are_those_of_the_arrays():
+    params = tree()
+    tx = js.regrow_by_gradient(
+        optax.sgd(0.1), RULES[:1], fraction=lambda _: 0.5, every=1
+    )
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.tree.map(jnp.ones_like, params)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return params, state, js.metrics(state, params)
+
+    state = tx.init(params)
+    before = js.metrics(state, params)
+    weight = np.arange(1, 129)
+    assert before["sparsity"] == 0
+    assert before["sparsity/a/kernel"] == 0
+    kept = weight.reshape(4, 4, 8)[:, 3].sum() / weight.sum()
+    np.testing.assert_allclose(before["magnitude_kept"], kept, rtol=1e-6)
+    params, state, _ = step(params, state)
+    params, state, found = step(params, state)
+    zeros = sum(np.sum(np.asarray(x) == 0) for x in jax.tree.leaves(params))
+    np.testing.assert_allclose(found["sparsity"], zeros / (128 + 128 + 8), rtol=1e-6)
+    assert found["masked"] == found["sparsity/a/kernel"] == 0.75
+    assert found["magnitude_kept"] == 1
+    old = js.create_masks(tree(), RULES[:1])["a"]["kernel"]
+    new = np.asarray(params["a"]["kernel"]) != 0
+    np.testing.assert_allclose(found["flip_rate"], np.mean(old != new))
+    assert 0 < found["flip_rate"] < 1
+
+
+def test_metrics_read_the_states_of_nnx_and_of_parts():
+    net = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
+    tx = optax.chain(js.add_sr_ste_decay([js.Rule("kernel", "2:4")]), optax.sgd(0.1))
+    optimizer = nnx.Optimizer(net, tx, wrt=nnx.Param)
+    found = js.metrics(optimizer.opt_state, nnx.state(net, nnx.Param))
+    assert found["masked"] == 0.5
+    assert found["flip_rate"] == 0
+    assert "sparsity/kernel" in found
+
+    labels = {"a": "a", "[b]": "b"}
+    wrapped = {
+        "a": js.wrap_optimizer(optax.sgd(0.1), RULES[:1]),
+        "b": js.wrap_optimizer(optax.sgd(0.1), [js.Rule(".*kernel", "2:4", axis=0)]),
+    }
+    tx = optax.partition(wrapped, labels)
+    found = js.metrics(tx.init(tree()), tree())
+    assert found["masked"] == (96 + 64) / 256
+    assert "flip_rate" not in found  # none of these states records one
+
+
+def test_flip_rates_of_several_wrappers_count_by_their_leaves():
+    masks = js.create_masks(params := tree(), planned())
+    large, small = {"[b]": masks["[b]"], "a": None}, {"[b]": None, "a": masks["a"]}
+    params["a"]["kernel"] = params["a"]["kernel"][:8]
+    small["a"]["kernel"] = small["a"]["kernel"][:8]
+    one = js.RegrowthState(jnp.zeros((), int), large, (), jnp.float32(0.5))
+    other = js.StraightThroughState(jnp.zeros((), int), small, jnp.float32(0.1))
+    found = js.metrics((one, other), params)
+    np.testing.assert_allclose(found["flip_rate"], (128 * 0.5 + 64 * 0.1) / 192)
+
+
+def test_plots_draw_what_they_are_given():
+    params, plan = tree(), planned()
+    ax = plots.plot_leaves(js.sparsity_report(params, plan))
+    assert [x.get_text() for x in ax.get_yticklabels()] == ["[b]/kernel", "a/kernel"]
+    kept, zeros = ax.get_lines()
+    np.testing.assert_array_equal(zeros.get_xdata(), [50, 75])
+    rows = np.arange(1, 129).reshape(16, 8).sum(1)
+    np.testing.assert_allclose(kept.get_xdata()[1], 100 * rows[3::4].sum() / rows.sum())
+
+    masks = js.create_masks(params, plan, packed=True)
+    weight, mask = params["a"]["kernel"], masks["a"]["kernel"]
+    ax = plots.plot_mask(weight, mask, leaf=plan["a/kernel"], corner=6)
+    drawn = ax.images[0].get_array()
+    assert drawn.shape == (6, 6)
+    np.testing.assert_array_equal(drawn, np.arange(6)[:, None] % 4 == np.full(6, 3))
+    small = js.compress(weight, "1:4")
+    again = plots.plot_mask(small, ax=ax)  # what is not zero, into the same axes
+    assert again is ax
+    wide = ax.images[1].get_array()
+    np.testing.assert_array_equal(wide, np.arange(16)[:, None] % 4 == np.full(8, 3))
+
+    history = {"flip_rate": jnp.array([0.0, 0.5, 0.25])}
+    one_by_one = [{"flip_rate": rate} for rate in history["flip_rate"]]
+    for given in (history, one_by_one):
+        (line,) = plots.plot_flip_rate(given, steps=[0, 10, 20]).get_lines()
+        np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [10, 50], [20, 25]])
+
+
+def test_plots_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    with pytest.raises(ImportError, match="python -m pip install matplotlib"):
+        plots.plot_flip_rate([{"flip_rate": 0.5}])
+
+
+def test_plots_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="none of the 1 leaves"):
+        plots.plot_leaves(js.sparsity_report({"b": jnp.ones(3)}, {"b": None}))
+    with pytest.raises(ValueError, match=r"mask of shape \(3,\)"):
+        plots.plot_mask(jnp.ones(4), np.ones(3, bool))
+    with pytest.raises(ValueError, match=r"leaf 'a/kernel' is for shape \(16, 8\)"):
+        plots.plot_mask(jnp.ones((8, 8)), leaf=planned()["a/kernel"])
+    with pytest.raises(ValueError, match="no flip rate among the metrics"):
+        plots.plot_flip_rate([{"sparsity": 0.5}])
+    with pytest.raises(ValueError, match="one step for each"):
+        plots.plot_flip_rate([{"flip_rate": 0.5}], steps=[1, 2])
