@@ -78,10 +78,17 @@ def _evaluate(inner, args, rule, state, path: Path, steps: Mapping[Path, Any]):
     return outputs, state
 
 
-def run_site(site: Site, inputs: Sequence[Any], rule: Rule, state: Any):
+def run_site(
+    site: Site,
+    inputs: Sequence[Any],
+    rule: Rule,
+    state: Any,
+    carried: Callable[[Any], Any] = lambda x: x,
+):
     """Runs one equation as it stands; the rule is asked for what is inside.
 
-    A rule may call it with other inputs than those that it was given.
+    A rule may call it with other inputs than those that it was given, and say what is
+    to be done to all that a loop carries from step to step.
     """
     eqn, path, steps = site
     match structure(eqn):
@@ -101,11 +108,12 @@ def run_site(site: Site, inputs: Sequence[Any], rule: Rule, state: Any):
             consts = inputs[:num_consts]
             carry = inputs[num_consts : num_consts + num_carry]
 
-            def step(carried, each):
-                (carry, state), (number, xs) = carried, each
+            def step(before, each):
+                (carry, state), (number, xs) = before, each
                 values, known = [*consts, *carry, *xs], {**steps, path: number}
                 outputs, state = _evaluate(body, values, rule, state, path, known)
-                return (outputs[:num_carry], state), outputs[num_carry:]
+                kept = [carried(x) for x in outputs[:num_carry]]
+                return (kept, state), outputs[num_carry:]
 
             xs = (jnp.arange(length, dtype=jnp.int32), inputs[num_consts + num_carry :])
             (carry, state), ys = lax.scan(
@@ -118,21 +126,22 @@ def run_site(site: Site, inputs: Sequence[Any], rule: Rule, state: Any):
             test = step_into(path[:-1], eqn, 1)
             inside = step_into(path[:-1], eqn, body_part(condition))
 
-            def running(carried):
+            def running(before):
                 # What a condition accumulates is lost: it gives back but truths.
-                values = [*for_condition, *carried[0]]
-                return _evaluate(condition, values, rule, carried[1], test, steps)[0][0]
+                values = [*for_condition, *before[0]]
+                return _evaluate(condition, values, rule, before[1], test, steps)[0][0]
 
-            def again(carried):
-                values = [*for_body, *carried[0]]
-                new, state = _evaluate(body, values, rule, carried[1], inside, steps)
+            def again(before):
+                values = [*for_body, *before[0]]
+                new, state = _evaluate(body, values, rule, before[1], inside, steps)
+                new = [carried(x) for x in new]
                 if body_part(condition):  # of a batch those that are done stay so
-                    new = _where(running(carried), new, carried[0])
+                    new = _where(running(before), new, before[0])
                 return new, state
 
             carry = inputs[num_condition + num_body :]
             return lax.while_loop(
-                lambda carried: jnp.any(running(carried)), again, (carry, state)
+                lambda before: jnp.any(running(before)), again, (carry, state)
             )
         case ShardMap(body, mesh, in_specs, out_specs, check_vma, manual_axes):
             # The state of one shard is not that of the whole.

@@ -105,7 +105,7 @@ def _rule(site: Site, inputs: list[Any], state: None):
         return bind(site.eqn, inputs), state  # with its custom derivatives
     eqn, inside = site.eqn, structure(site.eqn)
     if inside is not None:
-        return run_site(site, _for_body(inside, inputs), _rule, state)
+        return run_site(site, _for_body(inside, inputs), _rule, state, _dense)
     name = eqn.primitive.name
     found = None
     if name == "dot_general":

@@ -149,6 +149,27 @@ def test_a_scan_over_the_group_axis_and_weights_as_carries():
     jax.tree.map(close, got, fn(masked, x))
 
 
+def test_loops_that_take_a_weight_into_what_they_carry():
+    params, x = {"w": normal(16, 16)}, normal(3, 16)
+
+    def scanned(params, x):
+        step = lambda carry, x: (2 * params["w"], x @ carry)
+        return lax.scan(step, jnp.zeros((16, 16)), jnp.stack([x, x]))
+
+    def repeated(params, x):
+        step = lambda carry: (carry[0] + 1, params["w"], x @ carry[1])
+        start = 0, jnp.zeros((16, 16)), jnp.zeros((3, 16))
+        return lax.while_loop(lambda carry: carry[0] < 3, step, start), x @ params["w"]
+
+    for fn in (scanned, repeated):
+        rules = [js.Rule(".*", "2:4", axis=0, sizes=None)]
+        small = js.compress_params(params, rules)
+        expected = fn({"w": np.asarray(js.decompress(small["w"]))}, x)
+        found = jax.jit(js.sparse_apply(fn))(small, x)
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        jax.tree.map(close, found, expected)
+
+
 def test_gradients_of_the_values_are_those_of_the_kept_weights():
     params, x = {"w": normal(3, 16, 16) / 4}, normal(5, 16)
     masked, small, plan = compressed(stack, params, x)
