@@ -1,5 +1,6 @@
 """The packed masks that a masked optimizer begins with."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -73,4 +74,10 @@ def _packed_copy(
         axis = packed_axis(mask.shape, weight.shape) if is_packed else weight.ndim - 1
     assert axis is not None
     # Always packed anew: a donated step must not delete the caller's arrays.
-    return placed_as_mask(pack_mask(as_bool(mask, weight), axis), weight)
+    return placed_as_mask(_pack(mask, weight, axis), weight)
+
+
+# Of the weight only the sharding counts, by which the devices are known.
+@partial(jax.jit, static_argnums=2, keep_unused=True)
+def _pack(mask: Array, weight: Array, axis: int) -> Array:
+    return pack_mask(as_bool(mask, weight), axis)
