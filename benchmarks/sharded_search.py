@@ -14,7 +14,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P, SingleDeviceSharding
+from jax.sharding import (
+    AxisType,
+    NamedSharding,
+    PartitionSpec as P,
+    SingleDeviceSharding,
+)
 
 import jaxsparse as js
 from benchmarks.timing import machine, medians, print_rows
@@ -26,8 +31,8 @@ SPECS = {"rows": P(None, "data", None), "columns": P(None, None, "data")}
 
 def shapes(width: int, hidden: int) -> dict[str, tuple[int, int, int]]:
     """The projections of all layers."""
-    attention = {name: (LAYERS, width, width) for name in ("q", "k", "v", "o")}
-    inner = {name: (LAYERS, width, hidden) for name in ("gate", "up")}
+    attention = dict.fromkeys(("q", "k", "v", "o"), (LAYERS, width, width))
+    inner = dict.fromkeys(("gate", "up"), (LAYERS, width, hidden))
     return attention | inner | {"down": (LAYERS, hidden, width)}
 
 

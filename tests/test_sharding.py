@@ -73,6 +73,10 @@ def test_whole_groups_are_searched_masked_and_trained_without_communication(kind
     run_on_eight_devices("-m", "tests.layouts", kind)
 
 
+def test_the_guide_to_several_devices_runs():
+    run_on_eight_devices("-W", "error", "-m", "tests.guide", "docs/several_devices.md")
+
+
 PATTERNS = """
 import itertools
 import sys
