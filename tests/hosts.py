@@ -34,8 +34,7 @@ def main():
     params, tx = network.start(mesh), network.optimizer()
     shardings = jax.tree.map(lambda x: x.sharding, js.abstract_state(tx, params))
     state = jax.jit(tx.init, out_shardings=shardings)(params)
-    options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    with ocp.CheckpointManager(folder / "run", options=options) as checkpoints:
+    with ocp.CheckpointManager(folder / "run") as checkpoints:
         for i in itertools.count():
             params, state = network.step(params, state, network.batch(i, mesh))
             jax.block_until_ready(params)

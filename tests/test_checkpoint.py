@@ -131,7 +131,7 @@ def run_until_killed(folder, after):
             process.kill()
 
 
-def test_a_kill_while_saving_leaves_complete_checkpoints(tmp_path, request):
+def test_a_kill_while_saving_leaves_the_last_complete_checkpoint(tmp_path, request):
     kills = KILLS_IN_FULL if request.config.getoption("--full") else KILLS
     params = {"kernel": jnp.zeros(endless.SHAPE)}
     target = params, endless.optimizer().init(params)
@@ -141,17 +141,15 @@ def test_a_kill_while_saving_leaves_complete_checkpoints(tmp_path, request):
         folder = tmp_path / str(kill)
         run_until_killed(folder, after=random_time.uniform(0, 0.5))
         with endless.manager(folder) as checkpoints:
-            saved = checkpoints.all_steps()
-            assert max(saved) >= 2
-            for k in saved:
-                restore = ocp.args.StandardRestore(target)
-                params, state = checkpoints.restore(k, args=restore)
-                kernel = np.where(endless.KEPT, endless.WEIGHT - k * (k + 1) / 2, 0)
-                np.testing.assert_array_equal(params["kernel"], kernel)
-                (momentum, *_) = jax.tree.leaves(state.inner_state)
-                np.testing.assert_array_equal(momentum, np.where(endless.KEPT, k, 0))
-                masks = js.get_masks(state)["kernel"]
-                np.testing.assert_array_equal(
-                    masks, np.broadcast_to(packed, masks.shape)
-                )
-                assert state.count == k
+            # Only the last: Orbax may have been at deleting an older one.
+            k = checkpoints.latest_step()
+            assert k >= 2
+            restore = ocp.args.StandardRestore(target)
+            params, state = checkpoints.restore(k, args=restore)
+        kernel = np.where(endless.KEPT, endless.WEIGHT - k * (k + 1) / 2, 0)
+        np.testing.assert_array_equal(params["kernel"], kernel)
+        (momentum,) = jax.tree.leaves(state.inner_state)
+        np.testing.assert_array_equal(momentum, np.where(endless.KEPT, k, 0))
+        masks = js.get_masks(state)["kernel"]
+        np.testing.assert_array_equal(masks, np.broadcast_to(packed, masks.shape))
+        assert state.count == k
