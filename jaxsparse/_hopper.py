@@ -10,10 +10,10 @@ any axis but that of the places are masked shard by shard.
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Integer, UInt8
 
+from jaxsparse._by_shards import partition
 from jaxsparse._score import Ranked
 
 
@@ -65,23 +65,7 @@ def find_mask(
         options = {"counted": ranked.counted, "top": ranked.top, "packed": packed}
         return nm_mask(groups, n=n, axis=axis, **options)
 
-    find = custom_vmap(_by_shards(locally, ranked.bits.ndim, axis))
+    alone = partition(locally, ranked.bits.ndim, [axis], resized=True)
+    find = custom_vmap(alone)
     find.def_vmap(batched)
     return find(ranked.bits)
-
-
-def _by_shards(find, ndim: int, axis: int):
-    """`find` on each shard by itself; whole groups are gathered if they were cut."""
-    axes = [f"a{i}" for i in range(ndim)]
-    found = [*axes[:axis], "found", *axes[axis + 1 :]]
-    split = custom_partitioning(find)
-
-    def partition(mesh, operands, result):
-        return mesh, find, result.sharding, (operands[0].sharding,)
-
-    split.def_partition(
-        partition=partition,
-        sharding_rule=f"{' '.join(axes)} -> {' '.join(found)}",
-        need_replication_factors=(axes[axis], "found"),
-    )
-    return split

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
 from tests import reference
+from tests.transposable_oracle import as_blocks, best_by_trial
 
 
 COLLECTIVES = (
@@ -38,6 +39,12 @@ LAYOUTS = {
     "both/down": ("8:16", (256, 128), P("model", "data")),
     "stack/up": ("2:4", (4, 128, 256), P(None, "data", "model")),
     "pipeline/down": ("2:4", (4, 256, 128), P("data", "model", None)),
+}
+
+#: Leaves whose masks reach along two axes, or along all inputs of an output.
+WIDER = {
+    "transposable": (js.NM(2, 4, transposable=True), (32, 64), P("data", "model")),
+    "outputs": (js.PerOutput(0.5), (32, 64), P(None, ("data", "model"))),
 }
 
 #: Shapes and shardings that cut groups, or whole bytes of packed masks.
@@ -118,6 +125,26 @@ def check_whole_groups(mesh):
             np.testing.assert_array_equal(np.asarray(leaf) != 0, expected[path])
 
 
+def check_wider_patterns(mesh):
+    """Nor is anything sent for blocks or outputs that lie within shards."""
+    weights = {path: drawn(0, shape) for path, (_, shape, _) in WIDER.items()}
+    params = put(weights, {path: spec for path, (*_, spec) in WIDER.items()}, mesh)
+    rules = [
+        js.Rule(path, pattern, axis=0, sizes=None)
+        for path, (pattern, _, _) in WIDER.items()
+    ]
+    assert not any(leaf.cut for leaf in js.sharding_report(params, rules))
+    masks = assert_alone(partial(js.create_masks, plan=rules), params)
+    assert_sharded_alike(masks, params)
+    weight = abs(weights["outputs"])
+    expected = weight >= np.median(weight, axis=0)  # of 32: above the middle of two
+    np.testing.assert_array_equal(masks["outputs"], expected)
+    found = as_blocks(np.asarray(masks["transposable"]), 4)
+    blocks = as_blocks(abs(weights["transposable"]), 4)
+    for mask, block in zip(found, blocks, strict=True):
+        np.testing.assert_array_equal(mask, best_by_trial(block, 2))
+
+
 def check_cut_groups(mesh):
     """Masks are right wherever shards end, and the report knows what is sent."""
     weights = {path: drawn(0, shape) for path, (_, shape, _) in CUT.items()}
@@ -167,6 +194,7 @@ def main():
     for shape in shapes:
         mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(kind, kind))
         check_whole_groups(mesh)
+        check_wider_patterns(mesh)
         check_cut_groups(mesh)
     print(f"{devices} x {jax.devices()[0].device_kind}, {kind.name}: as on one device")
 
