@@ -1,5 +1,6 @@
 """N:M weight sparsity for JAX: exact masks for whole models, kept while they train."""
 
+from jaxsparse._abstract_state import abstract_state as abstract_state
 from jaxsparse._calibration_report import (
     CalibrationReport as CalibrationReport,
     LeafError as LeafError,
@@ -63,6 +64,11 @@ from jaxsparse._semi_structured import (
     to_semi_structured as to_semi_structured,
 )
 from jaxsparse._sequential import prune_sequentially as prune_sequentially
+from jaxsparse._sharding_report import (
+    LeafSharding as LeafSharding,
+    ShardingReport as ShardingReport,
+    sharding_report as sharding_report,
+)
 from jaxsparse._sparse_apply import sparse_apply as sparse_apply
 from jaxsparse._sparsegpt_searcher import SparseGPTSearcher as SparseGPTSearcher
 from jaxsparse._state import (

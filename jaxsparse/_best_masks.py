@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, UInt8
 
+from jaxsparse._by_shards import by_explicit_shards
 from jaxsparse._leaf_plan import LeafPlan, counted_groups
 from jaxsparse._packed_search import best_packed_mask
 from jaxsparse._packing import pack_mask, unpack_mask
@@ -15,7 +16,7 @@ from jaxsparse._pattern import NM, Pattern, PerOutput
 from jaxsparse._schedule import kept_count
 from jaxsparse._score import by_magnitude, by_value, only_within, wide_float
 from jaxsparse._search import best_mask
-from jaxsparse._sharding import gathered, resharded, sharded_like
+from jaxsparse._sharding import resharded, sharded_like, whole_groups
 from jaxsparse._tiles import rank_tiles, spread_tiles
 from jaxsparse._transposable import best_transposable_mask
 from jaxsparse._unstructured import best_row_mask, best_unstructured_masks
@@ -142,10 +143,9 @@ def _find_transposable(score, kept, opened, place: _Place, signed: bool):
     score = score if signed else jnp.abs(score)
     if opened is not None:
         score = jnp.where(opened, score, jnp.asarray(-jnp.inf, score.dtype))
-    # Blocks reach along two axes: over explicit ones of a mesh they are gathered.
-    mask = best_transposable_mask(
-        gathered(score), kept, place.pattern.m, (place.axis, place.output)
-    )
+    m, axes = place.pattern.m, (place.axis, place.output)
+    whole = whole_groups(whole_groups(score, m, axes[0]), m, axes[1])
+    mask = best_transposable_mask(whole, kept, m, axes)
     mask = sharded_like(mask, score)
     return mask if opened is None else mask & opened
 
@@ -153,8 +153,14 @@ def _find_transposable(score, kept, opened, place: _Place, signed: bool):
 def _find_per_output(score, kept, opened, place: _Place, signed: bool):
     ranked = by_value(score) if signed else by_magnitude(score)
     ranked = ranked if opened is None else only_within(ranked, opened)
-    bits = gathered(ranked.bits)  # an output may be cut over explicit axes of a mesh
-    mask = best_row_mask(ranked._replace(bits=bits), kept, place.rows)
+    bits = ranked.bits
+    for axis in set(range(bits.ndim)) - set(place.rows):
+        bits = whole_groups(bits, bits.shape[axis], axis)
+    best = lambda x, n: best_row_mask(ranked._replace(bits=x), n, place.rows)
+    if isinstance(kept, int):
+        mask = by_explicit_shards(lambda x: best(x, kept), bits)
+    else:
+        mask = by_explicit_shards(best, bits, kept)
     mask = sharded_like(mask, score)
     return mask if opened is None else mask & opened
 

@@ -17,10 +17,10 @@ from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from jaxsparse._by_shards import is_automatic, partition
 from jaxsparse._compress import Compressed, decompress
 from jaxsparse._hopper import compute_capability
 from jaxsparse._pattern import NM
-from jaxsparse._sharding import by_shards, is_automatic
 from jaxsparse._wide_dot import wide_dot
 
 
@@ -53,7 +53,7 @@ def product(x: Array, compressed: Compressed) -> Array:
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
     rule = f"{axes} k, values out, indices out -> {axes} out"
-    multiply = custom_vmap(by_shards(_locally, rule, whole=("k", "values", "indices")))
+    multiply = custom_vmap(partition(_locally, rule, whole=("k", "values", "indices")))
     multiply.def_vmap(_batched)
     return multiply(x, compressed.values, compressed.indices)
 

@@ -1,5 +1,6 @@
 """The packed masks that a masked optimizer begins with."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxsparse._masks import match_masks
 from jaxsparse._packing import pack_mask, packed_axis
 from jaxsparse._paths import flatten, map_named, shapes_of
 from jaxsparse._plan import PlanLike, plan_for
+from jaxsparse._sharding import placed_as_mask
 
 
 def initial_masks(
@@ -43,7 +45,8 @@ def initial_masks(
         assert planned is not None
         weights, _ = flatten(params)
         found = best_masks(weights, planned.sparse, progress=progress, packed=True)
-        start = map_named(lambda path, _: found.get(path), params)
+        place = lambda path, leaf: placed_as_mask(found.get(path), leaf)
+        start = map_named(place, params)
     arrays = shapes_of(params)
     if arrays and not jax.tree.leaves(start):
         raise ValueError(
@@ -71,4 +74,10 @@ def _packed_copy(
         axis = packed_axis(mask.shape, weight.shape) if is_packed else weight.ndim - 1
     assert axis is not None
     # Always packed anew: a donated step must not delete the caller's arrays.
+    return placed_as_mask(_pack(mask, weight, axis), weight)
+
+
+# Of the weight only the sharding counts, by which the devices are known.
+@partial(jax.jit, static_argnums=2, keep_unused=True)
+def _pack(mask: Array, weight: Array, axis: int) -> Array:
     return pack_mask(as_bool(mask, weight), axis)

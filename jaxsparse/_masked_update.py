@@ -13,6 +13,7 @@ from jaxsparse._best_masks import as_bool
 from jaxsparse._inner_state import reset_changed
 from jaxsparse._masks import mask_leaf, mask_params, match_masks
 from jaxsparse._paths import flatten, flatten_masks, map_named
+from jaxsparse._plan import Plan, PlanLike, plan_for
 from jaxsparse._sharding import resharded
 
 
@@ -76,6 +77,24 @@ def flip_rate(before: PyTree, after: PyTree, params: PyTree) -> Float32[Array, "
             flips += jnp.sum(counts.astype(jnp.float32))
             total += weights[path].size
     return flips / max(total, 1)
+
+
+def planned_with(params: PyTree, plan: PlanLike, masks: PyTree) -> Plan:
+    """The plan for `params`, which has to prune the leaves that have masks.
+
+    Raises:
+      ValueError: masks of another plan, as a restored state may hold them.
+    """
+    planned, entries = plan_for(params, plan, part=True), flatten_masks(masks)
+    for leaf in planned.leaves:
+        if (leaf.pattern is None) != (entries.get(leaf.path) is None):
+            has = "no mask" if leaf.pattern else "a mask"
+            raise ValueError(
+                f"the state has {has} for leaf {leaf.path!r} of shape {leaf.shape}, "
+                f"which is planned {leaf.decision}: it was made with another plan. "
+                "Give that plan, or begin anew with tx.init(params)"
+            )
+    return planned
 
 
 def require_params(params: PyTree | None) -> PyTree:

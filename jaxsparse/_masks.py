@@ -14,6 +14,7 @@ from jaxsparse._packing import packed_axis, packed_shape
 from jaxsparse._paths import flatten, flatten_masks, is_array, map_named
 from jaxsparse._plan import PlanLike, plan_for
 from jaxsparse._score import count_true, is_zero
+from jaxsparse._sharding import placed_as_mask
 
 
 def create_masks(
@@ -35,7 +36,8 @@ def create_masks(
 
     Returns:
       A tree like `params`: True (a set bit) = kept, and None for a leaf that stays
-      dense. In every whole group exactly `n` are kept.
+      dense. In every whole group exactly `n` are kept. Masks are sharded as the
+      parameters are, packed ones not along an axis where shards would cut bytes.
 
     Raises:
       ValueError: the plan or the scores do not fit; besides what `plan_sparsity`
@@ -53,7 +55,7 @@ def create_masks(
             _check_score(leaf.path, ranked[leaf.path], given.get(leaf.path))
         ranked = given
     masks = best_masks(ranked, plan.sparse, packed=packed, signed=scores is not None)
-    return map_named(lambda path, _: masks.get(path), params)
+    return map_named(lambda path, leaf: placed_as_mask(masks.get(path), leaf), params)
 
 
 def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTree:

@@ -6,6 +6,7 @@ the weights: the mask itself is never in memory. Nor is it where the kernel of w
 groups runs; all other masks are found first and packed then.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 
@@ -17,7 +18,7 @@ from jaxsparse import _hopper
 from jaxsparse._packing import pack_mask, packed_shape
 from jaxsparse._score import Ranked
 from jaxsparse._search import best_mask, split
-from jaxsparse._sharding import whole_groups
+from jaxsparse._sharding import sharded_as_mask, whole_groups
 from jaxsparse.kernels.selection import nth_largest, sort
 
 
@@ -28,8 +29,11 @@ def best_packed_mask(
     ranked: Ranked, n: int | Int[Array, ""], m: int, axis: int
 ) -> UInt8[Array, "..."]:
     """`best_mask`, packed along `axis`; arguments as there."""
-    size, word = ranked.bits.shape[axis], max(m, 8)
-    ranked = ranked._replace(bits=whole_groups(ranked.bits, word, axis))
+    size, word = ranked.bits.shape[axis], math.lcm(m, 8)
+    whole = whole_groups(ranked.bits, word, axis)
+    if whole is not ranked.bits:
+        mask = best_packed_mask(ranked._replace(bits=whole), n, m, axis)
+        return sharded_as_mask(mask, ranked.bits)
     if m not in (2, 4, 8, 16, 32, 64) or size % word or ranked.full_range:
         return pack_mask(best_mask(ranked, n, m, axis), axis)
     shape = packed_shape(ranked.bits.shape, axis)

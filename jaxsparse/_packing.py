@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, UInt8
 
+from jaxsparse._sharding import whole_groups
+
 
 def packed_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     """The shape of a packed mask; an axis that 8 does not divide ends in zero bits."""
@@ -20,8 +22,9 @@ def packed_axis(packed: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
 
 
 def pack_mask(mask: Bool[Array, "..."], axis: int) -> UInt8[Array, "..."]:
-    """Packs a bool mask along `axis`."""
-    return jnp.packbits(mask, axis=axis, bitorder="little")
+    """Packs a bool mask along `axis`; what is cut over explicit axes is gathered."""
+    whole = whole_groups(mask, 8, axis)
+    return jnp.packbits(whole, axis=axis, bitorder="little")
 
 
 def unpack_mask(

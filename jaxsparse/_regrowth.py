@@ -23,6 +23,7 @@ from jaxsparse._masked_update import (
     flip_rate,
     masked_update,
     next_count,
+    planned_with,
     require_params,
 )
 from jaxsparse._masks import mask_params
@@ -154,7 +155,7 @@ def _regrow(inner, plan, masks, fraction: DropFraction, every: int, grow):
 
     def update(updates, state, params=None, **extra_args):
         params = require_params(params)
-        planned = plan_for(params, plan, part=True)
+        planned = planned_with(params, plan, state.masks)
         (weights, _), (gradients, _) = flatten(params), flatten(updates)
         dropped = jnp.asarray(fraction(state.count), jnp.float32)
 

@@ -1,28 +1,49 @@
-"""Groups and the explicit axes of a mesh, whose shardings are part of JAX's types.
+"""Groups, masks and the axes of a mesh.
 
-Over automatic axes the compiler moves what it needs; over explicit ones an operation
-that would cut a group between two devices is an error, so the group is gathered first.
+Over automatic axes the compiler moves what it needs; over explicit ones, whose
+shardings are part of JAX's types, an operation that would cut a group between two
+devices is an error, so the group is gathered first.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array
+
+
+def shards_along(sharding: NamedSharding, axis: int) -> int:
+    """Into how many pieces a sharding cuts an axis."""
+    names = sharding.spec[axis] if axis < len(sharding.spec) else None
+    over = names if isinstance(names, tuple) else (names,) if names else ()
+    return math.prod(sharding.mesh.shape[name] for name in over)
+
+
+def mask_sharding(
+    sharding: NamedSharding, shape: tuple[int, ...], mask: tuple[int, ...]
+) -> NamedSharding:
+    """The sharding of a mask: its weight's, but where that would cut packed bytes.
+
+    Args:
+      sharding: the weight's.
+      shape: the weight's.
+      mask: the shape of the mask, of bools or packed.
+    """
+    names = list(sharding.spec)
+    for axis in range(len(names)):
+        whole = shape[axis] % (8 * shards_along(sharding, axis)) == 0
+        if shape[axis] != mask[axis] and not whole:
+            names[axis] = None
+    return NamedSharding(sharding.mesh, PartitionSpec(*names))
 
 
 def whole_groups(x: Array, m: int, axis: int) -> Array:
     """The same array, gathered along `axis` where shards do not hold whole groups."""
     sharding = jax.typeof(x).sharding
-    names = sharding.spec[axis]
-    if names is None:
-        return x
-    over = names if isinstance(names, tuple) else (names,)
-    shards = math.prod(sharding.mesh.shape[name] for name in over)
-    if x.shape[axis] % (shards * m) == 0:
+    shards = shards_along(sharding, axis)
+    if sharding.spec[axis] is None or x.shape[axis] % (shards * m) == 0:
         return x
     spec = [None if i == axis else names for i, names in enumerate(sharding.spec)]
     return reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
@@ -43,6 +64,26 @@ def sharded_like(x: Array, other: Array) -> Array:
     return reshard(x, wanted) if explicit and mine.spec != wanted.spec else x
 
 
+def sharded_as_mask(mask: Array, weight: Array) -> Array:
+    """A mask sharded over explicit axes as its weight is, as far as bytes are whole."""
+    mine, own = jax.typeof(mask).sharding, jax.typeof(weight).sharding
+    wanted = mask_sharding(own, weight.shape, mask.shape)
+    return mask if mine.spec == wanted.spec else reshard(mask, wanted)
+
+
+def placed_as_mask(mask: Array | None, weight: Any) -> Array | None:
+    """A mask where its weight is, as far as bytes are whole; a traced one as it is.
+
+    Over automatic axes the compiler puts results anywhere.
+    """
+    own = getattr(weight, "sharding", None)
+    if mask is None or isinstance(mask, Tracer) or not isinstance(own, NamedSharding):
+        return mask
+    wanted = mask_sharding(own, weight.shape, mask.shape)
+    same = mask.sharding.is_equivalent_to(wanted, mask.ndim)
+    return mask if same else jax.device_put(mask, wanted)
+
+
 def placed_like(x: Array, other: Any) -> Array:
     """The same array where another of its shape is, if that is an array of JAX.
 
@@ -58,41 +99,3 @@ def resharded(x: Array, other: Array) -> Array:
     """
     mine, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding
     return x if mine.spec == wanted.spec else reshard(x, wanted)
-
-
-def is_automatic(x: Array) -> bool:
-    """Whether the compiler alone decides how the array is sharded."""
-    axes = jax.typeof(x).sharding.mesh.axis_types
-    return all(kind is AxisType.Auto for kind in axes)
-
-
-def by_shards(fn: Callable[..., Array], rule: str, *, whole: Sequence[str]):
-    """A function of arrays that runs on each shard by itself, over automatic axes.
-
-    Args:
-      fn: takes arrays, or shards of them, and returns one.
-      rule: which axes belong together, as in `"rows k, k out -> rows out"`.
-      whole: the axes of which each shard needs all; they are gathered if they were cut.
-    """
-    split = custom_partitioning(fn)
-    names = [operand.split() for operand in rule.split(" -> ")[0].split(", ")]
-
-    def partition(mesh, operands, result):
-        # Axes that are summed over come cut, although they are needed whole.
-        shardings = [
-            NamedSharding(mesh, PartitionSpec(*_without(axes, x.sharding.spec, whole)))
-            for axes, x in zip(names, operands, strict=True)
-        ]
-        return mesh, fn, result.sharding, tuple(shardings)
-
-    split.def_partition(
-        partition=partition, sharding_rule=rule, need_replication_factors=tuple(whole)
-    )
-    return split
-
-
-def _without(axes: Sequence[str], spec: PartitionSpec, whole: Sequence[str]):
-    padded = [*spec, *[None] * (len(axes) - len(spec))]
-    return [
-        None if axis in whole else cut for axis, cut in zip(axes, padded, strict=True)
-    ]

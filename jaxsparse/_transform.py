@@ -13,11 +13,12 @@ from jaxsparse._masked_update import (
     change_masks,
     masked_update,
     next_count,
+    planned_with,
     require_params,
 )
 from jaxsparse._masks import mask_params
 from jaxsparse._paths import flatten, flatten_masks, with_masks
-from jaxsparse._plan import Plan, PlanLike, plan_for, plan_or_rules
+from jaxsparse._plan import Plan, PlanLike, plan_or_rules
 from jaxsparse._schedule import Schedule, check_every, kept_count
 from jaxsparse._state import SparseState
 
@@ -97,8 +98,8 @@ def wrap_optimizer(
     def update(updates, state, params=None, **extra_args):
         params = require_params(params)
         kept, inner_state = state.masks, state.inner_state
-        if plan is not None and schedule is not None:
-            planned = plan_for(params, plan, part=True)
+        planned = None if plan is None else planned_with(params, plan, kept)
+        if planned is not None and schedule is not None:
             progress = schedule(state.count)
             before = schedule(jnp.maximum(state.count - every, 0))
             due = (state.count % every == 0) & _moved(planned, before, progress)

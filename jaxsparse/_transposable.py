@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt16
 
-from jaxsparse._transport import search
+from jaxsparse._by_shards import by_shards
+from jaxsparse._transport import search as search_by_trades
 
 
 #: Scores in memory at once where a search is approximate: on a CPU what its caches
@@ -48,7 +49,8 @@ def best_transposable_mask(
       n: how many to keep; may be traced.
       m: the side of a block.
       axes: the axes of the rows and of the columns of blocks: not negative, distinct,
-        of sizes that `m` divides. All others are batch axes.
+        of sizes that `m` divides. All others are batch axes. Over explicit axes of a
+        mesh shards hold whole blocks.
 
     Returns:
       True where the weight is kept, shaped like `scores`.
@@ -61,11 +63,18 @@ def best_transposable_mask(
         return jnp.zeros(scores.shape, bool)
     if scores.dtype.itemsize < 4:
         scores = scores.astype(jnp.float32)
-    moved = jnp.moveaxis(scores, axes, (-2, -1))
+    moved = jnp.moveaxis(lax.stop_gradient(scores), axes, (-2, -1))
     *batch, rows, columns = moved.shape
-    blocks = moved.reshape(*batch, rows // m, m, columns // m, m)
-    mask = _exact(blocks, n) if m <= 4 else _nearly(blocks, n)
-    return jnp.moveaxis(mask.reshape(moved.shape), (-2, -1), axes)
+    # One axis at a time, as it is known how that is sharded.
+    strips = moved.reshape(*batch, rows // m, m, columns)
+    blocks = strips.reshape(*strips.shape[:-1], columns // m, m)
+    search = _exact if m <= 4 else _nearly
+    if isinstance(n, int):
+        mask = by_shards(lambda x: search(x, n), (-3, -1), blocks)
+    else:
+        mask = by_shards(search, (-3, -1), blocks, n)
+    mask = mask.reshape(strips.shape).reshape(moved.shape)
+    return jnp.moveaxis(mask, (-2, -1), axes)
 
 
 def _nearly(
@@ -83,7 +92,7 @@ def _nearly(
         size = max(1, min(size // m**2, count))
         padded = jnp.pad(flat, ((0, 0), (0, 0), (0, -count % size)))
         chunks = jnp.moveaxis(padded.reshape(m, m, -1, size), 2, 0)
-        found = lax.map(lambda chunk: search(chunk, n), chunks)
+        found = lax.map(lambda chunk: search_by_trades(chunk, n), chunks)
         return jnp.moveaxis(found, 0, 2).reshape(m, m, -1)[..., :count]
 
     paths = {name: partial(in_chunks, size=size) for name, size in CHUNK.items()}

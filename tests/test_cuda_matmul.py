@@ -169,7 +169,7 @@ assert_product(multiply(place(x, P(None, None, "a")), placed), x, weight)
 
 
 def test_shards_of_rows_and_outputs_are_multiplied_where_they_are():
-    run_on_eight_devices(SHARDED)
+    run_on_eight_devices("-c", SHARDED)
 
 
 @pytest.fixture

@@ -223,6 +223,17 @@ def test_a_traced_n_finds_the_same_in_one_compilation(m):
     np.testing.assert_array_equal(every.sum((1, 2)), 12 * m * np.arange(1, m + 1))
 
 
+def test_counts_may_be_batched():
+    x = KINDS["normal"](np.random.default_rng(0), (3, 8, 8)).astype(np.float32)
+    search = lambda x, n: best_transposable_mask(x, n, 4, (0, 1))
+    masks = jax.jit(jax.vmap(search))(x, jnp.arange(1, 4))
+    for n, (mask, block) in enumerate(zip(masks, x, strict=True), 1):
+        for found, scored in zip(
+            as_blocks(np.asarray(mask), 4), as_blocks(block, 4), strict=True
+        ):
+            np.testing.assert_array_equal(found, best_by_trial(scored, n))
+
+
 def test_chunks_do_not_matter():
     # More blocks than a chunk holds, and not a multiple of them.
     x = scores("normal", 1100, 8)

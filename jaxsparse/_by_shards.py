@@ -1,0 +1,104 @@
+"""Functions of groups, on each shard by itself.
+
+The compiler gathers what a loop runs over, or a reshape merges, even where every group
+lies within a shard. Here it is told, or shown, that groups know nothing of each other.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import jax
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+
+_Find = Callable[..., Array]
+
+
+def by_shards(find: _Find, whole: Sequence[int], x: Array, *scalars: Array) -> Array:
+    """`find(x, *scalars)` on each shard of `x`, over the axes of any mesh.
+
+    Args:
+      find: a function that returns an array of the shape of `x`, for any number of
+        axes in front of those that it needs.
+      whole: these axes of `x`, counted from the last, -1, are not cut: over automatic
+        axes of a mesh they are gathered; over explicit ones the caller sees to it.
+      x: an array of any shape.
+      scalars: further operands.
+    """
+    kinds = jax.typeof(x).sharding.mesh.axis_types
+    if AxisType.Explicit in kinds:
+        return by_explicit_shards(find, x, *scalars)
+    if AxisType.Manual in kinds:
+        return find(x, *scalars)
+
+    def batched(_, in_batched, x, *scalars):
+        if any(in_batched[1:]):
+            axes = [0 if batched else None for batched in in_batched]
+            return jax.vmap(find, axes)(x, *scalars), True
+        return by_shards(find, whole, x, *scalars), True
+
+    axes = [f"a{i}" for i in range(x.ndim)]
+    rule = f"{' '.join(axes)}{', ' * len(scalars)} -> {' '.join(axes)}"
+    alone = custom_vmap(partition(find, rule, [axes[i] for i in whole]))
+    alone.def_vmap(batched)
+    return alone(x, *scalars)
+
+
+def by_explicit_shards(find: _Find, x: Array, *scalars: Array) -> Array:
+    """`find(x, *scalars)` on each shard of `x` over the explicit axes of a mesh."""
+    sharding = jax.typeof(x).sharding
+    # Those in use: others may be taken by a `vmap` around.
+    names = [n if isinstance(n, tuple) else (n,) for n in sharding.spec if n]
+    if not names:
+        return find(x, *scalars)
+    mapped = jax.shard_map(
+        find,
+        mesh=sharding.mesh,
+        in_specs=(sharding.spec, *[PartitionSpec()] * len(scalars)),
+        out_specs=sharding.spec,
+        axis_names=set(chain(*names)),
+        check_vma=False,
+    )
+    return mapped(x, *scalars)
+
+
+def is_automatic(x: Array) -> bool:
+    """Whether the compiler alone decides how the array is sharded."""
+    axes = jax.typeof(x).sharding.mesh.axis_types
+    return all(kind is AxisType.Auto for kind in axes)
+
+
+def partition(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any]:
+    """A function of arrays on each shard by itself; it cannot be vmapped.
+
+    Args:
+      find: takes arrays, or shards of them over automatic axes, and returns one.
+      rule: which axes belong together, as in `"rows k, k out -> rows out"`.
+      whole: the axes of which each shard needs all; they are gathered if they were cut.
+    """
+    split = custom_partitioning(find)
+    names = [operand.split() for operand in rule.split(" -> ")[0].split(",")]
+
+    def shard(mesh, operands, result):
+        # Axes that are summed over come cut, although they are needed whole.
+        shardings = [
+            NamedSharding(mesh, PartitionSpec(*_without(whole, axes, x.sharding.spec)))
+            for axes, x in zip(names, operands, strict=True)
+        ]
+        return mesh, find, result.sharding, tuple(shardings)
+
+    split.def_partition(
+        partition=shard, sharding_rule=rule, need_replication_factors=tuple(whole)
+    )
+    return split
+
+
+def _without(whole: Sequence[str], axes: Sequence[str], spec: PartitionSpec):
+    padded = [*spec, *[None] * (len(axes) - len(spec))]
+    return [
+        None if axis in whole else cut for axis, cut in zip(axes, padded, strict=True)
+    ]
