@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 
@@ -87,8 +87,12 @@ def partition(
     found = [new.get(axis, axis) for axis in axes]
     split = custom_partitioning(find)
 
-    def shard(mesh, operands, result):
-        return mesh, find, result.sharding, tuple(x.sharding for x in operands)
+    def shard(mesh, operands, _):
+        # The compiler may yet have cut what it was told to gather.
+        spec = [*operands[0].sharding.spec, *[None] * ndim][:ndim]
+        names = (None if i in whole else name for i, name in enumerate(spec))
+        uncut = NamedSharding(mesh, PartitionSpec(*names))
+        return mesh, find, uncut, (uncut, *(x.sharding for x in operands[1:]))
 
     split.def_partition(
         partition=shard,
