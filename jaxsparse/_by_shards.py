@@ -81,24 +81,21 @@ def partition(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any
       whole: the axes of which each shard needs all; they are gathered if they were cut.
     """
     split = custom_partitioning(find)
-    names = [operand.split() for operand in rule.split(" -> ")[0].split(",")]
+    names = [axes.split() for axes in rule.replace("->", ",").split(",")]
 
     def shard(mesh, operands, result):
-        # Axes that are summed over come cut, although they are needed whole.
-        shardings = [
-            NamedSharding(mesh, PartitionSpec(*_without(whole, axes, x.sharding.spec)))
-            for axes, x in zip(names, operands, strict=True)
-        ]
-        return mesh, find, result.sharding, tuple(shardings)
+        # Each axis as the result has it. The compiler may yet have cut what it was told
+        # to gather, and what is summed over.
+        cuts: dict[str, Any] = {}
+        for axes, x in zip([names[-1], *names], [result, *operands], strict=False):
+            spec = [*x.sharding.spec, *[None] * len(axes)]
+            cuts = dict(zip(axes, spec, strict=False)) | cuts
+        cuts |= dict.fromkeys(whole)
+        specs = [PartitionSpec(*map(cuts.get, axes)) for axes in names]
+        *inputs, output = [NamedSharding(mesh, spec) for spec in specs]
+        return mesh, find, output, tuple(inputs)
 
     split.def_partition(
         partition=shard, sharding_rule=rule, need_replication_factors=tuple(whole)
     )
     return split
-
-
-def _without(whole: Sequence[str], axes: Sequence[str], spec: PartitionSpec):
-    padded = [*spec, *[None] * (len(axes) - len(spec))]
-    return [
-        None if axis in whole else cut for axis, cut in zip(axes, padded, strict=True)
-    ]

@@ -62,6 +62,8 @@ def sharding_report(params: PyTree, plan: PlanLike = "2:4") -> ShardingReport:
     whole bytes of the packed mask, of eight weights along the group axis. Where shards
     cut them the result is the same, but the search gathers the leaf along that axis,
     and its packed mask is not sharded along it. Steps of an optimizer gather nothing.
+    Of outputs, blocks and channels that are cut over automatic axes of a mesh only
+    counts or sums are sent.
 
     Args:
       params: a tree of arrays, or of `jax.ShapeDtypeStruct` with shardings.

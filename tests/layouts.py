@@ -169,7 +169,9 @@ def check_cut_groups(mesh):
         assert (leaf.cut == "") == (rows % m == 0 and rows % 8 == 0), leaf
     instead = {leaf.path: leaf.instead or LAYOUTS["fsdp"][-1] for leaf in report}
     search = jax.jit(partial(js.create_masks, plan=rules, packed=True))
-    assert sent(search.lower(params).compile())
+    cut = any(leaf.cut for leaf in report)
+    assert cut or len(jax.devices()) < 8  # shards of two devices hold more
+    assert bool(sent(search.lower(params).compile())) == cut
     assert not sent(search.lower(put(weights, instead, mesh)).compile())
 
     tx = js.wrap_optimizer(optax.sgd(0.1), rules)
