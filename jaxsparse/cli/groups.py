@@ -16,7 +16,7 @@ def nonzero(weight: np.ndarray) -> np.ndarray:
     if bits is None or not jnp.issubdtype(weight.dtype, jnp.floating):
         return np.asarray(weight != 0).view(np.uint8)
     without_sign = bits(np.iinfo(bits).max >> 1)
-    return np.not_equal(weight.view(bits) & without_sign, 0).view(np.uint8)
+    return np.asarray((weight.view(bits) & without_sign) != 0).view(np.uint8)
 
 
 def finest_pattern(there: np.ndarray) -> tuple[int, int, tuple[int, ...]] | None:
@@ -29,7 +29,7 @@ def finest_pattern(there: np.ndarray) -> tuple[int, int, tuple[int, ...]] | None
       `n`, `m`, for `m` of 2, 4, 8 or 16, and all axes along which it is obeyed; None
       where none is, or nothing but zeros is there.
 
-    >>> finest_pattern(np.array([[0, 1, 1, 0], [1, 1, 0, 0]], np.uint8))
+    >>> finest_pattern(np.array([[1, 1, 0, 0], [0, 0, 1, 1]], np.uint8))
     (1, 2, (0,))
     >>> finest_pattern(np.array([[0, 1, 0, 0], [0, 0, 1, 0]], np.uint8))
     (1, 4, (1,))
