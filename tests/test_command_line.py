@@ -181,6 +181,27 @@ def test_checkpoints_of_orbax(run, tmp_path):
     assert (done.code, len(done.err.splitlines())) == (2, 1)
 
 
+def test_checkpoints_of_zarr_3_and_what_an_interrupt_leaves(run, tmp_path, monkeypatch):
+    kernel = weights((256, 64))
+    model, output = tmp_path / "model", tmp_path / "out"
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(model, args=ocp.args.PyTreeSave({"up": {"kernel": kernel}}))
+        assert run("prune", model, "-o", output).code == 0
+        found = checkpointer.restore(output)["up"]["kernel"]
+    np.testing.assert_array_equal(found, pruned(kernel, 2, 4, 0))
+    size = lambda path: sum(x.stat().st_size for x in path.rglob("*") if x.is_file())
+    assert size(output) < size(model)  # its zeros are compressed, and nothing is twice
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxsparse.cli.prune.prune_weight", interrupted)
+    assert run("prune", model, "-o", output, "--force").code == 130
+    assert {x.name for x in tmp_path.iterdir()} == {"model", "out"}
+    assert run("check", output).code == 0
+
+
 def test_compressed_files_are_looked_at_and_not_pruned_again(run, tmp_path):
     path = tmp_path / "model.safetensors"
     params = flax_params()
@@ -235,6 +256,15 @@ def test_compare_tells_leaves_that_are_not_in_both(run, tmp_path):
     safetensors.numpy.save_file({"same": x, "shape": x[:2].copy(), "new": x}, b)
     done = run("compare", a, b)
     assert done.code == 1
+    inf = np.array([1, np.inf, np.nan, 0], np.float32)
+    safetensors.numpy.save_file(
+        {"x": inf, "y": inf, "z": 0 * x}, tmp_path / "c.safetensors"
+    )
+    safetensors.numpy.save_file({"x": inf, "y": x, "z": x}, tmp_path / "d.safetensors")
+    told = run(
+        "compare", tmp_path / "c.safetensors", tmp_path / "d.safetensors", "--json"
+    ).told
+    assert [leaf["error"] for leaf in told["leaves"]] == [0.0, None, None]
     for text in ("only in a", "only in b", "float32[4] / float32[2]", "1 of 4 leaves"):
         assert text in done.out
     assert run("compare", a, a).code == 0

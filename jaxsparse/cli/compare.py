@@ -58,17 +58,33 @@ def _compared(first: Leaves, second: Leaves, name: str) -> dict[str, Any]:
             zeros[i] += piece.size - int(np.count_nonzero(nonzero(piece)))
         same = (x.view(np.uint8) == y.view(np.uint8)).reshape(x.size, -1).all(axis=1)
         differ += x.size - int(np.count_nonzero(same))
-        x, y = x.astype(np.float64), y.astype(np.float64)
-        error += float(np.sum(np.square(x - y)))
-        norm += float(np.sum(np.square(x)))
+        error += _square_sum(_wide(x[~same]) - _wide(y[~same]))
+        norm += _square_sum(_wide(x))
     return {
         "leaf": name,
         "shape": list(mine.shape),
         "size": one.size,
         "zeros": zeros,
         "differ": differ,
-        "error": math.sqrt(error / norm) if norm else (math.inf if error else 0.0),
+        "error": _ratio(error, norm),
     }
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+
+
+def _square_sum(x: np.ndarray) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sum(np.square(np.abs(x))))
+
+
+def _ratio(error: float, norm: float) -> float | None:
+    """Of the norms; None where it is no finite number."""
+    if error == 0:
+        return 0.0
+    ratio = math.sqrt(error / norm) if norm else math.inf
+    return ratio if math.isfinite(ratio) else None
 
 
 def _cells(leaf: dict[str, Any]) -> tuple[str, ...]:
@@ -81,5 +97,5 @@ def _cells(leaf: dict[str, Any]) -> tuple[str, ...]:
     return (
         shape_text(tuple(leaf["shape"])),
         *map(share, (*leaf["zeros"], leaf["differ"])),
-        f"{leaf['error']:.3g}",
+        "-" if leaf["error"] is None else f"{leaf['error']:.3g}",
     )
