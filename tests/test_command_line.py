@@ -176,6 +176,9 @@ def test_checkpoints_of_orbax(run, tmp_path):
     assert {x.name for x in tmp_path.iterdir()} == {"model", "out"}
     done = run("inspect", tmp_path)
     assert "no Orbax checkpoint: give one of its folders ['model', 'out']" in done.err
+    (tmp_path / "mine").mkdir()
+    done = run("prune", model, "-o", tmp_path / "mine", "--force")
+    assert (done.code, (tmp_path / "mine").is_dir()) == (2, True)
     (output / "_METADATA").write_text("{")
     done = run("inspect", output)
     assert (done.code, len(done.err.splitlines())) == (2, 1)

@@ -37,6 +37,11 @@ class Stored:
     spec: jax.ShapeDtypeStruct
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder has the tree of a checkpoint."""
+    return (path / "_METADATA").is_file()
+
+
 def read_arrays(path: Path) -> dict[str, Stored]:
     """The arrays of a checkpoint by their paths, none of them read.
 
@@ -130,7 +135,7 @@ def _replace_folder(pending: Path, output: Path) -> None:
 def _names(path: Path) -> tuple[dict[str, str], str]:
     """By the path of each array its name, and what it is stored as."""
     file = path / "_METADATA"
-    if not file.is_file():
+    if not is_checkpoint(path):
         inner = sorted(x.parent.name for x in path.glob("*/_METADATA"))
         hint = f": give one of its folders {inner}" if inner else ""
         raise SparseFileError(path, f"the folder is no Orbax checkpoint{hint}")

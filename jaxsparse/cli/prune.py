@@ -106,8 +106,9 @@ def _checked_output(leaves: Leaves, output: Path, force: bool) -> Path:
     for there in (output, index_of(output)):
         if there.exists() and not force:
             raise ValueError(f"{there} is there already: give --force to replace it")
-    if output.exists() and output.is_dir() != leaves.path.is_dir():
-        raise ValueError(f"{output} is of another kind than {leaves.path}")
+    kind = orbax.is_checkpoint if leaves.path.is_dir() else Path.is_file
+    if output.exists() and not kind(output):
+        raise ValueError(f"{output} is not of the kind of {leaves.path}: remove it")
     return output
 
 
