@@ -82,6 +82,15 @@ from jaxsparse._straight_through import (
     add_sr_ste_decay as add_sr_ste_decay,
     straight_through as straight_through,
 )
+from jaxsparse._torch_files import (
+    TorchFile as TorchFile,
+    open_torch as open_torch,
+    save_torch as save_torch,
+)
+from jaxsparse._torch_layout import (
+    from_torch_layout as from_torch_layout,
+    to_torch_layout as to_torch_layout,
+)
 from jaxsparse._transform import (
     keep_params_sparse as keep_params_sparse,
     wrap_optimizer as wrap_optimizer,
@@ -97,6 +106,7 @@ from jaxsparse.io import (
     SparseFileError as SparseFileError,
     load_sparse as load_sparse,
     open_sparse as open_sparse,
+    open_tensors as open_tensors,
     save_sparse as save_sparse,
 )
 from jaxsparse.magnitude import (

@@ -62,11 +62,11 @@ def _leaf_axes(
     if rank == 2 and not re.match(r"einsum|densegeneral", module, re.IGNORECASE):
         return LeafAxes(group=0, contracted=(0,), output=(1,), head=head)
     if 3 <= rank <= 5 and module.lower().startswith("conv"):
+        inner, outer = (rank - 2,), (rank - 1,)
         if shape[-2] == 1:
-            return LeafAxes(reason="depthwise, or one input channel")
-        return LeafAxes(
-            group=rank - 2, contracted=(rank - 2,), output=(rank - 1,), head=head
-        )
+            reason = "depthwise, or one input channel"
+            return LeafAxes(contracted=inner, output=outer, reason=reason)
+        return LeafAxes(group=rank - 2, contracted=inner, output=outer, head=head)
     if module in _ATTENTION and _is_attention(modules, shapes):
         if module == "out":
             return LeafAxes(group=1, contracted=(0, 1), output=(2,), head=head)

@@ -15,6 +15,7 @@ from jaxsparse._paths import flatten, is_array, shapes_of
 from jaxsparse._pattern import Pattern
 from jaxsparse._rule import Rule, RulesLike, as_rules
 from jaxsparse._table import Tabular, fold, shape_text
+from jaxsparse._torch_names import axes_from_torch_names
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def plan_sparsity(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     dense_head: bool = True,
+    layout: str = "flax",
 ) -> Plan:
     """Decides for every leaf whether it is pruned, to what pattern, along which axis.
 
@@ -76,13 +78,18 @@ def plan_sparsity(
       args: its further arguments; arrays may be `jax.ShapeDtypeStruct`.
       kwargs: its further arguments by name.
       dense_head: keep the output layer dense.
+      layout: whose names and layouts decide without `fn`: `"flax"` or `"torch"`. With
+        the second `params` is a state dict of PyTorch, in which weights are `(out, in)`
+        and those of convolutions `(out, in, height, width)`, as in most files of
+        Hugging Face.
 
     Returns:
       The plan. Print it to see what is pruned and why the rest is not.
 
     Raises:
       ValueError: a rule matches no leaf or gives an axis that a leaf does not have; two
-        leaves have one path; or nothing is prunable in a tree that has arrays.
+        leaves have one path; nothing is prunable in a tree that has arrays; or a layout
+        that is neither, or `"torch"` with `fn`.
       TypeError: a leaf that would be pruned has a dtype without a magnitude order.
 
     >>> import jax.numpy as jnp
@@ -91,7 +98,15 @@ def plan_sparsity(
     leaf            shape  plan
     Dense_0/bias    32     dense: bias, norm or scalar
     Dense_0/kernel  64x32  2:4 along axis 0
+    >>> print(plan_sparsity({"fc1.weight": jnp.ones((32, 64))}, layout="torch"))
+    leaf        shape  plan
+    fc1.weight  32x64  2:4 along axis 1
     """
+    if layout not in ("flax", "torch") or (fn is not None and layout != "flax"):
+        raise ValueError(
+            f"layout={layout!r}: without fn give 'flax' or 'torch'; with fn the trace "
+            "tells the axes, whatever the layout"
+        )
     rules = as_rules(rules)
     arrays = list(shapes_of(params))
     for rule in rules if arrays else ():
@@ -100,10 +115,12 @@ def plan_sparsity(
                 f"{rule} matches none of the {len(arrays)} leaves. It has to match a "
                 f"whole path, such as {arrays[0]!r}: write '.*' for anything"
             )
-    if fn is None:
-        axes = axes_from_names(shapes_of(params))
-    else:
+    if fn is not None:
         axes = axes_from_trace(fn, params, args, kwargs or {})
+    elif layout == "torch":
+        axes = axes_from_torch_names(shapes_of(params))
+    else:
+        axes = axes_from_names(shapes_of(params))
     return _decide(params, rules, dense_head, axes)
 
 

@@ -11,7 +11,7 @@ its name and the cause.
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -82,15 +82,23 @@ def is_storable(dtype: Any) -> bool:
 
 
 def file_chunks(
-    tensors: Mapping[str, Any], metadata: Mapping[str, str]
+    specs: Mapping[str, Any],
+    read: Callable[[str], Any],
+    metadata: Mapping[str, str],
 ) -> Iterator[bytes | memoryview]:
-    """A file, chunk by chunk; arrays come from their device one by one."""
+    """A file, chunk by chunk: one tensor after the other is asked for and written.
+
+    Args:
+      specs: what has the shape and the dtype of each tensor, by name.
+      read: gives the tensor of a name, as an array of JAX or NumPy.
+      metadata: what else the header is to say.
+    """
     # Wide dtypes first: then all of them are aligned.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+    ordered = sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, x in ordered:
-        start, end = end, end + x.size * x.dtype.itemsize
+        start, end = end, end + math.prod(x.shape) * x.dtype.itemsize
         header[name] = {
             "dtype": _NAMES[x.dtype.name],
             "shape": list(x.shape),
@@ -99,11 +107,12 @@ def file_chunks(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    for _, x in ordered:
-        flat = np.ascontiguousarray(np.asarray(x).reshape(-1))
+    for name, _ in ordered:
+        flat = np.ascontiguousarray(np.asarray(read(name)).reshape(-1))
         if not flat.dtype.isnative:
             flat = flat.astype(flat.dtype.newbyteorder("<"))
         yield flat.view(np.uint8).data
+        del flat  # before the next one is read
 
 
 def read_header(path: Path) -> Header:
@@ -151,6 +160,8 @@ def read_header(path: Path) -> Header:
 def read_tensor(header: Header, name: str) -> np.ndarray:
     """Reads one tensor, and nothing else, of a file that has not changed since.
 
+    The array is the caller's own and may be written to.
+
     Raises:
       SparseFileError: the file has changed or cannot be read.
     """
@@ -160,12 +171,13 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
             if _state(file) != header.state:
                 raise SparseFileError(path, "it has changed since it was opened")
             file.seek(entry.start)
-            data = file.read(entry.nbytes)
+            data = np.empty(entry.nbytes, np.uint8)
+            size = file.readinto(data.data)
     except OSError as error:
         raise SparseFileError(path, error) from error
-    if len(data) != entry.nbytes:
+    if size != entry.nbytes:
         raise SparseFileError(path, f"it ends within {name!r}")
-    return np.frombuffer(data, entry.dtype).reshape(entry.shape)
+    return data.view(entry.dtype).reshape(entry.shape)
 
 
 def parse_object(path: Path, text: bytes | str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A tree in several files, and the index that says which tensor is in which.
+"""Tensors in several files, and the index that says which tensor is in which.
 
 The index is the one that Hugging Face has, `model.safetensors.index.json`, and it alone
 says which files count: files of several have names of their own each time, so that one
@@ -7,12 +7,17 @@ replacement, of the index, replaces them all.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxsparse._safetensors import SparseFileError, is_text_map, parse_object
-from jaxsparse._stored_leaves import tensors_of
+from jaxsparse._safetensors import (
+    Header,
+    SparseFileError,
+    is_text_map,
+    parse_object,
+    read_header,
+)
 
 
 def index_of(path: Path) -> Path:
@@ -20,18 +25,11 @@ def index_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.index.json")
 
 
-def split_leaves(leaves: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
-    """The leaves file by file, in order; the tensors of a leaf stay together."""
-    parts: list[dict[str, Any]] = [{}]
-    room = most
-    for path, leaf in leaves.items():
-        size = _nbytes(path, leaf)
-        if size > room and parts[-1]:
-            parts.append({})
-            room = most
-        parts[-1][path] = leaf
-        room -= size
-    return parts
+def checked_path(path: Path) -> Path:
+    """The path, if it has the ending of these files."""
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} has to end in .safetensors")
+    return path
 
 
 def shard_names(path: Path, token: str, count: int) -> list[str]:
@@ -54,20 +52,60 @@ def leftovers(path: Path, keep: Iterable[str]) -> list[Path]:
     ]
 
 
-def index_text(names: list[str], parts: list[dict[str, Any]]) -> str:
-    """The index of files with these leaves."""
+def index_text(names: Sequence[str], parts: Sequence[Mapping[str, int]]) -> str:
+    """The index of files, from the sizes in bytes of the tensors that each has."""
     weight_map = {
-        tensor: name
-        for name, part in zip(names, parts, strict=True)
-        for path, leaf in part.items()
-        for tensor in tensors_of(path, leaf)
+        tensor: name for name, part in zip(names, parts, strict=True) for tensor in part
     }
-    total = sum(_nbytes(*item) for part in parts for item in part.items())
+    total = sum(size for part in parts for size in part.values())
     told = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return json.dumps(told, indent=2)
 
 
-def read_index(index: Path) -> tuple[dict[str, str], Any]:
+def read_headers(path: Path) -> list[Header]:
+    """The header of a file, or those of the files that its index names.
+
+    Raises:
+      FileNotFoundError: there is neither.
+      SparseFileError: one of them is not valid, or index and files differ.
+    """
+    index = index_of(checked_path(path))
+    if not index.exists():
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}, and none {index}")
+        return [read_header(path)]
+    weight_map, _ = _read_index(index)
+    names = sorted(set(weight_map.values()))
+    headers = [read_header(index.with_name(name)) for name in names]
+    there: dict[str, str] = {}
+    for header in headers:
+        if twice := there.keys() & header.entries.keys():
+            cause = f"tensors {sorted(twice)[:3]} are in another file too"
+            raise SparseFileError(header.path, cause)
+        there |= dict.fromkeys(header.entries, header.path.name)
+    if there != weight_map:
+        wrong = sorted(dict(there.items() ^ weight_map.items()))
+        raise SparseFileError(index, f"the files have other tensors: {wrong[:3]}")
+    if not there:
+        raise SparseFileError(index, "it names no tensor")
+    return headers
+
+
+def check_total(path: Path, headers: Iterable[Header]) -> None:
+    """Raises unless the index, if there is one, knows the size of all tensors.
+
+    Those of others are not always right: of tied weights some count both.
+    """
+    index = index_of(path)
+    if not index.exists():
+        return
+    _, total = _read_index(index)
+    size = sum(entry.nbytes for header in headers for entry in header.entries.values())
+    if total != size:
+        raise SparseFileError(index, f"the tensors have {size} bytes, not {total}")
+
+
+def _read_index(index: Path) -> tuple[dict[str, str], Any]:
     """Which tensor is in which file, and what it says of their size.
 
     Raises:
@@ -95,7 +133,3 @@ def _is_beside(index: Path, name: str) -> bool:
         return file.is_file() and file.resolve().parent == index.parent.resolve()
     except ValueError:  # characters that no name has
         return False
-
-
-def _nbytes(path: str, leaf: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in tensors_of(path, leaf).values())

@@ -42,6 +42,15 @@ def tensors_of(path: str, leaf: Any) -> dict[str, Any]:
     return {path: leaf}
 
 
+def tensors_by_name(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of all leaves."""
+    return {
+        name: x
+        for path, leaf in leaves.items()
+        for name, x in tensors_of(path, leaf).items()
+    }
+
+
 def check_leaves(leaves: Mapping[str, Any]) -> None:
     """Raises unless every leaf can be stored under its path."""
     seen = {"__metadata__"}
@@ -85,7 +94,7 @@ def read_specs(header: Header) -> dict[str, Spec]:
     Raises:
       SparseFileError: metadata and tensors do not say the same.
     """
-    if "jaxsparse" not in header.metadata:
+    if not is_ours(header):
         cause = "its metadata has no entry 'jaxsparse': save_sparse did not write it"
         raise SparseFileError(header.path, cause)
     told = parse_object(header.path, header.metadata["jaxsparse"])
@@ -97,11 +106,7 @@ def read_specs(header: Header) -> dict[str, Spec]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         cause = f"its metadata are not valid: {error!r}"
         raise SparseFileError(header.path, cause) from error
-    promised = {
-        name: (x.shape, x.dtype)
-        for path, spec in specs.items()
-        for name, x in tensors_of(path, spec).items()
-    }
+    promised = {name: (x.shape, x.dtype) for name, x in tensors_by_name(specs).items()}
     there = {name: (x.shape, x.dtype) for name, x in header.entries.items()}
     for name in sorted(promised.keys() | there.keys()):
         if promised.get(name) != there.get(name):
@@ -111,6 +116,19 @@ def read_specs(header: Header) -> dict[str, Spec]:
                 f"{promised.get(name)}",
             )
     return specs
+
+
+def foreign_specs(header: Header) -> dict[str, Spec]:
+    """The tensors of a file that need not be ours, each a leaf, by name."""
+    return {
+        name: jax.ShapeDtypeStruct(entry.shape, entry.dtype)
+        for name, entry in header.entries.items()
+    }
+
+
+def is_ours(header: Header) -> bool:
+    """Whether the metadata of a file tell of leaves."""
+    return "jaxsparse" in header.metadata
 
 
 def read_leaf(header: Header, path: str, spec: Spec) -> Array | Compressed:

@@ -1,13 +1,15 @@
 """Sparse trees as files: safetensors, in which n:m weights are without their zeros.
 
-`save_sparse`, `load_sparse`, and `open_sparse` for single leaves. A leaf is a tensor
-named by its canonical path, `mlp/kernel`; a compressed one is two, `mlp/kernel/values`
-and `mlp/kernel/indices`, and the metadata have its pattern, axis, shape and dtype.
+`save_sparse`, `load_sparse`, and `open_sparse` for single leaves; `open_tensors` for
+the files of others. A leaf is a tensor named by its canonical path, `mlp/kernel`; a
+compressed one is two, `mlp/kernel/values` and `mlp/kernel/indices`, and the metadata
+have its pattern, axis, shape and dtype.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,22 @@ from jaxtyping import Array, PyTree
 
 from jaxsparse._compress import Compressed, is_compressed
 from jaxsparse._paths import flatten, is_array
+from jaxsparse._replace import Chunks, replace_files
 from jaxsparse._safetensors import (
     Header,
     SparseFileError as SparseFileError,
     file_chunks,
-    read_header,
 )
-from jaxsparse._shards import (
-    index_of,
-    index_text,
-    leftovers,
-    read_index,
-    shard_names,
-    split_leaves,
-)
+from jaxsparse._shards import check_total, checked_path, index_text, read_headers
 from jaxsparse._stored_leaves import (
     Spec,
     check_leaves,
     describe,
+    foreign_specs,
+    is_ours,
     read_leaf,
     read_specs,
-    tensors_of,
+    tensors_by_name,
 )
 
 
@@ -89,28 +86,26 @@ def save_sparse(
     >>> loaded["kernel"].shape, loaded["kernel"].pattern
     ((64, 32), NM(n=2, m=4, transposable=False))
     """
-    path = _checked_path(path)
     leaves, _ = flatten(tree, is_leaf=is_compressed)
+    save_leaves(Path(path), leaves, max_file_bytes=max_file_bytes)
+
+
+def save_leaves(
+    path: Path,
+    leaves: Mapping[str, Any],
+    *,
+    max_file_bytes: int,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Saves leaves by their paths; for the rest see `save_sparse`."""
+    checked_path(path)
     check_leaves(leaves)
-    parts = split_leaves(leaves, max_file_bytes)
-    token = os.urandom(4).hex()
-    if len(parts) == 1:
-        names = []
-        _replace(path, token, _file_of(parts[0]))
-        index_of(path).unlink(missing_ok=True)  # only now this file counts
-    else:
-        names = shard_names(path, token, len(parts))
-        try:
-            for name, part in zip(names, parts, strict=True):
-                _replace(path.with_name(name), token, _file_of(part))
-        except BaseException:
-            for name in names:
-                path.with_name(name).unlink(missing_ok=True)
-            raise
-        _replace(index_of(path), token, [index_text(names, parts).encode()])
-        path.unlink(missing_ok=True)
-    for file in leftovers(path, keep=names):
-        file.unlink(missing_ok=True)
+    parts = _split(leaves, max_file_bytes)
+    replace_files(
+        path,
+        [partial(_file_of, part, metadata or {}) for part in parts],
+        lambda names: index_text(names, list(map(_sizes, parts))),
+    )
 
 
 def load_sparse(path: str | os.PathLike[str], *, like: PyTree | None = None) -> PyTree:
@@ -159,73 +154,76 @@ def open_sparse(path: str | os.PathLike[str]) -> SparseFile:
     ...     list(leaves), leaves["mlp/bias"]
     (['mlp/bias'], Array([1., 1.], dtype=float32))
     """
-    path = _checked_path(path)
-    index = index_of(path)
-    if not index.exists():
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}, and none {index}")
-        return _merged([path])
-    weight_map, total = read_index(index)
-    found = _merged(
-        [index.with_name(name) for name in sorted(set(weight_map.values()))]
-    )
-    there = {
-        tensor: found.headers[leaf].path.name
-        for leaf, spec in found.specs.items()
-        for tensor in tensors_of(leaf, spec)
-    }
-    if there != weight_map:
-        wrong = sorted(dict(there.items() ^ weight_map.items()))
-        raise SparseFileError(index, f"the files have other tensors: {wrong[:3]}")
-    headers = {header.path: header for header in found.headers.values()}.values()
-    size = sum(entry.nbytes for header in headers for entry in header.entries.values())
-    if total != size:
-        raise SparseFileError(index, f"the tensors have {size} bytes, not {total}")
+    path = Path(path)
+    headers = read_headers(path)
+    found = _opened(headers, read_specs)
+    check_total(path, headers)
     return found
 
 
-def _checked_path(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} has to end in .safetensors")
-    return path
+def open_tensors(path: str | os.PathLike[str]) -> SparseFile:
+    """The tensors of any safetensors file by their names, read when they are asked for.
+
+    One file, or several with the index that Hugging Face has. Of a file that
+    `save_sparse` wrote these are the leaves, compressed ones too.
+
+    Args:
+      path: the file, `model.safetensors`; the index is `model.safetensors.index.json`.
+
+    Raises:
+      FileNotFoundError: there is none.
+      SparseFileError: a file or the index does not hold together.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_sparse(f"{folder}/model.safetensors", {"up.weight": jnp.ones((8, 16))})
+    ...     open_tensors(f"{folder}/model.safetensors").specs["up.weight"]
+    ShapeDtypeStruct(shape=(8, 16), dtype=float32)
+    """
+    headers = read_headers(Path(path))
+    ours = any(map(is_ours, headers))
+    return _opened(headers, read_specs if ours else foreign_specs)
 
 
-def _file_of(leaves: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
-    tensors = {}
-    for path, leaf in leaves.items():
-        tensors |= tensors_of(path, leaf)
-    return file_chunks(tensors, describe(leaves))
-
-
-def _replace(path: Path, token: str, chunks: Iterable[bytes | memoryview]) -> None:
-    """Writes a file beside its place, through to the disk, and then moves it there."""
-    pending = path.with_name(f"{path.name}.{token}.tmp")
-    try:
-        with open(pending, "xb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(pending, path)
-    except BaseException:
-        pending.unlink(missing_ok=True)
-        raise
-
-
-def _merged(files: list[Path]) -> SparseFile:
+def _opened(
+    headers: Iterable[Header], specs_of: Callable[[Header], dict[str, Spec]]
+) -> SparseFile:
     specs: dict[str, Spec] = {}
-    headers: dict[str, Header] = {}
-    for file in files:
-        header = read_header(file)
-        found = read_specs(header)
+    places: dict[str, Header] = {}
+    for header in headers:
+        found = specs_of(header)
         if twice := specs.keys() & found.keys():
-            raise SparseFileError(
-                file, f"leaves {sorted(twice)} are in another file too"
-            )
+            cause = f"leaves {sorted(twice)} are in another file too"
+            raise SparseFileError(header.path, cause)
         specs |= found
-        headers |= dict.fromkeys(found, header)
-    return SparseFile(specs, headers)
+        places |= dict.fromkeys(found, header)
+    return SparseFile(specs, places)
+
+
+def _file_of(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> Chunks:
+    tensors = tensors_by_name(leaves)
+    return file_chunks(tensors, tensors.__getitem__, {**describe(leaves), **metadata})
+
+
+def _split(leaves: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
+    """The leaves file by file, in order; the tensors of a leaf stay together."""
+    parts: list[dict[str, Any]] = [{}]
+    room = most
+    for path, leaf in leaves.items():
+        size = sum(_sizes({path: leaf}).values())
+        if size > room and parts[-1]:
+            parts.append({})
+            room = most
+        parts[-1][path] = leaf
+        room -= size
+    return parts
+
+
+def _sizes(leaves: Mapping[str, Any]) -> dict[str, int]:
+    """The bytes of each tensor, by name."""
+    return {
+        name: x.size * x.dtype.itemsize for name, x in tensors_by_name(leaves).items()
+    }
 
 
 def _nested(file: Path, leaves: dict[str, Any]) -> PyTree:

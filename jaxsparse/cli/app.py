@@ -1,0 +1,54 @@
+"""All commands, and what becomes of errors."""
+
+import os
+import sys
+
+import typer
+
+from jaxsparse.cli.check import check
+from jaxsparse.cli.compare import compare
+from jaxsparse.cli.demo import demo
+from jaxsparse.cli.inspect import inspect
+from jaxsparse.cli.prune import prune
+from jaxsparse.cli.show import printable
+
+
+_EXIT_CODES = (
+    "Exit codes: 0 done, or it obeys; 1 it does not obey, or leaves differ; 2 a file "
+    "or an argument is refused; 130 interrupted."
+)
+
+app = typer.Typer(
+    add_completion=False,
+    help="N:M sparse weights in files: look at them, prune them, check them.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for _command, _example in (
+    (inspect, "jaxsparse inspect model.safetensors"),
+    (prune, "jaxsparse prune model.safetensors -o sparse.safetensors --pattern 2:4"),
+    (check, "jaxsparse check sparse.safetensors --pattern 2:4 && echo sparse"),
+    (compare, "jaxsparse compare model.safetensors sparse.safetensors"),
+    (demo, "jaxsparse demo"),
+):
+    app.command(epilog=f"Example: {_example}")(_command)
+
+
+def run() -> None:
+    """Runs the command that the arguments name, and leaves with its exit code."""
+    try:
+        app(prog_name="jaxsparse")
+    except BrokenPipeError:  # who reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        # What the library refuses, by names and with the remedy.
+        text = "\n".join(map(printable, str(error).splitlines()))
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,152 @@
+"""The command `prune`."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from jaxsparse._best_masks import best_masks
+from jaxsparse._compress import is_compressed
+from jaxsparse._leaf_plan import LeafPlan
+from jaxsparse._plan import Plan
+from jaxsparse._replace import replace_files
+from jaxsparse._safetensors import Header, file_chunks, read_tensor
+from jaxsparse._shards import checked_path, index_of, index_text, read_headers
+from jaxsparse._table import fold, shape_text
+from jaxsparse.cli import orbax
+from jaxsparse.cli.inspect import FileArgument, JsonOption
+from jaxsparse.cli.leaves import Leaves, as_wide_as, open_leaves, without_index
+from jaxsparse.cli.plans import (
+    AnySizeOption,
+    HeadOption,
+    LayoutOption,
+    PatternOption,
+    RuleOption,
+    plan_leaves,
+)
+from jaxsparse.cli.show import print_json, print_line, print_table, progress
+
+
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="As FILE: a .safetensors file, or the index of as many files as FILE "
+        "has; or a folder.",
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT.")]
+
+
+def prune(
+    file: FileArgument,
+    output: OutputOption,
+    pattern: PatternOption = "2:4",
+    layout: LayoutOption = None,
+    rule: RuleOption = None,
+    any_size: AnySizeOption = False,
+    head: HeadOption = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Prune to n:m, by magnitude, into a new file.
+
+    It goes leaf by leaf. Biases, norms, embeddings and the output layer stay dense.
+    OUT is complete or not there, whatever happens meanwhile.
+    """
+    leaves = open_leaves(file)
+    output = _checked_output(leaves, output, force)
+    plan = plan_leaves(leaves, pattern, layout, rule, any_size=any_size, head=head)
+    with progress(len(plan.leaves), "prune") as step:
+
+        def change(name: str, weight: np.ndarray) -> np.ndarray:
+            step(name)
+            return prune_weight(weight, plan[name])
+
+        if leaves.path.is_dir():
+            orbax.write_arrays(leaves.path, output, change)
+        else:
+            _write_tensors(leaves.path, output, change)
+    if json:
+        print_json(_told(leaves, output, plan))
+        return
+    print_table(
+        ("leaf", "shape", "plan"),
+        fold((x.path, (shape_text(x.shape or ()), x.decision)) for x in plan.leaves),
+    )
+    print_line(f"pruned {len(plan.sparse)} of {len(plan.leaves)} leaves: {output}")
+
+
+def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
+    """The weight as its plan says, in its own memory."""
+    if plan.pattern is None:
+        return weight
+    with as_wide_as(weight.dtype):
+        mask = np.asarray(best_masks({plan.path: weight}, [plan])[plan.path])
+    np.copyto(weight, np.zeros((), weight.dtype), where=np.logical_not(mask))
+    return weight
+
+
+def _checked_output(leaves: Leaves, output: Path, force: bool) -> Path:
+    """Where the output goes, if it may go there."""
+    for name, spec in leaves.specs.items():
+        if is_compressed(spec):
+            raise ValueError(f"{leaves.path}: leaf {name!r} is compressed already")
+    if not leaves.path.is_dir():
+        output = checked_path(without_index(output))
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent}: make it")
+    if output.resolve() == leaves.path.resolve():
+        raise ValueError(f"{output} is what is read: write to another place")
+    for there in (output, index_of(output)):
+        if there.exists() and not force:
+            raise ValueError(f"{there} is there already: give --force to replace it")
+    kind = orbax.is_checkpoint if leaves.path.is_dir() else Path.is_file
+    if output.exists() and not kind(output):
+        raise ValueError(f"{output} is not of the kind of {leaves.path}: remove it")
+    return output
+
+
+def _write_tensors(
+    path: Path, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
+) -> None:
+    """Writes as many files as were read, each tensor when it is its turn."""
+    headers = read_headers(path)
+    replace_files(
+        output,
+        [partial(_changed, header, change) for header in headers],
+        lambda names: index_text(names, list(map(_sizes, headers))),
+    )
+
+
+def _changed(
+    header: Header, change: Callable[[str, np.ndarray], np.ndarray]
+) -> Iterator[bytes | memoryview]:
+    read = lambda name: change(name, read_tensor(header, name))
+    return file_chunks(header.entries, read, header.metadata)
+
+
+def _sizes(header: Header) -> dict[str, int]:
+    return {name: entry.nbytes for name, entry in header.entries.items()}
+
+
+def _told(leaves: Leaves, output: Path, plan: Plan) -> dict[str, Any]:
+    return {
+        "file": str(leaves.path),
+        "output": str(output),
+        "leaves": [
+            {
+                "leaf": leaf.path,
+                "shape": list(leaf.shape or ()),
+                "pattern": None if leaf.pattern is None else str(leaf.pattern),
+                "axis": leaf.axis,
+                "reason": leaf.reason,
+            }
+            for leaf in plan.leaves
+        ],
+    }

@@ -1,0 +1,103 @@
+"""What the tests of the command line share."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import jaxsparse as js
+from jaxsparse.__main__ import main
+
+
+class Done(tuple):
+    """Exit code, stdout and stderr of a command."""
+
+    code = property(lambda self: self[0])
+    out = property(lambda self: self[1])
+    err = property(lambda self: self[2])
+    told = property(lambda self: json.loads(self[1]))
+
+
+def command(*args):
+    """A command in a process of its own, as a list."""
+    return [sys.executable, "-m", "jaxsparse", *map(str, args)]
+
+
+def runner(capsys, monkeypatch):
+    """Runs commands in this process."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["jaxsparse", *map(str, args)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        return Done((code, *capsys.readouterr()))
+
+    return run
+
+
+def pruned(weight, n, m, axis):
+    """The `n` largest magnitudes of each group, in plain NumPy."""
+    lines = np.moveaxis(np.abs(weight.astype(np.float64)), axis, -1)
+    groups = lines.reshape(*lines.shape[:-1], -1, m)
+    rank = np.argsort(np.argsort(-groups, -1, kind="stable"), -1, kind="stable")
+    kept = np.moveaxis((rank < n).reshape(lines.shape), -1, axis)
+    return np.where(kept, weight, np.zeros((), weight.dtype))
+
+
+def write_matrices(path, count, rows, columns):
+    """A file of `count` bfloat16 matrices, never more than one of them in memory."""
+    size = rows * columns * 2
+    header = {
+        f"layers.{i}.up_proj.weight": {
+            "dtype": "BF16",
+            "shape": [rows, columns],
+            "data_offsets": [i * size, (i + 1) * size],
+        }
+        for i in range(count)
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    values = np.random.default_rng(0).normal(size=(rows, columns)).astype(np.float32)
+    upper_halves = values.view(np.uint16)[:, 1::2]
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for i in range(count):
+            file.write(np.roll(upper_halves, i, axis=0).tobytes())
+
+
+def kill_prune(model, output, after, how=signal.SIGKILL, wait=0.0):
+    """Kills a `prune` once it has come to so many leaves, and a little later."""
+    process = subprocess.Popen(
+        command("prune", model, "-o", output, "--force"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for _ in range(after):
+        process.stderr.readline()
+    time.sleep(wait)
+    process.send_signal(how)
+    process.communicate()
+    return process.returncode
+
+
+def assert_complete(model, output):
+    """OUT is to the bit what the library makes of the model."""
+    before, after = js.open_tensors(model), js.open_tensors(output)
+    plan = js.plan_sparsity(dict(before.specs), layout="torch")
+    for name in before:
+        leaf = {name: before[name]}
+        one = js.Plan((plan[name],))
+        expected = js.mask_params(leaf, js.create_masks(leaf, one))[name]
+        assert np.array_equal(
+            np.asarray(after[name]).view(np.uint16),
+            np.asarray(expected).view(np.uint16),
+        )
