@@ -142,7 +142,7 @@ for kind in (AxisType.Auto, AxisType.Explicit):
 
 
 def test_sharded_weights_are_compressed_as_on_one_device():
-    run_on_eight_devices(SHARDED)
+    run_on_eight_devices("-c", SHARDED)
 
 
 def test_masked_places_hold_plus_zero_whatever_was_there():
@@ -174,4 +174,4 @@ with jax.set_mesh(mesh):
 
 
 def test_weights_are_compressed_under_an_explicit_mesh():
-    run_on_eight_devices(UNDER_A_MESH)
+    run_on_eight_devices("-c", UNDER_A_MESH)
