@@ -80,6 +80,8 @@ def partition(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any
       rule: which axes belong together, as in `"rows k, k out -> rows out"`.
       whole: the axes of which each shard needs all; they are gathered if they were cut.
     """
+    if not getattr(jax.config, "jax_use_shardy_partitioner", True):
+        return find  # the older partitioner knows no rules
     split = custom_partitioning(find)
     names = [axes.split() for axes in rule.replace("->", ",").split(",")]
 
@@ -87,7 +89,8 @@ def partition(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any
         # Each axis as the result has it. The compiler may yet have cut what it was told
         # to gather, and what is summed over.
         cuts: dict[str, Any] = {}
-        for axes, x in zip([names[-1], *names], [result, *operands], strict=False):
+        sharded = zip([names[-1], *names[:-1]], [result, *operands], strict=True)
+        for axes, x in sharded:
             spec = [*x.sharding.spec, *[None] * len(axes)]
             cuts = dict(zip(axes, spec, strict=False)) | cuts
         cuts |= dict.fromkeys(whole)

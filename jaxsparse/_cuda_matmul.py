@@ -34,13 +34,16 @@ def why_not(x: Array, compressed: Compressed) -> str:
         return f"the pattern is {compressed.pattern}, not 2:4"
     if x.dtype not in (jnp.bfloat16, jnp.float16):
         return f"the dtype is {x.dtype}, neither bfloat16 nor float16"
-    if k % 8 or out % 16 or not x.size or not out:
+    if not all(isinstance(size, int) for size in (*x.shape, k, out)):
+        return "a size is symbolic"
+    if k % 8 or out % 16:
         return f"the weight's shape is {(k, out)}, not multiples of 8 and 16"
     if not (is_automatic(x) and is_automatic(compressed.values)):
         return "a mesh has axes that are not automatic"
     return _unavailable()
 
 
+@jax.jit  # so that what is made here, and compiled, is found again
 def product(x: Array, compressed: Compressed) -> Array:
     """The product on a device of compute capability 9.0, or by XLA elsewhere.
 
@@ -97,7 +100,8 @@ def _batched(size: int, batched: list[bool], *arrays: ArrayLike):
 
 def _locally(x: Array, values: Array, indices: Array) -> Array:
     rows = x.reshape(-1, x.shape[-1])
-    suits = values.shape[-1] % 16 == 0 and rows.size  # shards may be of any size
+    # Shards may be of any size.
+    suits = values.shape[-1] % 16 == 0 and rows.size and values.size
     found = lax.platform_dependent(
         rows, values, indices, cuda=_kernel if suits else _by_xla, default=_by_xla
     )
@@ -132,6 +136,8 @@ def _unavailable() -> str:
     try:
         library = cuda_library.load()
     except cuda_library.BuildError as error:
+        if jax.process_count() > 1:
+            raise  # the others may have it, and all have to run the same program
         warnings.warn(f"nm_matmul is left to XLA: {error}", stacklevel=2)
         return str(error)
     handler = jax.ffi.pycapsule(library.jaxsparse_nm_matmul)

@@ -7,6 +7,8 @@ a citizen of JAX: under `vmap` it takes one more axis, and arrays that are shard
 any axis but that of the places are masked shard by shard.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
@@ -32,9 +34,13 @@ def suits(groups: Integer[Array, "..."], axis: int) -> bool:
 
 
 def compute_capability() -> tuple[int, int]:
-    """Of the default device; zeros where that is no NVIDIA GPU."""
+    """The least of all devices; zeros where one is no NVIDIA GPU."""
+    return min(map(_capability, jax.devices()))
+
+
+def _capability(device: Any) -> tuple[int, int]:
     # AMD's GPUs have names there, such as "gfx942".
-    parts = getattr(jax.devices()[0], "compute_capability", "0.0").split(".")
+    parts = getattr(device, "compute_capability", "0.0").split(".")
     major, minor = parts if len(parts) == 2 else ("", "")
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
 

@@ -34,16 +34,17 @@ def compiler(tmp_path, monkeypatch):
     """Puts a compiler in PATH that 'builds' a library of Python's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(cuda_library, "find_spec", lambda _: None)
     import _ctypes
 
-    def install(version="1.0", fails=""):
+    def install(version="1.0", fails="", library=_ctypes.__file__):
         nvcc = tmp_path / "bin" / "nvcc"
         nvcc.parent.mkdir(exist_ok=True)
-        log, library = tmp_path / "log", _ctypes.__file__
+        log = tmp_path / "log"
         names = {"python": sys.executable, "log": log, "library": library}
         nvcc.write_text(NVCC.format(version=version, fails=fails, **names))
         nvcc.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("PATH", str(nvcc.parent))
         return tmp_path
 
     return install
@@ -83,7 +84,6 @@ def test_processes_that_build_at_once_both_get_a_whole_library(compiler):
 def test_without_a_compiler_the_error_says_what_to_install(compiler, monkeypatch):
     folder = compiler()
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setattr(cuda_library, "find_spec", lambda _: None)
     with pytest.raises(cuda_library.BuildError, match=r"pip install .jax\[cuda13\]"):
         cuda_library.load()
 
@@ -101,3 +101,21 @@ def test_a_cache_that_cannot_be_written_is_named(compiler, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))
     with pytest.raises(cuda_library.BuildError, match="XDG_CACHE_HOME"):
         cuda_library.load()
+
+
+def test_a_library_that_does_not_load_is_named(compiler, tmp_path):
+    (tmp_path / "text").write_text("for another machine")
+    compiler(library=tmp_path / "text")
+    with pytest.raises(cuda_library.BuildError, match=r"nvcc makes cannot be used: .*"):
+        cuda_library.load()
+
+
+def test_the_next_compiler_is_tried(compiler, monkeypatch):
+    folder = compiler()
+    broken = folder / "broken" / "nvcc"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{broken.parent}{os.pathsep}{folder / 'bin'}")
+    cuda_library.load()
+    assert len(built(folder)) == 1

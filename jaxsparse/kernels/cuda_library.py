@@ -3,12 +3,13 @@
 The compiler is the nvcc of `CUDA_HOME`, of `PATH`, or of NVIDIA's wheels, which
 `jax[cuda13]` brings. The name of a built library holds a hash of all that it is made
 of, and it appears under this name in one step: processes that build it at once do not
-disturb each other, and nothing is built twice.
+disturb each other.
 """
 
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -35,12 +36,26 @@ class BuildError(RuntimeError):
 
 
 def load() -> ctypes.CDLL:
-    """The library, built if it is not in the cache: about 20 seconds.
+    """The library, built if it is not in the cache: half a minute.
 
     Raises:
-      BuildError: no compiler, or one that fails.
+      BuildError: no compiler, or none whose library can be built and loaded.
     """
-    nvcc = _find_nvcc()
+    failure = BuildError(
+        "no CUDA compiler: there is no nvcc in CUDA_HOME, in PATH or in NVIDIA's "
+        'wheels; pip install "jax[cuda13]" brings one'
+    )
+    for nvcc in _compilers():
+        try:
+            return _load(nvcc)
+        except BuildError as error:
+            failure = error
+        except OSError as error:
+            failure = BuildError(f"what {nvcc} makes cannot be used: {error}")
+    raise failure
+
+
+def _load(nvcc: Path) -> ctypes.CDLL:
     headers = jax.ffi.include_dir()
     library = _cached(_fingerprint(nvcc, Path(headers)))
     if not library.exists():
@@ -48,31 +63,26 @@ def load() -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def _find_nvcc() -> Path:
+def _compilers() -> list[Path]:
     wheels = find_spec("nvidia")
+    roots = (wheels.submodule_search_locations or ()) if wheels else ()
     places = [
-        Path(os.environ.get("CUDA_HOME", os.devnull)) / "bin",
+        Path(os.environ.get("CUDA_HOME") or os.devnull) / "bin",
         *(Path(folder) for folder in os.get_exec_path()),
-        *(bin for root in _locations(wheels) for bin in sorted(root.glob("*/bin"))),
+        *(place for root in roots for place in sorted(Path(root).glob("*/bin"))),
     ]
-    for place in places:
-        if os.access(place / "nvcc", os.X_OK):
-            return place / "nvcc"
-    raise BuildError(
-        "no CUDA compiler: there is no nvcc in CUDA_HOME, in PATH or in NVIDIA's "
-        'wheels; pip install "jax[cuda13]" brings one'
-    )
-
-
-def _locations(wheels) -> list[Path]:
-    return [Path(root) for root in wheels.submodule_search_locations] if wheels else []
+    found = [shutil.which("nvcc", path=str(place)) for place in places]
+    return [Path(nvcc) for nvcc in dict.fromkeys(found) if nvcc]
 
 
 def _fingerprint(nvcc: Path, headers: Path) -> str:
     version = subprocess.run(
         [nvcc, "--version"], capture_output=True, text=True, check=False
     )
-    parts = [version.stdout.encode(), " ".join(_FLAGS).encode()]
+    here = [platform.machine(), *platform.libc_ver()]  # a cache may serve many machines
+    more = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
+    named = [version.stdout, *_FLAGS, *here, *(os.environ.get(x, "") for x in more)]
+    parts = [text.encode() for text in named]
     files = [*_SOURCES.glob("*.cu*"), *headers.glob("xla/ffi/api/*.h")]
     parts += [file.name.encode() + file.read_bytes() for file in sorted(files)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -149,7 +149,7 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// d += a b: a is 64 x 32 and 2:4 sparse, its columns contiguous; b 32 x kColumns, its rows
+// d += a b: a is 64 x 32 and 2:4 sparse, b is 32 x kColumns; the columns of both are
 // contiguous. In every four lanes, lanes 2 * kSelector and the next hold where a's values are.
 template <typename T, int kColumns, int kSelector>
 struct SparseProduct;

@@ -15,8 +15,8 @@ constexpr int kConsumers = 256;  // threads: two warpgroups
 constexpr int kThreads = kConsumers + 32;
 constexpr int kStoreRows = 32;  // rows that are stored at once
 
-// What a kernel is specialised to. Where a tile has 128 outputs, the warpgroups share its depth
-// and have 64 outputs each; where it has 64, they share the outputs and halve the depth.
+// What a kernel is specialised to. Where a tile has 128 outputs, each warpgroup has 64 of them
+// and all of the depth; where it has 64, each has all of them and half of the depth.
 template <int kRows_, int kOut_, int kStages_>
 struct Form {
   static constexpr int kRows = kRows_, kOut = kOut_, kStages = kStages_;
@@ -24,7 +24,8 @@ struct Form {
   static constexpr int kDepth = 64 * kHalves;      // of k, in a stage
   static constexpr int kValuesBytes = 128 * 64;    // half of the depth, two bytes each
   static constexpr int kIndicesBytes = 128 * 8;    // four bits for four places
-  // Outputs of a row of a box of indices: few rows are quicker to load, short ones to read.
+  // Outputs of a row of a box of indices. Long rows are quicker to load; short ones are read
+  // from shared memory without bank conflicts.
   static constexpr int kBox = kOut == 64 ? 64 : 16;
   static constexpr int kBoxBytes = kBox * kDepth / 8;
   static constexpr int kRowsBytes = kRows * 64 * 2;  // a half of the depth
