@@ -12,7 +12,7 @@ from jaxsparse import plots
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-APART = {"several_devices.md"}  # by test_sharding, on more devices
+APART = {"command_line.md", "several_devices.md"}  # have tests of their own
 NAMES = {path.name for path in (ROOT / "docs").glob("*.md")} - APART
 PAGES = ["README.md", *(f"docs/{name}" for name in NAMES)]
 
