@@ -5,7 +5,6 @@ lies within a shard. Here it is told, or shown, that groups know nothing of each
 """
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 import jax
@@ -13,6 +12,8 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
+
+from jaxsparse._sharding import names_along
 
 
 _Find = Callable[..., Array]
@@ -52,7 +53,7 @@ def by_explicit_shards(find: _Find, x: Array, *scalars: Array) -> Array:
     """`find(x, *scalars)` on each shard of `x` over the explicit axes of a mesh."""
     sharding = jax.typeof(x).sharding
     # Those in use: others may be taken by a `vmap` around.
-    names = [n if isinstance(n, tuple) else (n,) for n in sharding.spec if n]
+    names = {name for axis in range(x.ndim) for name in names_along(sharding, axis)}
     if not names:
         return find(x, *scalars)
     mapped = jax.shard_map(
@@ -60,7 +61,7 @@ def by_explicit_shards(find: _Find, x: Array, *scalars: Array) -> Array:
         mesh=sharding.mesh,
         in_specs=(sharding.spec, *[PartitionSpec()] * len(scalars)),
         out_specs=sharding.spec,
-        axis_names=set(chain(*names)),
+        axis_names=names,
         check_vma=False,
     )
     return mapped(x, *scalars)

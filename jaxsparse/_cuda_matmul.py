@@ -91,11 +91,15 @@ def _batched(size: int, batched: list[bool], *arrays: ArrayLike):
     x, values, indices = map(jnp.asarray, arrays)
     if not (batched[1] or batched[2]):
         return product(x, _weight(values, indices)), True
-    every = [
-        a if mapped else jnp.broadcast_to(a, (size, *a.shape))
-        for a, mapped in zip((x, values, indices), batched, strict=True)
-    ]
-    return lax.map(lambda one: product(one[0], _weight(*one[1:])), every), True
+
+    def one(i: Array) -> Array:  # what is not mapped is not copied
+        pick = lambda a, mapped: (
+            lax.dynamic_index_in_dim(a, i, 0, False) if mapped else a
+        )
+        x_, values_, indices_ = map(pick, (x, values, indices), batched)
+        return product(x_, _weight(values_, indices_))
+
+    return lax.map(one, jnp.arange(size)), True
 
 
 def _locally(x: Array, values: Array, indices: Array) -> Array:

@@ -72,7 +72,10 @@ def nm_matmul(
     weight = replace(compressed, values=values, indices=jnp.asarray(compressed.indices))
     reason = "" if implementation == "xla" else _cuda_matmul.why_not(x, weight)
     if implementation == "cuda" and reason:
-        raise ValueError(f"implementation 'cuda' cannot be had: {reason}")
+        raise ValueError(
+            f"implementation 'cuda' cannot be had: {reason}; x has shape {x.shape} "
+            f"and the weight {weight.shape}: give 'xla', or None to take what there is"
+        )
     return _product(implementation != "xla" and not reason, x, weight)
 
 

@@ -14,11 +14,15 @@ from jax.sharding import NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array
 
 
+def names_along(sharding: NamedSharding, axis: int) -> tuple[str, ...]:
+    """The axes of the mesh over which a sharding cuts an axis."""
+    names = sharding.spec[axis] if axis < len(sharding.spec) else None
+    return names if isinstance(names, tuple) else (names,) if names else ()
+
+
 def shards_along(sharding: NamedSharding, axis: int) -> int:
     """Into how many pieces a sharding cuts an axis."""
-    names = sharding.spec[axis] if axis < len(sharding.spec) else None
-    over = names if isinstance(names, tuple) else (names,) if names else ()
-    return math.prod(sharding.mesh.shape[name] for name in over)
+    return math.prod(sharding.mesh.shape[name] for name in names_along(sharding, axis))
 
 
 def mask_sharding(

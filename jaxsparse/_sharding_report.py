@@ -12,8 +12,8 @@ from jaxsparse._leaf_plan import LeafPlan
 from jaxsparse._paths import flatten
 from jaxsparse._pattern import NM, PerOutput
 from jaxsparse._plan import PlanLike, plan_for
-from jaxsparse._sharding import shards_along
-from jaxsparse._table import fold, shape_text, table
+from jaxsparse._sharding import names_along, shards_along
+from jaxsparse._table import Tabular, fold, shape_text
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LeafSharding:
 
 
 @dataclass(frozen=True)
-class ShardingReport:
+class ShardingReport(Tabular):
     """A report on every leaf that is pruned. Print it for a table.
 
     Attributes:
@@ -50,9 +50,9 @@ class ShardingReport:
     def __iter__(self) -> Iterator[LeafSharding]:
         return iter(self.leaves)
 
-    def __str__(self) -> str:
+    def _table(self):
         header = ("leaf", "shape", "sharding", "gathered because", "instead")
-        return table(header, fold((leaf.path, _cells(leaf)) for leaf in self.leaves))
+        return header, fold((leaf.path, _cells(leaf)) for leaf in self.leaves)
 
 
 def sharding_report(params: PyTree, plan: PlanLike = "2:4") -> ShardingReport:
@@ -167,8 +167,8 @@ def _uncut(leaf: LeafPlan, sharding: NamedSharding) -> PartitionSpec:
 
     homeless = [
         name
-        for axis, names in enumerate(_names(sharding, len(shape)))
-        for name in names
+        for axis in range(len(shape))
+        for name in names_along(sharding, axis)
         if not place(name, [axis])
     ]
     by_room = sorted(range(len(shape)), key=lambda i: (i in units, -shape[i]))
@@ -177,12 +177,6 @@ def _uncut(leaf: LeafPlan, sharding: NamedSharding) -> PartitionSpec:
     return PartitionSpec(
         *(names[0] if len(names) == 1 else names or None for names in taken)
     )
-
-
-def _names(sharding: NamedSharding, ndim: int) -> list[tuple[str, ...]]:
-    """The axes of the mesh over which each axis is sharded."""
-    spec = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
-    return [n if isinstance(n, tuple) else (n,) if n else () for n in spec]
 
 
 def _cells(leaf: LeafSharding) -> tuple[str, ...]:

@@ -10,16 +10,17 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 
-def main():
-    text, namespace, printed = Path(sys.argv[1]).read_text(), {}, ""
+def run(path: Path) -> None:
+    text, namespace, printed = path.read_text(), {}, ""
+    assert text.startswith("# ")
     for language, block in re.findall(r"```(python|text)\n(.*?)```", text, re.DOTALL):
         if language == "python":
             with redirect_stdout(io.StringIO()) as out:
-                exec(compile(block, sys.argv[1], "exec"), namespace)
+                exec(compile(block, path.name, "exec"), namespace)
             printed = out.getvalue()
         else:
             assert block.strip() == printed.strip(), printed
 
 
 if __name__ == "__main__":
-    main()
+    run(Path(sys.argv[1]))

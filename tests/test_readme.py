@@ -8,6 +8,7 @@ import pytest
 
 import jaxsparse as js
 from jaxsparse import plots
+from tests import guide
 
 
 ROOT = Path(__file__).parent.parent
@@ -18,16 +19,8 @@ PAGES = ["README.md", *(f"docs/{name}" for name in NAMES)]
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))
-def test_the_code_of_a_page_runs_and_prints_what_the_page_says(name, capsys):
-    text = (ROOT / name).read_text()
-    assert text.startswith("# ")
-    namespace, printed = {}, ""
-    for language, block in re.findall(r"```(python|text)\n(.*?)```", text, re.DOTALL):
-        if language == "python":
-            exec(compile(block, name, "exec"), namespace)
-            printed = capsys.readouterr().out
-        else:
-            assert block.strip() == printed.strip()
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(name):
+    guide.run(ROOT / name)
 
 
 def test_every_public_name_is_in_the_reference():
