@@ -1,6 +1,7 @@
 """Products with compressed 2:4 weights against the dense product, in bfloat16.
 
-    python -m benchmarks.nm_matmul [--rounds N] [--weights 4096x4096 ...] [--torch]
+    python -m benchmarks.nm_matmul [--rounds N] [--weights 4096x4096 ...] [--rows 1 ...]
+        [--torch]
 
 Each program multiplies by many weights in turn, more than a GPU's cache holds; the
 times are of one product. "xla" decompresses on the fly; "cuSPARSELt", with `--torch`,
@@ -24,7 +25,6 @@ from jaxsparse import _cuda_matmul
 SHAPES = ((4096, 4096), (8192, 8192), (4096, 14336), (14336, 4096))
 ROWS = (1, 16, 64, 256, 1024, 4096)
 WEIGHTS = 16  # of the smallest, compressed, six times an H100's cache
-LOOPS = 8
 
 
 def rows(
@@ -40,23 +40,24 @@ def rows(
         dense = [js.decompress(w) for w in stored]
         for count in many:
             x = jax.random.normal(keys[0], (count, k), jnp.bfloat16)
+            loops = _loops(count)
             xla = partial(js.nm_matmul, implementation="xla")
             fns: dict[str, Callable[[], object]] = {
-                "dense": partial(_in_turn(jnp.dot), x, dense),
-                "jaxsparse": partial(_in_turn(js.nm_matmul), x, stored),
-                "xla": partial(_in_turn(xla), x, stored),
+                "dense": partial(_in_turn(jnp.dot, loops), x, dense),
+                "jaxsparse": partial(_in_turn(js.nm_matmul, loops), x, stored),
+                "xla": partial(_in_turn(xla, loops), x, stored),
             }
             if by_torch and count % 8 == 0:
-                fns["cuSPARSELt"] = _cusparselt(x, dense)
+                fns["cuSPARSELt"] = _cusparselt(x, dense, loops)
             times, _ = medians(fns, rounds)
-            one = {name: time / WEIGHTS / LOOPS for name, time in times.items()}
+            one = {name: time / WEIGHTS / loops for name, time in times.items()}
             others = {name: one["dense"] / one[name] for name in fns if name != "dense"}
             yield {
                 "weight": f"{k}x{out}",
                 "rows": count,
                 "dense us": one["dense"] * 1e6,
                 **others,
-                "tiles": str(_cuda_matmul.tiles(count, k, out)),
+                "kernel": "-".join(map(str, _cuda_matmul.choose(count, k, out))),
             }
 
 
@@ -65,7 +66,12 @@ def _compressed(key: jax.Array, k: int, out: int) -> js.Compressed:
     return js.compress(jax.random.normal(key, (k, out), jnp.bfloat16), "2:4")
 
 
-def _in_turn(multiply: Callable) -> Callable:
+def _loops(rows: int) -> int:
+    """Many where a product is short, so that what a call costs does not count."""
+    return 32 if rows <= 256 else 4
+
+
+def _in_turn(multiply: Callable, loops: int) -> Callable:
     """A program of products that neither merges them nor takes them out of its loop."""
 
     def once(_, total, x, weights):
@@ -79,12 +85,14 @@ def _in_turn(multiply: Callable) -> Callable:
     @jax.jit
     def run(x, weights):
         step = partial(once, x=x, weights=weights)
-        return lax.fori_loop(0, LOOPS, step, jnp.zeros((), x.dtype))
+        return lax.fori_loop(0, loops, step, jnp.zeros((), x.dtype))
 
     return run
 
 
-def _cusparselt(x: jax.Array, dense: list[jax.Array]) -> Callable[[], object]:
+def _cusparselt(
+    x: jax.Array, dense: list[jax.Array], loops: int
+) -> Callable[[], object]:
     """The same by PyTorch, on the same arrays."""
     torch = import_module("torch")
     columns = torch.from_dlpack(x).t()
@@ -95,7 +103,7 @@ def _cusparselt(x: jax.Array, dense: list[jax.Array]) -> Callable[[], object]:
     multiply = partial(torch._cslt_sparse_mm, transpose_result=True, alg_id=found)
 
     def run():
-        for _ in range(LOOPS):
+        for _ in range(loops):
             for weight in weights:
                 multiply(weight, columns)
         torch.cuda.synchronize()
@@ -111,10 +119,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     sizes = lambda text: tuple(map(int, text.split("x")))
     parser.add_argument("--weights", type=sizes, nargs="+", default=SHAPES)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--torch", action="store_true", help="PyTorch's product, too")
     args = parser.parse_args()
     print(machine())
-    print_rows(rows(args.rounds, tuple(args.weights), by_torch=args.torch))
+    print_rows(rows(args.rounds, tuple(args.weights), tuple(args.rows), args.torch))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Products with 2:4 weights on the sparse tensor cores of NVIDIA's Hopper GPUs.
 
-Which tiles the kernel works with, see `tiles`; how, see `kernels/nm_matmul.cuh`. Under
+Which kernel and which tiles, see `choose`; how they work, see `kernels/*.cuh`. Under
 `vmap` rows become more rows, stacked weights are taken one after the other; over
 automatic axes of a mesh each device multiplies what it has, by k whole.
 """
@@ -8,6 +8,7 @@ automatic axes of a mesh each device multiplies what it has, by k whole.
 import functools
 import logging
 import warnings
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,29 +62,43 @@ def product(x: Array, compressed: Compressed) -> Array:
     return multiply(x, compressed.values, compressed.indices)
 
 
-def tiles(rows: int, k: int, out: int) -> tuple[int, int, int]:
-    """Rows and outputs of a tile, and how many blocks share one; 0: none does.
+class Choice(NamedTuple):
+    """A kernel, the rows of its tiles, and how many blocks work together."""
+
+    kernel: Literal["few", "split", "whole"]
+    tile_rows: int
+    blocks: int
+
+
+def choose(rows: int, k: int, out: int) -> Choice:
+    """How to multiply `[rows, k]` by `[k, out]` on 132 multiprocessors.
 
     Few rows: reading the weight is what takes time, so all of the GPU has to read, and
-    tiles are split until they are as many as its 132 multiprocessors. Many: a tile of
-    256 by 128 is the quickest by its work, if there are enough of them. Measured by
-    `benchmarks.nm_matmul` on an H100.
+    tiles are shared until they are about as many as multiprocessors. Many: a tile of
+    256 by 128 is the quickest by its work, if there are enough of them; where they are
+    more than one for each multiprocessor, the cache is what limits it, so two share
+    what they read. Measured by `benchmarks.nm_matmul` on an H100.
     """
 
     def count(tile_rows: int, tile_out: int) -> int:
         return -(-rows // tile_rows) * -(-out // tile_out)
 
-    def split(tile_rows: int, tile_out: int) -> tuple[int, int, int]:
+    def split(tile_rows: int, tile_out: int) -> Choice:
         most = min(132 // count(tile_rows, tile_out), k // 128)
-        return tile_rows, tile_out, 4 if most >= 4 else 2 if most >= 2 else 1
+        return Choice("split", tile_rows, 4 if most >= 4 else 2 if most >= 2 else 1)
 
+    if rows <= 16:
+        tiles, blocks = count(16, 64), 1
+        while blocks < 4 and tiles * blocks < 100 and k >= 1024 * blocks:
+            blocks *= 2
+        return Choice("few", 8 if rows <= 8 else 16, blocks)
     if rows <= 32:
-        return split(8 if rows <= 8 else 16 if rows <= 16 else 32, 64)
+        return split(32, 64)
     if rows <= 128:
         enough = rows > 64 and count(128, 128) >= 64
-        return (128, 128, 0) if enough else split(64, 128)
+        return Choice("whole", 128, 1) if enough else split(64, 128)
     if count(256, 128) >= 100:
-        return 256, 128, 0
+        return Choice("whole", 256, 2 if count(256, 128) > 132 else 1)
     return split(256 if count(256, 128) >= 50 else 128, 128)
 
 
@@ -122,10 +137,16 @@ def _weight(values: Array, indices: Array) -> Compressed:
 
 def _kernel(x: Array, values: Array, indices: Array) -> Array:
     (rows, k), out = x.shape, values.shape[1]
-    names = ("tile_rows", "tile_out", "blocks")
-    chosen = dict(zip(names, map(np.int64, tiles(rows, k, out)), strict=True))
-    result = jax.ShapeDtypeStruct((rows, out), x.dtype)
-    return jax.ffi.ffi_call(_TARGET, result)(x, values, indices, **chosen)
+    kernel, tile_rows, blocks = choose(rows, k, out)
+    multiply = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct((rows, out), x.dtype))
+    return multiply(
+        x,
+        values,
+        indices,
+        kernel=kernel,
+        tile_rows=np.int64(tile_rows),
+        blocks=np.int64(blocks),
+    )
 
 
 @functools.cache  # so it is said once

@@ -27,6 +27,7 @@ SHAPES = [
     *[(rows, 1032, 400) for rows in (1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 300)],
     *[(rows, 264, 16384) for rows in (5, 20, 60, 100, 129, 257)],
     *[(rows, 136, 6992) for rows in (200, 500, 1000)],
+    *[(7, 4104, 1040), (12, 2056, 2064), (16, 8200, 528)],  # few rows, clusters of four
     *[(1, 8, 16), (3, 16, 48), (40, 8, 16), (700, 24, 144)],
 ]
 
@@ -127,19 +128,23 @@ def check_transformations(implementation):
     np.testing.assert_allclose(for_values, wanted.values, rtol=2**-8, atol=1e-3)
 
 
-COMPILED = {(8, 64), (16, 64), (32, 64), (64, 128), (128, 128), (256, 128)}
+# As in `kernels/nm_matmul.cu`: rows of a tile, and how many blocks share one.
+COMPILED = {
+    "few": ({8, 16}, {1, 2, 4}),
+    "split": ({32, 64, 128, 256}, {1, 2, 4}),
+    "whole": ({128, 256}, {1, 2}),
+}
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 10**5), st.integers(1, 4000), st.integers(1, 4000))
 def test_every_shape_has_a_kernel(rows, eights, sixteens):
-    tile_rows, tile_out, blocks = _cuda_matmul.tiles(rows, 8 * eights, 16 * sixteens)
-    if blocks == 0:
-        assert (tile_rows, tile_out) in {(128, 128), (256, 128)}
-    else:
-        assert (tile_rows, tile_out) in COMPILED
-        assert blocks in (1, 2, 4)
-        assert blocks == 1 or 8 * eights >= 128 * blocks
+    kernel, tile_rows, blocks = _cuda_matmul.choose(rows, 8 * eights, 16 * sixteens)
+    all_rows, all_blocks = COMPILED[kernel]
+    assert tile_rows in all_rows
+    assert blocks in all_blocks
+    assert kernel != "few" or rows <= tile_rows
+    assert kernel == "whole" or blocks == 1 or 8 * eights >= 128 * blocks
 
 
 SHARDED = """

@@ -17,6 +17,11 @@ __device__ inline void init_barrier(uint32_t barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
 
+// Lets other threads, other blocks and TMA see barriers that this thread has made.
+__device__ inline void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
 __device__ inline void expect_bytes(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
                "r"(bytes));
@@ -24,6 +29,11 @@ __device__ inline void expect_bytes(uint32_t barrier, uint32_t bytes) {
 
 __device__ inline void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier));
+}
+
+// At a barrier of any block of the cluster.
+__device__ inline void arrive_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier));
 }
 
 __device__ inline void wait(uint32_t barrier, uint32_t parity) {
@@ -42,6 +52,16 @@ __device__ inline void load_2d(uint32_t to, const CUtensorMap& map, uint32_t bar
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
+      : "memory");
+}
+
+// To the same address in all blocks of the cluster that the mask names.
+__device__ inline void load_2d(uint32_t to, const CUtensorMap& map, uint32_t barrier, int c0,
+                               int c1, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "h"(blocks)
       : "memory");
 }
 
@@ -81,11 +101,25 @@ __device__ inline void sync_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+__device__ inline void arrive_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+// Says that this block has begun, and nothing of its writes.
+__device__ inline void arrive_cluster_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ inline void wait_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 __device__ inline void sync_cluster() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+  arrive_cluster();
+  wait_cluster();
+}
+
+__device__ inline uint32_t block_in_cluster() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+  return rank;
 }
 
 // The same shared address in another block of the cluster.
@@ -106,6 +140,15 @@ __device__ inline float2 load_cluster(uint32_t address) {
   return v;
 }
 
+// Stores to any block of the cluster, and tells a barrier of that block how many bytes.
+__device__ inline void store_async(uint32_t address, float2 v, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+          address),
+      "f"(v.x), "f"(v.y), "r"(barrier)
+      : "memory");
+}
+
 __device__ inline uint32_t load_byte(uint32_t address) {
   uint32_t byte;
   asm volatile("ld.shared::cta.u8 %0, [%1];" : "=r"(byte) : "r"(address) : "memory");
@@ -117,6 +160,37 @@ __device__ inline void store_transposed(uint32_t address, uint32_t a, uint32_t b
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                    address),
                "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+// Reads what nobody reads again.
+__device__ inline void load_once(uint32_t (&v)[4], const void* from) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+               : "l"(from));
+}
+__device__ inline void load_once(uint32_t (&v)[2], const void* from) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+               : "=r"(v[0]), "=r"(v[1])
+               : "l"(from));
+}
+
+// Copies 16 bytes to shared memory, of which so many are read and the others are zero.
+__device__ inline void copy_16(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Four matrices of 8 rows of 16 bytes; a lane's address is that of a row.
+__device__ inline void load_matrices(uint32_t (&to)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
                : "memory");
 }
 
@@ -148,6 +222,26 @@ template <int kPending>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
+
+// d += a b, by one warp: a is 16 x 32 and 2:4 sparse, b is 32 x 8.
+template <typename T, int kSelector>
+__device__ void add_sparse(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4],
+                           uint32_t places);
+#define ADD_SPARSE(type, name, selector)                                                       \
+  template <>                                                                                  \
+  __device__ inline void add_sparse<type, selector>(                                           \
+      float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t places) {        \
+    asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32." name "." name   \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11},"                \
+                 " {%0, %1, %2, %3}, %12, " #selector ";"                                      \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),           \
+                   "r"(b[2]), "r"(b[3]), "r"(places));                                         \
+  }
+ADD_SPARSE(__nv_bfloat16, "bf16", 0)
+ADD_SPARSE(__nv_bfloat16, "bf16", 1)
+ADD_SPARSE(__half, "f16", 0)
+ADD_SPARSE(__half, "f16", 1)
 
 // d += a b: a is 64 x 32 and 2:4 sparse, b is 32 x kColumns; the columns of both are
 // contiguous. In every four lanes, lanes 2 * kSelector and the next hold where a's values are.

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <atomic>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
+#include "nm_few_rows.cuh"
 #include "nm_matmul.cuh"
 #include "xla/ffi/api/ffi.h"
 
@@ -61,14 +63,14 @@ struct Call {
 
 int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
 
-template <typename T, typename F>
+template <typename T, typename F, int kSharers = 1>
 ffi::Error map(const Call& call, nm_matmul::Maps* maps, nm_matmul::Shape* shape) {
   static const Encode encode = find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
   const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const bool mapped =
-      !map_2d(encode, &maps->x, type, call.x, call.k, call.rows, F::kRows) &&
+      !map_2d(encode, &maps->x, type, call.x, call.k, call.rows, F::kRows / kSharers) &&
       !map_2d(encode, &maps->values, type, call.values, call.out, call.k / 2, 32) &&
       !map_indices(encode, &maps->indices, call.indices, call.out, call.k / 8, F::kOut,
                    F::kDepth, F::kBox) &&
@@ -79,26 +81,75 @@ ffi::Error map(const Call& call, nm_matmul::Maps* maps, nm_matmul::Shape* shape)
   return ffi::Error::Success();
 }
 
-template <auto kernel, typename... Args>
-ffi::Error launch(const Call& call, dim3 grid, int bytes, unsigned blocks, Args... args) {
-  static std::atomic<uint64_t> ready{0};  // one bit for each device
-  if (const uint64_t mine = uint64_t{1} << call.device % 64; !(ready & mine)) {
-    RETURN_IF_CUDA_ERROR(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    ready |= mine;
+// How a kernel is launched.
+struct Launch {
+  dim3 grid, cluster;
+  int threads, bytes;
+
+  cudaLaunchConfig_t config(cudaStream_t stream, cudaLaunchAttribute* attribute) const {
+    attribute->id = cudaLaunchAttributeClusterDimension;
+    attribute->val.clusterDim = {cluster.x, cluster.y, cluster.z};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = attribute;  // also of one block: without a cluster its barriers are illegal
+    config.numAttrs = 1;
+    return config;
   }
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {1, 1, blocks};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(nm_matmul::kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = call.stream;
-  config.attrs = &cluster;  // also of one block: without a cluster its barriers are illegal
-  config.numAttrs = 1;
+};
+
+// Lets a kernel have more shared memory than it has by default.
+template <auto kernel>
+cudaError_t allow(int device, int bytes) {
+  static std::atomic<uint64_t> allowed{0};  // one bit for each device
+  const uint64_t mine = uint64_t{1} << device % 64;
+  if (allowed & mine) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (!error) allowed |= mine;
+  return error;
+}
+
+template <auto kernel, typename... Args>
+ffi::Error run(const Call& call, const Launch& launch, Args... args) {
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = launch.config(call.stream, &attribute);
+  RETURN_IF_CUDA_ERROR(allow<kernel>(call.device, launch.bytes));
   RETURN_IF_CUDA_ERROR(cudaLaunchKernelEx(&config, kernel, args...));
   return ffi::Error::Success();
+}
+
+// How many clusters of a kernel run at the same time.
+template <auto kernel>
+cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
+  static std::atomic<int> found[64];
+  std::atomic<int>& mine = found[device % 64];
+  cudaError_t error = cudaSuccess;
+  if (!mine) {
+    cudaLaunchAttribute attribute;
+    const cudaLaunchConfig_t config = launch.config(nullptr, &attribute);
+    int count = 0;
+    error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+    mine = count;
+  }
+  *clusters = mine;
+  return error;
+}
+
+template <typename T, int kRows, int kBlocks>
+ffi::Error launch_few(const Call& call) {
+  using F = nm_few_rows::Form<kRows, kBlocks>;
+  using nm_few_rows::kOut, nm_few_rows::kThreads;
+  const nm_few_rows::Problem<T> problem = {
+      static_cast<const T*>(call.x),     static_cast<const T*>(call.values),
+      static_cast<const uint8_t*>(call.indices), static_cast<T*>(call.y),
+      static_cast<int>(call.rows),       static_cast<int>(call.k),
+      static_cast<int>(call.out)};
+  const dim3 grid(tiles(call.out, kOut), tiles(call.rows, kRows), kBlocks);
+  const Launch launch = {grid, dim3(1, 1, kBlocks), kThreads, sizeof(nm_few_rows::Memory<F>)};
+  return run<nm_few_rows::product<T, F>>(call, launch, problem);
 }
 
 template <typename T, typename F, int kBlocks>
@@ -107,66 +158,89 @@ ffi::Error launch_split(const Call& call) {
   nm_matmul::Shape shape;
   if (ffi::Error error = map<T, F>(call, &maps, &shape); error.failure()) return error;
   const dim3 grid(shape.out_tiles, shape.row_tiles, kBlocks);
-  return launch<nm_matmul::split<T, F, kBlocks>>(call, grid, F::bytes(0), kBlocks, maps, shape,
-                                                 static_cast<T*>(call.y));
+  const Launch launch = {grid, dim3(1, 1, kBlocks), nm_matmul::kThreads, F::bytes(0)};
+  return run<nm_matmul::split<T, F, kBlocks>>(call, launch, maps, shape, static_cast<T*>(call.y));
 }
 
-template <typename T, typename F>
-ffi::Error launch_blocks(const Call& call) {
-  switch (call.blocks) {
-    case 1: return launch_split<T, F, 1>(call);
-    case 2: return launch_split<T, F, 2>(call);
-    case 4: return launch_split<T, F, 4>(call);
-  }
-  return ffi::Error::InvalidArgument("no kernel for so many blocks a tile");
-}
-
-template <typename T, typename F>
+template <typename T, typename F, int kSharers>
 ffi::Error launch_whole(const Call& call) {
   nm_matmul::Maps maps;
   nm_matmul::Shape shape;
-  if (ffi::Error error = map<T, F>(call, &maps, &shape); error.failure()) return error;
-  int processors = 0;
-  RETURN_IF_CUDA_ERROR(
-      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, call.device));
-  const dim3 grid(std::min(processors, shape.out_tiles * shape.row_tiles));
-  return launch<nm_matmul::whole<T, F>>(call, grid, F::bytes(F::kOutbox), 1, maps, shape);
+  if (ffi::Error error = map<T, F, kSharers>(call, &maps, &shape); error.failure()) return error;
+  constexpr auto kernel = nm_matmul::whole<T, F, kSharers>;
+  Launch launch = {dim3(kSharers), dim3(kSharers), nm_matmul::kThreads, F::bytes(F::kOutbox)};
+  RETURN_IF_CUDA_ERROR(allow<kernel>(call.device, launch.bytes));
+  int most = 0;
+  RETURN_IF_CUDA_ERROR(most_clusters<kernel>(call.device, launch, &most));
+  const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles;
+  launch.grid = dim3(kSharers * std::min(most, clusters));
+  return run<kernel>(call, launch, maps, shape);
+}
+
+// Launches with a number of blocks that is known at compile time.
+template <int... kChoices, typename F>
+ffi::Error with_blocks(int64_t blocks, F launch) {
+  ffi::Error error = ffi::Error::InvalidArgument("no kernel for so many blocks");
+  const auto perhaps = [&](auto choice) {
+    if (blocks == choice) error = launch(choice);
+  };
+  (perhaps(std::integral_constant<int, kChoices>{}), ...);
+  return error;
+}
+
+template <typename T, int kRows>
+ffi::Error few(const Call& call) {
+  return with_blocks<1, 2, 4>(call.blocks,
+                              [&](auto blocks) { return launch_few<T, kRows, blocks>(call); });
+}
+
+template <typename T, int kRows, int kOut, int kStages>
+ffi::Error split(const Call& call) {
+  using F = nm_matmul::Form<kRows, kOut, kStages>;
+  return with_blocks<1, 2, 4>(call.blocks,
+                              [&](auto blocks) { return launch_split<T, F, blocks>(call); });
+}
+
+template <typename T, int kRows, int kStages>
+ffi::Error whole(const Call& call) {
+  using F = nm_matmul::Form<kRows, 128, kStages>;
+  return with_blocks<1, 2>(call.blocks,
+                           [&](auto blocks) { return launch_whole<T, F, blocks>(call); });
 }
 
 template <typename T>
-ffi::Error choose(const Call& call, int64_t tile_rows, int64_t tile_out) {
-  using nm_matmul::Form;
-  if (call.blocks > 0 && tile_out == 64) {
+ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) {
+  if (kernel == "few") {
     switch (tile_rows) {
-      case 8: return launch_blocks<T, Form<8, 64, 9>>(call);
-      case 16: return launch_blocks<T, Form<16, 64, 8>>(call);
-      case 32: return launch_blocks<T, Form<32, 64, 6>>(call);
+      case 8: return few<T, 8>(call);
+      case 16: return few<T, 16>(call);
     }
-  } else if (call.blocks > 0) {
+  } else if (kernel == "split") {
     switch (tile_rows) {
-      case 64: return launch_blocks<T, Form<64, 128, 6>>(call);
-      case 128: return launch_blocks<T, Form<128, 128, 4>>(call);
-      case 256: return launch_blocks<T, Form<256, 128, 5>>(call);
+      case 32: return split<T, 32, 64, 6>(call);
+      case 64: return split<T, 64, 128, 6>(call);
+      case 128: return split<T, 128, 128, 4>(call);
+      case 256: return split<T, 256, 128, 5>(call);
     }
-  } else {
+  } else if (kernel == "whole") {
     switch (tile_rows) {
-      case 128: return launch_whole<T, Form<128, 128, 8>>(call);
-      case 256: return launch_whole<T, Form<256, 128, 5>>(call);
+      case 128: return whole<T, 128, 8>(call);
+      case 256: return whole<T, 256, 5>(call);
     }
   }
-  return ffi::Error::InvalidArgument("no kernel for tiles of " + std::to_string(tile_rows));
+  return ffi::Error::InvalidArgument("no kernel for so many rows");
 }
 
 ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x, ffi::AnyBuffer values,
-                   ffi::AnyBuffer indices, ffi::Result<ffi::AnyBuffer> y, int64_t tile_rows,
-                   int64_t tile_out, int64_t blocks) {
+                   ffi::AnyBuffer indices, ffi::Result<ffi::AnyBuffer> y,
+                   std::string_view kernel, int64_t tile_rows, int64_t blocks) {
   Call call = {stream, device, x.untyped_data(), values.untyped_data(), indices.untyped_data(),
                y->untyped_data()};
   call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.out = values.dimensions()[1];
   call.blocks = blocks;
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
-  return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, tile_rows, tile_out)
-                                       : choose<__half>(call, tile_rows, tile_out);
+  return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows)
+                                       : choose<__half>(call, kernel, tile_rows);
 }
 
 }  // namespace
@@ -179,7 +253,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul, product,
                                   .Arg<ffi::AnyBuffer>()  // values
                                   .Arg<ffi::AnyBuffer>()  // indices
                                   .Ret<ffi::AnyBuffer>()  // y
+                                  .Attr<std::string_view>("kernel")
                                   .Attr<int64_t>("tile_rows")
-                                  .Attr<int64_t>("tile_out")
                                   .Attr<int64_t>("blocks"),
                               {ffi::Traits::kCmdBufferCompatible});

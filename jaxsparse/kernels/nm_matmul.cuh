@@ -49,16 +49,20 @@ struct Tile {
   int out, row;
 };
 
-// Tiles that run at the same time share rows and outputs, for the cache's sake.
-template <typename F>
+// Of the tiles of a cluster, which are neighbours and share their rows, that of this block.
+// What runs at the same time shares rows and outputs, for the cache's sake.
+template <typename F, int kSharers>
 __device__ Tile tile_at(int index, const Shape& shape) {
-  constexpr int kBand = 16;
+  constexpr int kBand = 16 / kSharers;
+  const int across = (shape.out_tiles + kSharers - 1) / kSharers;
   const int per_band = kBand * shape.row_tiles, band = index / per_band;
-  const int width = min(kBand, shape.out_tiles - band * kBand), within = index % per_band;
-  return {(band * kBand + within % width) * F::kOut, within / width};
+  const int width = min(kBand, across - band * kBand), within = index % per_band;
+  const int out_tile = (band * kBand + within % width) * kSharers + hopper::block_in_cluster();
+  return {out_tile * F::kOut, within / width};
 }
 
-template <typename F>
+// The blocks of a cluster may share their rows: each loads a part of them, for all.
+template <typename F, int kSharers = 1>
 class Ring {
  public:
   __device__ Ring(uint32_t base, int more) : base_(base), barriers_(base + F::kRing + more) {}
@@ -66,9 +70,9 @@ class Ring {
   __device__ void init() const {
     for (int i = 0; i < F::kStages; ++i) {
       hopper::init_barrier(full(i), 1);
-      hopper::init_barrier(empty(i), kConsumers / 32);
+      hopper::init_barrier(empty(i), kSharers * kConsumers / 32);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    hopper::publish_barriers();
   }
   __device__ void next() {
     if (++stage_ == F::kStages) stage_ = 0, parity_ ^= 1;
@@ -87,12 +91,26 @@ class Ring {
     } else {
       hopper::load_3d(indices(), maps.indices, barrier, 0, k / 8, tile.out / F::kBox);
     }
-    for (int i = 0; i < F::kHalves; ++i) {
-      hopper::load_2d(x(i), maps.x, barrier, k + 64 * i, tile.row * F::kRows);
+    if constexpr (kSharers > 1) {
+      constexpr int kPart = F::kRows / kSharers;
+      const int first = hopper::block_in_cluster() * kPart;
+      hopper::load_2d(x(0) + first * 128, maps.x, barrier, k, tile.row * F::kRows + first,
+                      (1 << kSharers) - 1);
+    } else {
+      for (int i = 0; i < F::kHalves; ++i) {
+        hopper::load_2d(x(i), maps.x, barrier, k + 64 * i, tile.row * F::kRows);
+      }
     }
   }
   __device__ void wait() const { hopper::wait(full(stage_), parity_); }
-  __device__ void release() const { hopper::arrive(empty(stage_)); }
+  // To the block of the cluster that has this number: a warp has read this stage.
+  __device__ void release(int block) const {
+    if constexpr (kSharers > 1) {
+      hopper::arrive_cluster(hopper::in_block(empty(stage_), block));
+    } else {
+      hopper::arrive(empty(stage_));
+    }
+  }
 
   __device__ uint32_t values(int i) const { return at(i * F::kValuesBytes / 2); }
   __device__ uint32_t x(int i) const { return at(F::kValuesBytes + i * F::kRowsBytes); }
@@ -109,13 +127,13 @@ class Ring {
 };
 
 // Adds the steps of a tile to the sums of this thread's warpgroup.
-template <typename T, typename F>
-__device__ void multiply(Ring<F>& ring, int steps, float (&sums)[F::kRows / 2]) {
+template <typename T, typename F, int kSharers>
+__device__ void multiply(Ring<F, kSharers>& ring, int steps, float (&sums)[F::kRows / 2]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = warp / 4 % F::kHalves;
   // A lane's places: two bytes, one below the other, of two outputs.
   const int out = warp * 16 % F::kOut, row = half * 8 + lane % 4 * 2;
   const uint32_t mine = out / F::kBox * F::kBoxBytes + row * F::kBox + out % F::kBox + lane / 4;
-  Ring<F> done = ring;
+  Ring<F, kSharers> done = ring;
   for (int step = 0; step < steps; ++step) {
     ring.wait();
     const uint32_t at = ring.indices() + mine;
@@ -130,13 +148,13 @@ __device__ void multiply(Ring<F>& ring, int steps, float (&sums)[F::kRows / 2]) 
     hopper::wgmma_commit();
     if (step > 0) {
       hopper::wgmma_wait<1>();
-      if (lane == 0) done.release();
+      if (lane < kSharers) done.release(lane);
       done.next();
     }
     ring.next();
   }
   hopper::wgmma_wait<0>();
-  if (steps > 0 && lane == 0) done.release();
+  if (steps > 0 && lane < kSharers) done.release(lane);
 }
 
 // Rounds a tile and stores it, kStoreRows rows at a time, through two boxes of shared memory.
@@ -208,39 +226,43 @@ __device__ inline uint32_t aligned_base() {
   return (hopper::shared_address(memory) + 1023) & ~1023u;
 }
 
-template <typename F>
-__device__ void prepare(const Ring<F>& ring, const Maps& maps) {
+template <typename F, int kSharers>
+__device__ void prepare(const Ring<F, kSharers>& ring, const Maps& maps) {
   if (threadIdx.x == 0) ring.init();
   if (threadIdx.x == kConsumers) {
     hopper::prefetch(maps.values);
     hopper::prefetch(maps.indices);
     hopper::prefetch(maps.x);
   }
-  __syncthreads();
+  kSharers > 1 ? hopper::sync_cluster() : __syncthreads();
 }
 
 // Many tiles: each block takes several, and loads the next while it stores one.
-template <typename T, typename F>
+template <typename T, typename F, int kSharers>
 __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Maps maps,
                                                      const Shape shape) {
   const uint32_t base = aligned_base();
-  Ring<F> ring(base, F::kOutbox);
+  Ring<F, kSharers> ring(base, F::kOutbox);
   prepare(ring, maps);
-  const int tiles = shape.out_tiles * shape.row_tiles;
-  if (threadIdx.x >= kConsumers) {
-    if (threadIdx.x > kConsumers) return;
-    for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-      const Tile tile = tile_at<F>(index, shape);
+  const int count = (shape.out_tiles + kSharers - 1) / kSharers * shape.row_tiles;
+  const int first = blockIdx.x / kSharers, clusters = gridDim.x / kSharers;
+  if (threadIdx.x < kConsumers) {
+    for (int index = first; index < count; index += clusters) {
+      float sums[F::kRows / 2] = {};
+      multiply<T, F>(ring, shape.steps, sums);
+      store<T, F::kRows>(maps.y, base + F::kRing, tile_at<F, kSharers>(index, shape), sums);
+    }
+    if (threadIdx.x % 128 == 0) hopper::wait_stores<0>();
+  } else if (threadIdx.x == kConsumers) {
+    for (int index = first; index < count; index += clusters) {
+      const Tile tile = tile_at<F, kSharers>(index, shape);
       for (int step = 0; step < shape.steps; ++step, ring.next()) ring.load(maps, tile, step);
     }
-    return;
   }
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-    float sums[F::kRows / 2] = {};
-    multiply<T>(ring, shape.steps, sums);
-    store<T, F::kRows>(maps.y, base + F::kRing, tile_at<F>(index, shape), sums);
+  if (kSharers > 1) {
+    __syncwarp();
+    hopper::sync_cluster();  // nobody leaves while others load for it, or release to it
   }
-  if (threadIdx.x % 128 == 0) hopper::wait_stores<0>();
 }
 
 // Few tiles: the blocks of a cluster share one, each a part of k.
@@ -256,7 +278,7 @@ __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
   const int last = (blockIdx.z + 1) * shape.steps / kBlocks;
   if (threadIdx.x < kConsumers) {
     float sums[F::kRows / 2] = {};
-    multiply<T>(ring, last - first, sums);
+    multiply<T, F>(ring, last - first, sums);
     hopper::sync_threads(3, kConsumers);  // the ring is empty
     leave<F>(base, sums);
   } else {
