@@ -9,6 +9,7 @@ else, a branch of `cond` too, it is decompressed there.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,7 +41,10 @@ from jaxsparse._stored_as_planned import stand_ins, storage_fault
 
 
 def sparse_apply(
-    fn: Callable[..., Any], plan: PlanLike | None = None
+    fn: Callable[..., Any],
+    plan: PlanLike | None = None,
+    *,
+    implementation: str | None = None,
 ) -> Callable[..., Any]:
     """The same function of compressed parameters.
 
@@ -48,6 +52,8 @@ def sparse_apply(
       fn: any JAX function of the parameters; `fn(params, *args, **kwargs)`.
       plan: a plan, rules or a pattern that the compressed leaves have to obey, or None
         to take them as they are.
+      implementation: of all products, as `nm_matmul` takes it. With `"xla"` the program
+        has no call of a kernel, so `jax.export` takes it.
 
     Returns:
       A function of parameters in which leaves may be `Compressed`, as
@@ -57,7 +63,8 @@ def sparse_apply(
       compressed weight is not kept; all others are.
 
     Raises:
-      ValueError: when called: a compressed leaf that the plan does not prune so.
+      ValueError: when called: a compressed leaf that the plan does not prune so, or an
+        implementation that is unknown or cannot be had for a product.
 
     >>> from jaxsparse import compress_params
     >>> params = {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}
@@ -80,7 +87,8 @@ def sparse_apply(
 
         program = trace(flat, shapes, args, kwargs)
         arrays = [leaf for leaf in leaves.values() if is_array(leaf)]
-        outputs, _ = evaluate(program.inner, [*arrays, *program.inputs], _rule)
+        rule = partial(_rule, implementation)
+        outputs, _ = evaluate(program.inner, [*arrays, *program.inputs], rule)
         return returned[0].unflatten(map(_dense, outputs))
 
     return apply
@@ -99,17 +107,19 @@ def _check(leaves: Mapping[str, Any], plan: Plan | None) -> None:
             raise ValueError(fault)
 
 
-def _rule(site: Site, inputs: list[Any], state: None):
+def _rule(implementation: str | None, site: Site, inputs: list[Any], state: None):
     """Keeps weights compressed as long as that is possible."""
+    again = partial(_rule, implementation)
     if not any(map(is_compressed, inputs)):
         return bind(site.eqn, inputs), state  # with its custom derivatives
     eqn, inside = site.eqn, structure(site.eqn)
     if inside is not None:
-        return run_site(site, _for_body(inside, inputs), _rule, state, _dense)
+        return run_site(site, _for_body(inside, inputs), again, state, _dense)
     name = eqn.primitive.name
     found = None
     if name == "dot_general":
-        found = _product(eqn, *inputs)
+        left, right = inputs
+        found = _product(eqn, left, right, implementation)
     elif name == "transpose":
         found = _transposed(inputs[0], eqn.params["permutation"])
     elif name in _ELEMENTWISE:
@@ -119,7 +129,7 @@ def _rule(site: Site, inputs: list[Any], state: None):
         found = _reshaped(inputs[0], eqn.outvars[0].aval.shape)
     if found is not None:
         return [found], state
-    return run_site(site, [_dense(x) for x in inputs], _rule, state)
+    return run_site(site, [_dense(x) for x in inputs], again, state)
 
 
 #: Operations on single weights that keep zeros.
@@ -187,7 +197,7 @@ def _reshaped(weight: Compressed, shape: tuple[int, ...]) -> Compressed | None:
     )
 
 
-def _product(eqn, left: Any, right: Any) -> Array | None:
+def _product(eqn, left: Any, right: Any, implementation: str | None) -> Array | None:
     """The product with a compressed matrix; None where it is of another kind."""
     (contracted, batch), params = eqn.params["dimension_numbers"], eqn.params
     operand = 1 if is_compressed(right) else 0
@@ -204,5 +214,6 @@ def _product(eqn, left: Any, right: Any) -> Array | None:
     if tuple(mine) != (weight.axis + 2,):
         return None
     matrix = weight if weight.axis == -2 else _transposed(weight, (1, 0))
-    product = nm_matmul(jnp.moveaxis(x, others[0], -1), matrix)
+    rows = jnp.moveaxis(x, others[0], -1)
+    product = nm_matmul(rows, matrix, implementation=implementation)
     return product if operand else jnp.moveaxis(product, -1, 0)
