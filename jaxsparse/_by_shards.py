@@ -44,7 +44,7 @@ def by_shards(find: _Find, whole: Sequence[int], x: Array, *scalars: Array) -> A
 
     axes = [f"a{i}" for i in range(x.ndim)]
     rule = f"{' '.join(axes)}{', ' * len(scalars)} -> {' '.join(axes)}"
-    alone = custom_vmap(partition(find, rule, [axes[i] for i in whole]))
+    alone = custom_vmap(partition_one(find, rule, [axes[i] for i in whole]))
     alone.def_vmap(batched)
     return alone(x, *scalars)
 
@@ -73,6 +73,35 @@ def is_automatic(x: Array) -> bool:
     return all(kind is AxisType.Auto for kind in axes)
 
 
+def partition_one(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any]:
+    """A function of an array, and of scalars, on each shard; it cannot be vmapped.
+
+    Args:
+      find: takes an array and scalars, or a shard over automatic axes and scalars, and
+        returns an array with as many axes.
+      rule: which axes belong together, as in `"a b, -> a c"`.
+      whole: the axes of which each shard needs all; they are gathered if they were cut.
+    """
+    given, *_ = rule.replace("->", ",").split(",")
+    places = [i for i, axis in enumerate(given.split()) if axis in whole]
+
+    def shard(mesh, operands, result):
+        x, *scalars = operands
+        everywhere = NamedSharding(mesh, PartitionSpec())
+
+        def is_whole(sharding: Any) -> bool:
+            shape = sharding.shard_shape(x.shape)
+            return all(shape[i] == x.shape[i] for i in places)
+
+        # The compiler may yet have cut what it was told to gather.
+        found = [each.sharding for each in (result, x) if is_whole(each.sharding)]
+        own = [*found, everywhere][0]
+        return mesh, find, own, (own, *[everywhere] * len(scalars))
+
+    # What a reshape has cut may have no PartitionSpec, so none is asked for.
+    return _partitioned(find, rule, whole, shard, decode_shardings=False)
+
+
 def partition(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any]:
     """A function of arrays on each shard by itself; it cannot be vmapped.
 
@@ -81,9 +110,6 @@ def partition(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any
       rule: which axes belong together, as in `"rows k, k out -> rows out"`.
       whole: the axes of which each shard needs all; they are gathered if they were cut.
     """
-    if not getattr(jax.config, "jax_use_shardy_partitioner", True):
-        return find  # the older partitioner knows no rules
-    split = custom_partitioning(find)
     names = [axes.split() for axes in rule.replace("->", ",").split(",")]
 
     def shard(mesh, operands, result):
@@ -92,14 +118,27 @@ def partition(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any
         cuts: dict[str, Any] = {}
         sharded = zip([names[-1], *names[:-1]], [result, *operands], strict=True)
         for axes, x in sharded:
-            spec = [*x.sharding.spec, *[None] * len(axes)]
+            # There is none where JAX knows of no mesh; nothing is cut then.
+            spec = [*getattr(x.sharding, "spec", ()), *[None] * len(axes)]
             cuts = dict(zip(axes, spec, strict=False)) | cuts
         cuts |= dict.fromkeys(whole)
         specs = [PartitionSpec(*map(cuts.get, axes)) for axes in names]
         *inputs, output = [NamedSharding(mesh, spec) for spec in specs]
         return mesh, find, output, tuple(inputs)
 
+    return _partitioned(find, rule, whole, shard)
+
+
+def _partitioned(
+    find: _Find, rule: str, whole: Sequence[str], shard: Callable[..., Any], **options
+) -> Callable[..., Any]:
+    if not getattr(jax.config, "jax_use_shardy_partitioner", True):
+        return find  # the older partitioner knows no rules
+    split = custom_partitioning(find)
     split.def_partition(
-        partition=shard, sharding_rule=rule, need_replication_factors=tuple(whole)
+        partition=shard,
+        sharding_rule=rule,
+        need_replication_factors=tuple(whole),
+        **options,
     )
     return split

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Integer, UInt8
 
-from jaxsparse._by_shards import is_automatic, partition
+from jaxsparse._by_shards import is_automatic, partition_one
 from jaxsparse._score import Ranked
 
 
@@ -73,6 +73,6 @@ def find_mask(
     axes = [f"a{i}" for i in range(ranked.bits.ndim)]
     found = [*axes[:axis], "found", *axes[axis + 1 :]]
     rule = f"{' '.join(axes)} -> {' '.join(found)}"
-    find = custom_vmap(partition(locally, rule, whole=(axes[axis], "found")))
+    find = custom_vmap(partition_one(locally, rule, whole=(axes[axis], "found")))
     find.def_vmap(batched)
     return find(ranked.bits)

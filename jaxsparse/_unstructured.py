@@ -85,9 +85,10 @@ def best_row_mask(
     bits = ranked.bits
     order = [*rows, *(i for i in range(bits.ndim) if i not in rows)]
     moved = bits.transpose(order)
-    sizes = moved.shape[: len(rows)]
     best = lambda row: best_unstructured_masks([ranked._replace(bits=row)], kept)[0]
-    mask = jax.vmap(best)(moved.reshape(math.prod(sizes), -1)).reshape(moved.shape)
+    for _ in rows:  # if they were merged, those that are sharded would be gathered
+        best = jax.vmap(best)
+    mask = best(moved)
     return mask.transpose([order.index(i) for i in range(bits.ndim)])
 
 

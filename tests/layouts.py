@@ -45,6 +45,7 @@ LAYOUTS = {
 WIDER = {
     "transposable": (js.NM(2, 4, transposable=True), (32, 64), P("data", "model")),
     "outputs": (js.PerOutput(0.5), (32, 64), P(None, ("data", "model"))),
+    "heads": (js.PerOutput(0.5), (32, 8, 16), P(None, "data", "model")),
 }
 
 #: Shapes and shardings that cut groups, or whole bytes of packed masks.
@@ -136,9 +137,10 @@ def check_wider_patterns(mesh):
     assert not any(leaf.cut for leaf in js.sharding_report(params, rules))
     masks = assert_alone(partial(js.create_masks, plan=rules), params)
     assert_sharded_alike(masks, params)
-    weight = abs(weights["outputs"])
-    expected = weight >= np.median(weight, axis=0)  # of 32: above the middle of two
-    np.testing.assert_array_equal(masks["outputs"], expected)
+    for path in ("outputs", "heads"):
+        weight = abs(weights[path])
+        expected = weight >= np.median(weight, axis=0)  # of 32: above the middle of two
+        np.testing.assert_array_equal(masks[path], expected)
     found = as_blocks(np.asarray(masks["transposable"]), 4)
     blocks = as_blocks(abs(weights["transposable"]), 4)
     for mask, block in zip(found, blocks, strict=True):

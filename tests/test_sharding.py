@@ -114,7 +114,8 @@ wanted = {
     js.Channel(0.25): np.broadcast_to(top(abs(weight).sum(0), 12), (32, 16)),
 }
 specs = P("a", "b"), P(("a", "b"), None), P(None, ("a", "b")), P("b", None)
-for spec in specs:
+line = jax.make_mesh((8,), ("a",), axis_types=(kind,))
+for mesh, spec in [*((mesh, spec) for spec in specs), (line, P("a"))]:
     put = lambda x: {"w": jax.device_put(x, NamedSharding(mesh, spec))}
     params, gradients = put(weight), put(weight[::-1].copy())
     for pattern, expected in wanted.items():
@@ -150,6 +151,11 @@ for spec in specs:
                 ends.append(np.asarray(tree["w"]))
             np.testing.assert_array_equal(ends[0] != 0, ends[1] != 0)
             np.testing.assert_allclose(*ends, rtol=1e-5, atol=1e-6)
+with jax.set_mesh(mesh):  # which an array need not be on
+    for pattern, expected in wanted.items():
+        rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
+        found = js.create_masks({"w": weight}, rules)["w"]
+        np.testing.assert_array_equal(found, expected)
 """
 
 
