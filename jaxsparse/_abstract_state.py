@@ -45,9 +45,13 @@ def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     """
     weights, _ = flatten(params)
     everywhere = _everywhere([getattr(x, "sharding", None) for x in weights.values()])
+    on_mesh = isinstance(everywhere, NamedSharding)
 
     def place(path: str | None, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = None if path is None else _like(weights[path], leaf)
+        weight = None if path is None else weights[path]
+        # Beside sharded ones, what was put nowhere will go where they are.
+        free = weight is None or (on_mesh and not getattr(weight, "committed", True))
+        sharding = None if free else _like(weight, leaf)
         sharding = everywhere if sharding is None else sharding
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

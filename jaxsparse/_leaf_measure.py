@@ -5,7 +5,11 @@ import jax.numpy as jnp
 
 from jaxsparse._best_masks import as_bool
 from jaxsparse._compress import Compressed, decompress, is_compressed
-from jaxsparse._score import count_true, is_zero
+from jaxsparse._score import count_true, is_zero, wide_float
+
+
+#: Of magnitudes, before they are added up.
+_SCALE = 2.0**-32
 
 
 @jax.jit
@@ -19,14 +23,15 @@ def measure_leaf(
       mask: bool or packed, of the leaf's shape; None keeps everything.
 
     Returns:
-      Float32 scalars: how many `zeros`, `nonfinite` and `masked` values, and the sums
-      of the finite magnitudes, `magnitude` of all and `kept` of those that are not
-      masked.
+      Scalars: how many `zeros`, `nonfinite` and `masked` values, and the sums of the
+      finite magnitudes, `magnitude` of all and `kept` of those that are not masked, of
+      which only ratios mean anything.
     """
     weight = decompress(leaf) if is_compressed(leaf) else jnp.asarray(leaf)
     finite = jnp.isfinite(weight)
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
-    magnitude = jnp.where(finite, jnp.abs(weight.astype(wide)), 0)
+    magnitude = jnp.abs(weight.astype(wide_float(weight.dtype)))
+    # Scaled, so that sums of any size of leaf are finite.
+    magnitude = jnp.where(finite, magnitude * _SCALE, 0)
     keeps = jnp.ones((), bool) if mask is None else as_bool(mask, weight)
     return {
         "zeros": count_true(is_zero(weight)),

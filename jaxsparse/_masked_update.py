@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float32, PyTree
 from jaxsparse._best_masks import as_bool
 from jaxsparse._inner_state import reset_changed
 from jaxsparse._masks import mask_leaf, mask_params, match_masks
+from jaxsparse._packing import packed_axis, packed_shape
 from jaxsparse._paths import flatten, flatten_masks, map_named
 from jaxsparse._plan import Plan, PlanLike, plan_for
 from jaxsparse._sharding import resharded
@@ -94,7 +95,34 @@ def planned_with(params: PyTree, plan: PlanLike, masks: PyTree) -> Plan:
                 f"which is planned {leaf.decision}: it was made with another plan. "
                 "Give that plan, or begin anew with tx.init(params)"
             )
+    for leaf in planned.sparse:
+        assert leaf.shape is not None
+        assert leaf.axis is not None
+        mask = entries[leaf.path]
+        along = packed_axis(mask.shape, leaf.shape)
+        fits = mask.shape == packed_shape(leaf.shape, leaf.axis)
+        if not fits and along is not None:  # other shapes are no mask's of this leaf
+            raise ValueError(
+                f"the state's mask of leaf {leaf.path!r} of shape {leaf.shape} is "
+                f"packed along axis {along}, and the leaf is planned {leaf.decision}: "
+                "it was made with another plan. Give that plan, or begin anew with "
+                "tx.init(params)"
+            )
     return planned
+
+
+def require_state(state: Any, kind: type) -> None:
+    """Raises where a state is not what `tx.init` made.
+
+    Raises:
+      TypeError: it is of another type, such as that of an optimizer without masks.
+    """
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"update takes the {kind.__name__} that tx.init(params) makes, got "
+            f"{type(state).__name__}: begin with tx.init(params); to go on with the "
+            "moments of a run without masks, state._replace(inner_state=...)"
+        )
 
 
 def require_params(params: PyTree | None) -> PyTree:

@@ -25,6 +25,7 @@ from jaxsparse._masked_update import (
     next_count,
     planned_with,
     require_params,
+    require_state,
 )
 from jaxsparse._masks import mask_params
 from jaxsparse._packing import pack_mask
@@ -155,6 +156,7 @@ def _regrow(inner, plan, masks, fraction: DropFraction, every: int, grow):
 
     def update(updates, state, params=None, **extra_args):
         params = require_params(params)
+        require_state(state, RegrowthState)
         planned = planned_with(params, plan, state.masks)
         (weights, _), (gradients, _) = flatten(params), flatten(updates)
         dropped = jnp.asarray(fraction(state.count), jnp.float32)

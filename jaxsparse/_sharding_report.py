@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from jaxsparse._leaf_plan import LeafPlan
 from jaxsparse._paths import flatten
-from jaxsparse._pattern import NM, PerOutput
+from jaxsparse._pattern import NM, Channel, PerOutput
 from jaxsparse._plan import PlanLike, plan_for
 from jaxsparse._sharding import names_along, shards_along
 from jaxsparse._table import Tabular, fold, shape_text
@@ -24,8 +24,8 @@ class LeafSharding:
       path: the canonical path.
       shape: the leaf's shape.
       spec: how it is sharded; None where it has no `NamedSharding`.
-      cut: what shards cut, so that the leaf is gathered when its mask is searched;
-        empty where nothing is.
+      cut: what shards cut, so that devices talk to each other when the mask is
+        searched; empty where nothing is.
       instead: a sharding over the same axes of the mesh that cuts nothing, None where
         nothing is cut. Axes for which there is no room are left out.
     """
@@ -51,12 +51,12 @@ class ShardingReport(Tabular):
         return iter(self.leaves)
 
     def _table(self):
-        header = ("leaf", "shape", "sharding", "gathered because", "instead")
+        header = ("leaf", "shape", "sharding", "what is cut", "instead")
         return header, fold((leaf.path, _cells(leaf)) for leaf in self.leaves)
 
 
 def sharding_report(params: PyTree, plan: PlanLike = "2:4") -> ShardingReport:
-    """Reports which leaves are gathered when their masks are searched, and the remedy.
+    """Reports for which leaves a search sends something, why, and the remedy.
 
     A mask is found without communication where every shard holds whole groups, and
     whole bytes of the packed mask, of eight weights along the group axis. Where shards
@@ -139,6 +139,8 @@ def _units(leaf: LeafPlan) -> dict[int, _Unit]:
         case PerOutput():
             name, inner = "outputs", set(sizes) - set(leaf.rows)
             sizes |= {axis: leaf.shape[axis] for axis in inner}
+        case Channel():
+            name = "channels"
         case _:
             name = "blocks"
     return {

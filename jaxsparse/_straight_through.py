@@ -13,7 +13,13 @@ from jaxtyping import Array, PyTree
 
 from jaxsparse._best_masks import as_bool
 from jaxsparse._initial_masks import initial_masks
-from jaxsparse._masked_update import flip_rate, next_count, require_params
+from jaxsparse._masked_update import (
+    flip_rate,
+    next_count,
+    planned_with,
+    require_params,
+    require_state,
+)
 from jaxsparse._masks import create_masks, match_masks
 from jaxsparse._paths import flatten, is_array, map_named
 from jaxsparse._plan import PlanLike, is_plan_like, plan_or_rules
@@ -114,6 +120,8 @@ def add_sr_ste_decay(
 
     def update(updates, state, params=None):
         params = require_params(params)
+        require_state(state, StraightThroughState)
+        planned_with(params, plan, state.masks)
 
         def renew(masks, _):
             found = initial_masks(params, plan, None)

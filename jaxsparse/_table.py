@@ -43,8 +43,8 @@ class Tabular(ABC):
 
         header, rows = self._table()
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        for i, name in enumerate(header):
-            short = 0 < i < len(header) - 1  # the first and the last may be long
+        for name, *cells in zip(header, *rows, strict=True):
+            short = max(map(len, cells), default=0) <= 16  # paths and reasons are long
             shown.add_column(name, overflow="fold", no_wrap=short)
         for cells in rows:
             shown.add_row(*map(Text, cells))  # a path may have brackets: no markup

@@ -15,6 +15,7 @@ from jaxsparse._masked_update import (
     next_count,
     planned_with,
     require_params,
+    require_state,
 )
 from jaxsparse._masks import mask_params
 from jaxsparse._paths import flatten, flatten_masks, with_masks
@@ -97,6 +98,7 @@ def wrap_optimizer(
 
     def update(updates, state, params=None, **extra_args):
         params = require_params(params)
+        require_state(state, SparseState)
         kept, inner_state = state.masks, state.inner_state
         planned = None if plan is None else planned_with(params, plan, kept)
         if planned is not None and schedule is not None:

@@ -181,7 +181,7 @@ def _share(values: Mapping[str, np.ndarray]) -> float:
 def _cells(leaf: LeafReport, sizes: bool) -> tuple[str, ...]:
     masked = leaf.pattern is None and not leaf.reason
     plan = "masked" if masked else leaf.decision
-    if leaf.stored and not plan.startswith(leaf.stored):
+    if leaf.stored and leaf.stored != f"{leaf.pattern} along axis {leaf.axis}":
         plan += f"; stored {leaf.stored}"
     if leaf.nonfinite:
         plan += f"; {leaf.nonfinite} values are NaN or infinite"

@@ -113,6 +113,19 @@ def test_masks_that_do_not_fit_are_refused_by_the_leaf_of_a_restored_state(tmp_p
         given = tx.init(params)._replace(masks=state.masks)
         with pytest.raises(ValueError, match=r"a mask for leaf 'a/kernel'.* anew"):
             tx.update(params, given, params)
+    other = [js.Rule(".*", "2:4", axis=1, sizes=None)]
+    half = {"fraction": lambda _: 0.5}
+    for tx in (
+        js.wrap_optimizer(optax.adamw(0.1), other),
+        js.regrow_by_gradient(optax.adamw(0.1), other, **half),
+        js.add_sr_ste_decay(other),
+    ):
+        along_rows = tx.init(params)._replace(masks=state.masks)
+        with pytest.raises(ValueError, match=r"'a/kernel' of .* packed along axis 0"):
+            tx.update(params, along_rows, params)
+        dense = optax.adamw(0.1).init(params)
+        with pytest.raises(TypeError, match=r"State that tx\.init\(params\) makes"):
+            tx.update(params, dense, params)
 
 
 def run_until_killed(folder, after):

@@ -39,13 +39,21 @@ def on_a_console(shown):
 
 def test_text_html_and_rich_tables_have_the_same_cells():
     plan = planned()
-    for shown in (plan, js.sparsity_report(js.compress_params(tree(), plan), plan)):
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    rows = jax.sharding.NamedSharding(mesh, jax.P(("data", "model"), None))
+    cut = {"up": jax.ShapeDtypeStruct((32, 256), jnp.float32, sharding=rows)}
+    for shown in (
+        plan,
+        js.sparsity_report(js.compress_params(tree(), plan), plan),
+        js.sharding_report(cut, [js.Rule(".*", "2:4", axis=0)]),
+    ):
         words = str(shown).split()
         html = ElementTree.fromstring(shown._repr_html_())  # well formed
         assert " ".join(html.itertext()).split() == words
         rich = on_a_console(shown)
         assert max(map(len, rich.splitlines())) <= 80
-        assert sorted(rich.replace("─", "").split()) == sorted(words)
+        letters = lambda text: sorted(text.replace("─", "").replace(" ", ""))
+        assert letters(rich.replace("\n", "")) == letters("".join(words))
 
 
 def test_html_is_escaped():
@@ -80,6 +88,32 @@ def test_a_report_is_plain_data():
     (*_, leaf) = json.loads(json.dumps(planned().as_dict()))["leaves"]
     assert (leaf["path"], leaf["pattern"], leaf["axis"]) == ("a/kernel", "1:4", 0)
     assert (leaf["contracted"], leaf["output"]) == ([0], [1])
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float4_e2m1fn", "int4"])
+def test_a_report_takes_narrow_leaves(dtype):
+    kernel = jnp.tile(jnp.array([0.0, 1.0, 2.0, 4.0]), (8, 4)).T.astype(dtype)
+    plan = [js.Rule("kernel", "2:4", axis=0, sizes=None)]
+    (leaf,) = js.sparsity_report({"kernel": kernel}, plan)
+    assert leaf.magnitude_kept == pytest.approx(6 / 7)
+    state = js.wrap_optimizer(optax.sgd(0.1), plan).init({"kernel": kernel})
+    kept = js.metrics(state, {"kernel": kernel})["magnitude_kept"]
+    assert kept == pytest.approx(6 / 7)
+
+
+@pytest.mark.parametrize("size", [3e38, 1e-27])
+def test_a_report_adds_up_magnitudes_of_any_size(size):
+    params = {"kernel": jnp.full((16, 8), size)}
+    report = js.sparsity_report(params, [js.Rule("kernel", "1:4", axis=0)])
+    (leaf,) = json.loads(json.dumps(report.as_dict(), allow_nan=False))["leaves"]
+    assert leaf["magnitude_kept"] == pytest.approx(1 / 4)
+
+
+def test_a_transposable_leaf_that_is_stored_as_planned_is_shown_so():
+    small = js.compress_params(tree(), planned())
+    shown = str(js.sparsity_report(small, planned()))
+    assert "2:4 transposable along axes 0 and 1" in shown
+    assert "; stored" not in shown
 
 
 def test_a_report_states_the_bytes_of_compressed_leaves():

@@ -151,6 +151,9 @@ for mesh, spec in [*((mesh, spec) for spec in specs), (line, P("a"))]:
                 ends.append(np.asarray(tree["w"]))
             np.testing.assert_array_equal(ends[0] != 0, ends[1] != 0)
             np.testing.assert_allclose(*ends, rtol=1e-5, atol=1e-6)
+abstract = js.abstract_state(optax.adam(0.1), {"u": jax.numpy.ones(8)} | params)
+placed = [x.sharding.device_set for x in jax.tree.leaves(abstract)]
+assert all(devices == set(mesh.devices.flat) for devices in placed)
 with jax.set_mesh(mesh):  # which an array need not be on
     for pattern, expected in wanted.items():
         rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
