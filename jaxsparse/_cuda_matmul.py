@@ -7,6 +7,7 @@ automatic axes of a mesh each device multiplies what it has, by k whole.
 
 import functools
 import logging
+import math
 import warnings
 from typing import Literal, NamedTuple
 
@@ -37,6 +38,8 @@ def why_not(x: Array, compressed: Compressed) -> str:
         return f"the dtype is {x.dtype}, neither bfloat16 nor float16"
     if not all(isinstance(size, int) for size in (*x.shape, k, out)):
         return "a size is symbolic"
+    if max(math.prod(x.shape[:-1]), k, out) >= 2**31 - 2**16:
+        return f"the kernel counts in 32 bits, x has shape {x.shape}"
     if k % 8 or out % 16:
         return f"the weight's shape is {(k, out)}, not multiples of 8 and 16"
     if not (is_automatic(x) and is_automatic(compressed.values)):
@@ -98,7 +101,9 @@ def choose(rows: int, k: int, out: int) -> Choice:
         enough = rows > 64 and count(128, 128) >= 64
         return Choice("whole", 128, 1) if enough else split(64, 128)
     if count(256, 128) >= 100:
-        return Choice("whole", 256, 2 if count(256, 128) > 132 else 1)
+        # Neighbours along the outputs share; where one has none, it works for nothing.
+        paired = 2 * count(256, 256) <= 1.05 * count(256, 128)
+        return Choice("whole", 256, 2 if paired and count(256, 128) > 132 else 1)
     return split(256 if count(256, 128) >= 50 else 128, 128)
 
 

@@ -1,6 +1,7 @@
 """The product on sparse tensor cores: on a Hopper GPU, and what of it runs anywhere."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.export
@@ -28,6 +29,7 @@ SHAPES = [
     *[(rows, 1032, 400) for rows in (1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 300)],
     *[(rows, 264, 16384) for rows in (5, 20, 60, 100, 129, 257)],
     *[(rows, 136, 6992) for rows in (200, 500, 1000)],
+    (1000, 4104, 6992),  # stages are used again and again
     *[(7, 4104, 1040), (12, 2056, 2064), (16, 8200, 528)],  # few rows, clusters of four
     *[(1, 8, 16), (3, 16, 48), (40, 8, 16), (700, 24, 144)],
 ]
@@ -155,7 +157,7 @@ def check_transformations(implementation):
 COMPILED = {
     "few": ({8, 16}, {1, 2, 4}),
     "split": ({32, 64, 128, 256}, {1, 2, 4}),
-    "whole": ({128, 256}, {1, 2}),
+    "whole": ({128, 256}, {1, 2}),  # two with 256 rows only
 }
 
 
@@ -167,7 +169,14 @@ def test_every_shape_has_a_kernel(rows, eights, sixteens):
     assert tile_rows in all_rows
     assert blocks in all_blocks
     assert kernel != "few" or rows <= tile_rows
+    assert kernel != "whole" or blocks == 1 or tile_rows == 256
     assert kernel == "whole" or blocks == 1 or 8 * eights >= 128 * blocks
+
+
+def test_no_block_works_for_nothing():
+    # 128 outputs are one tile; a second one beside it would be all zeros.
+    assert _cuda_matmul.choose(65536, 4096, 128) == ("whole", 256, 1)
+    assert _cuda_matmul.choose(4096, 4096, 4096) == ("whole", 256, 2)
 
 
 SHARDED = """
@@ -249,3 +258,12 @@ def test_what_the_kernel_does_not_take_is_named(k, out, dtype, pattern, why):
     x, _, stored = problem(rng, (4,), k, out, dtype, pattern)
     with pytest.raises(ValueError, match=why):
         js.nm_matmul(x, stored, implementation="cuda")
+
+
+def test_more_rows_than_the_kernel_counts_are_left_to_xla():
+    _, _, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
+    x = jax.ShapeDtypeStruct((2**16, 2**15, 64), np.float16)
+    with pytest.raises(
+        ValueError, match=r"counts in 32 bits, x .*\(65536, 32768, 64\)"
+    ):
+        jax.eval_shape(partial(js.nm_matmul, implementation="cuda"), x, stored)

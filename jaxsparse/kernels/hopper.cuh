@@ -31,8 +31,9 @@ __device__ inline void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier));
 }
 
-// At a barrier of any block of the cluster.
-__device__ inline void arrive_cluster(uint32_t barrier) {
+// At a barrier of any block of the cluster. It orders no writes, and need not: what it tells
+// is that reads are over, whose results have been used. With a release it would take long.
+__device__ inline void arrive_remote(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier));
 }
 
@@ -123,7 +124,7 @@ __device__ inline uint32_t block_in_cluster() {
 }
 
 // The same shared address in another block of the cluster.
-__device__ inline uint32_t in_block(uint32_t address, uint32_t block) {
+__device__ inline uint32_t address_in_block(uint32_t address, uint32_t block) {
   uint32_t mapped;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                : "=r"(mapped)
@@ -223,7 +224,8 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// d += a b, by one warp: a is 16 x 32 and 2:4 sparse, b is 32 x 8.
+// d += a b, by one warp: a is 16 x 32 and 2:4 sparse, b is 32 x 8. Where a's values are (PTX:
+// the metadata) is held, in every four lanes, by lanes 2 * kSelector and the next.
 template <typename T, int kSelector>
 __device__ void add_sparse(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4],
                            uint32_t places);

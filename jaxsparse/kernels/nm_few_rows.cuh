@@ -1,9 +1,12 @@
 // The same product for few rows, where reading the weight is all that takes time.
 //
 // Every warp reads its part of k straight into registers, the next step while it multiplies
-// one, so all of a small weight is on its way at once; there is nothing to set up, and nobody
-// to wait for. Which output is which row of the tensor core's tile is free: a lane has eight
-// neighbours in memory, and pairs them as rows of four tiles.
+// one, so all of a small weight is on its way at once. Rows go through two small buffers of
+// each warp; only the blocks of a cluster wait for each other, at the end.
+//
+// Which output is which row of the tensor core's tile is free. Of eight groups of four lanes,
+// group g has outputs 8 g to 8 g + 7, as they lie in memory: outputs 8 g + 2 i and
+// 8 g + 2 i + 1 are rows g and g + 8 of tile i.
 #pragma once
 
 #include "hopper.cuh"
@@ -33,12 +36,13 @@ struct Memory {
   uint8_t x[kWarps][2][F::kRows * kStep * 2];
   float sums[kWarps][F::kRows][kOut + 4];  // padded against bank conflicts
   // Sums of the blocks of a cluster, for the outputs that this block stores.
-  float2 inbox[F::kRows * kOut / 2];
-  uint64_t has_come;  // a barrier
+  alignas(8) float2 inbox[F::kRows * kOut / 2];
+  uint64_t inbox_is_full;  // a barrier
 };
 
-// What a lane has of a step: eight outputs. In each half of the step, places 2 t, 2 t + 1,
-// 2 t + 8 and 2 t + 9 for lane t of four; of the indices, rows 2 t and 2 t + 1.
+// What lane t of four has of a step: eight outputs; in each half of the step, values 2 t,
+// 2 t + 1, 2 t + 8 and 2 t + 9; of the indices of the whole step, rows 2 t and 2 t + 1, so
+// that lanes 0 and 1 have where the first half's values are, lanes 2 and 3 the second's.
 struct Weight {
   uint32_t values[2][4][kTiles];
   uint32_t places[2][kTiles / 2];
@@ -124,7 +128,7 @@ class Sums {
         pairs_(min(F::kRows, p.rows - first_row) * kPairs),
         share_((pairs_ + kBlocks - 1) / kBlocks),
         mine_(min(share_, pairs_ - static_cast<int>(blockIdx.z) * share_)),
-        barrier_(hopper::shared_address(&memory.has_come)) {}
+        barrier_(hopper::shared_address(&memory.inbox_is_full)) {}
 
   __device__ void begin() const {
     if (kBlocks == 1) return;
@@ -183,8 +187,8 @@ class Sums {
   __device__ void send(int pair, float2 sum) const {
     const int block = pair / share_;
     const auto* to = &memory_.inbox[blockIdx.z * share_ + pair % share_];
-    hopper::store_async(hopper::in_block(hopper::shared_address(to), block), sum,
-                        hopper::in_block(barrier_, block));
+    hopper::store_async(hopper::address_in_block(hopper::shared_address(to), block), sum,
+                        hopper::address_in_block(barrier_, block));
   }
   __device__ void store(int pair, float2 sum) const {
     const int out = blockIdx.x * kOut + pair % kPairs * 2;
@@ -214,7 +218,7 @@ __global__ __launch_bounds__(kThreads, 2) void product(const Problem<T> p) {
   const uint32_t x = hopper::shared_address(memory.x[warp]);
   float sums[kTiles][F::kRows / 8][4] = {};
   Weight weights[2];
-  const auto begin = [&](int i, int step) {
+  const auto fetch = [&](int i, int step) {
     if (step < last) {
       copy<T, F::kRows>(x + i * sizeof memory.x[0][0], p, step * kStep, first_row);
       load(weights[i], p, step * kStep, out);
@@ -222,11 +226,11 @@ __global__ __launch_bounds__(kThreads, 2) void product(const Problem<T> p) {
     hopper::commit_copies();
   };
   int step = blockIdx.z * steps / F::kBlocks + warp;
-  begin(0, step);
+  fetch(0, step);
   while (step < last) {
 #pragma unroll
     for (int i = 0; i < 2; ++i, step += kWarps) {
-      begin(i ^ 1, step + kWarps);
+      fetch(i ^ 1, step + kWarps);
       hopper::wait_copies<1>();
       __syncwarp();
       if (step < last) multiply<T, F::kRows>(sums, weights[i], x + i * sizeof memory.x[0][0]);

@@ -94,7 +94,7 @@ struct Launch {
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
-    config.attrs = attribute;  // also of one block: without a cluster its barriers are illegal
+    config.attrs = attribute;  // also of one block, so that all kernels are launched alike
     config.numAttrs = 1;
     return config;
   }
@@ -172,6 +172,7 @@ ffi::Error launch_whole(const Call& call) {
   RETURN_IF_CUDA_ERROR(allow<kernel>(call.device, launch.bytes));
   int most = 0;
   RETURN_IF_CUDA_ERROR(most_clusters<kernel>(call.device, launch, &most));
+  if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");
   const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles;
   launch.grid = dim3(kSharers * std::min(most, clusters));
   return run<kernel>(call, launch, maps, shape);
@@ -201,11 +202,11 @@ ffi::Error split(const Call& call) {
                               [&](auto blocks) { return launch_split<T, F, blocks>(call); });
 }
 
-template <typename T, int kRows, int kStages>
+template <typename T, int kRows, int kStages, int... kChoices>
 ffi::Error whole(const Call& call) {
   using F = nm_matmul::Form<kRows, 128, kStages>;
-  return with_blocks<1, 2>(call.blocks,
-                           [&](auto blocks) { return launch_whole<T, F, blocks>(call); });
+  return with_blocks<kChoices...>(call.blocks,
+                                  [&](auto blocks) { return launch_whole<T, F, blocks>(call); });
 }
 
 template <typename T>
@@ -224,8 +225,8 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) 
     }
   } else if (kernel == "whole") {
     switch (tile_rows) {
-      case 128: return whole<T, 128, 8>(call);
-      case 256: return whole<T, 256, 5>(call);
+      case 128: return whole<T, 128, 8, 1>(call);
+      case 256: return whole<T, 256, 5, 1, 2>(call);
     }
   }
   return ffi::Error::InvalidArgument("no kernel for so many rows");

@@ -1,4 +1,5 @@
-// y[rows, out] = x[rows, k] w, for w[k, out] 2:4 sparse along k and without its zeros.
+// y[rows, out] = x[rows, k] w, for w[k, out] 2:4 sparse along k and without its zeros. Two
+// kernels, `whole` and `split`; for few rows there is a third, in nm_few_rows.cuh.
 //
 // Tensor cores take the sparse operand on the left, so the transposed product is computed:
 // a tile is kOut outputs by kRows rows. One warp feeds a ring of stages through TMA, two
@@ -64,6 +65,8 @@ __device__ Tile tile_at(int index, const Shape& shape) {
 // The blocks of a cluster may share their rows: each loads a part of them, for all.
 template <typename F, int kSharers = 1>
 class Ring {
+  static_assert(kSharers == 1 || (F::kHalves == 1 && F::kRows % (8 * kSharers) == 0));
+
  public:
   __device__ Ring(uint32_t base, int more) : base_(base), barriers_(base + F::kRing + more) {}
 
@@ -106,7 +109,7 @@ class Ring {
   // To the block of the cluster that has this number: a warp has read this stage.
   __device__ void release(int block) const {
     if constexpr (kSharers > 1) {
-      hopper::arrive_cluster(hopper::in_block(empty(stage_), block));
+      hopper::arrive_remote(hopper::address_in_block(empty(stage_), block));
     } else {
       hopper::arrive(empty(stage_));
     }
@@ -209,7 +212,7 @@ __device__ void add_up(uint32_t base, T* y, Tile tile, const Shape& shape) {
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
       const uint32_t there = base + (i % F::kHalves * F::kSums + at) * 4;
-      parts[i] = hopper::load_cluster(hopper::in_block(there, i / F::kHalves));
+      parts[i] = hopper::load_cluster(hopper::address_in_block(there, i / F::kHalves));
     }
 #pragma unroll
     for (int i = 1; i < kParts; ++i) parts[0].x += parts[i].x, parts[0].y += parts[i].y;
