@@ -1,7 +1,5 @@
 """The command line on files that are as they should be."""
 
-import json
-
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -81,39 +79,6 @@ def test_rules_come_first_and_sizes_and_heads_can_be_had(run, model, tmp_path):
     safetensors.numpy.save_file({"up.weight": weights((4, 8))}, small)
     assert run("check", small).code == 2
     assert run("check", small, "--any-size").code == 1
-
-
-def test_nothing_is_written_over_unless_forced(run, model, tmp_path):
-    output = tmp_path / "out.safetensors"
-    output.write_bytes(b"mine")
-    done = run("prune", model, "-o", output)
-    assert (done.code, output.read_bytes()) == (2, b"mine")
-    assert f"{output} is there already: give --force" in done.err
-    assert run("prune", model, "-o", output, "--force").code == 0
-    assert run("check", output).code == 0
-    before = model.read_bytes()
-    assert run("prune", model, "-o", model, "--force").code == 2
-    assert model.read_bytes() == before
-
-
-def test_several_files_stay_several(run, tmp_path):
-    state, weight_map = torch_state(), {}
-    for i, (name, weight) in enumerate(state.items(), 1):
-        weight_map[name] = f"model-{i:05}-of-{len(state):05}.safetensors"
-        safetensors.numpy.save_file({name: weight}, tmp_path / weight_map[name])
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    output = tmp_path / "out.safetensors.index.json"
-    assert run("prune", index, "-o", output).code == 0
-    told = json.loads(output.read_text())
-    assert told["weight_map"].keys() == state.keys()
-    assert len(set(told["weight_map"].values())) == len(state)
-    assert told["metadata"]["total_size"] == sum(x.nbytes for x in state.values())
-    name = "model.layers.0.up.weight"
-    found = load(tmp_path / told["weight_map"][name])[name]
-    assert_same_bits(found, pruned(state[name], 2, 4, 1))
-    assert run("check", output).code == 0
-    assert run("prune", index, "-o", output).code == 2
 
 
 def test_compressed_files_are_looked_at_and_not_pruned_again(run, tmp_path):
