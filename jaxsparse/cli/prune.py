@@ -107,16 +107,17 @@ def _check_output(leaves: Leaves, output: Path, force: bool) -> None:
     for name, spec in leaves.specs.items():
         if is_compressed(spec):
             raise ValueError(f"{leaves.path}: leaf {name!r} is compressed already")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent}: make it")
     if leaves.path.is_dir():
-        places, taken, kind = [output], [], orbax.is_checkpoint
+        _check_apart(leaves.path, output)
+        output = output.resolve()
+        places, kind = [output], orbax.is_checkpoint
     else:
         places, kind = [output, index_of(output)], Path.is_file
-        taken = leftovers(output, keep=())
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent}: make it")
     files = [leaves.path, index_of(leaves.path), *(x.path for x in leaves.headers)]
     read = {file.resolve() for file in files}
-    for place in (*places, *taken):
+    for place in (*places, *leftovers(output, keep=())):
         if place.resolve() in read:
             raise ValueError(f"{place} is what is read: write to another place")
     for place in filter(Path.exists, places):
@@ -124,6 +125,15 @@ def _check_output(leaves: Leaves, output: Path, force: bool) -> None:
             raise ValueError(f"{place} is there already: give --force to replace it")
         if not kind(place):
             raise ValueError(f"{place} is not of the kind of {leaves.path}: remove it")
+
+
+def _check_apart(path: Path, output: Path) -> None:
+    """Raises where one of two folders lies within the other one."""
+    one, other = path.resolve(), output.resolve()
+    if one in other.parents or other in one.parents:
+        raise ValueError(
+            f"{output} lies within what is read, or around it: write beside it"
+        )
 
 
 def _write_tensors(
