@@ -164,6 +164,7 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
 
     Raises:
       SparseFileError: the file has changed or cannot be read.
+      MemoryError: there is too little for the tensor.
     """
     entry, path = header.entries[name], header.path
     try:
@@ -175,6 +176,11 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
             size = file.readinto(data.data)
     except OSError as error:
         raise SparseFileError(path, error) from error
+    except MemoryError as error:
+        raise MemoryError(
+            f"{path}: there is no memory for {name!r} of shape {entry.shape}, "
+            f"{entry.nbytes} bytes"
+        ) from error
     if size != entry.nbytes:
         raise SparseFileError(path, f"it ends within {name!r}")
     return data.view(entry.dtype).reshape(entry.shape)

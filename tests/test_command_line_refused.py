@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from jaxsparse import _safetensors
 from tests.command import runner
 
 
@@ -109,3 +111,12 @@ def test_a_file_that_changes_while_it_is_read(run, path, monkeypatch):
     assert (done.code, output.exists()) == (2, False)
     assert done.err.endswith(f"error: {path}: it has changed since it was opened\n")
     assert len(list(path.parent.iterdir())) == 1
+
+
+def test_a_leaf_that_does_not_fit_into_memory(run, path, monkeypatch):
+    def fails(*_, **__):
+        raise MemoryError
+
+    numpy = SimpleNamespace(**{**vars(np), "empty": fails})
+    monkeypatch.setattr(_safetensors, "np", numpy)
+    is_refused(run, path, path, "no memory for 'a.weight' of shape (16, 16), 1024 byt")

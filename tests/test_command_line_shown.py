@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 
+import jaxsparse
+from jaxsparse import cli
 from tests.command import runner, torch_state, weights
 
 
@@ -95,9 +97,15 @@ def test_a_terminal_gets_a_bar(run, model, monkeypatch):
     assert "\x1b" in terminal.getvalue()
 
 
-def test_without_its_packages_it_says_what_to_install(run, monkeypatch):
+def forget(monkeypatch):
+    """Lets the command line be imported anew."""
+    monkeypatch.setattr(jaxsparse, "cli", cli)
     for name in [x for x in sys.modules if x.startswith("jaxsparse.cli")]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_without_its_packages_it_says_what_to_install(run, monkeypatch):
+    forget(monkeypatch)
     monkeypatch.setitem(sys.modules, "typer", None)
     done = run("inspect", "model.safetensors")
     assert done.code == 2
@@ -112,3 +120,53 @@ def test_the_demo_is_the_first_example_of_the_readme(run, monkeypatch):
     # Its code runs with the README; here any other will do.
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "print('as it says')")
     assert run("demo").out == "as it says\n"
+
+
+def test_stderr_that_is_closed_leads_nowhere(run, model, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    done = run("inspect", model)
+    assert (done.code, done.out.startswith("leaf ")) == (0, True)
+    sys.stderr.close()
+    monkeypatch.setattr(sys, "stderr", None)
+    done = run("inspect", "none.safetensors")
+    assert (done.code, done.out) == (2, "")
+    sys.stderr.close()
+
+
+def test_what_an_encoding_does_not_have_is_escaped(run, model, monkeypatch):
+    output = model.with_name("ö.safetensors")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert run("prune", model, "-o", output).code == 0
+    stdout.seek(0)
+    assert "/\\xf6.safetensors\n" in stdout.read().replace("\\\n", "\\")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyError("mine"), 70, "KeyError: 'mine'"),
+        (MemoryError("none for 'a'"), 2, "error: none for 'a'"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_a_fault_is_not_told_as_weights_that_are_not_sparse(
+    run, model, monkeypatch, error, code, words
+):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("jaxsparse.cli.check.plan_leaves", fails)
+    done = run("check", model)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.splitlines()[-1:] == [words] * bool(words)
+
+
+def test_an_interrupt_of_the_imports_is_one_too(run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    forget(monkeypatch)
+    monkeypatch.setattr(sys, "meta_path", [type("", (), {"find_spec": interrupted})])
+    done = run("demo")
+    assert (done.code, done.err) == (130, "interrupted\n")
