@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -35,12 +36,20 @@ def model(tmp_path):
         (("check", "none.bin"), "has to end in .safetensors"),
         (("check", "MODEL", "--pattern", "2-4"), "unknown pattern '2-4'"),
         (("check", "MODEL", "--rule", "nothing=2:4"), "matches none of the 7 leaves"),
+        (("check", "MODEL", "--rule", "no=2:4"), "--rule 'no=2:4' matches none of the"),
+        (
+            ("check", "MODEL", "--rule", ".*=dense"),
+            "and --any-size where the size rule",
+        ),
+        (("check", "MODEL", "--rule", ".*=dense"), "--rule 'REGEX=2:4@AXIS' where"),
+        (("check", "MODEL", "--rule", ".*ids=2:4@1"), "gives axis 1 to leaf 'model.po"),
         (("check", "MODEL", "--rule", "2:4"), "is no REGEX=PATTERN"),
         (("check", "MODEL", "--rule", "(=2:4"), "is a regular expression"),
         (("check", "MODEL", "--layout", "tf"), "--layout"),
         (("prune", "MODEL"), "--output"),
         (("prune", "MODEL", "-o", "none/out.safetensors"), "there is no folder none"),
         (("prune", "MODEL", "-o", "out.bin"), "has to end in .safetensors"),
+        (("prune", "MODEL", "-o", ""), "has to end in .safetensors"),
     ],
 )
 def test_arguments_that_are_refused(run, model, args, words):
@@ -81,6 +90,23 @@ def test_tables_fit_80_columns_and_pipes_get_no_control_characters(
             assert max(map(len, done.out.splitlines())) <= 80
     assert r"\x1b" in run("inspect", path).out.replace("\n", "")
     assert "[bold]" in run("inspect", path).out.replace("\n", "")
+
+
+def test_remedies_are_options_of_the_command_line(run, tmp_path):
+    path = tmp_path / "model.safetensors"
+    x = {"up.weight": weights((16, 16)), "experts.up_proj": weights((4, 16, 16))}
+    safetensors.numpy.save_file(x, path)
+    plans = {x["leaf"]: x["plan"] for x in run("check", path, "--json").told["leaves"]}
+    assert plans["experts.up_proj"] == (
+        "dense: ambiguous: 'up_proj' of rank 3; give --rule 'REGEX=2:4@AXIS'"
+    )
+    x = {"params/up/kernel": weights((16, 16)), "params/q/kernel": weights((4, 16, 2))}
+    safetensors.numpy.save_file(x, path)
+    assert "'q'; give --rule 'REGEX=2:4@AXIS'\"," in run("check", path, "--json").out
+    safetensors.numpy.save_file({"up.weight": np.ones((16, 16), "c8")}, path)
+    done = run("check", path)
+    assert done.code == 2
+    assert done.err.endswith("or keep the leaf dense with --rule 'REGEX=dense'\n")
 
 
 class Terminal(io.StringIO):
