@@ -116,6 +116,21 @@ def test_a_file_that_changes_while_it_is_read(run, path, monkeypatch):
     assert len(list(path.parent.iterdir())) == 1
 
 
+def test_a_file_that_has_other_tensors_when_it_is_pruned(run, path, monkeypatch):
+    from jaxsparse.cli import prune
+
+    plan_leaves = prune.plan_leaves
+
+    def replaced(*args, **options):
+        safetensors.numpy.save_file({"c.weight": np.ones((16, 16), np.float32)}, path)
+        return plan_leaves(*args, **options)
+
+    monkeypatch.setattr(prune, "plan_leaves", replaced)
+    done = run("prune", path, "-o", path.with_name("out.safetensors"))
+    assert (done.code, len(list(path.parent.iterdir()))) == (2, 1)
+    assert done.err.endswith(f"error: {path}: it has changed since it was opened\n")
+
+
 def test_a_leaf_that_does_not_fit_into_memory(run, path, monkeypatch):
     def fails(*_, **__):
         raise MemoryError

@@ -173,6 +173,7 @@ def test_what_an_encoding_does_not_have_is_escaped(run, model, monkeypatch):
     [
         (KeyError("mine"), 70, "KeyError: 'mine'"),
         (MemoryError("none for 'a'"), 2, "error: none for 'a'"),
+        (MemoryError(), 2, "error: MemoryError"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

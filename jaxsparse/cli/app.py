@@ -44,7 +44,8 @@ def run() -> None:
         app(prog_name="jaxsparse")
     except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
         # What the library refuses, by names and with the remedy.
-        text = "\n".join(map(printable, str(error).splitlines()))
+        lines = str(error).splitlines() or [type(error).__name__]
+        text = "\n".join(map(printable, lines))
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except Exception:
