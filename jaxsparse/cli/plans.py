@@ -83,8 +83,8 @@ def plan_leaves(
         if not any(map(rule.matches, leaves.specs)):
             raise ValueError(
                 f"--rule {text!r} matches none of the {len(leaves.specs)} leaves. It "
-                f"has to match a whole name, such as {next(iter(leaves.specs))!r}: "
-                "write '.*' for anything"
+                "has to match a whole name, such as "
+                f"{next(iter(leaves.specs), None)!r}: write '.*' for anything"
             )
     state = Rule(r"(.*/)?opt_state/.*", None)
     if any(map(state.matches, leaves.specs)):
