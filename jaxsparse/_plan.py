@@ -15,7 +15,7 @@ from jaxsparse._paths import flatten, is_array, shapes_of
 from jaxsparse._pattern import Pattern
 from jaxsparse._rule import Rule, RulesLike, as_rules
 from jaxsparse._table import Tabular, fold, shape_text
-from jaxsparse._torch_names import axes_from_torch_names
+from jaxsparse._torch_names import axes_from_torch_names, refuse_tensors
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def plan_sparsity(
       ValueError: a rule matches no leaf or gives an axis that a leaf does not have; two
         leaves have one path; nothing is prunable in a tree that has arrays; or a layout
         that is neither, or `"torch"` with `fn`.
-      TypeError: a leaf that would be pruned has a dtype without a magnitude order.
+      TypeError: a leaf that would be pruned has a dtype without a magnitude order, or
+        is a tensor of PyTorch.
 
     >>> import jax.numpy as jnp
     >>> params = {"Dense_0": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
@@ -118,6 +119,7 @@ def plan_sparsity(
     if fn is not None:
         axes = axes_from_trace(fn, params, args, kwargs or {})
     elif layout == "torch":
+        refuse_tensors(flatten(params)[0])
         axes = axes_from_torch_names(shapes_of(params))
     else:
         axes = axes_from_names(shapes_of(params))

@@ -49,8 +49,8 @@ class Rule:
             object.__setattr__(self, "pattern", as_pattern(self.pattern))
 
     def matches(self, path: str) -> bool:
-        """Whether the whole of `path` matches."""
-        return re.fullmatch(self.path, path) is not None
+        """Whether the whole of `path` matches; `.` stands for a newline too."""
+        return re.fullmatch(self.path, path, re.DOTALL) is not None
 
 
 #: What a plan can be made from: rules, or one pattern for every leaf.

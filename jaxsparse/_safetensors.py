@@ -32,6 +32,8 @@ _NAMES = {
     "uint64": "U64",
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
     "float8_e8m0fnu": "F8_E8M0",
     "float16": "F16",
     "bfloat16": "BF16",
@@ -40,6 +42,9 @@ _NAMES = {
     "complex64": "C64",
 }
 _DTYPES = {name: jnp.dtype(dtype) for dtype, name in _NAMES.items()}
+
+#: What NumPy has room for.
+_MAX_AXES, _MAX_BYTES = 64, 2**63
 
 #: Longer headers are refused, as by the package.
 _MAX_HEADER = 100_000_000
@@ -141,7 +146,7 @@ def read_header(path: Path) -> Header:
         try:
             entries[name] = _entry(value, 8 + length)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            cause = f"the header's entry of {name!r} is not valid: {error}"
+            cause = f"the header's entry of {name!r} cannot be read: {error}"
             raise SparseFileError(path, cause) from error
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
@@ -164,6 +169,7 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
 
     Raises:
       SparseFileError: the file has changed or cannot be read.
+      MemoryError: there is too little for the tensor.
     """
     entry, path = header.entries[name], header.path
     try:
@@ -175,6 +181,11 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
             size = file.readinto(data.data)
     except OSError as error:
         raise SparseFileError(path, error) from error
+    except MemoryError as error:
+        raise MemoryError(
+            f"{path}: there is no memory for {name!r} of shape {entry.shape}, "
+            f"{entry.nbytes} bytes"
+        ) from error
     if size != entry.nbytes:
         raise SparseFileError(path, f"it ends within {name!r}")
     return data.view(entry.dtype).reshape(entry.shape)
@@ -223,7 +234,14 @@ def _entry(value: Any, data: int) -> Entry:
     if value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"it has the keys {list(value)}")
     start, end = as_shape(value["data_offsets"])
-    entry = Entry(_DTYPES[value["dtype"]], as_shape(value["shape"]), data + start)
+    dtype, shape = value["dtype"], as_shape(value["shape"])
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype} is not one that jaxsparse reads")
+    entry = Entry(_DTYPES[dtype], shape, data + start)
+    # Of an empty array, too, the sizes that are not zero count.
+    room = math.prod(size or 1 for size in shape) * entry.dtype.itemsize
+    if len(shape) > _MAX_AXES or room >= _MAX_BYTES:
+        raise ValueError(f"no array has the shape {list(shape)}")
     if end - start != entry.nbytes:
         raise ValueError(f"{end - start} bytes for {entry.dtype}{list(entry.shape)}")
     return entry

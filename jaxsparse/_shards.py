@@ -52,14 +52,30 @@ def leftovers(path: Path, keep: Iterable[str]) -> list[Path]:
     ]
 
 
-def index_text(names: Sequence[str], parts: Sequence[Mapping[str, int]]) -> str:
-    """The index of files, from the sizes in bytes of the tensors that each has."""
+def index_text(
+    names: Sequence[str],
+    parts: Sequence[Mapping[str, int]],
+    metadata: Mapping[str, Any] | None = None,
+) -> str:
+    """The index of files, from the sizes in bytes of the tensors that each has.
+
+    Args:
+      names: of the files.
+      parts: the sizes, by tensor, for each file.
+      metadata: what else the index says.
+    """
     weight_map = {
         tensor: name for name, part in zip(names, parts, strict=True) for tensor in part
     }
     total = sum(size for part in parts for size in part.values())
-    told = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    return json.dumps(told, indent=2)
+    told = {**(metadata or {}), "total_size": total}
+    return json.dumps({"metadata": told, "weight_map": weight_map}, indent=2)
+
+
+def index_metadata(path: Path) -> dict[str, Any]:
+    """What the index of a path says besides names; nothing where there is no index."""
+    index = index_of(path)
+    return _read_index(index)[1] if index.exists() else {}
 
 
 def read_headers(path: Path) -> list[Header]:
@@ -99,14 +115,14 @@ def check_total(path: Path, headers: Iterable[Header]) -> None:
     index = index_of(path)
     if not index.exists():
         return
-    _, total = _read_index(index)
+    total = index_metadata(path).get("total_size")
     size = sum(entry.nbytes for header in headers for entry in header.entries.values())
     if total != size:
         raise SparseFileError(index, f"the tensors have {size} bytes, not {total}")
 
 
-def _read_index(index: Path) -> tuple[dict[str, str], Any]:
-    """Which tensor is in which file, and what it says of their size.
+def _read_index(index: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Which tensor is in which file, and the metadata.
 
     Raises:
       SparseFileError: it is no such index, or names what is no file of its folder.
@@ -121,15 +137,18 @@ def _read_index(index: Path) -> tuple[dict[str, str], Any]:
                 raise SparseFileError(index, f"there is no file {name!r} beside it")
     except OSError as error:
         raise SparseFileError(index, error) from error
-    return weight_map, metadata.get("total_size")
+    return weight_map, metadata
 
 
 def _is_beside(index: Path, name: str) -> bool:
-    """Whether this names a file of the same folder, not by a link out of it."""
-    if not name or Path(name).name != name:
+    """Whether this names a file of the same folder.
+
+    It may be a link, as all files of Hugging Face's cache are: whoever made the folder
+    made the link, the text of an index made neither.
+    """
+    if Path(name).name != name:
         return False
-    file = index.parent / name
     try:
-        return file.is_file() and file.resolve().parent == index.parent.resolve()
+        return (index.parent / name).is_file()
     except ValueError:  # characters that no name has
         return False

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Array, PyTree
 
@@ -41,18 +42,24 @@ class TorchFile(Mapping):  # no parameters: checkers of types would look at a le
 
 
 def save_torch(
-    path: str | os.PathLike[str], params: PyTree, *, max_file_bytes: int = 5 * 10**9
+    path: str | os.PathLike[str],
+    params: PyTree,
+    *,
+    like: Mapping[str, Any] | None = None,
+    max_file_bytes: int = 5 * 10**9,
 ) -> None:
     """Saves a tree in Flax's layout as a file in that of PyTorch and Hugging Face.
 
     What `to_torch_layout` makes of the tree is saved as `save_sparse` does it. Whoever
     reads safetensors reads its arrays; of a compressed leaf, `up.weight`, these are
-    `up.weight.values` and `up.weight.indices`. Decompress the tree before, with
+    `up.weight/values` and `up.weight/indices`. Decompress the tree before, with
     `decompress_params`, for files that any library can load.
 
     Args:
       path: where to: a name that ends in `.safetensors`, in a folder that is there.
       params: a tree of arrays and `Compressed`.
+      like: what the tree came from, as for `to_torch_layout`: of `open_torch(source)`
+        it is `open_torch(source).tensors.specs`.
       max_file_bytes: a larger tree is split into several files, with an index.
 
     Raises:
@@ -67,7 +74,7 @@ def save_torch(
     """
     save_leaves(
         Path(path),
-        to_torch_layout(params),
+        to_torch_layout(params, like=like),
         max_file_bytes=max_file_bytes,
         metadata={"format": "pt"},
     )

@@ -18,7 +18,12 @@ from jaxsparse._compress import Compressed, is_compressed
 from jaxsparse._group_code import code_bits
 from jaxsparse._names import axes_from_names
 from jaxsparse._paths import flatten, is_array
-from jaxsparse._torch_names import axes_from_torch_names, is_embedding
+from jaxsparse._torch_names import (
+    TRANSPOSED,
+    axes_from_torch_names,
+    is_embedding,
+    refuse_tensors,
+)
 
 
 #: Which axes of a leaf, merged to one, are each axis of another.
@@ -34,7 +39,9 @@ _TO_TORCH = {
 _FROM_TORCH = {"running_mean": "mean", "running_var": "var"}
 
 
-def to_torch_layout(params: PyTree) -> dict[str, Any]:
+def to_torch_layout(
+    params: PyTree, *, like: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """A tree in Flax's layout as a state dict in PyTorch's.
 
     Kernels of dense layers and convolutions, and those of attention by their siblings'
@@ -44,14 +51,18 @@ def to_torch_layout(params: PyTree) -> dict[str, Any]:
 
     Args:
       params: a tree of arrays, `Compressed` or `jax.ShapeDtypeStruct`.
+      like: where the tree came from, by `from_torch_layout` or `open_torch`: arrays or
+        shapes by their names, such as `open_tensors(path).specs`. Each leaf then gets
+        back the name and the layout that it had there, whatever names would tell.
 
     Returns:
       The leaves by names that are joined by dots. Groups of `n:m` that lay along the
       input axis lie along axis 1; compressed leaves stay compressed.
 
     Raises:
-      ValueError: a kernel whose layout its name does not tell, two leaves of one name,
-        or a compressed leaf whose groups of several heads share a byte.
+      ValueError: a kernel whose layout its name does not tell, or of a transposed
+        convolution; two leaves of one name; a compressed leaf whose groups of several
+        heads share a byte; or a leaf that does not fit `like`.
 
     >>> import jax.numpy as jnp
     >>> params = {"up": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
@@ -59,6 +70,8 @@ def to_torch_layout(params: PyTree) -> dict[str, Any]:
     {'up.bias': (32,), 'up.weight': (32, 64)}
     """
     leaves, _ = flatten(params, is_leaf=is_compressed)
+    if like is not None:
+        return _back_to(like, leaves)
     shapes = {path: tuple(x.shape) for path, x in leaves.items() if is_array(x)}
     axes = axes_from_names(shapes)
     state: dict[str, Any] = {}
@@ -84,8 +97,8 @@ def from_torch_layout(state: Mapping[str, Any]) -> PyTree:
     """A state dict in PyTorch's layout as a tree in Flax's.
 
     Args:
-      state: arrays, `Compressed` or `jax.ShapeDtypeStruct` by their names: of any
-        library, as long as its arrays have `transpose`.
+      state: arrays of NumPy or JAX, `Compressed` or `jax.ShapeDtypeStruct` by their
+        names.
 
     Returns:
       Nested dicts. A `weight` is a `kernel`, turned so that outputs come last, an
@@ -95,12 +108,14 @@ def from_torch_layout(state: Mapping[str, Any]) -> PyTree:
 
     Raises:
       ValueError: two leaves of one path, or one within another.
+      TypeError: a tensor of PyTorch.
 
     >>> import jax.numpy as jnp
     >>> tree = from_torch_layout({"up.weight": jnp.ones((32, 64))})
     >>> tree["up"]["kernel"].shape
     (64, 32)
     """
+    refuse_tensors(state)
     moves = flax_moves({name: tuple(x.shape) for name, x in state.items()})
     tree: dict[str, Any] = {}
     for path, (name, move) in moves.items():
@@ -132,7 +147,7 @@ def flax_moves(
         if last == "weight":
             if len(shape) < 2:
                 last = "scale"
-            elif is_embedding(name):
+            elif is_embedding(name, shapes):
                 last = "embedding"
             elif axes[name].output:
                 last, move = "kernel", _weight_move(shape, axes[name])
@@ -151,12 +166,45 @@ def apply_move(name: str, leaf: Any, move: Move | None) -> Any:
     return leaf if move is None else _moved(name, leaf, move)
 
 
+def _back_to(like: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by Flax's paths with the names and layouts that they have in `like`."""
+    moves = flax_moves({name: tuple(x.shape) for name, x in like.items()})
+    state: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        shape = tuple(getattr(leaf, "shape", ()))
+        if path not in moves:
+            raise ValueError(
+                f"leaf {path!r} of shape {shape} is not in `like`, whose leaves have "
+                f"paths such as {next(iter(moves), None)!r}: give the state dict that "
+                "the tree came from"
+            )
+        name, move = moves[path]
+        wanted = tuple(like[name].shape)
+        if move is not None:
+            wanted = tuple(wanted[axis] for (axis,) in move)
+            move = tuple((move.index((axis,)),) for axis in range(len(move)))
+        if shape != wanted:
+            raise ValueError(
+                f"leaf {path!r} has shape {shape}, by {name!r} in `like` it is "
+                f"{wanted}: reshape it"
+            )
+        state[name] = apply_move(path, leaf, move)
+    return state
+
+
 def _kernel_move(path: str, shape: tuple[int, ...], axes: LeafAxes) -> Move:
+    if len(shape) > 2 and TRANSPOSED.search(path):
+        spatial = tuple(range(len(shape) - 2))
+        raise ValueError(
+            f"leaf {path!r} of shape {shape} is the kernel of a transposed "
+            "convolution, which PyTorch has flipped, as (in, out, ...): give instead "
+            f"a leaf 'weight', moveaxis(flip(kernel, {spatial}), (-2, -1), (0, 1))"
+        )
     if not axes.output:
         raise ValueError(
             f"leaf {path!r} of shape {shape} is a kernel whose layout its name does "
-            "not tell: reshape it to (in, out), or rename it, and PyTorch will find "
-            "it as it is"
+            "not tell: give `like`, the state dict that the tree came from, or "
+            "reshape it to (in, out)"
         )
     matrix = {*axes.output, *axes.contracted}
     spatial = ((axis,) for axis in range(len(shape)) if axis not in matrix)

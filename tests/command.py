@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 import jaxsparse as js
@@ -40,6 +42,29 @@ def runner(capsys, monkeypatch):
         return Done((code, *capsys.readouterr()))
 
     return run
+
+
+def weights(shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def torch_state():
+    return {
+        "model.embed_tokens.weight": weights((32, 64)),
+        "model.layers.0.up.weight": weights((32, 64), 1, ml_dtypes.bfloat16),
+        "model.layers.0.up.bias": weights((32,), 2),
+        "model.layers.0.conv.weight": weights((8, 16, 3, 3), 3),
+        "model.layers.0.wide.weight": weights((32, 64), 4, np.float64),
+        "model.position_ids": np.arange(4),
+        "lm_head.weight": weights((32, 64), 5),
+    }
+
+
+def flax_params():
+    return {
+        "up": {"kernel": jnp.asarray(weights((64, 32))), "bias": jnp.ones(32)},
+        "layers": [jnp.asarray(weights((16,), 1, ml_dtypes.bfloat16))],
+    }
 
 
 def pruned(weight, n, m, axis):

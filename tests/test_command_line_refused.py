@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from jaxsparse import _safetensors
 from tests.command import runner
 
 
@@ -69,9 +71,12 @@ def test_a_huge_header(run, path):
         ("data_offsets", [4, 1028], "begins at byte"),
         ("data_offsets", [-4, 1020], "no list of sizes"),
         ("data_offsets", [2**70, 2**70 + 1024], "begins at byte"),
-        ("dtype", "F31", "'b.weight' is not valid"),
+        ("dtype", "F4", "'b.weight' cannot be read: dtype F4 is not one that"),
         ("dtype", "F64", "1024 bytes for float64"),
-        ("shape", [2**40, 2**40], "bytes for float32"),
+        ("shape", [2**30, 2**30], "bytes for float32"),
+        ("shape", [2**70, 0], "'b.weight' cannot be read: no array has the shape"),
+        ("shape", [2**40, 2**40, 0], "no array has the shape"),
+        ("shape", [1] * 65, "no array has the shape"),
     ],
 )
 def test_headers_that_do_not_hold_together(run, path, key, value, words):
@@ -109,3 +114,27 @@ def test_a_file_that_changes_while_it_is_read(run, path, monkeypatch):
     assert (done.code, output.exists()) == (2, False)
     assert done.err.endswith(f"error: {path}: it has changed since it was opened\n")
     assert len(list(path.parent.iterdir())) == 1
+
+
+def test_a_file_that_has_other_tensors_when_it_is_pruned(run, path, monkeypatch):
+    from jaxsparse.cli import prune
+
+    plan_leaves = prune.plan_leaves
+
+    def replaced(*args, **options):
+        safetensors.numpy.save_file({"c.weight": np.ones((16, 16), np.float32)}, path)
+        return plan_leaves(*args, **options)
+
+    monkeypatch.setattr(prune, "plan_leaves", replaced)
+    done = run("prune", path, "-o", path.with_name("out.safetensors"))
+    assert (done.code, len(list(path.parent.iterdir()))) == (2, 1)
+    assert done.err.endswith(f"error: {path}: it has changed since it was opened\n")
+
+
+def test_a_leaf_that_does_not_fit_into_memory(run, path, monkeypatch):
+    def fails(*_, **__):
+        raise MemoryError
+
+    numpy = SimpleNamespace(**{**vars(np), "empty": fails})
+    monkeypatch.setattr(_safetensors, "np", numpy)
+    is_refused(run, path, path, "no memory for 'a.weight' of shape (16, 16), 1024 byt")

@@ -233,3 +233,8 @@ def test_a_plan_is_hashable_and_printable():
         "leaf                 shape  plan",
         "layer_*/kernel (x3)  16x8   2:4 along axis 0",
     ]
+
+
+def test_a_dot_matches_a_newline_in_a_name():
+    params = {"a\nb": {"kernel": jnp.ones((64, 32))}}
+    assert len(js.plan_sparsity(params, [js.Rule(".*", "2:4")]).sparse) == 1

@@ -1,72 +1,19 @@
-"""PyTorch's layout: axes by its names, trees there and back, files of Hugging Face."""
+"""PyTorch's layout: trees there and back, files of Hugging Face."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import linen as nn
 from jax import lax
 
 import jaxsparse as js
+from tests.command import pruned, weights
 from tests.compressed import assert_same_bits
-
-
-def weights(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def decisions(**shapes):
-    state = {name: jax.ShapeDtypeStruct(x, "float32") for name, x in shapes.items()}
-    plan = js.plan_sparsity(state, "2:4", layout="torch")
-    return {leaf.path: leaf.decision for leaf in plan.leaves}
-
-
-def test_groups_lie_along_the_inputs_of_pytorch():
-    found = decisions(
-        **{
-            "model.embed_tokens.weight": (320, 64),
-            "model.layers.0.self_attn.q_proj.weight": (32, 64),
-            "model.layers.0.self_attn.q_proj.bias": (32,),
-            "model.layers.0.mlp.down_proj.weight": (64, 128),
-            "model.layers.0.input_layernorm.weight": (64,),
-            "vision.patch_embed.proj.weight": (32, 16, 3, 3),
-            "vision.depthwise.weight": (32, 1, 3, 3),
-            "vision.conv_transpose.weight": (32, 16, 3, 3),
-            "rnn.weight_ih_l0": (64, 32),
-            "experts.gate_up_proj": (8, 64, 64),
-            "lm_head.weight": (320, 64),
-            "fc.weight": (16, 64),
-            "block.fc.weight": (16, 64),
-        }
-    )
-    along_1 = {path for path, text in found.items() if text == "2:4 along axis 1"}
-    assert along_1 == {
-        "model.layers.0.self_attn.q_proj.weight",
-        "model.layers.0.mlp.down_proj.weight",
-        "vision.patch_embed.proj.weight",
-        "rnn.weight_ih_l0",
-        "block.fc.weight",
-    }
-    assert found["model.embed_tokens.weight"] == "dense: embedding"
-    assert found["model.layers.0.input_layernorm.weight"].startswith("dense: bias")
-    assert found["vision.depthwise.weight"].startswith("dense: depthwise")
-    assert found["lm_head.weight"] == found["fc.weight"] == "dense: head"
-    for path in ("vision.conv_transpose.weight", "experts.gate_up_proj"):
-        assert found[path].startswith("dense: ambiguous")
-
-
-@pytest.mark.parametrize(
-    ("bias", "words"), [(192, "along axis 0"), (64, "along axis 1"), (None, "ambig")]
-)
-def test_biases_tell_the_layout_of_gpt_2(bias, words):
-    shapes = {"h.0.attn.c_attn.weight": (64, 192), "h.0.attn.c_proj.weight": (64, 64)}
-    if bias:
-        shapes["h.0.attn.c_attn.bias"] = (bias,)
-    found = decisions(**shapes, **{"other.weight": (16, 16)})
-    for name in ("c_attn", "c_proj"):
-        assert words in found[f"h.0.attn.{name}.weight"]
 
 
 def test_a_layout_is_one_of_two_and_not_for_a_trace():
@@ -141,6 +88,95 @@ def test_attention_becomes_matrices():
     found = query.reshape(3, 16) @ state["out.weight"].T
     np.testing.assert_allclose(found, out, rtol=1e-4, atol=1e-5)
     assert_same_bits(state["query.bias"], params["query"]["bias"].reshape(16))
+
+
+def foreign():
+    """Leaves of PyTorch that Flax's names do not tell apart."""
+    return {
+        "h.0.attn.c_attn.weight": weights((64, 192)),
+        "h.0.attn.c_attn.bias": weights((192,)),
+        "h.0.attn.c_proj.weight": weights((64, 64)),
+        "layer1.0.downsample.0.weight": weights((32, 16, 1, 1)),
+        "patch_embed.proj.weight": weights((64, 16, 8, 8)),
+        "up.weight": weights((32, 16, 2, 2)),
+        "up.bias": weights((16,)),
+        "vocabulary_emb_table.weight": weights((64, 32)),
+        "tok_embed.weight": weights((64, 32)),
+        "bn.weight": weights((8,)),
+        "bn.running_var": weights((8,)),
+        "lstm.weight_ih_l0": weights((64, 32)),
+    }
+
+
+def test_leaves_get_back_the_names_and_layouts_that_they_came_with(tmp_path):
+    state = foreign()
+    params = js.from_torch_layout(state)
+    assert params["patch_embed"]["proj"]["kernel"].shape == (8, 8, 16, 64)
+    found = js.to_torch_layout(params, like=state)
+    assert found.keys() == state.keys()
+    jax.tree.map(assert_same_bits, found, state)
+
+    path = tmp_path / "model.safetensors"
+    js.save_sparse(path, state)
+    leaves, again = js.open_torch(path), tmp_path / "again.safetensors"
+    small = js.compress_params(dict(leaves), [js.Rule(".*c_attn/kernel", "2:4")])
+    js.save_torch(again, small, like=leaves.tensors.specs)
+    leaf = js.open_tensors(again)["h.0.attn.c_attn.weight"]
+    expected = pruned(state["h.0.attn.c_attn.weight"], 2, 4, 0)
+    assert_same_bits(js.decompress(leaf), expected)
+    assert {f"h.0.attn.c_attn.weight/{x}" for x in ("values", "indices")} < (
+        safetensors.numpy.load_file(again).keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"new": {"kernel": weights((4, 4))}}, r"'new/kernel' .* is not in `like`"),
+        (
+            {"up": {"weight": weights((16, 32, 2, 2))}},
+            r"'up/weight' has shape \(16, 32, 2, 2\), by 'up.weight' in `like` it is",
+        ),
+        ({"patch_embed": {"proj": {"kernel": weights((16, 64))}}}, "reshape it"),
+    ],
+)
+def test_leaves_that_did_not_come_from_there_are_refused(params, words):
+    with pytest.raises(ValueError, match=words):
+        js.to_torch_layout(params, like=foreign())
+
+
+def test_embeddings_of_flax_are_embeddings_when_they_come_back():
+    params = nn.Embed(64, 32, name="Embed_0").init(jax.random.key(0), jnp.zeros(1, int))
+    params = {"Embed_0": params["params"], "up": {"kernel": weights((32, 64))}}
+    state = js.to_torch_layout(params)
+    plan = js.plan_sparsity(state, layout="torch")
+    assert plan["Embed_0.weight"].decision == "dense: embedding"
+    jax.tree.map(assert_same_bits, js.from_torch_layout(state), params)
+
+
+def test_what_a_refused_transposed_convolution_is_told_to_do_is_right():
+    kernel, x = weights((3, 2, 4, 8)), weights((1, 5, 6, 4), 1)
+    params = {"ConvTranspose_0": {"kernel": kernel}}
+    remedy = r"moveaxis\(flip\(kernel, \(0, 1\)\), \(-2, -1\), \(0, 1\)\)"
+    with pytest.raises(ValueError, match=rf"'ConvTranspose_0/kernel' of .*{remedy}"):
+        js.to_torch_layout(params)
+    weight = np.moveaxis(np.flip(kernel, (0, 1)), (-2, -1), (0, 1))
+    state = js.to_torch_layout({"ConvTranspose_0": {"weight": weight}})
+    assert_same_bits(state["ConvTranspose_0.weight"], weight)
+    # PyTorch adds to the output, at each input's place, its product with the weight.
+    torch = np.zeros((1, 7, 7, 8))
+    for i, j in np.ndindex(5, 6):
+        torch[0, i : i + 3, j : j + 2] += np.einsum("c,cohw->hwo", x[0, i, j], weight)
+    layer = nn.ConvTranspose(8, (3, 2), padding="VALID", use_bias=False)
+    flax = layer.apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_allclose(flax, torch, atol=1e-4)
+
+
+def test_tensors_of_pytorch_are_named_with_the_remedy():
+    tensor = type("Tensor", (), {"__module__": "torch", "shape": (8, 4), "dtype": 0})()
+    for fn in (js.from_torch_layout, partial(js.plan_sparsity, layout="torch")):
+        with pytest.raises(TypeError, match=r"'up.weight' of .* give .*x\.numpy\(\)"):
+            fn({"up.weight": tensor})
 
 
 def test_compressed_leaves_are_turned_as_they_are():

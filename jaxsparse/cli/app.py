@@ -1,7 +1,7 @@
 """All commands, and what becomes of errors."""
 
-import os
 import sys
+import traceback
 
 import typer
 
@@ -14,8 +14,9 @@ from jaxsparse.cli.show import printable
 
 
 _EXIT_CODES = (
-    "Exit codes: 0 done, or it obeys; 1 it does not obey, or leaves differ; 2 a file "
-    "or an argument is refused; 130 interrupted."
+    "Exit codes: 0 done, or it obeys; 1 it does not obey, leaves differ, or nobody "
+    "reads on; 2 a file or an argument is refused; 70 a fault of jaxsparse; 130 "
+    "interrupted."
 )
 
 app = typer.Typer(
@@ -41,14 +42,12 @@ def run() -> None:
     """Runs the command that the arguments name, and leaves with its exit code."""
     try:
         app(prog_name="jaxsparse")
-    except BrokenPipeError:  # who reads has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
         # What the library refuses, by names and with the remedy.
-        text = "\n".join(map(printable, str(error).splitlines()))
+        lines = str(error).splitlines() or [type(error).__name__]
+        text = "\n".join(map(printable, lines))
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(70)  # not 1, which says that weights are not sparse

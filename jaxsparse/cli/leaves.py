@@ -1,6 +1,6 @@
 """The leaves of a file, whatever it is, read one by one as NumPy arrays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +8,11 @@ import jax
 import numpy as np
 
 from jaxsparse._compress import decompress, is_compressed
-from jaxsparse._safetensors import read_tensor
+from jaxsparse._safetensors import Header, read_tensor
+from jaxsparse._shards import index_of
 from jaxsparse._stored_leaves import Spec, read_leaf
 from jaxsparse.cli import orbax
+from jaxsparse.cli.show import print_note
 from jaxsparse.io import open_tensors
 
 
@@ -22,11 +24,13 @@ class Leaves:
       path: the file, whose index has `.index.json` behind it, or a checkpoint's folder.
       specs: shape and dtype of each leaf, or `Compressed` of such, by name.
       read: gives a leaf, with its zeros: an array that the caller may write to.
+      headers: those of safetensors files, none twice.
     """
 
     path: Path
     specs: Mapping[str, Spec]
     read: Callable[[str], np.ndarray]
+    headers: Sequence[Header] = ()
 
 
 def open_leaves(path: Path) -> Leaves:
@@ -41,8 +45,10 @@ def open_leaves(path: Path) -> Leaves:
         arrays = orbax.read_arrays(path)
         specs = {name: array.spec for name, array in arrays.items()}
         return Leaves(path, specs, lambda name: orbax.read_array(arrays[name]))
-    path = without_index(path)
+    given, path = path, without_index(path)
     tensors = open_tensors(path)
+    if given == path and index_of(path).exists() and path.exists():
+        print_note(f"{index_of(path)} is what is read, not {path} beside it")
 
     def read(name: str) -> np.ndarray:
         header, spec = tensors.headers[name], tensors.specs[name]
@@ -51,12 +57,13 @@ def open_leaves(path: Path) -> Leaves:
         with as_wide_as(spec.dtype):
             return np.array(decompress(read_leaf(header, name, spec)))
 
-    return Leaves(path, tensors.specs, read)
+    headers = {header.path: header for header in tensors.headers.values()}
+    return Leaves(path, tensors.specs, read, [*headers.values()])
 
 
 def without_index(path: Path) -> Path:
     """The path that an index belongs to; any other one as it is."""
-    return path.with_name(path.name.removesuffix(".index.json"))
+    return path.parent / path.name.removesuffix(".index.json")
 
 
 def as_wide_as(dtype: np.dtype):

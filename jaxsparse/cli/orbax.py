@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,14 +85,17 @@ def write_arrays(
 
     Args:
       path: the checkpoint that is read.
-      output: the folder to write; one that is there is replaced.
+      output: the folder to write, or a link to it; one that is there is replaced.
       change: gives what to write, from the path of an array and the array.
+
+    Raises:
+      SparseFileError: the checkpoint is not valid, or cannot be read.
     """
+    output = output.resolve()
     ts = _tensorstore()
     pending = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
     try:
-        skipped = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
-        shutil.copytree(path, pending, ignore=skipped)
+        _copy_rest(path, pending)
         arrays = read_arrays(path)
         known = tuple(f"{array.name}/" for array in arrays.values())
         source, target = (ts.KvStore.open(_store(x)).result() for x in (path, pending))
@@ -113,6 +117,19 @@ def write_arrays(
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _copy_rest(path: Path, pending: Path) -> None:
+    """Copies what is no array, into folders of one's own: theirs may be read-only."""
+    skipped = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
+    try:
+        shutil.copytree(path, pending, ignore=skipped)
+    except shutil.Error as error:
+        (file, _, cause), *_ = error.args[0]
+        raise SparseFileError(Path(file), cause) from error
+    for there in (pending, *pending.rglob("*")):
+        if there.is_dir():
+            there.chmod(there.stat().st_mode | stat.S_IRWXU)
+
+
 def _trim() -> None:
     """Gives freed memory back, of which each of TensorStore's threads keeps its own.
 
@@ -128,7 +145,11 @@ def _replace_folder(pending: Path, output: Path) -> None:
         return
     old = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
     output.rename(old)
-    pending.rename(output)
+    try:
+        pending.rename(output)
+    except BaseException:
+        old.rename(output)
+        raise
     shutil.rmtree(old)
 
 
@@ -147,7 +168,10 @@ def _names(path: Path) -> tuple[dict[str, str], str]:
         for entry in told["tree_metadata"].values():
             keys = [str(key["key"]) for key in entry["key_metadata"]]
             if entry["value_metadata"]["value_type"] in _ARRAYS:
-                names[_leaf_path(keys)] = ".".join(keys)
+                leaf = _leaf_path(keys)
+                if leaf in names:
+                    raise SparseFileError(file, f"two arrays have the path {leaf!r}")
+                names[leaf] = ".".join(keys)
     except (AttributeError, KeyError, TypeError) as error:
         raise SparseFileError(file, f"it is not valid: {error!r}") from error
     return names, "zarr3" if told.get("use_zarr3") else "zarr"

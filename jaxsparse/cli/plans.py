@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Annotated
 
@@ -50,6 +51,15 @@ AnySizeOption = Annotated[
 HeadOption = Annotated[bool, typer.Option("--head", help="The output layer too.")]
 
 
+#: What the library says of its arguments, and the option that does it here.
+_REMEDIES = {
+    r"pass (fn=, or )?Rule\(\.\.\., axis=\.\.\.\)": "give --rule 'REGEX=2:4@AXIS'",
+    r"with fn=\.\.\. or axis=\.\.\.": "--rule 'REGEX=2:4@AXIS'",
+    r"sizes=None": "--any-size",
+    r"Rule\(.*, None\)": "--rule 'REGEX=dense'",
+}
+
+
 def plan_leaves(
     leaves: Leaves,
     pattern: str,
@@ -69,6 +79,13 @@ def plan_leaves(
     """
     sizes = None if any_size else ASP_SIZES
     planned = [_rule(text, sizes) for text in rules or ()]
+    for text, rule in zip(rules or (), planned, strict=True):
+        if not any(map(rule.matches, leaves.specs)):
+            raise ValueError(
+                f"--rule {text!r} matches none of the {len(leaves.specs)} leaves. It "
+                "has to match a whole name, such as "
+                f"{next(iter(leaves.specs), None)!r}: write '.*' for anything"
+            )
     state = Rule(r"(.*/)?opt_state/.*", None)
     if any(map(state.matches, leaves.specs)):
         planned.append(state)
@@ -78,7 +95,18 @@ def plan_leaves(
         for name, spec in leaves.specs.items()
     }
     layout = layout or _layout_of(leaves)
-    return plan_sparsity(shapes, planned, layout=layout.value, dense_head=not head)
+    try:
+        plan = plan_sparsity(shapes, planned, layout=layout.value, dense_head=not head)
+    except (TypeError, ValueError) as error:
+        raise ValueError(_by_options(str(error))) from error
+    return Plan(tuple(replace(x, reason=_by_options(x.reason)) for x in plan.leaves))
+
+
+def _by_options(text: str) -> str:
+    """A text of the library, with the command line's remedies."""
+    for remedy, option in _REMEDIES.items():
+        text = re.sub(remedy, option, text)
+    return text
 
 
 def _layout_of(leaves: Leaves) -> Layout:

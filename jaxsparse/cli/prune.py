@@ -14,7 +14,13 @@ from jaxsparse._leaf_plan import LeafPlan
 from jaxsparse._plan import Plan
 from jaxsparse._replace import replace_files
 from jaxsparse._safetensors import Header, file_chunks, read_tensor
-from jaxsparse._shards import checked_path, index_of, index_text, read_headers
+from jaxsparse._shards import (
+    checked_path,
+    index_metadata,
+    index_of,
+    index_text,
+    leftovers,
+)
 from jaxsparse._table import fold, shape_text
 from jaxsparse.cli import orbax
 from jaxsparse.cli.inspect import FileArgument, JsonOption
@@ -60,7 +66,9 @@ def prune(
     OUT is complete or not there, whatever happens meanwhile.
     """
     leaves = open_leaves(file)
-    output = _checked_output(leaves, output, force)
+    if not leaves.path.is_dir():
+        output = checked_path(without_index(output))
+    _check_output(leaves, output, force)
     plan = plan_leaves(leaves, pattern, layout, rule, any_size=any_size, head=head)
     with progress(len(plan.leaves), "prune") as step:
 
@@ -71,7 +79,7 @@ def prune(
         if leaves.path.is_dir():
             orbax.write_arrays(leaves.path, output, change)
         else:
-            _write_tensors(leaves.path, output, change)
+            _write_tensors(leaves, output, change)
     if json:
         print_json(_told(leaves, output, plan))
         return
@@ -92,35 +100,51 @@ def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
     return weight
 
 
-def _checked_output(leaves: Leaves, output: Path, force: bool) -> Path:
-    """Where the output goes, if it may go there."""
+def _check_output(leaves: Leaves, output: Path, force: bool) -> None:
+    """Raises unless the leaves may be pruned into this place."""
+    if not leaves.specs:
+        raise ValueError(f"{leaves.path} has no leaves")
     for name, spec in leaves.specs.items():
         if is_compressed(spec):
             raise ValueError(f"{leaves.path}: leaf {name!r} is compressed already")
-    if not leaves.path.is_dir():
-        output = checked_path(without_index(output))
+    if leaves.path.is_dir():
+        _check_apart(leaves.path, output)
+        output = output.resolve()
+        places, kind = [output], orbax.is_checkpoint
+    else:
+        places, kind = [output, index_of(output)], Path.is_file
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent}: make it")
-    if output.resolve() == leaves.path.resolve():
-        raise ValueError(f"{output} is what is read: write to another place")
-    for there in (output, index_of(output)):
-        if there.exists() and not force:
-            raise ValueError(f"{there} is there already: give --force to replace it")
-    kind = orbax.is_checkpoint if leaves.path.is_dir() else Path.is_file
-    if output.exists() and not kind(output):
-        raise ValueError(f"{output} is not of the kind of {leaves.path}: remove it")
-    return output
+    files = [leaves.path, index_of(leaves.path), *(x.path for x in leaves.headers)]
+    read = {file.resolve() for file in files}
+    for place in (*places, *leftovers(output, keep=())):
+        if place.resolve() in read:
+            raise ValueError(f"{place} is what is read: write to another place")
+    for place in filter(Path.exists, places):
+        if not force:
+            raise ValueError(f"{place} is there already: give --force to replace it")
+        if not kind(place):
+            raise ValueError(f"{place} is not of the kind of {leaves.path}: remove it")
+
+
+def _check_apart(path: Path, output: Path) -> None:
+    """Raises where one of two folders lies within the other one."""
+    one, other = path.resolve(), output.resolve()
+    if one in other.parents or other in one.parents:
+        raise ValueError(
+            f"{output} lies within what is read, or around it: write beside it"
+        )
 
 
 def _write_tensors(
-    path: Path, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
+    leaves: Leaves, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
 ) -> None:
     """Writes as many files as were read, each tensor when it is its turn."""
-    headers = read_headers(path)
+    sizes, metadata = list(map(_sizes, leaves.headers)), index_metadata(leaves.path)
     replace_files(
         output,
-        [partial(_changed, header, change) for header in headers],
-        lambda names: index_text(names, list(map(_sizes, headers))),
+        [partial(_changed, header, change) for header in leaves.headers],
+        lambda names: index_text(names, sizes, metadata),
     )
 
 

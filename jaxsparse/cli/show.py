@@ -34,6 +34,11 @@ def print_line(text: str) -> None:
     _console(sys.stdout).print(Text(printable(text)))
 
 
+def print_note(text: str) -> None:
+    """A line on stderr."""
+    print(f"note: {printable(text)}", file=sys.stderr)
+
+
 def print_json(value: Any) -> None:
     """A JSON object on stdout."""
     print(json.dumps(value, indent=2))

@@ -1,0 +1,115 @@
+"""Axes by the names that PyTorch and Hugging Face give."""
+
+import jax
+import pytest
+
+import jaxsparse as js
+
+
+def decisions(**shapes):
+    state = {name: jax.ShapeDtypeStruct(x, "float32") for name, x in shapes.items()}
+    plan = js.plan_sparsity(state, "2:4", layout="torch")
+    return {leaf.path: leaf.decision for leaf in plan.leaves}
+
+
+def test_groups_lie_along_the_inputs_of_pytorch():
+    found = decisions(
+        **{
+            "model.embed_tokens.weight": (320, 64),
+            "model.layers.0.self_attn.q_proj.weight": (32, 64),
+            "model.layers.0.self_attn.q_proj.bias": (32,),
+            "model.layers.0.mlp.down_proj.weight": (64, 128),
+            "model.layers.0.input_layernorm.weight": (64,),
+            "vision.patch_embed.proj.weight": (32, 16, 3, 3),
+            "vision.depthwise.weight": (32, 1, 3, 3),
+            "vision.conv_transpose.weight": (32, 16, 3, 3),
+            "rnn.weight_ih_l0": (64, 32),
+            "experts.gate_up_proj": (8, 64, 64),
+            "lm_head.weight": (320, 64),
+            "fc.weight": (16, 64),
+            "block.fc.weight": (16, 64),
+        }
+    )
+    along_1 = {path for path, text in found.items() if text == "2:4 along axis 1"}
+    assert along_1 == {
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "vision.patch_embed.proj.weight",
+        "rnn.weight_ih_l0",
+        "block.fc.weight",
+    }
+    assert found["model.embed_tokens.weight"] == "dense: embedding"
+    assert found["model.layers.0.input_layernorm.weight"].startswith("dense: bias")
+    assert found["vision.depthwise.weight"].startswith("dense: depthwise")
+    assert found["lm_head.weight"] == found["fc.weight"] == "dense: head"
+    for path in ("vision.conv_transpose.weight", "experts.gate_up_proj"):
+        assert found[path].startswith("dense: ambiguous")
+
+
+@pytest.mark.parametrize(
+    ("bias", "words"), [(192, "along axis 0"), (64, "along axis 1"), (None, "ambig")]
+)
+def test_biases_tell_the_layout_of_gpt_2(bias, words):
+    shapes = {"h.0.attn.c_attn.weight": (64, 192), "h.0.attn.c_proj.weight": (64, 64)}
+    if bias:
+        shapes["h.0.attn.c_attn.bias"] = (bias,)
+    found = decisions(**shapes, **{"other.weight": (16, 16)})
+    for name in ("c_attn", "c_proj"):
+        assert words in found[f"h.0.attn.{name}.weight"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("Embed_0", "Embedding", "embedder", "embedding_table", "embed_in"),
+        *("tok_emb", "token_emb", "pos_emb", "word_emb", "time_embed", "tok_embed"),
+        *("token_embed", "query_embed", "row_embed", "token_embedder", "wte"),
+        *("embed_tokens", "embed_tokens_per_layer", "position_embeddings"),
+    ],
+)
+def test_embeddings_are_matrices_without_bias_by_many_names(module):
+    found = decisions(
+        **{
+            f"a.{module}.weight": (320, 64),
+            f"vision.{module}.weight": (32, 16, 3, 3),
+            f"b.{module}.weight": (32, 64),
+            f"b.{module}.bias": (32,),
+            f"{module}.proj.weight": (32, 64),
+        }
+    )
+    assert found.pop(f"a.{module}.weight") == "dense: embedding"
+    assert found.pop(f"b.{module}.bias").startswith("dense: bias")
+    assert set(found.values()) == {"2:4 along axis 1"}
+
+
+def test_what_may_be_an_embedding_and_heads_stay_dense():
+    found = decisions(
+        **{
+            "speakerEmbTable.weight": (64, 32),
+            "model.output_layer.weight": (320, 64),
+            "mlm_head.weight": (320, 64),
+            "proj_out.weight": (320, 64),
+            "block.proj_out.weight": (64, 64),
+        }
+    )
+    maybe = found.pop("speakerEmbTable.weight")
+    assert maybe.startswith("dense: ambiguous: 'speakerEmbTable' may be an embedding")
+    assert found.pop("block.proj_out.weight") == "2:4 along axis 1"
+    assert set(found.values()) == {"dense: head"}
+
+
+def test_a_bias_that_is_not_of_axis_0_leaves_doubt():
+    found = decisions(
+        **{
+            "up.0.weight": (64, 32, 4, 4),
+            "up.0.bias": (32,),
+            "proj.weight": (64, 192),
+            "proj.bias": (192,),
+            "attn.in_proj_weight": (96, 32),
+            "attn.in_proj_bias": (96,),
+        }
+    )
+    for name, bias in (("up.0.weight", 32), ("proj.weight", 192)):
+        words = f"dense: ambiguous: its bias has shape ({bias},), axis 0 has 64"
+        assert found[name].startswith(words)
+    assert found["attn.in_proj_weight"] == "2:4 along axis 1"
