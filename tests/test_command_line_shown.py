@@ -165,7 +165,7 @@ def test_what_an_encoding_does_not_have_is_escaped(run, model, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stdout)
     assert run("prune", model, "-o", output).code == 0
     stdout.seek(0)
-    assert "/\\xf6.safetensors\n" in stdout.read().replace("\\\n", "\\")
+    assert "/\\xf6.safetensors" in stdout.read().replace("\n", "")  # wrapped
 
 
 @pytest.mark.parametrize(
