@@ -30,7 +30,7 @@ def by_shards(find: _Find, whole: Sequence[int], x: Array, *scalars: Array) -> A
       x: an array of any shape.
       scalars: further operands.
     """
-    kinds = jax.typeof(x).sharding.mesh.axis_types
+    kinds = _axis_types(x)
     if AxisType.Explicit in kinds:
         return by_explicit_shards(find, x, *scalars)
     if AxisType.Manual in kinds:
@@ -69,8 +69,13 @@ def by_explicit_shards(find: _Find, x: Array, *scalars: Array) -> Array:
 
 def is_automatic(x: Array) -> bool:
     """Whether the compiler alone decides how the array is sharded."""
-    axes = jax.typeof(x).sharding.mesh.axis_types
-    return all(kind is AxisType.Auto for kind in axes)
+    return all(kind is AxisType.Auto for kind in _axis_types(x))
+
+
+def _axis_types(x: Array) -> tuple[AxisType, ...]:
+    """The kinds of the mesh's axes; an array of NumPy's is on none, but within one."""
+    meshes = jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh()
+    return tuple(kind for mesh in meshes for kind in mesh.axis_types)
 
 
 def partition_one(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any]:

@@ -106,7 +106,7 @@ def test_a_report_adds_up_magnitudes_of_any_size(size):
     params = {"kernel": jnp.full((16, 8), size)}
     report = js.sparsity_report(params, [js.Rule("kernel", "1:4", axis=0)])
     (leaf,) = json.loads(json.dumps(report.as_dict(), allow_nan=False))["leaves"]
-    assert leaf["magnitude_kept"] == pytest.approx(1 / 4)
+    assert leaf["magnitude_kept"] == pytest.approx(1 / 4, rel=1e-5)  # 128 roundings
 
 
 def test_a_transposable_leaf_that_is_stored_as_planned_is_shown_so():
