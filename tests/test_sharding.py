@@ -105,7 +105,6 @@ def test_the_guide_to_several_devices_runs():
 
 PATTERNS = """
 import itertools
-import sys
 
 import jax
 import numpy as np
@@ -114,8 +113,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
 
-kind = AxisType[sys.argv[1]]
-mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
 weight = np.random.default_rng(0).normal(size=(32, 16)).astype("float32")
 
 
@@ -139,63 +136,63 @@ wanted = {
     "2:4 transposable": np.block(both),
     js.Channel(0.25): np.broadcast_to(top(abs(weight).sum(0), 12), (32, 16)),
 }
-specs = P("a", "b"), P(("a", "b"), None), P(None, ("a", "b")), P("b", None)
-line = jax.make_mesh((8,), ("a",), axis_types=(kind,))
-for mesh, spec in [*((mesh, spec) for spec in specs), (line, P("a"))]:
-    put = lambda x: {"w": jax.device_put(x, NamedSharding(mesh, spec))}
-    params, gradients = put(weight), put(weight[::-1].copy())
-    for pattern, expected in wanted.items():
+moving = js.Unstructured(0.9), "2:4"
+
+
+def trained(tree, slopes):  # by each wrapper, each pattern, for three steps
+    grow = {"fraction": lambda _: 0.5, "every": 1}
+    key = jax.random.key(0)
+    for pattern in moving:
         rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
-        for packed in (False, True):
-            masks = js.create_masks(params, rules, packed=packed)
-            pruned = js.mask_params(params, masks)["w"]
-            np.testing.assert_array_equal(pruned, np.where(expected, weight, 0))
-    moving = js.Unstructured(0.9), "2:4"
-    for pattern in moving if spec == specs[0] else ():
-        rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
-        half = lambda _: 0.5
-        grow = {"fraction": half, "every": 1}
-        key = jax.random.key(0)
-        for make in (
-            lambda: js.wrap_optimizer(
+        for tx in (
+            js.wrap_optimizer(
                 optax.adam(0.1), rules, schedule=js.cubic_schedule(0, 2)
             ),
-            lambda: js.regrow_by_gradient(optax.adam(0.1), rules, **grow),
-            lambda: js.regrow_at_random(optax.adam(0.1), rules, key=key, **grow),
-            lambda: optax.chain(js.add_sr_ste_decay(rules), optax.adam(0.1)),
+            js.regrow_by_gradient(optax.adam(0.1), rules, **grow),
+            js.regrow_at_random(optax.adam(0.1), rules, key=key, **grow),
+            optax.chain(js.add_sr_ste_decay(rules), optax.adam(0.1)),
         ):
-            ends = []
-            for tree, slopes in (
-                (params, gradients),
-                ({"w": weight}, {"w": weight[::-1].copy()}),
-            ):
-                tx = make()
-                state = jax.jit(tx.init)(tree)
-                for _ in range(3):
-                    updates, state = jax.jit(tx.update)(slopes, state, tree)
-                    tree = jax.jit(optax.apply_updates)(tree, updates)
-                ends.append(np.asarray(tree["w"]))
-            np.testing.assert_array_equal(ends[0] != 0, ends[1] != 0)
-            np.testing.assert_allclose(*ends, rtol=1e-5, atol=1e-6)
-abstract = js.abstract_state(optax.adam(0.1), {"u": jax.numpy.ones(8)} | params)
-placed = [x.sharding.device_set for x in jax.tree.leaves(abstract)]
-assert all(devices == set(mesh.devices.flat) for devices in placed)
-with jax.set_mesh(mesh):  # which an array need not be on
-    for pattern, expected in wanted.items():
-        rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
-        found = js.create_masks({"w": weight}, rules)["w"]
-        np.testing.assert_array_equal(found, expected)
+            params, state = tree, jax.jit(tx.init)(tree)
+            for _ in range(3):
+                updates, state = jax.jit(tx.update)(slopes, state, params)
+                params = jax.jit(optax.apply_updates)(params, updates)
+            yield np.asarray(params["w"])
+
+
+alone = list(trained({"w": weight}, {"w": weight[::-1].copy()}))
+specs = P("a", "b"), P(("a", "b"), None), P(None, ("a", "b")), P("b", None)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
+    line = jax.make_mesh((8,), ("a",), axis_types=(kind,))
+    for mesh, spec in [*((mesh, spec) for spec in specs), (line, P("a"))]:
+        put = lambda x: {"w": jax.device_put(x, NamedSharding(mesh, spec))}
+        params, gradients = put(weight), put(weight[::-1].copy())
+        for pattern, expected in wanted.items():
+            rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
+            for packed in (False, True) if spec == specs[0] else (False,):
+                masks = js.create_masks(params, rules, packed=packed)
+                pruned = js.mask_params(params, masks)["w"]
+                np.testing.assert_array_equal(pruned, np.where(expected, weight, 0))
+        if spec == specs[0]:
+            for one, found in zip(alone, trained(params, gradients), strict=True):
+                np.testing.assert_array_equal(one != 0, found != 0)
+                np.testing.assert_allclose(one, found, rtol=1e-5, atol=1e-6)
+    abstract = js.abstract_state(optax.adam(0.1), {"u": jax.numpy.ones(8)} | params)
+    placed = [x.sharding.device_set for x in jax.tree.leaves(abstract)]
+    assert all(devices == set(mesh.devices.flat) for devices in placed)
+    with jax.set_mesh(mesh):  # which an array need not be on
+        for pattern, expected in wanted.items():
+            rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
+            found = js.create_masks({"w": weight}, rules)["w"]
+            np.testing.assert_array_equal(found, expected)
 """
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_other_patterns_and_moving_masks_equal_those_of_one_device(kind):
-    run_on_eight_devices("-c", PATTERNS, kind)
+def test_other_patterns_and_moving_masks_equal_those_of_one_device():
+    run_on_eight_devices("-c", PATTERNS)
 
 
 CALIBRATION = """
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,8 +200,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
 
-kind = AxisType[sys.argv[1]]
-mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
 rng = np.random.default_rng(0)
 draw = lambda *sizes: rng.normal(size=sizes).astype("float32")
 tree = {
@@ -219,7 +214,7 @@ x = draw(8, 12, 16)
 def fn(params, x):
     y = jnp.tanh(jnp.einsum("bsd,df->bsf", x, params["up"]))
     # Over explicit axes a sum over a sharded one has to say where it goes.
-    to = P("data") if kind == AxisType.Explicit and given is not x else None
+    to = P("data") if explicit and given is not x else None
     y = jnp.einsum("bsf,fd->bsd", y, params["down"], out_sharding=to)
     y = jnp.einsum("bsd,edh->bseh", y, params["experts"])
     return jnp.einsum("bseh,eho->bso", y, params["out"])
@@ -233,29 +228,37 @@ rules = [
 ]
 specs = {"up": P(None, "model"), "down": P("model", None), "experts": P("model")}
 specs["out"] = P()
-put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
-sharded = {name: put(leaf, specs[name]) for name, leaf in tree.items()}
-results = []
-with jax.set_mesh(mesh):
-    for params, given in ((tree, x), (sharded, put(x, P("data")))):
-        known = js.collect_statistics(fn, params, [given, given], plan=rules)
-        wanda = js.WandaSearcher(rules).search(params, known)
-        found = js.SparseGPTSearcher(rules).search(params, known)
-        fitted = js.fit_weights(params, wanda.masks, known)
-        best = js.SparseGPTSearcher(rules, update_weights="optimal")
-        best = best.search(params, known).params
-        moments = {path: one.second_moment for path, one in known.items()}
-        results.append((moments, wanda.masks, found.masks, found.params, fitted, best))
-        if params is sharded:
-            for name, leaf in sharded.items():
-                for tree in (found.params, found.masks, wanda.params, wanda.masks):
-                    after = tree[name].sharding
-                    assert after.is_equivalent_to(leaf.sharding, leaf.ndim), name
+
+
+def calibrated(params):
+    known = js.collect_statistics(fn, params, [given, given], plan=rules)
+    wanda = js.WandaSearcher(rules).search(params, known)
+    found = js.SparseGPTSearcher(rules).search(params, known)
+    fitted = js.fit_weights(params, wanda.masks, known)
+    best = js.SparseGPTSearcher(rules, update_weights="optimal")
+    best = best.search(params, known).params
+    moments = {path: one.second_moment for path, one in known.items()}
+    return moments, wanda.masks, found.masks, found.params, fitted, best, wanda.params
+
+
+given, explicit = x, False
+alone = calibrated(tree)
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-jax.tree.map(close, *results)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+    put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+    params = {name: put(leaf, specs[name]) for name, leaf in tree.items()}
+    given, explicit = put(x, P("data")), kind == AxisType.Explicit
+    with jax.set_mesh(mesh):
+        together = calibrated(params)
+    jax.tree.map(close, alone, together)
+    _, masks, found_masks, found, _, _, pruned = together
+    for name, leaf in params.items():
+        for after in (found, found_masks, pruned, masks):
+            same = after[name].sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+            assert same, name
 """
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_calibration_of_sharded_batches_and_weights_equals_that_of_one_device(kind):
-    run_on_eight_devices("-c", CALIBRATION, kind)
+def test_calibration_of_sharded_batches_and_weights_equals_that_of_one_device():
+    run_on_eight_devices("-c", CALIBRATION)
