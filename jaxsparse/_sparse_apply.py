@@ -52,8 +52,8 @@ def sparse_apply(
       fn: any JAX function of the parameters; `fn(params, *args, **kwargs)`.
       plan: a plan, rules or a pattern that the compressed leaves have to obey, or None
         to take them as they are.
-      implementation: of all products, as `nm_matmul` takes it. With `"xla"` the program
-        has no call of a kernel, so `jax.export` takes it.
+      implementation: of the products with compressed weights, as `nm_matmul` takes it.
+        With `"xla"` the program has no call of a kernel, so `jax.export` takes it.
 
     Returns:
       A function of parameters in which leaves may be `Compressed`, as

@@ -186,7 +186,8 @@ def _back_to(like: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, An
         if shape != wanted:
             raise ValueError(
                 f"leaf {path!r} has shape {shape}, by {name!r} in `like` it is "
-                f"{wanted}: reshape it"
+                f"{wanted}: give a leaf of that shape, or the state dict that the tree "
+                "came from"
             )
         state[name] = apply_move(path, leaf, move)
     return state

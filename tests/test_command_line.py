@@ -7,20 +7,8 @@ import pytest
 import safetensors.numpy
 
 import jaxsparse as js
-from tests.command import flax_params, pruned, runner, torch_state, weights
+from tests.command import flax_params, pruned, torch_state, weights
 from tests.compressed import assert_same_bits
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    return runner(capsys, monkeypatch)
-
-
-@pytest.fixture
-def model(tmp_path):
-    path = tmp_path / "model.safetensors"
-    safetensors.numpy.save_file(torch_state(), path, metadata={"format": "pt"})
-    return path
 
 
 def load(path):

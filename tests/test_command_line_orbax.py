@@ -8,12 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.command import flax_params, pruned, runner, weights
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    return runner(capsys, monkeypatch)
+from tests.command import flax_params, pruned, weights
 
 
 def test_checkpoints_of_orbax(run, tmp_path):

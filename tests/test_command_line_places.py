@@ -5,20 +5,8 @@ import json
 import pytest
 import safetensors.numpy
 
-from tests.command import pruned, runner, torch_state
+from tests.command import pruned, torch_state
 from tests.compressed import assert_same_bits
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    return runner(capsys, monkeypatch)
-
-
-@pytest.fixture
-def model(tmp_path):
-    path = tmp_path / "model.safetensors"
-    safetensors.numpy.save_file(torch_state(), path)
-    return path
 
 
 def write_several(folder, stem="model"):

@@ -9,12 +9,6 @@ import pytest
 import safetensors.numpy
 
 from jaxsparse import _safetensors
-from tests.command import runner
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    return runner(capsys, monkeypatch)
 
 
 @pytest.fixture

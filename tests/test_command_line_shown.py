@@ -11,22 +11,10 @@ import safetensors.numpy
 
 import jaxsparse
 from jaxsparse import cli
-from tests.command import runner, torch_state, weights
+from tests.command import weights
 
 
 COMMANDS = ("inspect", "prune", "check", "compare", "demo")
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    return runner(capsys, monkeypatch)
-
-
-@pytest.fixture
-def model(tmp_path):
-    path = tmp_path / "model.safetensors"
-    safetensors.numpy.save_file(torch_state(), path)
-    return path
 
 
 @pytest.mark.parametrize(

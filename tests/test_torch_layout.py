@@ -137,7 +137,10 @@ def test_leaves_get_back_the_names_and_layouts_that_they_came_with(tmp_path):
             {"up": {"weight": weights((16, 32, 2, 2))}},
             r"'up/weight' has shape \(16, 32, 2, 2\), by 'up.weight' in `like` it is",
         ),
-        ({"patch_embed": {"proj": {"kernel": weights((16, 64))}}}, "reshape it"),
+        (
+            {"patch_embed": {"proj": {"kernel": weights((16, 64))}}},
+            "give a leaf of that shape",
+        ),
     ],
 )
 def test_leaves_that_did_not_come_from_there_are_refused(params, words):
