@@ -73,11 +73,15 @@ class Choice(NamedTuple):
     blocks: int
 
 
+# How many clusters of so many blocks run at once, each block on its own multiprocessor.
+CLUSTERS = {4: 30, 3: 40, 2: 66}
+
+
 def choose(rows: int, k: int, out: int) -> Choice:
     """How to multiply `[rows, k]` by `[k, out]` on 132 multiprocessors.
 
     Few rows: reading the weight is what takes time, so all of the GPU has to read, and
-    tiles are shared until they are about as many as multiprocessors. Many: a tile of
+    blocks share tiles as long as each has a multiprocessor of its own. Many: a tile of
     256 by 128 is the quickest by its work, if there are enough of them; where they are
     more than one for each multiprocessor, the cache is what limits it, so two share
     what they read. Measured by `benchmarks.nm_matmul` on an H100.
@@ -86,15 +90,16 @@ def choose(rows: int, k: int, out: int) -> Choice:
     def count(tile_rows: int, tile_out: int) -> int:
         return -(-rows // tile_rows) * -(-out // tile_out)
 
+    def blocks(tiles: int, least_k: int, *numbers: int) -> int:
+        fits = lambda n: tiles <= CLUSTERS[n] and k >= least_k * n
+        return next(filter(fits, numbers), 1)
+
     def split(tile_rows: int, tile_out: int) -> Choice:
-        most = min(132 // count(tile_rows, tile_out), k // 128)
-        return Choice("split", tile_rows, 4 if most >= 4 else 2 if most >= 2 else 1)
+        tiles = count(tile_rows, tile_out)
+        return Choice("split", tile_rows, blocks(tiles, 128, 4, 3, 2))
 
     if rows <= 16:
-        tiles, blocks = count(16, 64), 1
-        while blocks < 4 and tiles * blocks < 100 and k >= 1024 * blocks:
-            blocks *= 2
-        return Choice("few", 8 if rows <= 8 else 16, blocks)
+        return Choice("few", 8 if rows <= 8 else 16, blocks(count(16, 64), 512, 4, 2))
     if rows <= 32:
         return split(32, 64)
     if rows <= 128:
@@ -104,7 +109,7 @@ def choose(rows: int, k: int, out: int) -> Choice:
         # Neighbours along the outputs share; where one has none, it works for nothing.
         paired = 2 * count(256, 256) <= 1.05 * count(256, 128)
         return Choice("whole", 256, 2 if paired and count(256, 128) > 132 else 1)
-    return split(256 if count(256, 128) >= 50 else 128, 128)
+    return split(256 if count(256, 128) > CLUSTERS[4] else 128, 128)
 
 
 def _batched(size: int, batched: list[bool], *arrays: ArrayLike):

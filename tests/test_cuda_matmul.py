@@ -30,7 +30,10 @@ SHAPES = [
     *[(rows, 264, 16384) for rows in (5, 20, 60, 100, 129, 257)],
     *[(rows, 136, 6992) for rows in (200, 500, 1000)],
     (1000, 4104, 6992),  # stages are used again and again
-    *[(7, 4104, 1040), (12, 2056, 2064), (16, 8200, 528)],  # few rows, clusters of four
+    *[(7, 4104, 1040), (12, 2056, 1808), (16, 8200, 528)],  # few rows, clusters of four
+    *[(10, 1048, 3984), (2, 2024, 2064), (13, 712, 5008)],  # of two, and one block
+    *[(rows, 520, 4016) for rows in (60, 200)],  # clusters of three
+    *[(rows, 264, 6992) for rows in (60, 200)],  # of two
     *[(1, 8, 16), (3, 16, 48), (40, 8, 16), (700, 24, 144)],
 ]
 
@@ -156,7 +159,7 @@ def check_transformations(implementation):
 # As in `kernels/nm_matmul.cu`: rows of a tile, and how many blocks share one.
 COMPILED = {
     "few": ({8, 16}, {1, 2, 4}),
-    "split": ({32, 64, 128, 256}, {1, 2, 4}),
+    "split": ({32, 64, 128, 256}, {1, 2, 3, 4}),
     "whole": ({128, 256}, {1, 2}),  # two with 256 rows only
 }
 

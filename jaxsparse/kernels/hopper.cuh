@@ -1,4 +1,4 @@
-// What this library uses of Hopper's instructions: barriers, TMA and sparse wgmma.
+// What this library uses of Hopper's instructions for memory: barriers, TMA, clusters.
 #pragma once
 
 #include <cuda.h>
@@ -14,7 +14,8 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 }
 
 __device__ inline void init_barrier(uint32_t barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals)
+               : "memory");
 }
 
 // Lets other threads, other blocks and TMA see barriers that this thread has made.
@@ -24,17 +25,18 @@ __device__ inline void publish_barriers() {
 
 __device__ inline void expect_bytes(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
-               "r"(bytes));
+               "r"(bytes)
+               : "memory");
 }
 
 __device__ inline void arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier));
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // At a barrier of any block of the cluster. It orders no writes, and need not: what it tells
 // is that reads are over, whose results have been used. With a release it would take long.
 __device__ inline void arrive_remote(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier));
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 __device__ inline void wait(uint32_t barrier, uint32_t parity) {
@@ -42,6 +44,17 @@ __device__ inline void wait(uint32_t barrier, uint32_t parity) {
       "{\n.reg .pred done;\n"
       "again:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// The same, for what other blocks of the cluster have stored.
+__device__ inline void wait_for_cluster(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n}\n" ::"r"(barrier),
       "r"(parity)
       : "memory");
@@ -102,11 +115,14 @@ __device__ inline void sync_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// All threads of a warp arrive and wait together.
 __device__ inline void arrive_cluster() {
+  __syncwarp();
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 // Says that this block has begun, and nothing of its writes.
 __device__ inline void arrive_cluster_relaxed() {
+  __syncwarp();
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ inline void wait_cluster() {
@@ -142,11 +158,11 @@ __device__ inline float2 load_cluster(uint32_t address) {
 }
 
 // Stores to any block of the cluster, and tells a barrier of that block how many bytes.
-__device__ inline void store_async(uint32_t address, float2 v, uint32_t barrier) {
+__device__ inline void store_async(uint32_t address, float4 v, uint32_t barrier) {
   asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
-          address),
-      "f"(v.x), "f"(v.y), "r"(barrier)
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32"
+      " [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
       : "memory");
 }
 
@@ -162,6 +178,14 @@ __device__ inline void store_transposed(uint32_t address, uint32_t a, uint32_t b
                    address),
                "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
+}
+
+// So many times so many bytes further on, in one instruction.
+template <typename T>
+__device__ inline const T* add(const T* from, uint32_t bytes, uint32_t times) {
+  const T* to;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(to) : "r"(bytes), "r"(times), "l"(from));
+  return to;
 }
 
 // Reads what nobody reads again.
@@ -207,91 +231,5 @@ __device__ inline uint32_t two<__half>(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);
 }
-
-// Of a tile whose rows of 128 bytes are swizzled: eight rows follow each other in 1024 bytes.
-__device__ inline uint64_t descriptor(uint32_t address) {
-  constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
-  return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | kEightRows << 16 | kEightRows << 32 |
-         kSwizzle128 << 62;
-}
-
-__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int kPending>
-__device__ inline void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-}
-
-// d += a b, by one warp: a is 16 x 32 and 2:4 sparse, b is 32 x 8. Where a's values are (PTX:
-// the metadata) is held, in every four lanes, by lanes 2 * kSelector and the next.
-template <typename T, int kSelector>
-__device__ void add_sparse(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4],
-                           uint32_t places);
-#define ADD_SPARSE(type, name, selector)                                                       \
-  template <>                                                                                  \
-  __device__ inline void add_sparse<type, selector>(                                           \
-      float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t places) {        \
-    asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32." name "." name   \
-                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11},"                \
-                 " {%0, %1, %2, %3}, %12, " #selector ";"                                      \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                              \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),           \
-                   "r"(b[2]), "r"(b[3]), "r"(places));                                         \
-  }
-ADD_SPARSE(__nv_bfloat16, "bf16", 0)
-ADD_SPARSE(__nv_bfloat16, "bf16", 1)
-ADD_SPARSE(__half, "f16", 0)
-ADD_SPARSE(__half, "f16", 1)
-
-// d += a b: a is 64 x 32 and 2:4 sparse, b is 32 x kColumns; the columns of both are
-// contiguous. In every four lanes, lanes 2 * kSelector and the next hold where a's values are.
-template <typename T, int kColumns, int kSelector>
-struct SparseProduct;
-
-#define R4(i) "%" #i "0,%" #i "1,%" #i "2,%" #i "3"
-#define R10(i) R4(i) ",%" #i "4,%" #i "5,%" #i "6,%" #i "7,%" #i "8,%" #i "9"
-#define REGISTERS_4 "%0,%1,%2,%3"
-#define REGISTERS_8 REGISTERS_4 ",%4,%5,%6,%7"
-#define REGISTERS_16 REGISTERS_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
-#define REGISTERS_32 REGISTERS_16 ",%16,%17,%18,%19," R10(2) ",%30,%31"
-#define REGISTERS_64                                                                     \
-  REGISTERS_32 ",%32,%33,%34,%35,%36,%37,%38,%39," R10(4) "," R10(5) "," R4(6)
-#define REGISTERS_128                                                                    \
-  REGISTERS_64 ",%64,%65,%66,%67,%68,%69," R10(7) "," R10(8) "," R10(9) "," R10(10)      \
-  "," R10(11) ",%120,%121,%122,%123,%124,%125,%126,%127"
-
-#define SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define SUMS_8(i) SUMS_4(i), SUMS_4(i + 4)
-#define SUMS_16(i) SUMS_8(i), SUMS_8(i + 8)
-#define SUMS_32(i) SUMS_16(i), SUMS_16(i + 16)
-#define SUMS_64(i) SUMS_32(i), SUMS_32(i + 32)
-#define SUMS_128(i) SUMS_64(i), SUMS_64(i + 64)
-
-#define SPARSE_PRODUCT(type, name, columns, sums, a_, b_, places_, selector_)                 \
-  template <int kSelector>                                                                    \
-  struct SparseProduct<type, columns, kSelector> {                                            \
-    __device__ static void add(float (&d)[sums], uint64_t a, uint64_t b, uint32_t places) {   \
-      asm volatile("wgmma.mma_async.sp.sync.aligned.m64n" #columns "k32.f32." name "." name   \
-                   " {" REGISTERS_##sums "}, %" #a_ ", %" #b_ ", %" #places_ ", %" #selector_ \
-                   ", 1, 1, 1, 1, 0;"                                                         \
-                   : SUMS_##sums(0)                                                           \
-                   : "l"(a), "l"(b), "r"(places), "n"(kSelector));                            \
-    }                                                                                         \
-  };
-#define SPARSE_PRODUCTS(type, name)                          \
-  SPARSE_PRODUCT(type, name, 8, 4, 4, 5, 6, 7)               \
-  SPARSE_PRODUCT(type, name, 16, 8, 8, 9, 10, 11)            \
-  SPARSE_PRODUCT(type, name, 32, 16, 16, 17, 18, 19)         \
-  SPARSE_PRODUCT(type, name, 64, 32, 32, 33, 34, 35)         \
-  SPARSE_PRODUCT(type, name, 128, 64, 64, 65, 66, 67)        \
-  SPARSE_PRODUCT(type, name, 256, 128, 128, 129, 130, 131)
-
-SPARSE_PRODUCTS(__nv_bfloat16, "bf16")
-SPARSE_PRODUCTS(__half, "f16")
-
-#undef R4
-#undef R10
 
 }  // namespace hopper

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "hopper.cuh"
+#include "sparse_product.cuh"
 
 namespace nm_few_rows {
 
@@ -25,18 +26,19 @@ struct Problem {
   int rows, k, out;
 };
 
-// What a kernel is specialised to: at most how many rows, and the blocks of a cluster.
-template <int kRows_, int kBlocks_>
+// What a kernel is specialised to: at most how many rows, the blocks of a cluster, and how
+// many blocks a multiprocessor has room for. One alone may take more registers.
+template <int kRows_, int kBlocks_, int kResident_>
 struct Form {
-  static constexpr int kRows = kRows_, kBlocks = kBlocks_;
+  static constexpr int kRows = kRows_, kBlocks = kBlocks_, kResident = kResident_;
 };
 
 template <typename F>
 struct Memory {
   uint8_t x[kWarps][2][F::kRows * kStep * 2];
-  float sums[kWarps][F::kRows][kOut + 4];  // padded against bank conflicts
+  alignas(16) float sums[kWarps][F::kRows][kOut + 4];  // padded against bank conflicts
   // Sums of the blocks of a cluster, for the outputs that this block stores.
-  alignas(8) float2 inbox[F::kRows * kOut / 2];
+  alignas(16) float inbox[F::kBlocks][F::kRows][kOut / F::kBlocks];
   uint64_t inbox_is_full;  // a barrier
 };
 
@@ -48,58 +50,82 @@ struct Weight {
   uint32_t places[2][kTiles / 2];
 };
 
+// Where this lane reads a step of its weight. It goes on by 32-bit multiples of p.out, each
+// an instruction of its own: with products of 64 bits in between, loads would begin late.
 template <typename T>
-__device__ void load(Weight& weight, const Problem<T>& p, int k, int out) {
-  const int pair = threadIdx.x % 4 * 2;
+class Reader {
+ public:
+  __device__ Reader(const Problem<T>& p, int k) : p_(p) {
+    // Outputs that are not there are read again, and not stored.
+    const int out = min(blockIdx.x * kOut + threadIdx.x % 32 / 4 * 8, p.out - 8);
+    values_ = p.values + static_cast<int64_t>(k / 2 + pair()) * p.out + out;
+    indices_ = p.indices + static_cast<int64_t>(k / 8 + pair()) * p.out + out;
+  }
+  __device__ void next() {
+    values_ = value(kWarps * kStep / 2);
+    indices_ = index(kWarps * kStep / 8);
+  }
+  __device__ void load(Weight& weight, int k) const {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = k / 2 + 16 * half + pair + i % 2 + i / 2 * 8;
-      const T* from = p.values + static_cast<int64_t>(row) * p.out + out;
-      auto& values = weight.values[half][i];
-      if (row < p.k / 2) {
-        hopper::load_once(values, from);
+      for (int i = 0; i < 4; ++i) {
+        const int two_rows = 16 * half + i / 2 * 8;
+        auto& values = weight.values[half][i];
+        if (pair() + two_rows < (p_.k - k) / 2) {
+          hopper::load_once(values, value(two_rows + i % 2));
+        } else {
+          for (uint32_t& two : values) two = 0;
+        }
+      }
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      auto& places = weight.places[row];
+      if (pair() + row < (p_.k - k) / 8) {
+        hopper::load_once(places, index(row));
       } else {
-        for (uint32_t& two : values) two = 0;
+        for (uint32_t& four : places) four = 0x44444444;  // the first two of each group
       }
     }
   }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = k / 8 + pair + i;
-    const uint8_t* from = p.indices + static_cast<int64_t>(row) * p.out + out;
-    auto& places = weight.places[i];
-    if (row < p.k / 8) {
-      hopper::load_once(places, from);
-    } else {
-      for (uint32_t& four : places) four = 0x44444444;  // the first two of each group
-    }
+
+ private:
+  static __device__ int pair() { return threadIdx.x % 4 * 2; }
+  __device__ const T* value(int row) const {
+    return hopper::add(values_, p_.out, row * sizeof(T));
   }
-}
+  __device__ const uint8_t* index(int row) const { return hopper::add(indices_, p_.out, row); }
+
+  const Problem<T>& p_;
+  const T* values_;
+  const uint8_t* indices_;
+};
 
 // Copies a step of x: rows of 128 bytes, whose chunks of 16 are swizzled.
 template <typename T, int kRows>
 __device__ void copy(uint32_t to, const Problem<T>& p, int k, int first_row) {
+  const int row = threadIdx.x % 32 / 8, chunk = threadIdx.x % 8, at = k + chunk * 8;
+  const int rows = at < p.k ? p.rows - first_row - row : 0;
+  const T* from = p.x + static_cast<int64_t>(first_row + row) * p.k + at;
 #pragma unroll
-  for (int i = threadIdx.x % 32; i < kRows * 8; i += 32) {
-    const int row = i / 8, chunk = i % 8, at = k + chunk * 8;
-    const bool is_there = first_row + row < p.rows && at < p.k;
-    const T* from = p.x + (is_there ? static_cast<int64_t>(first_row + row) * p.k + at : 0);
-    hopper::copy_16(to + row * 128 + ((chunk ^ row % 8) << 4), from, is_there ? 16 : 0);
+  for (int i = 0; i < kRows; i += 4) {
+    const int place = chunk ^ (row + i % 8);
+    hopper::copy_16(to + (row + i) * 128 + place * 16, hopper::add(from, p.k * sizeof(T), i),
+                    i < rows ? 16 : 0);
   }
 }
 
 template <typename T, int kRows>
 __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weight, uint32_t x) {
   const int row = threadIdx.x % 8, matrix = threadIdx.x % 32 / 8;
+  x += row * 128 + ((matrix ^ row) << 4);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint32_t columns[kRows / 8][4];
 #pragma unroll
     for (int n = 0; n < kRows / 8; ++n) {
-      const int chunk = (4 * half + matrix) ^ row;
-      hopper::load_matrices(columns[n], x + (8 * n + row) * 128 + (chunk << 4));
+      hopper::load_matrices(columns[n], (x ^ half << 6) + n * 1024);
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -119,15 +145,15 @@ __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weig
   }
 }
 
-// Where warps leave their sums and pick up those of the others.
+// Where warps leave their sums and pick up those of the others, four at a time. Always in
+// the same order: of the warps of a block, then of the blocks of a cluster.
 template <typename T, typename F>
 class Sums {
+  static_assert(F::kRows * kOut / 4 <= kThreads, "a thread adds up four outputs of a row");
+
  public:
   __device__ Sums(Memory<F>& memory, const Problem<T>& p, int first_row)
-      : memory_(memory), p_(p), first_row_(first_row),
-        pairs_(min(F::kRows, p.rows - first_row) * kPairs),
-        share_((pairs_ + kBlocks - 1) / kBlocks),
-        mine_(min(share_, pairs_ - static_cast<int>(blockIdx.z) * share_)),
+      : memory_(memory), p_(p), first_row_(first_row), rows_(min(F::kRows, p.rows - first_row)),
         barrier_(hopper::shared_address(&memory.inbox_is_full)) {}
 
   __device__ void begin() const {
@@ -135,9 +161,8 @@ class Sums {
     if (threadIdx.x == 0) {
       hopper::init_barrier(barrier_, 1);
       hopper::publish_barriers();
-      hopper::expect_bytes(barrier_, mine_ * kBlocks * sizeof(float2));
+      hopper::expect_bytes(barrier_, rows_ * kOut * sizeof(float));
     }
-    __syncwarp();
     hopper::arrive_cluster_relaxed();
   }
   __device__ void leave(const float (&sums)[kTiles][F::kRows / 8][4]) const {
@@ -154,79 +179,81 @@ class Sums {
       }
     }
   }
-  // Of the warps of a block, then of the blocks of a cluster, always in the same order.
   __device__ void add_up() const {
     __syncthreads();
     if (kBlocks > 1) hopper::wait_cluster();  // all have begun
-    for (int pair = threadIdx.x; pair < pairs_; pair += kThreads) {
-      float2 sum = {};
-#pragma unroll
-      for (int warp = 0; warp < kWarps; ++warp) {
-        const auto* from = &memory_.sums[warp][pair / kPairs][pair % kPairs * 2];
-        const float2 more = *reinterpret_cast<const float2*>(from);
-        sum.x += more.x, sum.y += more.y;
-      }
-      kBlocks == 1 ? store(pair, sum) : send(pair, sum);
+    const int row = threadIdx.x / (kOut / 4), out = threadIdx.x % (kOut / 4) * 4;
+    if (row < rows_) {
+      const float4 sum = add<kWarps>(&memory_.sums[0][row][out], sizeof memory_.sums[0]);
+      kBlocks == 1 ? store(row, out, sum) : send(row, out, sum);
     }
-    if (kBlocks == 1) return;
-    hopper::wait(barrier_, 0);
-    for (int i = threadIdx.x; i < mine_; i += kThreads) {
-      float2 sum = {};
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        const float2 more = memory_.inbox[block * share_ + i];
-        sum.x += more.x, sum.y += more.y;
-      }
-      store(blockIdx.z * share_ + i, sum);
-    }
+    if (kBlocks > 1) add_up_blocks();
   }
 
  private:
-  static constexpr int kPairs = kOut / 2, kBlocks = F::kBlocks;
+  static constexpr int kBlocks = F::kBlocks, kShare = kOut / kBlocks;
 
-  __device__ void send(int pair, float2 sum) const {
-    const int block = pair / share_;
-    const auto* to = &memory_.inbox[blockIdx.z * share_ + pair % share_];
+  __device__ void send(int row, int out, float4 sum) const {
+    const int block = out / kShare;
+    const auto* to = &memory_.inbox[blockIdx.z][row][out % kShare];
     hopper::store_async(hopper::address_in_block(hopper::shared_address(to), block), sum,
                         hopper::address_in_block(barrier_, block));
   }
-  __device__ void store(int pair, float2 sum) const {
-    const int out = blockIdx.x * kOut + pair % kPairs * 2;
+  __device__ void add_up_blocks() const {
+    const int row = threadIdx.x / (kShare / 4), out = threadIdx.x % (kShare / 4) * 4;
+    if (row >= rows_) return;
+    hopper::wait_for_cluster(barrier_, 0);
+    const float4 sum = add<kBlocks>(&memory_.inbox[0][row][out], sizeof memory_.inbox[0]);
+    store(row, blockIdx.z * kShare + out, sum);
+  }
+  template <int kParts>
+  static __device__ float4 add(const float* first, int stride) {
+    float4 sum = {};
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const float4 more = *reinterpret_cast<const float4*>(first + i * stride / sizeof(float));
+      sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+    }
+    return sum;
+  }
+  __device__ void store(int row, int out, float4 sum) const {
+    out += blockIdx.x * kOut;
     if (out >= p_.out) return;
-    T* to = p_.y + static_cast<int64_t>(first_row_ + pair / kPairs) * p_.out + out;
-    *reinterpret_cast<uint32_t*>(to) = hopper::two<T>(sum.x, sum.y);
+    T* to = p_.y + static_cast<int64_t>(first_row_ + row) * p_.out + out;
+    *reinterpret_cast<uint2*>(to) = {hopper::two<T>(sum.x, sum.y),
+                                     hopper::two<T>(sum.z, sum.w)};
   }
 
   Memory<F>& memory_;
   const Problem<T>& p_;
-  int first_row_, pairs_, share_, mine_;
+  int first_row_, rows_;
   uint32_t barrier_;
 };
 
 // A block has kOut outputs and kRows rows; the blocks of a cluster, and the warps of each,
 // have each a part of k.
 template <typename T, typename F>
-__global__ __launch_bounds__(kThreads, 2) void product(const Problem<T> p) {
+__global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<T> p) {
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
   const int warp = threadIdx.x / 32, first_row = blockIdx.y * F::kRows;
-  const Sums<T, F> all(memory, p, first_row);
-  all.begin();
-  // Outputs that are not there are read again, and not stored.
-  const int out = min(blockIdx.x * kOut + threadIdx.x % 32 / 4 * 8, p.out - 8);
   const int steps = (p.k + kStep - 1) / kStep, last = (blockIdx.z + 1) * steps / F::kBlocks;
+  int step = blockIdx.z * steps / F::kBlocks + warp;
   const uint32_t x = hopper::shared_address(memory.x[warp]);
   float sums[kTiles][F::kRows / 8][4] = {};
   Weight weights[2];
+  Reader<T> reader(p, step * kStep);
   const auto fetch = [&](int i, int step) {
     if (step < last) {
+      reader.load(weights[i], step * kStep);
+      reader.next();
       copy<T, F::kRows>(x + i * sizeof memory.x[0][0], p, step * kStep, first_row);
-      load(weights[i], p, step * kStep, out);
     }
     hopper::commit_copies();
   };
-  int step = blockIdx.z * steps / F::kBlocks + warp;
   fetch(0, step);
+  const Sums<T, F> all(memory, p, first_row);
+  all.begin();
   while (step < last) {
 #pragma unroll
     for (int i = 0; i < 2; ++i, step += kWarps) {

@@ -15,6 +15,8 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+constexpr int kMultiprocessors = 132;  // of an H100 or H200; fewer cost time, nothing else
+
 #define RETURN_IF_CUDA_ERROR(call)                                                     \
   if (const cudaError_t error = (call); error != cudaSuccess) {                        \
     return ffi::Error::Internal(std::string(#call ": ") + cudaGetErrorString(error));  \
@@ -138,9 +140,9 @@ cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
   return error;
 }
 
-template <typename T, int kRows, int kBlocks>
+template <typename T, int kRows, int kBlocks, int kResident = 1>
 ffi::Error launch_few(const Call& call) {
-  using F = nm_few_rows::Form<kRows, kBlocks>;
+  using F = nm_few_rows::Form<kRows, kBlocks, kResident>;
   using nm_few_rows::kOut, nm_few_rows::kThreads;
   const nm_few_rows::Problem<T> problem = {
       static_cast<const T*>(call.x),     static_cast<const T*>(call.values),
@@ -148,6 +150,9 @@ ffi::Error launch_few(const Call& call) {
       static_cast<int>(call.rows),       static_cast<int>(call.k),
       static_cast<int>(call.out)};
   const dim3 grid(tiles(call.out, kOut), tiles(call.rows, kRows), kBlocks);
+  if constexpr (kBlocks == 1 && kResident == 1) {
+    if (grid.x * grid.y > kMultiprocessors) return launch_few<T, kRows, kBlocks, 2>(call);
+  }
   const Launch launch = {grid, dim3(1, 1, kBlocks), kThreads, sizeof(nm_few_rows::Memory<F>)};
   return run<nm_few_rows::product<T, F>>(call, launch, problem);
 }
@@ -198,8 +203,8 @@ ffi::Error few(const Call& call) {
 template <typename T, int kRows, int kOut, int kStages>
 ffi::Error split(const Call& call) {
   using F = nm_matmul::Form<kRows, kOut, kStages>;
-  return with_blocks<1, 2, 4>(call.blocks,
-                              [&](auto blocks) { return launch_split<T, F, blocks>(call); });
+  return with_blocks<1, 2, 3, 4>(
+      call.blocks, [&](auto blocks) { return launch_split<T, F, blocks>(call); });
 }
 
 template <typename T, int kRows, int kStages, int... kChoices>

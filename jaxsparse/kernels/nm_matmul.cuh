@@ -9,6 +9,7 @@
 #pragma once
 
 #include "hopper.cuh"
+#include "sparse_product.cuh"
 
 namespace nm_matmul {
 
@@ -140,9 +141,10 @@ __device__ void multiply(Ring<F, kSharers>& ring, int steps, float (&sums)[F::kR
   for (int step = 0; step < steps; ++step) {
     ring.wait();
     const uint32_t at = ring.indices() + mine;
-    const uint32_t places = hopper::load_byte(at) | hopper::load_byte(at + F::kBox) << 8 |
-                            hopper::load_byte(at + 8) << 16 |
-                            hopper::load_byte(at + 8 + F::kBox) << 24;
+    uint32_t places = hopper::load_byte(at) | hopper::load_byte(at + F::kBox) << 8 |
+                      hopper::load_byte(at + 8) << 16 | hopper::load_byte(at + 8 + F::kBox) << 24;
+    // Beyond the weight all bits are zero, which are no places: the second is to be higher.
+    places |= (~(places >> 2 | places >> 3) & 0x11111111) << 2;
     const uint64_t values = hopper::descriptor(ring.values(warp / 4));
     const uint64_t x = hopper::descriptor(ring.x(half));
     hopper::wgmma_fence();
@@ -262,10 +264,8 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Map
       for (int step = 0; step < shape.steps; ++step, ring.next()) ring.load(maps, tile, step);
     }
   }
-  if (kSharers > 1) {
-    __syncwarp();
-    hopper::sync_cluster();  // nobody leaves while others load for it, or release to it
-  }
+  // Nobody leaves while others load for it, or release to it.
+  if (kSharers > 1) hopper::sync_cluster();
 }
 
 // Few tiles: the blocks of a cluster share one, each a part of k.
@@ -284,11 +284,8 @@ __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
     multiply<T, F>(ring, last - first, sums);
     hopper::sync_threads(3, kConsumers);  // the ring is empty
     leave<F>(base, sums);
-  } else {
-    if (threadIdx.x == kConsumers) {
-      for (int step = first; step < last; ++step, ring.next()) ring.load(maps, tile, step);
-    }
-    __syncwarp();
+  } else if (threadIdx.x == kConsumers) {
+    for (int step = first; step < last; ++step, ring.next()) ring.load(maps, tile, step);
   }
   hopper::sync_cluster();
   add_up<T, F, kBlocks>(base, y, tile, shape);
