@@ -27,6 +27,7 @@ from jaxsparse._wide_dot import wide_dot
 
 
 _TARGET = "jaxsparse_nm_matmul"
+COUNTED = 2**31 - 2**16  # sizes below it fit the kernel's 32 bits, rounded up to tiles
 
 
 def why_not(x: Array, compressed: Compressed) -> str:
@@ -38,7 +39,7 @@ def why_not(x: Array, compressed: Compressed) -> str:
         return f"the dtype is {x.dtype}, neither bfloat16 nor float16"
     if not all(isinstance(size, int) for size in (*x.shape, k, out)):
         return "a size is symbolic"
-    if max(math.prod(x.shape[:-1]), k, out) >= 2**31 - 2**16:
+    if max(math.prod(x.shape[:-1]), k, out) >= COUNTED:
         return f"the kernel counts in 32 bits, x has shape {x.shape}"
     if k % 8 or out % 16:
         return f"the weight's shape is {(k, out)}, not multiples of 8 and 16"
@@ -73,7 +74,8 @@ class Choice(NamedTuple):
     blocks: int
 
 
-# How many clusters of so many blocks run at once, each block on its own multiprocessor.
+# How many clusters of so many blocks run at once, each block on its own multiprocessor:
+# of the H100 that was measured; where fewer do, they take longer, and nothing else.
 CLUSTERS = {4: 30, 3: 40, 2: 66}
 
 
@@ -109,7 +111,8 @@ def choose(rows: int, k: int, out: int) -> Choice:
         # Neighbours along the outputs share; where one has none, it works for nothing.
         paired = 2 * count(256, 256) <= 1.05 * count(256, 128)
         return Choice("whole", 256, 2 if paired and count(256, 128) > 132 else 1)
-    return split(256 if count(256, 128) > CLUSTERS[4] else 128, 128)
+    # Too few of the large tiles for three blocks each to fill the GPU: twice as many.
+    return split(256 if count(256, 128) > 30 else 128, 128)
 
 
 def _batched(size: int, batched: list[bool], *arrays: ArrayLike):
@@ -131,6 +134,7 @@ def _locally(x: Array, values: Array, indices: Array) -> Array:
     rows = x.reshape(-1, x.shape[-1])
     # Shards may be of any size.
     suits = values.shape[-1] % 16 == 0 and rows.size and values.size
+    suits = suits and len(rows) < COUNTED  # `vmap` adds rows
     found = lax.platform_dependent(
         rows, values, indices, cuda=_kernel if suits else _by_xla, default=_by_xla
     )

@@ -34,6 +34,8 @@ SHAPES = [
     *[(10, 1048, 3984), (2, 2024, 2064), (13, 712, 5008)],  # of two, and one block
     *[(rows, 520, 4016) for rows in (60, 200)],  # clusters of three
     *[(rows, 264, 6992) for rows in (60, 200)],  # of two
+    (16, 264, 16384),
+    *[(rows, k, 2320) for rows in (20, 200) for k in (264, 520)],
     *[(1, 8, 16), (3, 16, 48), (40, 8, 16), (700, 24, 144)],
 ]
 
@@ -159,7 +161,7 @@ def check_transformations(implementation):
 # As in `kernels/nm_matmul.cu`: rows of a tile, and how many blocks share one.
 COMPILED = {
     "few": ({8, 16}, {1, 2, 4}),
-    "split": ({32, 64, 128, 256}, {1, 2, 3, 4}),
+    "split": ({32, 64, 128, 256}, {1, 2, 3, 4}),  # with 256 rows at most three
     "whole": ({128, 256}, {1, 2}),  # two with 256 rows only
 }
 
@@ -173,6 +175,7 @@ def test_every_shape_has_a_kernel(rows, eights, sixteens):
     assert blocks in all_blocks
     assert kernel != "few" or rows <= tile_rows
     assert kernel != "whole" or blocks == 1 or tile_rows == 256
+    assert kernel != "split" or blocks < 4 or tile_rows < 256
     assert kernel == "whole" or blocks == 1 or 8 * eights >= 128 * blocks
 
 

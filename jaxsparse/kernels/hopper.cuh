@@ -33,8 +33,9 @@ __device__ inline void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// At a barrier of any block of the cluster. It orders no writes, and need not: what it tells
-// is that reads are over, whose results have been used. With a release it would take long.
+// At a barrier of any block of the cluster. It orders no writes for other blocks, and need
+// not: what it tells is that reads are over, whose results have been used. With a release
+// for the cluster it would take long.
 __device__ inline void arrive_remote(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
@@ -115,7 +116,6 @@ __device__ inline void sync_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// All threads of a warp arrive and wait together.
 __device__ inline void arrive_cluster() {
   __syncwarp();
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -125,6 +125,7 @@ __device__ inline void arrive_cluster_relaxed() {
   __syncwarp();
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
+// By all threads of a warp together, as they arrive.
 __device__ inline void wait_cluster() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -180,11 +181,11 @@ __device__ inline void store_transposed(uint32_t address, uint32_t a, uint32_t b
                : "memory");
 }
 
-// So many times so many bytes further on, in one instruction.
+// a * b bytes further on, in one instruction.
 template <typename T>
-__device__ inline const T* add(const T* from, uint32_t bytes, uint32_t times) {
+__device__ inline const T* further(const T* from, uint32_t a, uint32_t b) {
   const T* to;
-  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(to) : "r"(bytes), "r"(times), "l"(from));
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(to) : "r"(a), "r"(b), "l"(from));
   return to;
 }
 

@@ -2,7 +2,7 @@
 //
 // Every warp reads its part of k straight into registers, the next step while it multiplies
 // one, so all of a small weight is on its way at once. Rows go through two small buffers of
-// each warp; only the blocks of a cluster wait for each other, at the end.
+// each warp; warps, and the blocks of a cluster, wait for each other at the end only.
 //
 // Which output is which row of the tensor core's tile is free. Of eight groups of four lanes,
 // group g has outputs 8 g to 8 g + 7, as they lie in memory: outputs 8 g + 2 i and
@@ -27,7 +27,7 @@ struct Problem {
 };
 
 // What a kernel is specialised to: at most how many rows, the blocks of a cluster, and how
-// many blocks a multiprocessor has room for. One alone may take more registers.
+// many blocks a multiprocessor has room for: for 16 rows one alone takes more registers.
 template <int kRows_, int kBlocks_, int kResident_>
 struct Form {
   static constexpr int kRows = kRows_, kBlocks = kBlocks_, kResident = kResident_;
@@ -35,7 +35,7 @@ struct Form {
 
 template <typename F>
 struct Memory {
-  uint8_t x[kWarps][2][F::kRows * kStep * 2];
+  alignas(128) uint8_t x[kWarps][2][F::kRows * kStep * 2];
   alignas(16) float sums[kWarps][F::kRows][kOut + 4];  // padded against bank conflicts
   // Sums of the blocks of a cluster, for the outputs that this block stores.
   alignas(16) float inbox[F::kBlocks][F::kRows][kOut / F::kBlocks];
@@ -50,8 +50,8 @@ struct Weight {
   uint32_t places[2][kTiles / 2];
 };
 
-// Where this lane reads a step of its weight. It goes on by 32-bit multiples of p.out, each
-// an instruction of its own: with products of 64 bits in between, loads would begin late.
+// Where this lane reads its weight, step by step of its warp. Products of 32 bits and 32,
+// one instruction each, lead from there: with those of 64 bits loads would begin late.
 template <typename T>
 class Reader {
  public:
@@ -93,9 +93,9 @@ class Reader {
  private:
   static __device__ int pair() { return threadIdx.x % 4 * 2; }
   __device__ const T* value(int row) const {
-    return hopper::add(values_, p_.out, row * sizeof(T));
+    return hopper::further(values_, p_.out, row * sizeof(T));
   }
-  __device__ const uint8_t* index(int row) const { return hopper::add(indices_, p_.out, row); }
+  __device__ const uint8_t* index(int row) const { return hopper::further(indices_, p_.out, row); }
 
   const Problem<T>& p_;
   const T* values_;
@@ -106,26 +106,26 @@ class Reader {
 template <typename T, int kRows>
 __device__ void copy(uint32_t to, const Problem<T>& p, int k, int first_row) {
   const int row = threadIdx.x % 32 / 8, chunk = threadIdx.x % 8, at = k + chunk * 8;
-  const int rows = at < p.k ? p.rows - first_row - row : 0;
+  const int left = at < p.k ? p.rows - first_row - row : 0;
   const T* from = p.x + static_cast<int64_t>(first_row + row) * p.k + at;
 #pragma unroll
   for (int i = 0; i < kRows; i += 4) {
-    const int place = chunk ^ (row + i % 8);
-    hopper::copy_16(to + (row + i) * 128 + place * 16, hopper::add(from, p.k * sizeof(T), i),
-                    i < rows ? 16 : 0);
+    const int place = chunk ^ (row + i % 8);  // its row, modulo 8: row is 3 at most
+    hopper::copy_16(to + (row + i) * 128 + place * 16, hopper::further(from, p.k * sizeof(T), i),
+                    i < left ? 16 : 0);
   }
 }
 
 template <typename T, int kRows>
 __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weight, uint32_t x) {
   const int row = threadIdx.x % 8, matrix = threadIdx.x % 32 / 8;
-  x += row * 128 + ((matrix ^ row) << 4);
+  x += row * 128 + ((matrix ^ row) << 4);  // of the second half: four chunks on, swizzled
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint32_t columns[kRows / 8][4];
 #pragma unroll
     for (int n = 0; n < kRows / 8; ++n) {
-      hopper::load_matrices(columns[n], (x ^ half << 6) + n * 1024);
+      hopper::load_matrices(columns[n], (x ^ (half << 6)) + n * 1024);
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -150,6 +150,7 @@ __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weig
 template <typename T, typename F>
 class Sums {
   static_assert(F::kRows * kOut / 4 <= kThreads, "a thread adds up four outputs of a row");
+  static_assert(kOut % (4 * F::kBlocks) == 0, "a block stores fours of each row");
 
  public:
   __device__ Sums(Memory<F>& memory, const Problem<T>& p, int first_row)
@@ -243,15 +244,15 @@ __global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<
   float sums[kTiles][F::kRows / 8][4] = {};
   Weight weights[2];
   Reader<T> reader(p, step * kStep);
-  const auto fetch = [&](int i, int step) {
-    if (step < last) {
-      reader.load(weights[i], step * kStep);
+  const auto fetch = [&](int i, int next) {  // all of the warp's steps, in their order
+    if (next < last) {
+      reader.load(weights[i], next * kStep);
       reader.next();
-      copy<T, F::kRows>(x + i * sizeof memory.x[0][0], p, step * kStep, first_row);
+      copy<T, F::kRows>(x + i * sizeof memory.x[0][0], p, next * kStep, first_row);
     }
     hopper::commit_copies();
   };
-  fetch(0, step);
+  fetch(0, step);  // before anything that can wait
   const Sums<T, F> all(memory, p, first_row);
   all.begin();
   while (step < last) {

@@ -15,7 +15,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int kMultiprocessors = 132;  // of an H100 or H200; fewer cost time, nothing else
+constexpr int kMultiprocessors = 132;  // of an H100 SXM or H200; fewer cost nothing but time
 
 #define RETURN_IF_CUDA_ERROR(call)                                                     \
   if (const cudaError_t error = (call); error != cudaSuccess) {                        \
@@ -200,11 +200,11 @@ ffi::Error few(const Call& call) {
                               [&](auto blocks) { return launch_few<T, kRows, blocks>(call); });
 }
 
-template <typename T, int kRows, int kOut, int kStages>
+template <typename T, int kRows, int kOut, int kStages, int... kChoices>
 ffi::Error split(const Call& call) {
   using F = nm_matmul::Form<kRows, kOut, kStages>;
-  return with_blocks<1, 2, 3, 4>(
-      call.blocks, [&](auto blocks) { return launch_split<T, F, blocks>(call); });
+  return with_blocks<kChoices...>(call.blocks,
+                                  [&](auto blocks) { return launch_split<T, F, blocks>(call); });
 }
 
 template <typename T, int kRows, int kStages, int... kChoices>
@@ -223,10 +223,10 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) 
     }
   } else if (kernel == "split") {
     switch (tile_rows) {
-      case 32: return split<T, 32, 64, 6>(call);
-      case 64: return split<T, 64, 128, 6>(call);
-      case 128: return split<T, 128, 128, 4>(call);
-      case 256: return split<T, 256, 128, 5>(call);
+      case 32: return split<T, 32, 64, 6, 1, 2, 3, 4>(call);
+      case 64: return split<T, 64, 128, 6, 1, 2, 3, 4>(call);
+      case 128: return split<T, 128, 128, 4, 1, 2, 3, 4>(call);
+      case 256: return split<T, 256, 128, 5, 1, 2, 3>(call);
     }
   } else if (kernel == "whole") {
     switch (tile_rows) {

@@ -143,7 +143,7 @@ __device__ void multiply(Ring<F, kSharers>& ring, int steps, float (&sums)[F::kR
     const uint32_t at = ring.indices() + mine;
     uint32_t places = hopper::load_byte(at) | hopper::load_byte(at + F::kBox) << 8 |
                       hopper::load_byte(at + 8) << 16 | hopper::load_byte(at + 8 + F::kBox) << 24;
-    // Beyond the weight all bits are zero, which are no places: the second is to be higher.
+    // Beyond the weight all bits are zero, two equal places: the second has to be higher.
     places |= (~(places >> 2 | places >> 3) & 0x11111111) << 2;
     const uint64_t values = hopper::descriptor(ring.values(warp / 4));
     const uint64_t x = hopper::descriptor(ring.x(half));

@@ -81,8 +81,6 @@ struct SparseProduct;
     }                                                                                         \
   };
 #define SPARSE_PRODUCTS(type, name)                          \
-  SPARSE_PRODUCT(type, name, 8, 4, 4, 5, 6, 7)               \
-  SPARSE_PRODUCT(type, name, 16, 8, 8, 9, 10, 11)            \
   SPARSE_PRODUCT(type, name, 32, 16, 16, 17, 18, 19)         \
   SPARSE_PRODUCT(type, name, 64, 32, 32, 33, 34, 35)         \
   SPARSE_PRODUCT(type, name, 128, 64, 64, 65, 66, 67)        \
