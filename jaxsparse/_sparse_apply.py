@@ -6,24 +6,18 @@ through scans. Where it meets its product it is multiplied by; where it meets an
 else, a branch of `cond` too, it is decompressed there.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
-from jaxsparse._compress import (
-    Compressed,
-    compressed_shapes,
-    decompress,
-    is_compressed,
-)
+from jaxsparse._compress import decompress, is_compressed
+from jaxsparse._compressed_array import product, reshaped, transposed
 from jaxsparse._evaluate import Site, bind, evaluate, run_site
-from jaxsparse._group_code import code_bits
 from jaxsparse._interpreter import (
     Cond,
     Scan,
@@ -32,7 +26,6 @@ from jaxsparse._interpreter import (
     While,
     structure,
 )
-from jaxsparse._nm_matmul import nm_matmul
 from jaxsparse._paths import flatten, is_array
 from jaxsparse._plan import Plan, PlanLike, plan_for
 from jaxsparse._program import trace
@@ -53,7 +46,9 @@ def sparse_apply(
       plan: a plan, rules or a pattern that the compressed leaves have to obey, or None
         to take them as they are.
       implementation: of the products with compressed weights, as `nm_matmul` takes it.
-        With `"xla"` the program has no call of a kernel, so `jax.export` takes it.
+        With `"xla"` the program has no call of a kernel, so `jax.export` takes it. With
+        `"cuda"` no product is left to XLA; what is none, such as a convolution or a
+        lookup, decompresses its weight even so.
 
     Returns:
       A function of parameters in which leaves may be `Compressed`, as
@@ -118,15 +113,14 @@ def _rule(implementation: str | None, site: Site, inputs: list[Any], state: None
     name = eqn.primitive.name
     found = None
     if name == "dot_general":
-        left, right = inputs
-        found = _product(eqn, left, right, implementation)
+        found = product(eqn, inputs[0], inputs[1], implementation)
     elif name == "transpose":
-        found = _transposed(inputs[0], eqn.params["permutation"])
+        found = transposed(inputs[0], eqn.params["permutation"])
     elif name in _ELEMENTWISE:
         values = eqn.primitive.bind(inputs[0].values, **eqn.params)
         found = replace(inputs[0], values=values)
     elif name in _RESHAPES and _in_order(eqn):
-        found = _reshaped(inputs[0], eqn.outvars[0].aval.shape)
+        found = reshaped(inputs[0], eqn.outvars[0].aval.shape)
     if found is not None:
         return [found], state
     return run_site(site, [_dense(x) for x in inputs], again, state)
@@ -164,56 +158,3 @@ def _for_body(inside: Structure, inputs: list[Any]) -> list[Any]:
 def _grouped_first(x: Any) -> bool:
     """Whether steps of a scan would cut groups."""
     return is_compressed(x) and x.axis == -x.ndim
-
-
-def _transposed(weight: Compressed, order: Sequence[int]) -> Compressed:
-    axis = list(order).index(weight.axis + weight.ndim) - weight.ndim
-    values, indices = weight.values.transpose(order), weight.indices.transpose(order)
-    return Compressed(values, indices, weight.pattern, axis)
-
-
-def _reshaped(weight: Compressed, shape: tuple[int, ...]) -> Compressed | None:
-    """The weight in another shape, if its groups stay whole and codes whole bytes."""
-    old, pattern = weight.shape, weight.pattern
-    behind = math.prod(old[weight.axis + weight.ndim + 1 :])
-    fits = [
-        i
-        for i, size in enumerate(shape)
-        if size > 1 and math.prod(shape[i + 1 :]) == behind
-    ]
-    if math.prod(shape) != math.prod(old) or not fits:
-        return None
-    axis, bits = fits[0], code_bits(pattern)
-    sizes = old[weight.axis], shape[axis]
-    whole = all(size % pattern.m == 0 for size in sizes)
-    if not whole or any(size // pattern.m * bits % 8 for size in sizes):
-        return None
-    values, indices = compressed_shapes(shape, pattern, axis)
-    return Compressed(
-        weight.values.reshape(values),
-        weight.indices.reshape(indices),
-        pattern,
-        axis - len(shape),
-    )
-
-
-def _product(eqn, left: Any, right: Any, implementation: str | None) -> Array | None:
-    """The product with a compressed matrix; None where it is of another kind."""
-    (contracted, batch), params = eqn.params["dimension_numbers"], eqn.params
-    operand = 1 if is_compressed(right) else 0
-    operands: tuple[Any, Any] = (right, left) if operand else (left, right)
-    weight, x = operands
-    mine, others = contracted[operand], contracted[1 - operand]
-    free = params["precision"] is None and params["out_sharding"] is None
-    plain = free and x.dtype == weight.dtype
-    # Products of narrow integers would come back wider.
-    wide = jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize >= 4
-    same = wide and x.dtype == eqn.outvars[0].aval.dtype
-    if batch[0] or weight.ndim != 2 or not (plain and same) or is_compressed(x):
-        return None
-    if tuple(mine) != (weight.axis + 2,):
-        return None
-    matrix = weight if weight.axis == -2 else _transposed(weight, (1, 0))
-    rows = jnp.moveaxis(x, others[0], -1)
-    product = nm_matmul(rows, matrix, implementation=implementation)
-    return product if operand else jnp.moveaxis(product, -1, 0)

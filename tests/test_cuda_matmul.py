@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -93,37 +92,9 @@ def test_a_function_for_the_cpu_is_left_to_xla():
         assert_product(jax.jit(js.nm_matmul)(x, stored), x, weight)
 
 
-@pytest.fixture
-def available(monkeypatch):
-    """The kernel's way, of which XLA does the last step where there is no Hopper."""
-    monkeypatch.setattr(_cuda_matmul, "_unavailable", lambda: "")
-
-
 @pytest.mark.usefixtures("available")
 def test_transformations_anywhere():
     check_transformations("cuda")
-
-
-@pytest.mark.usefixtures("available")
-def test_a_model_by_xla_can_be_exported():
-    x, _, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
-    fn = lambda params, x: x @ params["w"]
-
-    def export(implementation):
-        run = jax.jit(js.sparse_apply(fn, implementation=implementation))
-        return jax.export.export(run, platforms=["cuda"])({"w": stored}, x)
-
-    assert "jaxsparse_nm_matmul" not in export("xla").mlir_module()
-    for implementation in (None, "cuda"):
-        with pytest.raises(ValueError, match="custom_call @jaxsparse_nm_matmul"):
-            export(implementation)
-
-
-def test_a_model_insists_on_the_kernel():
-    params = {"w": problem(np.random.default_rng(0), (4,), 64, 32)[2]}
-    run = js.sparse_apply(lambda p, x: x @ p["w"], implementation="cuda")
-    with pytest.raises(ValueError, match="'cuda' cannot be had: the dtype is float32"):
-        run(params, jnp.ones((4, 64)))
 
 
 def check_transformations(implementation):
