@@ -138,6 +138,8 @@ def _as_matrix(operands: _Operands) -> Compressed | None:
     order = (*mine, *(i for i in range(weight.ndim) if i not in mine))
     if order != tuple(range(weight.ndim)):
         weight = transposed(weight, order)
+    if _is_matrix(operands):
+        return weight
     k = math.prod(weight.shape[: len(mine)])
     return reshaped(weight, (k, math.prod(weight.shape[len(mine) :])))
 

@@ -110,3 +110,20 @@ def test_a_model_says_which_product_the_kernel_does_not_take(fn, why):
     small = js.compress_params(weight, [js.Rule(".*", "2:4", axis=0, sizes=None)])
     with pytest.raises(ValueError, match=rf"'cuda' cannot be had: .*{why}"):
         js.sparse_apply(fn, implementation="cuda")(small, x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [((12, 16), "multiples of 8 and 16"), ((2, 12, 16), "several axes share bytes")],
+)
+def test_codes_that_end_within_a_byte_are_left_to_xla(shape, why):
+    rng, groups = np.random.default_rng(0), len(shape) - 2
+    weight = rng.integers(1, 4, shape).astype(np.float16)
+    x = rng.integers(-3, 4, (5, *shape[:-1])).astype(np.float16)
+    mask = random_mask(rng, shape, 2, 4, groups)
+    stored = as_compressed(weight, mask, 2, 4, groups)
+    fn = lambda w, x: jnp.tensordot(x, w, w.ndim - 1)
+    exact = np.tensordot(x.astype(int), masked(weight, mask), len(shape) - 1)
+    np.testing.assert_array_equal(js.sparse_apply(fn)(stored, x), exact)
+    with pytest.raises(ValueError, match=rf"'cuda' cannot be had: .*{why}"):
+        js.sparse_apply(fn, implementation="cuda")(stored, x)
