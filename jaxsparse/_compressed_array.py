@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -66,6 +67,7 @@ def product(eqn, left: Any, right: Any, implementation: str | None) -> Array | N
     Raises:
       ValueError: where the kernel cannot be had, if the implementation is `"cuda"`.
     """
+    left, right = jax.tree.map(jnp.asarray, (left, right))
     contracted, _ = eqn.params["dimension_numbers"]
     on_the_right = is_compressed(right)
     mine, others = contracted[::-1] if on_the_right else contracted
