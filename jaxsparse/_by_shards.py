@@ -4,10 +4,13 @@ The compiler gathers what a loop runs over, or a reshape merges, even where ever
 lies within a shard. Here it is told, or shown, that groups know nothing of each other.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -104,46 +107,79 @@ def partition_one(find: _Find, rule: str, whole: Sequence[str]) -> Callable[...,
         return mesh, find, own, (own, *[everywhere] * len(scalars))
 
     # What a reshape has cut may have no PartitionSpec, so none is asked for.
-    return _partitioned(find, rule, whole, shard, decode_shardings=False)
+    return _partitioned(
+        find,
+        rule,
+        shard,
+        need_replication_factors=tuple(whole),
+        decode_shardings=False,
+    )
 
 
-def partition(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any]:
-    """A function of arrays on each shard by itself; it cannot be vmapped.
+def partition(find: _Find, rule: str, summed: Sequence[str]) -> Callable[..., Any]:
+    """A function of arrays, linear in each, on each shard; it cannot be vmapped.
 
     Args:
       find: takes arrays, or shards of them over automatic axes, and returns one.
-      rule: which axes belong together, as in `"rows k, k out -> rows out"`.
-      whole: the axes of which each shard needs all; they are gathered if they were cut.
+      rule: which axes belong together, as in `"rows k, values out -> rows out"`.
+      summed: the axes that the result has not, in their order, of which equal parts
+        belong together. Where they are cut, the results of the shards are added up in
+        float32, by the cut of the last that is cut; where that cannot be, because the
+        same axes of the mesh cut others or parts would not be equal, they are gathered.
     """
     names = [axes.split() for axes in rule.replace("->", ",").split(",")]
 
     def shard(mesh, operands, result):
-        # Each axis as the result has it. The compiler may yet have cut what it was told
-        # to gather, and what is summed over.
+        # Each axis as the result has it, or the first operand that cuts it.
         cuts: dict[str, Any] = {}
+        sizes: dict[str, int] = {}
         sharded = zip([names[-1], *names[:-1]], [result, *operands], strict=True)
         for axes, x in sharded:
             # There is none where JAX knows of no mesh; nothing is cut then.
             spec = [*getattr(x.sharding, "spec", ()), *[None] * len(axes)]
             cuts = dict(zip(axes, spec, strict=False)) | cuts
-        cuts |= dict.fromkeys(whole)
+            sizes |= dict(zip(axes, x.shape, strict=True))
+        along = _common_cut(cuts, sizes, summed, mesh)
+        cuts |= dict.fromkeys(summed, along)
+
+        def find_sum(*shards: Array) -> Array:
+            part = find(*shards)
+            if along is None:
+                return part
+            return lax.psum(part.astype(jnp.float32), along).astype(part.dtype)
+
         specs = [PartitionSpec(*map(cuts.get, axes)) for axes in names]
         *inputs, output = [NamedSharding(mesh, spec) for spec in specs]
-        return mesh, find, output, tuple(inputs)
+        return mesh, find_sum, output, tuple(inputs)
 
-    return _partitioned(find, rule, whole, shard)
+    return _partitioned(find, rule, shard, reduction_factors=tuple(summed))
+
+
+def _common_cut(
+    cuts: dict[str, Any], sizes: dict[str, int], summed: Sequence[str], mesh: Any
+) -> Any:
+    """How all axes that are summed over can be cut; None if they cannot."""
+    taken = {name for axis in cuts.keys() - {*summed} for name in _names(cuts[axis])}
+
+    def fits(cut: Any) -> bool:
+        parts = math.prod(mesh.shape[name] for name in _names(cut))
+        equal = all(sizes[axis] % parts == 0 for axis in summed)
+        return equal and not taken & {*_names(cut)}
+
+    found = [cuts[axis] for axis in summed if cuts[axis] and fits(cuts[axis])]
+    return found[-1] if found else None
+
+
+def _names(cut: Any) -> tuple[str, ...]:
+    """The axes of a mesh in one place of a PartitionSpec."""
+    return () if cut is None else cut if isinstance(cut, tuple) else (cut,)
 
 
 def _partitioned(
-    find: _Find, rule: str, whole: Sequence[str], shard: Callable[..., Any], **options
+    find: _Find, rule: str, shard: Callable[..., Any], **options: Any
 ) -> Callable[..., Any]:
     if not getattr(jax.config, "jax_use_shardy_partitioner", True):
         return find  # the older partitioner knows no rules
     split = custom_partitioning(find)
-    split.def_partition(
-        partition=shard,
-        sharding_rule=rule,
-        need_replication_factors=tuple(whole),
-        **options,
-    )
+    split.def_partition(partition=shard, sharding_rule=rule, **options)
     return split

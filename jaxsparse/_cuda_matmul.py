@@ -2,7 +2,7 @@
 
 Which kernel and which tiles, see `choose`; how they work, see `kernels/*.cuh`. Under
 `vmap` rows become more rows, stacked weights are taken one after the other; over
-automatic axes of a mesh each device multiplies what it has, by k whole.
+automatic axes of a mesh each device multiplies what it has.
 """
 
 import functools
@@ -61,7 +61,7 @@ def product(x: Array, compressed: Compressed) -> Array:
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
     rule = f"{axes} k, values out, indices out -> {axes} out"
-    multiply = custom_vmap(partition(_locally, rule, whole=("k", "values", "indices")))
+    multiply = custom_vmap(partition(_locally, rule, ("k", "values", "indices")))
     multiply.def_vmap(_batched)
     return multiply(x, compressed.values, compressed.indices)
 

@@ -158,27 +158,47 @@ def test_no_block_works_for_nothing():
 
 SHARDED = """
 import jax
-import ml_dtypes
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
 from jaxsparse import _cuda_matmul
-from tests.test_nm_matmul import assert_product, problem
+from tests.compressed import as_compressed, masked, random_mask
 
 _cuda_matmul._unavailable = lambda: ""
 mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-x, weight, stored = problem(np.random.default_rng(0), (8, 4), 64, 128, np.float16)
+rng = np.random.default_rng(0)
+
+
+def whole_numbers(rows, k, out):  # whose sums of parts are exact
+    weight, mask = rng.integers(-3, 4, (k, out)), random_mask(rng, (k, out), 2, 4, 0)
+    x = rng.integers(-3, 4, (*rows, k))
+    stored = as_compressed(weight.astype(np.float16), mask, 2, 4, 0)
+    return x.astype(np.float16), stored, x @ masked(weight, mask)
+
+
+x, stored, exact = whole_numbers((8, 4), 64, 128)
 place = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
 multiply = jax.jit(js.nm_matmul)
-for rows, columns in ((P("a"), P(None, "b")), (P(None, "b"), P(None, "a"))):
+for rows, columns, sent in (
+    (P("a"), P(None, "b"), []),
+    (P(None, "b"), P(None, "a"), []),
+    (P(None, None, "a"), P("a"), ["all-reduce"]),  # k is cut
+    (P("b"), P("a"), ["all-reduce"]),
+    (P(), P("a", "b"), ["all-reduce"]),
+    (P(None, None, "b"), P(), ["all-reduce"]),
+    (P(), P(("a", "b")), ["all-reduce"]),
+    (P("a"), P("a"), ["all-gather"]),  # by what cuts rows, too
+    (P("a"), P("a", "b"), ["all-gather"]),
+):
     placed = jax.tree.map(lambda leaf: place(leaf, columns), stored)
     text = multiply.lower(place(x, rows), placed).compile().as_text()
-    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
-        assert collective not in text, collective
-    assert_product(multiply(place(x, rows), placed), x, weight)
-placed = jax.tree.map(lambda leaf: place(leaf, P("a", None)), stored)  # k is cut
-assert_product(multiply(place(x, P(None, None, "a")), placed), x, weight)
+    kinds = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+    assert [kind for kind in kinds if kind in text] == sent, (rows, columns, sent)
+    np.testing.assert_array_equal(multiply(place(x, rows), placed), exact)
+x, stored, exact = whole_numbers((4,), 40, 32)  # 5 bytes of indices: no equal parts
+placed = jax.tree.map(lambda leaf: place(leaf, P()), stored)
+np.testing.assert_array_equal(multiply(place(x, P(None, ("a", "b"))), placed), exact)
 """
 
 
