@@ -117,20 +117,21 @@ def partition_one(find: _Find, rule: str, whole: Sequence[str]) -> Callable[...,
 
 
 def partition(find: _Find, rule: str, summed: Sequence[str]) -> Callable[..., Any]:
-    """A function of arrays, linear in each, on each shard; it cannot be vmapped.
+    """A function of arrays on each shard by itself; it cannot be vmapped.
 
     Args:
       find: takes arrays, or shards of them over automatic axes, and returns one.
       rule: which axes belong together, as in `"rows k, values out -> rows out"`.
       summed: the axes that the result has not, in their order, of which equal parts
-        belong together. Where they are cut, the results of the shards are added up in
-        float32, by the cut of the last that is cut; where that cannot be, because the
-        same axes of the mesh cut others or parts would not be equal, they are gathered.
+        belong together: results for parts add up to that of all. Where they are cut,
+        shards do that, in float32, by the last cut that can serve. None can where the
+        same axes of the mesh cut other axes, where parts would not be equal, or in
+        float16, where they might overflow: then these axes are gathered.
     """
     names = [axes.split() for axes in rule.replace("->", ",").split(",")]
 
     def shard(mesh, operands, result):
-        # Each axis as the result has it, or the first operand that cuts it.
+        # Each axis as the result has it, or the first operand that has it.
         cuts: dict[str, Any] = {}
         sizes: dict[str, int] = {}
         sharded = zip([names[-1], *names[:-1]], [result, *operands], strict=True)
@@ -139,7 +140,8 @@ def partition(find: _Find, rule: str, summed: Sequence[str]) -> Callable[..., An
             spec = [*getattr(x.sharding, "spec", ()), *[None] * len(axes)]
             cuts = dict(zip(axes, spec, strict=False)) | cuts
             sizes |= dict(zip(axes, x.shape, strict=True))
-        along = _common_cut(cuts, sizes, summed, mesh)
+        narrow = result.dtype == jnp.float16
+        along = None if narrow else _common_cut(cuts, sizes, summed, mesh)
         cuts |= dict.fromkeys(summed, along)
 
         def find_sum(*shards: Array) -> Array:

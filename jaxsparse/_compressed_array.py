@@ -61,8 +61,8 @@ def product(eqn, left: Any, right: Any, implementation: str | None) -> Array | N
     """A `dot_general` by `nm_matmul`, or None where it is better left as it is.
 
     For the kernel any axes may be contracted, the groups' among them, and any others be
-    left, as in the projections of attention. XLA is given such products unchanged: it
-    knows better how to cut them over devices.
+    left, as in the projections of attention. Where XLA multiplies, products other than
+    by a matrix are left as they are: it knows better how to cut them over devices.
 
     Raises:
       ValueError: where the kernel cannot be had, if the implementation is `"cuda"`.
@@ -76,7 +76,7 @@ def product(eqn, left: Any, right: Any, implementation: str | None) -> Array | N
     if not (reason := _why_not(eqn, operands)):
         operands = _groups_last(operands)
         matrix = _as_matrix(operands)
-        reason = "" if matrix else "groups of several axes share bytes"
+        reason = "" if matrix else "codes of an axis of the weight end within a byte"
     if matrix is None and implementation == "cuda":
         raise ValueError(
             f"implementation 'cuda' cannot be had: {reason}; the product is of shapes "

@@ -57,7 +57,8 @@ def product(x: Array, compressed: Compressed) -> Array:
       compressed: a weight `[k, out]` of the same dtype.
 
     Returns:
-      `[..., out]`, added up in float32 and rounded once.
+      `[..., out]`, added up in float32 and rounded once; where k is cut over devices,
+      the result of each of them is rounded, too.
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
     rule = f"{axes} k, values out, indices out -> {axes} out"
@@ -131,7 +132,7 @@ def _batched(size: int, batched: list[bool], *arrays: ArrayLike):
 
 
 def _locally(x: Array, values: Array, indices: Array) -> Array:
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     # Shards may be of any size.
     suits = values.shape[-1] % 16 == 0 and rows.size and values.size
     suits = suits and len(rows) < COUNTED  # `vmap` adds rows

@@ -50,10 +50,7 @@ def nm_matmul(
     Array([[10.]], dtype=float32)
     """
     x = jnp.asarray(x)
-    if implementation not in (None, "xla", "cuda"):
-        raise ValueError(
-            f"implementation {implementation!r} is unknown: give 'xla', 'cuda' or None"
-        )
+    check_implementation(implementation)
     if compressed.ndim != 2 or compressed.axis != -2:
         raise ValueError(
             "nm_matmul takes a weight [k, out] with groups along axis 0, got shape "
@@ -77,6 +74,14 @@ def nm_matmul(
             f"and the weight {weight.shape}: give 'xla', or None to take what there is"
         )
     return _product(implementation != "xla" and not reason, x, weight)
+
+
+def check_implementation(name: str | None) -> None:
+    """Raises unless there is such an implementation."""
+    if name not in (None, "xla", "cuda"):
+        raise ValueError(
+            f"implementation {name!r} is unknown: give 'xla', 'cuda' or None"
+        )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

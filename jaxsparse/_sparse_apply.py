@@ -26,6 +26,7 @@ from jaxsparse._interpreter import (
     While,
     structure,
 )
+from jaxsparse._nm_matmul import check_implementation
 from jaxsparse._paths import flatten, is_array
 from jaxsparse._plan import Plan, PlanLike, plan_for
 from jaxsparse._program import trace
@@ -47,8 +48,9 @@ def sparse_apply(
         to take them as they are.
       implementation: of the products with compressed weights, as `nm_matmul` takes it.
         With `"xla"` the program has no call of a kernel, so `jax.export` takes it. With
-        `"cuda"` no product is left to XLA; what is none, such as a convolution or a
-        lookup, decompresses its weight even so.
+        `"cuda"` no product that a compressed weight reaches is left to XLA; what meets
+        it before, such as a slice, a factor or a branch of `cond`, decompresses it even
+        so, and convolutions and lookups do.
 
     Returns:
       A function of parameters in which leaves may be `Compressed`, as
@@ -58,8 +60,8 @@ def sparse_apply(
       compressed weight is not kept; all others are.
 
     Raises:
-      ValueError: when called: a compressed leaf that the plan does not prune so, or an
-        implementation that is unknown or cannot be had for a product.
+      ValueError: an implementation that is unknown; when called: a compressed leaf that
+        the plan does not prune so, or an implementation that a product cannot have.
 
     >>> from jaxsparse import compress_params
     >>> params = {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}
@@ -68,6 +70,7 @@ def sparse_apply(
     >>> print(sparse_apply(fn)(small, jnp.ones((1, 64)))[0, :3])
     [33. 33. 33.]
     """
+    check_implementation(implementation)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
         leaves, _ = flatten(params, is_leaf=is_compressed)

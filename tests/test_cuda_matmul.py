@@ -104,6 +104,8 @@ def check_transformations(implementation):
     assert_product(multiply(x, stored), x, weight)
     assert_product(jax.jit(jax.vmap(multiply, (1, None), 1))(x, stored), x, weight)
     assert_product(multiply(x[0, 0], stored), x[0, 0], weight)
+    nothing = replace(stored, values=stored.values[:0], indices=stored.indices[:0])
+    assert not multiply(x[0, :, :0], nothing).any()
 
     masks = random_mask(rng, (2, 64, 32), 2, 4, 1)
     weights = rng.normal(size=(2, 64, 32)).astype(ml_dtypes.bfloat16)
@@ -160,6 +162,7 @@ SHARDED = """
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from ml_dtypes import bfloat16
 
 import jaxsparse as js
 from jaxsparse import _cuda_matmul
@@ -171,10 +174,10 @@ rng = np.random.default_rng(0)
 
 
 def whole_numbers(rows, k, out):  # whose sums of parts are exact
-    weight, mask = rng.integers(-3, 4, (k, out)), random_mask(rng, (k, out), 2, 4, 0)
-    x = rng.integers(-3, 4, (*rows, k))
-    stored = as_compressed(weight.astype(np.float16), mask, 2, 4, 0)
-    return x.astype(np.float16), stored, x @ masked(weight, mask)
+    weight, mask = rng.integers(-2, 3, (k, out)), random_mask(rng, (k, out), 2, 4, 0)
+    x = rng.integers(-2, 3, (*rows, k))
+    stored = as_compressed(weight.astype(bfloat16), mask, 2, 4, 0)
+    return x.astype(bfloat16), stored, x @ masked(weight, mask)
 
 
 x, stored, exact = whole_numbers((8, 4), 64, 128)
@@ -196,6 +199,11 @@ for rows, columns, sent in (
     kinds = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
     assert [kind for kind in kinds if kind in text] == sent, (rows, columns, sent)
     np.testing.assert_array_equal(multiply(place(x, rows), placed), exact)
+# Halves of a sum that leave float16's range, and add up to nothing.
+opposite = np.repeat([[200, -200]], 32, 1).astype(np.float16)
+high = js.compress(np.full((64, 16), 800, np.float16))
+placed = jax.tree.map(lambda leaf: place(leaf, P("b")), high)
+assert not multiply(place(opposite, P(None, "b")), placed).any()
 x, stored, exact = whole_numbers((4,), 40, 32)  # 5 bytes of indices: no equal parts
 placed = jax.tree.map(lambda leaf: place(leaf, P()), stored)
 np.testing.assert_array_equal(multiply(place(x, P(None, ("a", "b"))), placed), exact)

@@ -27,6 +27,11 @@ def test_a_model_by_xla_can_be_exported():
             export(implementation)
 
 
+def test_an_unknown_implementation_is_refused_at_once():
+    with pytest.raises(ValueError, match="implementation 'CUDA' is unknown"):
+        js.sparse_apply(lambda p, x: x @ p["w"], implementation="CUDA")
+
+
 def test_a_model_insists_on_the_kernel():
     params = {"w": problem(np.random.default_rng(0), (4,), 64, 32)[2]}
     run = js.sparse_apply(lambda p, x: x @ p["w"], implementation="cuda")
@@ -114,7 +119,7 @@ def test_a_model_says_which_product_the_kernel_does_not_take(fn, why):
 
 @pytest.mark.parametrize(
     ("shape", "why"),
-    [((12, 16), "multiples of 8 and 16"), ((2, 12, 16), "several axes share bytes")],
+    [((12, 16), "multiples of 8 and 16"), ((2, 12, 16), "end within a byte")],
 )
 def test_codes_that_end_within_a_byte_are_left_to_xla(shape, why):
     rng, groups = np.random.default_rng(0), len(shape) - 2
