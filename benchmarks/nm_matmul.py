@@ -19,7 +19,7 @@ from jax import lax
 
 import jaxsparse as js
 from benchmarks.timing import machine, medians, print_rows
-from jaxsparse import _cuda_matmul
+from jaxsparse._compressed import cuda_matmul
 
 
 SHAPES = ((4096, 4096), (8192, 8192), (4096, 14336), (14336, 4096))
@@ -57,7 +57,7 @@ def rows(
                 "rows": count,
                 "dense us": one["dense"] * 1e6,
                 **others,
-                "kernel": "-".join(map(str, _cuda_matmul.choose(count, k, out))),
+                "kernel": "-".join(map(str, cuda_matmul.choose(count, k, out))),
             }
 
 

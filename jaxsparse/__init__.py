@@ -1,113 +1,92 @@
 """N:M weight sparsity for JAX: exact masks for whole models, kept while they train."""
 
-from jaxsparse._abstract_state import abstract_state as abstract_state
-from jaxsparse._calibration_report import (
-    CalibrationReport as CalibrationReport,
-    LeafError as LeafError,
-    calibration_report as calibration_report,
+from jaxsparse._calibration import (
+    LeafStatistics as LeafStatistics,
+    SparseGPTSearcher as SparseGPTSearcher,
+    WandaSearcher as WandaSearcher,
+    collect_statistics as collect_statistics,
+    fit_weights as fit_weights,
+    prune_sequentially as prune_sequentially,
 )
-from jaxsparse._check import check_sparsity as check_sparsity
-from jaxsparse._compress import (
+from jaxsparse._compressed import (
     Compressed as Compressed,
     compress as compress,
-    decompress as decompress,
-)
-from jaxsparse._compress_params import (
     compress_params as compress_params,
+    decompress as decompress,
     decompress_params as decompress_params,
+    from_semi_structured as from_semi_structured,
+    nm_matmul as nm_matmul,
+    sparse_apply as sparse_apply,
+    to_semi_structured as to_semi_structured,
 )
-from jaxsparse._contraction import (
-    contraction_axes as contraction_axes,
-    leaf_uses as leaf_uses,
+from jaxsparse._files import (
+    SparseFile as SparseFile,
+    SparseFileError as SparseFileError,
+    TorchFile as TorchFile,
+    from_torch_layout as from_torch_layout,
+    load_sparse as load_sparse,
+    open_sparse as open_sparse,
+    open_tensors as open_tensors,
+    open_torch as open_torch,
+    save_sparse as save_sparse,
+    save_torch as save_torch,
+    to_torch_layout as to_torch_layout,
 )
-from jaxsparse._erdos_renyi import (
-    distribute_by_erdos_renyi as distribute_by_erdos_renyi,
-)
-from jaxsparse._fit_weights import fit_weights as fit_weights
-from jaxsparse._leaf_plan import LeafPlan as LeafPlan
-from jaxsparse._leaf_statistics import LeafStatistics as LeafStatistics
 from jaxsparse._masks import (
+    MagnitudeSearcher as MagnitudeSearcher,
+    Searcher as Searcher,
+    SearchResult as SearchResult,
     create_masks as create_masks,
     mask_params as mask_params,
-    sparsity as sparsity,
+    random_scores as random_scores,
+    saliency_scores as saliency_scores,
 )
-from jaxsparse._metrics import metrics as metrics
-from jaxsparse._names import flax_axes as flax_axes
-from jaxsparse._nm_matmul import nm_matmul as nm_matmul
-from jaxsparse._pattern import (
+from jaxsparse._patterns import (
     NM as NM,
     Block as Block,
     Channel as Channel,
     PerOutput as PerOutput,
     Unstructured as Unstructured,
 )
-from jaxsparse._plan import (
+from jaxsparse._plans import (
+    LeafPlan as LeafPlan,
     Plan as Plan,
+    Rule as Rule,
+    contraction_axes as contraction_axes,
+    distribute_by_erdos_renyi as distribute_by_erdos_renyi,
+    flax_axes as flax_axes,
+    leaf_uses as leaf_uses,
     plan_sparsity as plan_sparsity,
 )
-from jaxsparse._regrowth import (
-    regrow_at_random as regrow_at_random,
-    regrow_by_gradient as regrow_by_gradient,
-)
-from jaxsparse._rule import Rule as Rule
-from jaxsparse._schedule import (
-    cubic_schedule as cubic_schedule,
-    one_shot_schedule as one_shot_schedule,
-)
-from jaxsparse._searcher import (
-    MagnitudeSearcher as MagnitudeSearcher,
-    Searcher as Searcher,
-    SearchResult as SearchResult,
-)
-from jaxsparse._semi_structured import (
-    from_semi_structured as from_semi_structured,
-    to_semi_structured as to_semi_structured,
-)
-from jaxsparse._sequential import prune_sequentially as prune_sequentially
-from jaxsparse._sharding_report import (
+from jaxsparse._reports import (
+    CalibrationReport as CalibrationReport,
+    LeafError as LeafError,
+    LeafReport as LeafReport,
     LeafSharding as LeafSharding,
     ShardingReport as ShardingReport,
+    SparsityReport as SparsityReport,
+    calibration_report as calibration_report,
+    check_sparsity as check_sparsity,
+    metrics as metrics,
     sharding_report as sharding_report,
+    sparsity as sparsity,
+    sparsity_report as sparsity_report,
 )
-from jaxsparse._sparse_apply import sparse_apply as sparse_apply
-from jaxsparse._sparsegpt_searcher import SparseGPTSearcher as SparseGPTSearcher
-from jaxsparse._state import (
+from jaxsparse._trace import Use as Use
+from jaxsparse._training import (
     RegrowthState as RegrowthState,
     SparseState as SparseState,
     StraightThroughState as StraightThroughState,
-    get_masks as get_masks,
-)
-from jaxsparse._statistics import collect_statistics as collect_statistics
-from jaxsparse._straight_through import (
+    abstract_state as abstract_state,
     add_sr_ste_decay as add_sr_ste_decay,
-    straight_through as straight_through,
-)
-from jaxsparse._torch_files import (
-    TorchFile as TorchFile,
-    open_torch as open_torch,
-    save_torch as save_torch,
-)
-from jaxsparse._torch_layout import (
-    from_torch_layout as from_torch_layout,
-    to_torch_layout as to_torch_layout,
-)
-from jaxsparse._transform import (
+    cubic_schedule as cubic_schedule,
+    get_masks as get_masks,
     keep_params_sparse as keep_params_sparse,
+    one_shot_schedule as one_shot_schedule,
+    regrow_at_random as regrow_at_random,
+    regrow_by_gradient as regrow_by_gradient,
+    straight_through as straight_through,
     wrap_optimizer as wrap_optimizer,
-)
-from jaxsparse._tree_scores import (
-    random_scores as random_scores,
-    saliency_scores as saliency_scores,
-)
-from jaxsparse._values import Use as Use
-from jaxsparse._wanda import WandaSearcher as WandaSearcher
-from jaxsparse.io import (
-    SparseFile as SparseFile,
-    SparseFileError as SparseFileError,
-    load_sparse as load_sparse,
-    open_sparse as open_sparse,
-    open_tensors as open_tensors,
-    save_sparse as save_sparse,
 )
 from jaxsparse.magnitude import (
     compute_valid_1d_patterns as compute_valid_1d_patterns,
@@ -117,9 +96,4 @@ from jaxsparse.magnitude import (
     m4n2_1d as m4n2_1d,
     mn_1d_best as mn_1d_best,
     reshape_1d as reshape_1d,
-)
-from jaxsparse.report import (
-    LeafReport as LeafReport,
-    SparsityReport as SparsityReport,
-    sparsity_report as sparsity_report,
 )

@@ -6,7 +6,6 @@ functions: they take arrays and return arrays, and run under `jax.jit` and `jax.
 
 import math
 import re
-from functools import partial
 from itertools import chain, combinations
 
 import jax
@@ -14,9 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32
 
-from jaxsparse._pattern import NM, PatternLike, as_pattern
-from jaxsparse._score import by_magnitude, check_rankable, count_true, is_zero
-from jaxsparse._search import best_mask
+from jaxsparse._patterns import (
+    NM,
+    PatternLike,
+    as_pattern,
+    count_true,
+    group_axis,
+    is_zero,
+    magnitude_mask,
+)
 
 
 #: The largest table of patterns that is built, in bytes.
@@ -181,27 +186,7 @@ def create_asp_mask(
             f"{pattern}: use create_masks"
         )
     tensor = jnp.asarray(tensor)
-    check_rankable(tensor.dtype)
-    return _magnitude_mask(tensor, pattern, group_axis(tensor.shape, pattern, axis))
-
-
-def group_axis(shape: tuple[int, ...], pattern: NM, axis: int | None) -> int:
-    """The axis of groups that was given for one weight, or its default; from 0 on."""
-    if not shape:
-        raise ValueError(f"a scalar has no axis for groups of {pattern}")
-    if axis is None:
-        axis = -2 if len(shape) > 1 else -1
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(
-            f"axis {axis} is out of range for a weight of shape {shape}: "
-            f"give one from {-len(shape)} to {len(shape) - 1}"
-        )
-    return axis % len(shape)
-
-
-@partial(jax.jit, static_argnames=("pattern", "axis"))
-def _magnitude_mask(tensor, pattern: NM, axis: int):
-    return best_mask(by_magnitude(tensor), pattern.n, pattern.m, axis)
+    return magnitude_mask(tensor, pattern, group_axis(tensor.shape, pattern, axis))
 
 
 @jax.jit

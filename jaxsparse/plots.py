@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxsparse._best_masks import as_bool
-from jaxsparse._compress import Compressed, decompress
-from jaxsparse._leaf_plan import LeafPlan
-from jaxsparse._packing import packed_axis
-from jaxsparse._pattern import NM
-from jaxsparse._score import is_zero
-from jaxsparse._table import alike
-from jaxsparse.report import SparsityReport
+from jaxsparse._compressed import Compressed, decompress
+from jaxsparse._patterns import (
+    NM,
+    as_bool,
+    is_zero,
+    packed_axis,
+)
+from jaxsparse._plans import LeafPlan
+from jaxsparse._reports import SparsityReport
+from jaxsparse._trees import alike
 
 
 def plot_leaves(report: SparsityReport, *, ax: Any = None) -> Any:

@@ -1,5 +1,7 @@
 import pytest
 
+from jaxsparse._compressed import cuda_matmul
+
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also the long variants")
@@ -8,7 +10,7 @@ def pytest_addoption(parser):
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Runs a command line in this process."""
-    from tests.command import runner
+    from tests.cli.command import runner
 
     return runner(capsys, monkeypatch)
 
@@ -18,7 +20,7 @@ def model(tmp_path):
     """A file in PyTorch's layout."""
     from safetensors.numpy import save_file
 
-    from tests.command import torch_state
+    from tests.cli.command import torch_state
 
     path = tmp_path / "model.safetensors"
     save_file(torch_state(), path, metadata={"format": "pt"})
@@ -28,6 +30,5 @@ def model(tmp_path):
 @pytest.fixture
 def available(monkeypatch):
     """The kernel's way, of which XLA does the last step where there is no Hopper."""
-    from jaxsparse import _cuda_matmul
 
-    monkeypatch.setattr(_cuda_matmul, "_unavailable", lambda: "")
+    monkeypatch.setattr(cuda_matmul, "_unavailable", lambda: "")

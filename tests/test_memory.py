@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxsparse as js
-from tests.tracing import shape
+from tests.trace.tracing import shape
 
 
 PARAMS = {"up": {"kernel": shape(512, 1024)}, "down": {"kernel": shape(1024, 512)}}

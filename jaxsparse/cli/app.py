@@ -7,10 +7,10 @@ import typer
 
 from jaxsparse.cli.check import check
 from jaxsparse.cli.compare import compare
+from jaxsparse.cli.console import printable
 from jaxsparse.cli.demo import demo
 from jaxsparse.cli.inspect import inspect
 from jaxsparse.cli.prune import prune
-from jaxsparse.cli.show import printable
 
 
 _EXIT_CODES = (

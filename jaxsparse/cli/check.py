@@ -4,12 +4,15 @@ from typing import Any
 
 import typer
 
-from jaxsparse._check import check_sparsity
-from jaxsparse._leaf_plan import LeafPlan
-from jaxsparse._plan import Plan
+from jaxsparse._plans import (
+    LeafPlan,
+    Plan,
+)
+from jaxsparse._reports import check_sparsity
+from jaxsparse.cli.console import print_json, print_line, with_progress
 from jaxsparse.cli.inspect import FileArgument, JsonOption
 from jaxsparse.cli.leaves import Leaves, as_wide_as, open_leaves
-from jaxsparse.cli.plans import (
+from jaxsparse.cli.options import (
     AnySizeOption,
     HeadOption,
     LayoutOption,
@@ -17,7 +20,6 @@ from jaxsparse.cli.plans import (
     RuleOption,
     plan_leaves,
 )
-from jaxsparse.cli.show import print_json, print_line, with_progress
 
 
 def check(

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from jaxsparse._table import fold, shape_text
-from jaxsparse.cli.groups import nonzero
+from jaxsparse._trees import fold, shape_text
+from jaxsparse.cli.console import print_json, print_line, print_table, with_progress
+from jaxsparse.cli.finest_pattern import nonzero
 from jaxsparse.cli.inspect import JsonOption
 from jaxsparse.cli.leaves import Leaves, open_leaves
-from jaxsparse.cli.show import print_json, print_line, print_table, with_progress
 
 
 #: So many values are compared at once.

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from jaxsparse._compress import is_compressed
-from jaxsparse._table import fold, shape_text
-from jaxsparse.cli.groups import finest_pattern, nonzero
+from jaxsparse._compressed import is_compressed
+from jaxsparse._trees import fold, shape_text
+from jaxsparse.cli.console import print_json, print_line, print_table, with_progress
+from jaxsparse.cli.finest_pattern import finest_pattern, nonzero
 from jaxsparse.cli.leaves import Leaves, open_leaves
-from jaxsparse.cli.show import print_json, print_line, print_table, with_progress
 
 
 FileArgument = Annotated[

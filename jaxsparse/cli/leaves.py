@@ -7,13 +7,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxsparse._compress import decompress, is_compressed
-from jaxsparse._safetensors import Header, read_tensor
-from jaxsparse._shards import index_of
-from jaxsparse._stored_leaves import Spec, read_leaf
-from jaxsparse.cli import orbax
-from jaxsparse.cli.show import print_note
-from jaxsparse.io import open_tensors
+from jaxsparse._compressed import decompress, is_compressed
+from jaxsparse._files import (
+    Header,
+    Spec,
+    index_of,
+    open_tensors,
+    read_leaf,
+    read_orbax_array,
+    read_orbax_arrays,
+    read_tensor,
+)
+from jaxsparse.cli.console import print_note
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,9 @@ def open_leaves(path: Path) -> Leaves:
       ValueError: it is no such file by its name.
     """
     if path.is_dir():
-        arrays = orbax.read_arrays(path)
+        arrays = read_orbax_arrays(path)
         specs = {name: array.spec for name, array in arrays.items()}
-        return Leaves(path, specs, lambda name: orbax.read_array(arrays[name]))
+        return Leaves(path, specs, lambda name: read_orbax_array(arrays[name]))
     given, path = path, without_index(path)
     tensors = open_tensors(path)
     if given == path and index_of(path).exists() and path.exists():

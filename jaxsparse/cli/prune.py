@@ -1,31 +1,30 @@
 """The command `prune`."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from jaxsparse._best_masks import best_masks
-from jaxsparse._compress import is_compressed
-from jaxsparse._leaf_plan import LeafPlan
-from jaxsparse._plan import Plan
-from jaxsparse._replace import replace_files
-from jaxsparse._safetensors import Header, file_chunks, read_tensor
-from jaxsparse._shards import (
+from jaxsparse._compressed import is_compressed
+from jaxsparse._files import (
     checked_path,
-    index_metadata,
     index_of,
-    index_text,
+    is_orbax_checkpoint,
     leftovers,
+    rewrite_tensors,
+    write_orbax_arrays,
 )
-from jaxsparse._table import fold, shape_text
-from jaxsparse.cli import orbax
+from jaxsparse._masks import best_masks
+from jaxsparse._plans import (
+    LeafPlan,
+    Plan,
+)
+from jaxsparse._trees import fold, shape_text
+from jaxsparse.cli.console import print_json, print_line, print_table, progress
 from jaxsparse.cli.inspect import FileArgument, JsonOption
 from jaxsparse.cli.leaves import Leaves, as_wide_as, open_leaves, without_index
-from jaxsparse.cli.plans import (
+from jaxsparse.cli.options import (
     AnySizeOption,
     HeadOption,
     LayoutOption,
@@ -33,7 +32,6 @@ from jaxsparse.cli.plans import (
     RuleOption,
     plan_leaves,
 )
-from jaxsparse.cli.show import print_json, print_line, print_table, progress
 
 
 OutputOption = Annotated[
@@ -77,9 +75,9 @@ def prune(
             return prune_weight(weight, plan[name])
 
         if leaves.path.is_dir():
-            orbax.write_arrays(leaves.path, output, change)
+            write_orbax_arrays(leaves.path, output, change)
         else:
-            _write_tensors(leaves, output, change)
+            rewrite_tensors(leaves.path, leaves.headers, output, change)
     if json:
         print_json(_told(leaves, output, plan))
         return
@@ -110,7 +108,7 @@ def _check_output(leaves: Leaves, output: Path, force: bool) -> None:
     if leaves.path.is_dir():
         _check_apart(leaves.path, output)
         output = output.resolve()
-        places, kind = [output], orbax.is_checkpoint
+        places, kind = [output], is_orbax_checkpoint
     else:
         places, kind = [output, index_of(output)], Path.is_file
     if not output.parent.is_dir():
@@ -134,29 +132,6 @@ def _check_apart(path: Path, output: Path) -> None:
         raise ValueError(
             f"{output} lies within what is read, or around it: write beside it"
         )
-
-
-def _write_tensors(
-    leaves: Leaves, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
-) -> None:
-    """Writes as many files as were read, each tensor when it is its turn."""
-    sizes, metadata = list(map(_sizes, leaves.headers)), index_metadata(leaves.path)
-    replace_files(
-        output,
-        [partial(_changed, header, change) for header in leaves.headers],
-        lambda names: index_text(names, sizes, metadata),
-    )
-
-
-def _changed(
-    header: Header, change: Callable[[str, np.ndarray], np.ndarray]
-) -> Iterator[bytes | memoryview]:
-    read = lambda name: change(name, read_tensor(header, name))
-    return file_chunks(header.entries, read, header.metadata)
-
-
-def _sizes(header: Header) -> dict[str, int]:
-    return {name: entry.nbytes for name, entry in header.entries.items()}
 
 
 def _told(leaves: Leaves, output: Path, plan: Plan) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, gpu, llvm, vector
 from jaxtyping import Array, Bool, Integer, UInt8
 
-from jaxsparse.kernels.selection import nth_largest
+from jaxsparse.kernels.selection_network import nth_largest
 
 
 #: Threads of a block: one warpgroup.

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.command import assert_complete, command, kill_prune, write_matrices
+from tests.cli.command import assert_complete, command, kill_prune, write_matrices
 
 
 LEAVES, ROWS, COLUMNS = 32, 8192, 4096

@@ -1,0 +1,21 @@
+"""Statistics of layers' inputs, and pruning by them (Wanda, SparseGPT)."""
+
+from jaxsparse._calibration.collect import (
+    collect_statistics as collect_statistics,
+)
+from jaxsparse._calibration.fit_weights import (
+    fit_weights as fit_weights,
+)
+from jaxsparse._calibration.leaf_statistics import (
+    LeafStatistics as LeafStatistics,
+    match_statistics as match_statistics,
+)
+from jaxsparse._calibration.sequential import (
+    prune_sequentially as prune_sequentially,
+)
+from jaxsparse._calibration.sparsegpt_searcher import (
+    SparseGPTSearcher as SparseGPTSearcher,
+)
+from jaxsparse._calibration.wanda import (
+    WandaSearcher as WandaSearcher,
+)

@@ -1,0 +1,35 @@
+"""Weights stored without their zeros, and products with them."""
+
+from jaxsparse._compressed.compress import (
+    compress as compress,
+)
+from jaxsparse._compressed.compress_params import (
+    compress_params as compress_params,
+    decompress_params as decompress_params,
+)
+from jaxsparse._compressed.compressed_array import (
+    Compressed as Compressed,
+    compressed_shapes as compressed_shapes,
+    decompress as decompress,
+    is_compressed as is_compressed,
+    stand_ins as stand_ins,
+)
+from jaxsparse._compressed.indices import (
+    PLACE_BITS as PLACE_BITS,
+    code_bits as code_bits,
+)
+from jaxsparse._compressed.matches_plan import (
+    is_as_planned as is_as_planned,
+    storage_fault as storage_fault,
+    stored_text as stored_text,
+)
+from jaxsparse._compressed.nm_matmul import (
+    nm_matmul as nm_matmul,
+)
+from jaxsparse._compressed.semi_structured import (
+    from_semi_structured as from_semi_structured,
+    to_semi_structured as to_semi_structured,
+)
+from jaxsparse._compressed.sparse_apply import (
+    sparse_apply as sparse_apply,
+)

@@ -1,0 +1,165 @@
+"""Compressed weights: those that are kept, group by group, and where they were.
+
+The value in slot `j` of group `g` is `values[..., g * n + j, ...]`; what slots are, and
+the layout of `indices` to the bit, see `_group_code`. For the usual `[k, out]`, threads
+that work on neighbouring outputs read neighbouring values and indices, and a tile of
+groups is one block of rows of either array.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, UInt8
+
+from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.indices import (
+    PLACE_BITS,
+    encode,
+    find_slots,
+)
+from jaxsparse._patterns import (
+    NM,
+    PatternLike,
+    as_pattern,
+    columns,
+    group_axis,
+    joined,
+    magnitude_mask,
+    numbers,
+    packed_axis,
+    split,
+    unpack_mask,
+)
+from jaxsparse._sharding import resharded, whole_groups
+
+
+def compress(
+    w: ArrayLike,
+    pattern: PatternLike = "2:4",
+    *,
+    mask: ArrayLike | None = None,
+    axis: int | None = None,
+) -> Compressed:
+    """Stores an n:m sparse weight without its zeros.
+
+    What is kept is kept to the bit as `mask_params` keeps it: signed zeros, subnormals
+    and payloads of NaN too. (Either way a CPU makes signalling NaNs of narrow floats
+    quiet.)
+
+    Args:
+      w: a weight of any dtype, one axis or more. Without x64, NumPy's float64 becomes
+        float32 first, as everywhere in JAX.
+      pattern: n:m, with an `m` of 4, 8 or 16.
+      mask: bool, True = kept, of the weight's shape, or packed along one axis as
+        `create_masks` packs it. The default is the best mask by magnitude, which
+        changes no weight that obeys the pattern already.
+      axis: the axis along which groups lie. The default is the input axis of Flax's
+        Dense and Conv, `-2` (the only axis of a vector), as in `create_asp_mask`.
+
+    Returns:
+      The compressed weight. Where the mask keeps fewer than `n` of a group, spare
+      places hold plus zero.
+
+    Raises:
+      ValueError: another pattern, an axis out of range or that `m` does not divide, a
+        mask of another shape, or one that keeps more than `n` of a group. That is seen
+        if the mask's values are known; of a traced mask the first `n` of such a group
+        are kept.
+      TypeError: a mask that is neither bool nor uint8; without one, a dtype without a
+        magnitude order or a transposable pattern.
+
+    >>> w = jnp.array([[1.0], [-3.0], [0.0], [2.0]])
+    >>> compress(w, "2:4").values
+    Array([[-3.],
+           [ 2.]], dtype=float32)
+    """
+    w = jnp.asarray(w)
+    pattern = as_pattern(pattern)
+    shape = f"a weight of shape {w.shape}"
+    if not isinstance(pattern, NM) or pattern.m not in PLACE_BITS:
+        raise ValueError(
+            f"{pattern} is not stored compressed ({shape}): give n:m in groups of 4, 8 "
+            "or 16, or keep the weight dense"
+        )
+    axis = group_axis(w.shape, pattern, axis)
+    if w.shape[axis] % pattern.m:
+        raise ValueError(
+            f"axis {axis} of {shape} does not divide by {pattern.m} of {pattern}: pad "
+            "it with zeros, give another axis, or keep the weight dense"
+        )
+    if mask is None:
+        if pattern.transposable:
+            raise TypeError(
+                f"the best mask of {pattern} is not one of groups along axis {axis} "
+                f"alone ({shape}): pass mask=, from create_masks"
+            )
+        mask = magnitude_mask(w, pattern, axis)
+    else:
+        mask = _checked(mask, w.shape, pattern, axis)
+    values = _values_of(w, mask, pattern, axis)
+    indices = _indices_of(mask, w.shape, pattern, axis)
+    return Compressed(values, indices, pattern, axis - w.ndim)
+
+
+# Two programs: of one, a CPU's compiler makes one that takes three times their time.
+@partial(jax.jit, static_argnames=("pattern", "axis"))
+def _values_of(w: Array, mask: Array, pattern: NM, axis: int) -> Array:
+    w = whole_groups(w, pattern.m, axis)
+    kept = resharded(_as_bool(mask, w.shape), w)
+    slots = find_slots(kept, pattern, axis)
+    weights = columns(jnp.where(kept, w, jnp.zeros((), w.dtype)), pattern.m, axis)
+    values = jnp.zeros((), w.dtype)
+    for slot, weight in zip(slots, weights, strict=True):
+        number = numbers(pattern.n, w.ndim - axis - 1)
+        here = jnp.expand_dims(slot, axis + 1) == number
+        values = jnp.where(here, jnp.expand_dims(weight, axis + 1), values)
+    return joined(values, axis)
+
+
+@partial(jax.jit, static_argnames=("shape", "pattern", "axis"))
+def _indices_of(
+    mask: Array, shape: tuple[int, ...], pattern: NM, axis: int
+) -> UInt8[Array, "..."]:
+    kept = whole_groups(_as_bool(mask, shape), pattern.m, axis)
+    return encode(find_slots(kept, pattern, axis), pattern, axis)
+
+
+def _as_bool(mask: Array, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    return mask if mask.dtype == jnp.bool_ else unpack_mask(mask, shape)
+
+
+def _checked(given: ArrayLike, shape: tuple[int, ...], pattern: NM, axis: int) -> Array:
+    mask = jnp.asarray(given)
+    if mask.dtype not in (jnp.bool_, jnp.uint8):
+        raise TypeError(
+            f"the mask of a weight of shape {shape} has dtype {mask.dtype}: give bool "
+            "(True = kept) or packed uint8"
+        )
+    fits = mask.shape == shape
+    if mask.dtype == jnp.uint8:
+        fits = packed_axis(mask.shape, shape) is not None
+    if not fits:
+        raise ValueError(
+            f"a mask of shape {mask.shape} and dtype {mask.dtype} does not fit a "
+            f"weight of shape {shape}: give bool of that shape, or packed uint8"
+        )
+    if isinstance(given, Tracer):
+        return mask
+    with jax.ensure_compile_time_eval():  # known values, even if under a trace
+        most = int(_most_kept(jnp.asarray(given), shape, pattern.m, axis))
+    if most > pattern.n:
+        raise ValueError(
+            f"the mask keeps {most} of a group of {pattern.m} along axis {axis} of a "
+            f"weight of shape {shape}, which {pattern} does not allow: give the axis "
+            "and pattern that the mask was made for"
+        )
+    return mask
+
+
+@partial(jax.jit, static_argnames=("shape", "m", "axis"))
+def _most_kept(mask: Array, shape: tuple[int, ...], m: int, axis: int) -> Array:
+    groups = split(whole_groups(_as_bool(mask, shape), m, axis), m, axis)
+    return jnp.max(jnp.sum(groups, axis + 1, dtype=jnp.uint8), initial=0)

@@ -1,0 +1,41 @@
+"""Trees as files: safetensors, PyTorch's layout, Orbax."""
+
+from jaxsparse._files.leaves import (
+    Spec as Spec,
+    read_leaf as read_leaf,
+)
+from jaxsparse._files.orbax import (
+    is_orbax_checkpoint as is_orbax_checkpoint,
+    read_orbax_array as read_orbax_array,
+    read_orbax_arrays as read_orbax_arrays,
+    write_orbax_arrays as write_orbax_arrays,
+)
+from jaxsparse._files.rewrite import (
+    rewrite_tensors as rewrite_tensors,
+)
+from jaxsparse._files.safetensors import (
+    Header as Header,
+    SparseFileError as SparseFileError,
+    read_tensor as read_tensor,
+)
+from jaxsparse._files.sharded_files import (
+    checked_path as checked_path,
+    index_of as index_of,
+    leftovers as leftovers,
+)
+from jaxsparse._files.sparse_file import (
+    SparseFile as SparseFile,
+    load_sparse as load_sparse,
+    open_sparse as open_sparse,
+    open_tensors as open_tensors,
+    save_sparse as save_sparse,
+)
+from jaxsparse._files.torch_file import (
+    TorchFile as TorchFile,
+    open_torch as open_torch,
+    save_torch as save_torch,
+)
+from jaxsparse._files.torch_layout import (
+    from_torch_layout as from_torch_layout,
+    to_torch_layout as to_torch_layout,
+)

@@ -1,0 +1,21 @@
+"""Masks of whole trees: searched, applied."""
+
+from jaxsparse._masks.mask_search import (
+    best_masks as best_masks,
+    kept_count as kept_count,
+)
+from jaxsparse._masks.masks import (
+    create_masks as create_masks,
+    mask_leaf as mask_leaf,
+    mask_params as mask_params,
+    match_masks as match_masks,
+)
+from jaxsparse._masks.scores import (
+    random_scores as random_scores,
+    saliency_scores as saliency_scores,
+)
+from jaxsparse._masks.searcher import (
+    MagnitudeSearcher as MagnitudeSearcher,
+    Searcher as Searcher,
+    SearchResult as SearchResult,
+)

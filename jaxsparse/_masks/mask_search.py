@@ -1,0 +1,213 @@
+"""The best mask of every leaf that a plan prunes, whatever its pattern."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from jaxsparse._patterns import (
+    NM,
+    Pattern,
+    PerOutput,
+    as_bool,
+    best_mask,
+    best_packed_mask,
+    best_row_mask,
+    best_transposable_mask,
+    best_unstructured_masks,
+    by_magnitude,
+    by_value,
+    only_within,
+    pack_mask,
+    rank_tiles,
+    spread_tiles,
+    wide_float,
+)
+from jaxsparse._plans import LeafPlan, counted_groups
+from jaxsparse._sharding import (
+    by_explicit_shards,
+    resharded,
+    sharded_like,
+    whole_groups,
+)
+
+
+_Mask = Bool[Array, "..."] | UInt8[Array, "..."]
+
+
+def best_masks(
+    scores: Mapping[str, ArrayLike],
+    leaves: Sequence[LeafPlan],
+    *,
+    progress: Float[Array, ""] | None = None,
+    within: Mapping[str, _Mask | None] | None = None,
+    packed: bool = False,
+    signed: bool = False,
+) -> dict[str, _Mask]:
+    """The best masks of leaves that a plan prunes, by path.
+
+    Args:
+      scores: the weights by path; or scores, which may be negative, where `signed`.
+      leaves: the plans of the leaves.
+      progress: the way from dense, 0, to the pattern, 1, which may be traced.
+      within: masks, bool or packed, whose closed places stay closed.
+      packed: whether to pack the masks along the group axis.
+      signed: whether to rank by value instead of by magnitude.
+
+    Raises:
+      TypeError: `within` a mask, integers of 32 bits or more, whose order leaves no
+        place below the lowest.
+    """
+    found: dict[str, _Mask] = {}
+    for group, total, kept in counted_groups(leaves):
+        paths = [leaf.path for leaf in group]
+        if within is not None:
+            for leaf in group:
+                _check_room(leaf, scores[leaf.path])
+        if progress is not None:
+            kept = kept_count(total, kept, progress)
+        find = _known_masks if isinstance(kept, int) else _traced_masks
+        masks = find(
+            [scores[path] for path in paths],
+            kept,
+            None if within is None else [within[path] for path in paths],
+            tuple(_place_of(leaf) for leaf in group),
+            packed,
+            signed,
+        )
+        found |= dict(zip(paths, masks, strict=True))
+    return {leaf.path: found[leaf.path] for leaf in leaves}
+
+
+class _Place(NamedTuple):
+    """What a search has to know of a leaf; not its path: alike leaves share a program.
+
+    Attributes:
+      pattern: the leaf's pattern.
+      axis: its group axis, along which masks are packed.
+      output: its last output axis, None where it has none.
+      rows: the axes along which there are separate outputs.
+      tile: what is pruned as a whole.
+    """
+
+    pattern: Pattern
+    axis: int
+    output: int | None
+    rows: tuple[int, ...]
+    tile: tuple[int, ...]
+
+
+def _place_of(leaf: LeafPlan) -> _Place:
+    assert leaf.pattern is not None
+    assert leaf.axis is not None
+    output = leaf.output[-1] if leaf.output else None
+    return _Place(leaf.pattern, leaf.axis, output, leaf.rows, leaf.tile)
+
+
+def _find(scores, kept, within, places, packed: bool, signed: bool) -> list[_Mask]:
+    """The masks of leaves that share their count: of one leaf, if it isn't shared."""
+    scores = [jnp.asarray(score) for score in scores]
+    opened = [None] * len(scores)
+    if within is not None:
+        opened = [as_bool(w, s) for w, s in zip(within, scores, strict=True)]
+    match places[0].pattern:
+        case NM(transposable=False):
+            return [
+                _find_grouped(scores[0], kept, opened[0], places[0], packed, signed)
+            ]
+        case NM():
+            masks = [_find_transposable(scores[0], kept, opened[0], places[0], signed)]
+        case PerOutput():
+            masks = [_find_per_output(scores[0], kept, opened[0], places[0], signed)]
+        case _:
+            masks = _find_tiled(scores, kept, opened, places, signed)
+    if not packed:
+        return masks
+    return [pack_mask(mask, p.axis) for mask, p in zip(masks, places, strict=True)]
+
+
+def _find_grouped(score, kept, opened, place: _Place, packed: bool, signed: bool):
+    assert isinstance(place.pattern, NM)
+    ranked = by_value(score) if signed else by_magnitude(score)
+    ranked = ranked if opened is None else only_within(ranked, opened)
+    search = best_packed_mask if packed else best_mask
+    mask = search(ranked, kept, place.pattern.m, place.axis)
+    if opened is None:
+        return mask
+    # Where fewer are open than are to be kept, none is opened.
+    bits = pack_mask(opened, place.axis) if packed else opened
+    return mask & resharded(bits, mask)
+
+
+def _find_transposable(score, kept, opened, place: _Place, signed: bool):
+    assert isinstance(place.pattern, NM)
+    assert place.output is not None
+    score = score.astype(wide_float(score.dtype))  # some narrow floats have no infinity
+    score = score if signed else jnp.abs(score)
+    if opened is not None:
+        score = jnp.where(opened, score, jnp.asarray(-jnp.inf, score.dtype))
+    m, axes = place.pattern.m, (place.axis, place.output)
+    whole = whole_groups(whole_groups(score, m, axes[0]), m, axes[1])
+    mask = best_transposable_mask(whole, kept, m, axes)
+    mask = sharded_like(mask, score)
+    return mask if opened is None else mask & opened
+
+
+def _find_per_output(score, kept, opened, place: _Place, signed: bool):
+    ranked = by_value(score) if signed else by_magnitude(score)
+    ranked = ranked if opened is None else only_within(ranked, opened)
+    bits = ranked.bits
+    for axis in set(range(bits.ndim)) - set(place.rows):
+        bits = whole_groups(bits, bits.shape[axis], axis)
+    best = lambda x, n: best_row_mask(ranked._replace(bits=x), n, place.rows)
+    if isinstance(kept, int):
+        mask = by_explicit_shards(lambda x: best(x, kept), bits)
+    else:
+        mask = by_explicit_shards(best, bits, kept)
+    mask = sharded_like(mask, score)
+    return mask if opened is None else mask & opened
+
+
+def _find_tiled(scores, kept, opened, places: Sequence[_Place], signed: bool):
+    dtype = _common_dtype([score.dtype for score in scores])
+    ranked = [
+        rank_tiles(score.astype(dtype), place.tile, signed=signed, within=w)
+        for score, place, w in zip(scores, places, opened, strict=True)
+    ]
+    found = best_unstructured_masks(ranked, kept)
+    masks = [
+        sharded_like(spread_tiles(mask, place.tile), score)
+        for mask, place, score in zip(found, places, scores, strict=True)
+    ]
+    return [m if w is None else m & w for m, w in zip(masks, opened, strict=True)]
+
+
+#: A number that is known beforehand finds faster programs than a traced one.
+_known_masks = jax.jit(_find, static_argnums=(1, 3, 4, 5))
+_traced_masks = jax.jit(_find, static_argnums=(3, 4, 5))
+
+
+def _common_dtype(dtypes: Sequence[jnp.dtype]) -> jnp.dtype:
+    """A dtype in which scores that share a threshold can be compared."""
+    return dtypes[0] if len(set(dtypes)) == 1 else wide_float(*dtypes)
+
+
+def _check_room(leaf: LeafPlan, score: ArrayLike) -> None:
+    dtype = jnp.asarray(score).dtype
+    if jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize > 2:
+        raise TypeError(
+            f"leaf {leaf.path!r} of shape {leaf.shape} has dtype {dtype}, by which a "
+            "mask cannot be refreshed: cast it to float32, or leave it dense by a rule"
+        )
+
+
+def kept_count(total: int, target: int, progress: Float[Array, ""]) -> Int[Array, ""]:
+    """How many of `total` are kept at some progress from all of them to `target`."""
+    prunable, progress = total - target, jnp.asarray(progress, jnp.float32)
+    pruned = jnp.round(jnp.clip(progress, 0, 1) * prunable).astype(jnp.int32)
+    # A float32 holds whole numbers up to 2**24 only: at the end the target is exact.
+    pruned = jnp.where(progress >= 1, prunable, jnp.minimum(pruned, prunable))
+    return (total - pruned).astype(jnp.int32)

@@ -1,0 +1,70 @@
+"""Searchers: a way of choosing masks, with its settings, as an object."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import PyTree
+
+from jaxsparse._masks.masks import create_masks, mask_params
+from jaxsparse._plans import Plan, PlanLike, plan_for
+
+
+class SearchResult(NamedTuple):
+    """What a search found.
+
+    Attributes:
+      params: the parameters, pruned.
+      masks: their masks; None for leaves that stay dense.
+      plan: the plan that was followed.
+    """
+
+    params: PyTree
+    masks: PyTree
+    plan: Plan
+
+
+class Searcher(Protocol):
+    """What every searcher can do."""
+
+    def search(self, params: PyTree, statistics: Any = None) -> SearchResult:
+        """Prunes `params`, with statistics of the layers' inputs if it needs them."""
+        ...
+
+
+@dataclass(frozen=True)
+class MagnitudeSearcher:
+    """Keeps the largest magnitudes, as NVIDIA's ASP does.
+
+    Attributes:
+      plan: a plan, rules or a pattern.
+      packed: whether masks come packed, one bit a weight.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
+    >>> result = MagnitudeSearcher("2:4").search(params)
+    >>> print(result.plan["kernel"].decision)
+    2:4 along axis 0
+    >>> result.params["kernel"][:4, 0]
+    Array([ 0.,  0., 16., 24.], dtype=float32)
+    """
+
+    plan: PlanLike = "2:4"
+    packed: bool = False
+
+    def search(self, params: PyTree, statistics: Any = None) -> SearchResult:
+        """Prunes `params` by magnitude.
+
+        Args:
+          params: a tree of arrays.
+          statistics: not needed, whatever they are: a magnitude is known without.
+
+        Returns:
+          The pruned parameters, their masks and the plan.
+
+        Raises:
+          ValueError, TypeError: as `plan_sparsity` and `create_masks`.
+        """
+        del statistics
+        plan = plan_for(params, self.plan)
+        masks = create_masks(params, plan, packed=self.packed)
+        return SearchResult(mask_params(params, masks), masks, plan)

@@ -1,0 +1,67 @@
+"""Tiles: blocks, channels or single weights, pruned as a whole."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from jaxsparse._patterns.groups import split
+from jaxsparse._patterns.ranking import (
+    Ranked,
+    by_magnitude,
+    by_value,
+    only_within,
+    wide_float,
+)
+from jaxsparse._sharding import whole_groups
+
+
+def rank_tiles(
+    score: jax.typing.ArrayLike,
+    tile: Sequence[int],
+    *,
+    signed: bool,
+    within: Bool[Array, "..."] | None = None,
+) -> Ranked:
+    """Ranks the tiles of an array.
+
+    Args:
+      score: weights, or scores that may be negative where `signed`, of any shape.
+      tile: the size of a tile along each axis; it divides the axis. A single weight
+        is ranked by its bits, a larger tile by the sum of its magnitudes or scores, in
+        float32 or the wider dtype that they have.
+      signed: whether scores are ranked by value instead of by magnitude.
+      within: the tiles of which no weight is kept in this mask rank lowest.
+
+    Returns:
+      One place a tile.
+    """
+    if math.prod(tile) > 1:
+        score = jnp.asarray(score)
+        score = score.astype(wide_float(score.dtype))
+        score = over_tiles(jnp.sum, score if signed else jnp.abs(score), tile)
+        within = None if within is None else over_tiles(jnp.any, within, tile)
+    ranked = by_value(score) if signed else by_magnitude(score)
+    return ranked if within is None else only_within(ranked, within)
+
+
+def spread_tiles(mask: Bool[Array, "..."], tile: Sequence[int]) -> Bool[Array, "..."]:
+    """The mask of the weights, from that of their tiles."""
+    for axis, size in enumerate(tile):
+        if size > 1:
+            shape = [*mask.shape[: axis + 1], size, *mask.shape[axis + 1 :]]
+            copies = jnp.broadcast_to(jnp.expand_dims(mask, axis + 1), shape)
+            shape[axis : axis + 2] = [shape[axis] * size]
+            mask = copies.reshape(shape)
+    return mask
+
+
+def over_tiles(reduce: Callable[..., Array], x: Array, tile: Sequence[int]) -> Array:
+    """A reduction such as `jnp.sum` over each tile; one place a tile is left."""
+    for axis, size in enumerate(tile):
+        if size > 1:
+            groups = split(whole_groups(x, size, axis), size, axis)
+            x = reduce(groups, axis=axis + 1)
+    return x

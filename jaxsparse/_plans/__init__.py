@@ -1,0 +1,38 @@
+"""Which leaves are pruned, to what pattern, along which axis, and why not."""
+
+from jaxsparse._plans.axes_from_flax import (
+    axes_from_names as axes_from_names,
+    flax_axes as flax_axes,
+)
+from jaxsparse._plans.axes_from_torch import (
+    TRANSPOSED as TRANSPOSED,
+    axes_from_torch_names as axes_from_torch_names,
+    is_embedding as is_embedding,
+    refuse_tensors as refuse_tensors,
+)
+from jaxsparse._plans.axes_from_trace import (
+    contraction_axes as contraction_axes,
+    leaf_uses as leaf_uses,
+)
+from jaxsparse._plans.erdos_renyi import (
+    distribute_by_erdos_renyi as distribute_by_erdos_renyi,
+)
+from jaxsparse._plans.leaf_axes import (
+    LeafAxes as LeafAxes,
+)
+from jaxsparse._plans.leaf_plan import (
+    LeafPlan as LeafPlan,
+    counted_groups as counted_groups,
+)
+from jaxsparse._plans.plan import (
+    Plan as Plan,
+    PlanLike as PlanLike,
+    is_plan_like as is_plan_like,
+    plan_for as plan_for,
+    plan_or_rules as plan_or_rules,
+    plan_sparsity as plan_sparsity,
+)
+from jaxsparse._plans.rule import (
+    ASP_SIZES as ASP_SIZES,
+    Rule as Rule,
+)

@@ -1,0 +1,90 @@
+"""Axes of a leaf from the names that Flax gives its layers.
+
+A name is only a guess: the kernel of rank three may be a convolution's, an attention's
+or a stack of dense layers'. So names decide only where module names, or siblings of
+matching shapes, leave no doubt; everything else is called ambiguous.
+"""
+
+import re
+from collections.abc import Mapping
+
+from jaxtyping import PyTree
+
+from jaxsparse._plans.leaf_axes import LeafAxes
+from jaxsparse._trees import map_named, shapes_of
+
+
+_HEADS = {"head", "lm_head", "logits"}
+_ATTENTION = ("query", "key", "value", "out")
+
+
+def axes_from_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LeafAxes]:
+    """The axes of every leaf, from canonical paths and shapes."""
+    return {path: _leaf_axes(path, shape, shapes) for path, shape in shapes.items()}
+
+
+def flax_axes(params: PyTree) -> PyTree:
+    """The group axis of every leaf, as Flax's names tell it.
+
+    Rules, sizes and the exception for heads come later, in `plan_sparsity`.
+
+    Args:
+      params: a tree of arrays or `jax.ShapeDtypeStruct`, from Linen or NNX.
+
+    Returns:
+      A tree of the same structure: an axis, or None where names tell of no single one
+      (biases, norms, embeddings, depthwise kernels, anything ambiguous).
+
+    >>> import jax
+    >>> params = {"Dense_0": {"kernel": jax.ShapeDtypeStruct((64, 32), "float32"),
+    ...                       "bias": jax.ShapeDtypeStruct((32,), "float32")}}
+    >>> flax_axes(params)
+    {'Dense_0': {'bias': None, 'kernel': 0}}
+    """
+    axes = axes_from_names(shapes_of(params))
+    return map_named(lambda path, _: axes[path].group if path in axes else None, params)
+
+
+def _leaf_axes(
+    path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> LeafAxes:
+    *modules, name = path.split("/")
+    module = modules[-1] if modules else ""
+    rank = len(shape)
+    if name == "embedding":
+        return LeafAxes(reason="embedding")
+    if rank < 2 or name in ("bias", "scale"):
+        return LeafAxes(reason="bias, norm or scalar")
+    if name != "kernel":
+        return _ambiguous(f"{name!r} of rank {rank}")
+
+    head = any(part.lower() in _HEADS for part in modules)
+    if rank == 2 and not re.match(r"einsum|densegeneral", module, re.IGNORECASE):
+        return LeafAxes(group=0, contracted=(0,), output=(1,), head=head)
+    if 3 <= rank <= 5 and module.lower().startswith("conv"):
+        inner, outer = (rank - 2,), (rank - 1,)
+        if shape[-2] == 1:
+            reason = "depthwise, or one input channel"
+            return LeafAxes(contracted=inner, output=outer, reason=reason)
+        return LeafAxes(group=rank - 2, contracted=inner, output=outer, head=head)
+    if module in _ATTENTION and _is_attention(modules, shapes):
+        if module == "out":
+            return LeafAxes(group=1, contracted=(0, 1), output=(2,), head=head)
+        return LeafAxes(group=0, contracted=(0,), output=(1, 2), head=head)
+    return _ambiguous(f"a kernel of rank {rank} under {module!r}")
+
+
+def _is_attention(modules: list[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether query, key, value and out stand beside each other in shapes that agree.
+
+    Query, key and value are `(embed, heads, dim)`, out is `(heads, dim, embed)`.
+    """
+    siblings = ["/".join([*modules[:-1], name, "kernel"]) for name in _ATTENTION]
+    if not all(len(shapes.get(path, ())) == 3 for path in siblings):
+        return False
+    query, key, value, out = (shapes[path] for path in siblings)
+    return query[1:] == key[1:] == value[1:] == out[:2]
+
+
+def _ambiguous(what: str) -> LeafAxes:
+    return LeafAxes(reason=f"ambiguous: {what}; pass fn=, or Rule(..., axis=...)")

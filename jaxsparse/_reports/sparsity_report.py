@@ -1,0 +1,217 @@
+"""Reports: what was pruned, how much of it, and what that cost."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxsparse._compressed import (
+    decompress,
+    is_as_planned,
+    is_compressed,
+    stand_ins,
+    stored_text,
+)
+from jaxsparse._masks import (
+    best_masks,
+    match_masks,
+)
+from jaxsparse._patterns import Pattern
+from jaxsparse._plans import (
+    LeafPlan,
+    Plan,
+    PlanLike,
+    is_plan_like,
+    plan_for,
+)
+from jaxsparse._reports.measure import measure_leaf
+from jaxsparse._trees import (
+    Tabular,
+    bytes_text,
+    flatten,
+    fold,
+    is_array,
+    is_numeric,
+    shape_text,
+)
+
+
+@dataclass(frozen=True)
+class LeafReport:
+    """One leaf of a report.
+
+    Attributes:
+      path: the canonical path.
+      shape: None where the leaf is not an array.
+      sparsity: the fraction of zeros it has; None where it holds no real numbers.
+      masked: the fraction of its weights that its mask prunes; None without a mask.
+      magnitude_kept: of the sum of its magnitudes, the share that its mask keeps.
+      nonfinite: the number of NaN and infinities in it.
+      pattern: the pattern planned, None if dense or unknown.
+      axis: the group axis planned, None if dense or unknown.
+      decision: what was planned, in words.
+      reason: why it stays dense; empty for a pruned leaf.
+      stored: how it is compressed, in words; empty for an array.
+      stored_bytes: its size in bytes; None where the leaf is not an array.
+      dense_bytes: what it takes, or would take, with its zeros.
+    """
+
+    path: str
+    shape: tuple[int, ...] | None
+    sparsity: float | None
+    masked: float | None
+    magnitude_kept: float | None
+    nonfinite: int
+    pattern: Pattern | None
+    axis: int | None
+    decision: str
+    reason: str
+    stored: str
+    stored_bytes: int | None
+    dense_bytes: int | None
+
+
+@dataclass(frozen=True)
+class SparsityReport(Tabular):
+    """A report on every leaf of a tree. Print it for a table.
+
+    A notebook shows it in HTML, a console of rich as a table of its own, and
+    `json.dumps(report.as_dict())` is its JSON.
+
+    Attributes:
+      leaves: one `LeafReport` a leaf.
+    """
+
+    leaves: tuple[LeafReport, ...]
+
+    def __iter__(self) -> Iterator[LeafReport]:
+        return iter(self.leaves)
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        sizes = any(leaf.stored for leaf in self.leaves)
+        header = ("leaf", "shape", "sparsity", "kept", *["bytes"] * sizes, "plan")
+        rows = ((leaf.path, _cells(leaf, sizes)) for leaf in self.leaves)
+        return header, fold(rows)
+
+
+def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> SparsityReport:
+    """Reports on every leaf: zeros, magnitude kept, or why it stays dense.
+
+    It reads values, so it runs outside `jit`.
+
+    Args:
+      params: a tree of arrays, pruned or not, of which some may be `Compressed`.
+      plan: a plan, rules or a pattern: the magnitude kept is that of the best masks for
+        these weights. Or a tree of masks: it is what these keep.
+
+    Returns:
+      A `SparsityReport`.
+
+    Raises:
+      ValueError, TypeError: the plan or the masks do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8), "bias": jnp.ones(8)}
+    >>> print(sparsity_report(params, "2:4"))
+    leaf    shape  sparsity  kept   plan
+    bias    8      0.0%      -      dense: bias, norm or scalar
+    kernel  16x8   0.8%      56.3%  2:4 along axis 0
+    """
+    leaves, _ = flatten(params, is_leaf=is_compressed)
+    shapes = stand_ins(params)
+    if is_plan_like(plan):
+        plan = plan_for(shapes, plan)
+        decisions = {
+            path: plan.by_path.get(path, LeafPlan(path, None, reason="not an array"))
+            for path in leaves
+        }
+        masks = _best_masks(leaves, plan)
+    else:
+        masks = match_masks(shapes, plan)
+        decisions = {
+            path: LeafPlan(
+                path, None, reason="" if masks[path] is not None else "no mask"
+            )
+            for path in leaves
+        }
+    return SparsityReport(
+        tuple(
+            _leaf_report(path, leaf, masks.get(path), decisions[path])
+            for path, leaf in leaves.items()
+        )
+    )
+
+
+def _best_masks(leaves: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The masks of the plan; none for leaves compressed as planned."""
+    as_planned = lambda leaf: (
+        is_compressed(leaves[leaf.path]) and is_as_planned(leaves[leaf.path], leaf)
+    )
+    searched = [leaf for leaf in plan.sparse if not as_planned(leaf)]
+    weights = [leaves[leaf.path] for leaf in searched]
+    dense = [decompress(w) if is_compressed(w) else w for w in weights]
+    paths = [leaf.path for leaf in searched]
+    return best_masks(dict(zip(paths, dense, strict=True)), searched)
+
+
+def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafReport:
+    size = math.prod(leaf.shape) if is_numeric(leaf) else 0
+    values = jax.device_get(measure_leaf(leaf, mask)) if size else None
+    masked = kept = None
+    if values and mask is not None:
+        masked, kept = float(values["masked"]) / size, _share(values)
+    elif values and is_compressed(leaf) and is_as_planned(leaf, decision):
+        masked, kept = 1 - leaf.pattern.density, 1.0
+    stored, dense = _bytes(leaf)
+    return LeafReport(
+        path=path,
+        shape=tuple(leaf.shape) if is_array(leaf) else None,
+        sparsity=None if values is None else float(values["zeros"]) / size,
+        masked=masked,
+        magnitude_kept=kept,
+        nonfinite=0 if values is None else int(values["nonfinite"]),
+        pattern=decision.pattern,
+        axis=decision.axis,
+        decision=decision.decision,
+        reason=decision.reason,
+        stored=stored_text(leaf) if is_compressed(leaf) else "",
+        stored_bytes=stored,
+        dense_bytes=dense,
+    )
+
+
+def _bytes(leaf: Any) -> tuple[int | None, int | None]:
+    """The bytes of a leaf as it is stored, and with its zeros."""
+    if not is_array(leaf):
+        return None, None
+    dense = math.prod(leaf.shape) * leaf.dtype.itemsize
+    return (leaf.nbytes if is_compressed(leaf) else dense), dense
+
+
+def _share(values: Mapping[str, np.ndarray]) -> float:
+    """The share of a magnitude that is kept; all of nothing is kept."""
+    return float(values["kept"] / values["magnitude"]) if values["magnitude"] else 1.0
+
+
+def _cells(leaf: LeafReport, sizes: bool) -> tuple[str, ...]:
+    masked = leaf.pattern is None and not leaf.reason
+    plan = "masked" if masked else leaf.decision
+    if leaf.stored and leaf.stored != f"{leaf.pattern} along axis {leaf.axis}":
+        plan += f"; stored {leaf.stored}"
+    if leaf.nonfinite:
+        plan += f"; {leaf.nonfinite} values are NaN or infinite"
+    cells = [
+        "-" if leaf.shape is None else shape_text(leaf.shape),
+        "-" if leaf.sparsity is None else f"{leaf.sparsity:.1%}",
+        "-" if leaf.magnitude_kept is None else f"{leaf.magnitude_kept:.1%}",
+    ]
+    if sizes:
+        stored, dense = leaf.stored_bytes, leaf.dense_bytes
+        cells.append(
+            "-" if stored is None or dense is None else bytes_text(stored, dense)
+        )
+    return (*cells, plan)

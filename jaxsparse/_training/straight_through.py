@@ -1,0 +1,162 @@
+"""Training through masks: the loss sees the sparse network, gradients are dense.
+
+Under a straight-through estimator the parameters stay dense, so that a mask found anew
+from them may choose other weights than before.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
+
+from jaxsparse._masks import create_masks, match_masks
+from jaxsparse._patterns import as_bool
+from jaxsparse._plans import PlanLike, is_plan_like, plan_or_rules
+from jaxsparse._sharding import resharded
+from jaxsparse._training.first_masks import initial_masks
+from jaxsparse._training.masked_optimizer import (
+    flip_rate,
+    next_count,
+    planned_with,
+    require_params,
+    require_state,
+)
+from jaxsparse._training.schedule import check_every
+from jaxsparse._training.state import StraightThroughState
+from jaxsparse._trees import flatten, is_array, map_named
+
+
+def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
+    """Masked parameters for the loss, whose gradient is that of dense ones.
+
+    The straight-through estimator of Bengio et al., "Estimating or Propagating
+    Gradients Through Stochastic Neurons" (2013, arXiv:1308.3432), applied to masks: the
+    derivative of the masking is taken to be the identity. `params` stay dense while
+    they train; what is deployed is `mask_params(params, create_masks(params, plan))`.
+
+    Args:
+      params: a tree of arrays.
+      plan: a plan, rules or a pattern: the masks are then those of `params` as they
+        are now. Or a tree of masks, bool or packed, such as `get_masks` of the state
+        of `add_sr_ste_decay`.
+
+    Returns:
+      A tree like `params` with exact zeros where the masks say so.
+
+    Raises:
+      ValueError, TypeError: as `create_masks` and `mask_params`.
+
+    >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
+    >>> loss = lambda params: jnp.sum(straight_through(params, "2:4")["kernel"] ** 2)
+    >>> jax.grad(loss)(params)["kernel"][:4, 0]
+    Array([ 0.,  0., 32., 48.], dtype=float32)
+    >>> loss = lambda params: jnp.sum(straight_through(params, "2:4")["kernel"])
+    >>> jax.grad(loss)(params)["kernel"][:4, 0]
+    Array([1., 1., 1., 1.], dtype=float32)
+    """
+    masks = plan
+    if is_plan_like(plan):
+        values = map_named(
+            lambda _, leaf: lax.stop_gradient(leaf) if is_array(leaf) else leaf, params
+        )
+        masks = create_masks(values, plan)
+    matched = match_masks(params, masks)
+
+    def masked(path, leaf):
+        mask = matched[path]
+        return leaf if mask is None else _masked(leaf, as_bool(mask, leaf))
+
+    return map_named(masked, params)
+
+
+def add_sr_ste_decay(
+    plan: PlanLike = "2:4", *, decay: ArrayLike = 2e-4, every: int = 1
+) -> optax.GradientTransformation:
+    """Adds `decay * w` to the gradients of the weights that the mask prunes.
+
+    SR-STE, the sparse-refined straight-through estimator of Zhou et al., "Learning N:M
+    Fine-grained Structured Sparse Neural Networks From Scratch" (2021,
+    arXiv:2102.04010, equation 9). Pruned weights shrink unless their gradients hold
+    them up, so that masks settle. Put it before the optimizer, and `straight_through`
+    with the same plan into the loss::
+
+        tx = optax.chain(add_sr_ste_decay(plan), optax.sgd(0.1, momentum=0.9))
+
+    Args:
+      plan: a plan, rules or a pattern.
+      decay: how strongly pruned weights are pulled to zero; may be traced.
+      every: find the masks anew on steps that this divides. With a number above 1 give
+        the loss the masks of the state, `straight_through(params, get_masks(state))`:
+        the decay goes by the same, and new ones are for the steps that follow.
+
+    Returns:
+      A gradient transformation with the state `StraightThroughState`: the masks, and
+      the fraction of the planned leaves' weights at which they last changed. `update`
+      needs the parameters.
+
+    Raises:
+      ValueError: a decay that is negative or not finite, `every < 1`; in `init`, as
+        `create_masks`.
+
+    >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
+    >>> tx = add_sr_ste_decay("2:4", decay=0.5)
+    >>> gradients = jax.tree.map(jnp.zeros_like, params)
+    >>> gradients, state = tx.update(gradients, tx.init(params), params)
+    >>> gradients["kernel"][:4, 0]
+    Array([0., 4., 0., 0.], dtype=float32)
+    """
+    if isinstance(decay, int | float) and not 0 <= decay < float("inf"):
+        raise ValueError(f"decay is a finite number from 0 on, got {decay}")
+    check_every(every)
+    plan = plan_or_rules(plan)
+
+    def init(params):
+        masks = initial_masks(params, plan, None)
+        return StraightThroughState(
+            jnp.zeros((), jnp.int32), masks, jnp.zeros((), jnp.float32)
+        )
+
+    def update(updates, state, params=None):
+        params = require_params(params)
+        require_state(state, StraightThroughState)
+        planned_with(params, plan, state.masks)
+
+        def renew(masks, _):
+            found = initial_masks(params, plan, None)
+            renewed = jax.tree.map(resharded, found, masks)
+            return renewed, flip_rate(masks, renewed, params)
+
+        masks, flips = lax.cond(
+            state.count % every == 0,
+            renew,
+            lambda *now: now,
+            state.masks,
+            state.flip_rate,
+        )
+        # The masks that the loss saw: found from these parameters, or the state's.
+        used = masks if every == 1 else state.masks
+        matched, (weights, _) = match_masks(params, used), flatten(params)
+
+        def decayed(path, gradient):
+            mask, weight = matched[path], weights[path]
+            if mask is None:
+                return gradient
+            pull = jnp.asarray(decay, gradient.dtype) * weight.astype(gradient.dtype)
+            return jnp.where(as_bool(mask, weight), gradient, gradient + pull)
+
+        state = StraightThroughState(next_count(state.count), masks, flips)
+        return map_named(decayed, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+@jax.custom_jvp
+def _masked(weight: ArrayLike, mask: Array) -> Array:
+    return jnp.where(mask, weight, jnp.zeros((), jnp.asarray(weight).dtype))
+
+
+@_masked.defjvp
+def _masked_jvp(primals, tangents):
+    return _masked(*primals), tangents[0]

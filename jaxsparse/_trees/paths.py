@@ -1,0 +1,143 @@
+"""Leaves by their canonical path, whatever containers a tree is made of.
+
+A path is the names on the way to a leaf, joined by `/`. Optimizers and frameworks
+rewrap trees between `init` and `update` (NNX strips its `Param` boxes, `optax.masked`
+puts `MaskedNode` where leaves were), so trees are matched by these names and never by
+their containers.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import (
+    DictKey,
+    FlattenedIndexKey,
+    GetAttrKey,
+    SequenceKey,
+    tree_flatten_with_path,
+    tree_map_with_path,
+)
+from jaxtyping import Array, PyTree
+
+
+_Leaf = TypeVar("_Leaf")
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """The canonical path: names joined by `/`, without the `value` of a box.
+
+    >>> path_name((DictKey("mlp"), SequenceKey(0), GetAttrKey("value")))
+    'mlp/0'
+    >>> path_name((DictKey("mlp"), DictKey("value")))
+    'mlp/value'
+    """
+    if path and path[-1] == GetAttrKey("value"):
+        path = path[:-1]
+    return "/".join(_key_name(key) for key in path)
+
+
+def _key_name(key) -> str:
+    match key:
+        case DictKey() | FlattenedIndexKey():
+            return str(key.key)
+        case GetAttrKey():
+            return key.name
+        case SequenceKey():
+            return str(key.idx)
+        case _:
+            return str(key)
+
+
+def flatten(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> tuple[dict[str, Any], Any]:
+    """The leaves of a tree keyed by canonical path, in order, and its structure.
+
+    Raises:
+      ValueError: two leaves have the same path, or an NNX module shares a variable.
+    """
+    refuse_shared_variables(tree)
+    leaves, structure = tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return _by_name(leaves), structure
+
+
+def shapes_of(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of a tree by canonical path."""
+    leaves, _ = flatten(tree)
+    return {path: tuple(x.shape) for path, x in leaves.items() if is_array(x)}
+
+
+def flatten_masks(masks: PyTree) -> dict[str, Any]:
+    """The entries of a tree of masks by canonical path, `None` for a dense leaf.
+
+    Where a combinator cut a leaf out of the tree, its mask was cut out too: dense.
+    """
+    leaves, _ = tree_flatten_with_path(masks, is_leaf=is_dense_entry)
+    return {
+        name: None if is_dense_entry(mask) else mask
+        for name, mask in _by_name(leaves).items()
+    }
+
+
+def with_masks(masks: PyTree, found: Mapping[str, Any]) -> PyTree:
+    """The tree with other masks in the place of those that it has."""
+    return tree_map_with_path(lambda path, _: found[path_name(path)], masks)
+
+
+def is_dense_entry(mask: Any) -> bool:
+    """Whether this entry of a tree of masks says that the leaf stays dense."""
+    return mask is None or isinstance(mask, optax.MaskedNode)
+
+
+def map_named(f: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """Maps `f(path, leaf)` over a tree; `f` may return `None`."""
+    leaves, structure = flatten(tree)
+    return structure.unflatten([f(name, leaf) for name, leaf in leaves.items()])
+
+
+def is_array(leaf: Any) -> bool:
+    """Arrays of JAX and NumPy, tracers and `jax.ShapeDtypeStruct`."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def refuse_shared_variables(tree: PyTree) -> None:
+    """Raises where mapping over `tree` would untie a shared layer of an NNX module."""
+    nnx: Any = sys.modules.get("flax.nnx")  # who has such a module has imported it
+    if nnx is None:
+        return
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    nodes, _ = tree_flatten_with_path(tree, is_leaf=is_variable)
+    seen: dict[int, str] = {}
+    for path, node in filter(lambda item: is_variable(item[1]), nodes):
+        name = path_name(path)
+        if (first := seen.setdefault(id(node), name)) != name:
+            raise ValueError(
+                f"the module shares {first!r} and {name!r}; a tree function would "
+                "untie them. Take state = nnx.state(model, nnx.Param), map over that, "
+                "and write the result back with nnx.update(model, state)"
+            )
+
+
+def _by_name(leaves: list[tuple[Any, _Leaf]]) -> dict[str, _Leaf]:
+    named: dict[str, _Leaf] = {}
+    for path, leaf in leaves:
+        name = path_name(path)
+        if name in named:
+            raise ValueError(
+                f"two leaves have the path {name!r} ({jax.tree_util.keystr(path)} is "
+                "the second): rename one, since leaves are matched by path"
+            )
+        named[name] = leaf
+    return named
+
+
+def is_numeric(leaf: Any) -> TypeGuard[Array]:
+    """Whether a leaf is an array of real numbers: no key, no bool, no callable."""
+    return is_array(leaf) and (
+        jnp.issubdtype(leaf.dtype, jnp.floating)
+        or jnp.issubdtype(leaf.dtype, jnp.integer)
+    )

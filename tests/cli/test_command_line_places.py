@@ -1,0 +1,116 @@
+"""Where `prune` reads from and writes to: several files, links, and what is there."""
+
+import json
+
+import pytest
+import safetensors.numpy
+
+from tests.cli.command import pruned, torch_state
+from tests.compressed.layout_oracle import assert_same_bits
+
+
+def write_several(folder, stem="model"):
+    """A file for each leaf, and their index, which is returned."""
+    state, weight_map = torch_state(), {}
+    for i, (name, weight) in enumerate(state.items(), 1):
+        weight_map[name] = f"{stem}-{i:05}-of-{len(state):05}.safetensors"
+        safetensors.numpy.save_file({name: weight}, folder / weight_map[name])
+    index = folder / "model.safetensors.index.json"
+    metadata = {"total_size": 7, "total_parameters": 8192}
+    index.write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
+    return index
+
+
+def contents(folder):
+    return {x.name: x.read_bytes() for x in folder.iterdir()}
+
+
+def test_nothing_is_written_over_unless_forced(run, model, tmp_path):
+    output = tmp_path / "out.safetensors"
+    output.write_bytes(b"mine")
+    done = run("prune", model, "-o", output)
+    assert (done.code, output.read_bytes()) == (2, b"mine")
+    assert f"{output} is there already: give --force" in done.err
+    assert run("prune", model, "-o", output, "--force").code == 0
+    assert run("check", output).code == 0
+    before = model.read_bytes()
+    assert run("prune", model, "-o", model, "--force").code == 2
+    assert model.read_bytes() == before
+
+
+def test_several_files_stay_several(run, tmp_path):
+    state, index = torch_state(), write_several(tmp_path)
+    output = tmp_path / "out.safetensors.index.json"
+    assert run("prune", index, "-o", output).code == 0
+    told = json.loads(output.read_text())
+    assert told["weight_map"].keys() == state.keys()
+    assert len(set(told["weight_map"].values())) == len(state)
+    size = sum(x.nbytes for x in state.values())
+    assert told["metadata"] == {"total_size": size, "total_parameters": 8192}
+    name = "model.layers.0.up.weight"
+    file = tmp_path / told["weight_map"][name]
+    found = safetensors.numpy.load_file(file)[name]
+    assert_same_bits(found, pruned(state[name], 2, 4, 1))
+    assert run("check", output).code == 0
+    assert run("prune", index, "-o", output).code == 2
+
+
+def test_a_cache_of_links_is_read_as_that_of_hugging_face(run, tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "revision"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    write_several(blobs)
+    for i, file in enumerate(sorted(blobs.iterdir())):
+        file.rename(blobs / str(i))
+        (snapshot / file.name).symlink_to(f"../../blobs/{i}")
+    before, output = contents(blobs), tmp_path / "out.safetensors"
+    index = snapshot / "model.safetensors.index.json"
+    assert run("prune", index, "-o", output).code == 0
+    assert run("check", output).code == 0
+    assert contents(blobs) == before
+    # Nor may it become OUT by its other name.
+    (shard, *_) = blobs.iterdir()
+    output.with_name("link.safetensors").symlink_to(shard)
+    done = run("prune", index, "-o", output.with_name("link.safetensors"), "--force")
+    assert (done.code, "is what is read" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("stem", "output"),
+    [
+        ("model", "model-00002-of-00007.safetensors"),
+        ("model", "model.safetensors"),
+        ("out-0123abcd", "out.safetensors"),  # as if left by an earlier prune
+    ],
+)
+def test_no_file_that_is_read_is_replaced_or_taken_away(run, tmp_path, stem, output):
+    index = write_several(tmp_path, stem)
+    before = contents(tmp_path)
+    done = run("prune", index, "-o", tmp_path / output, "--force")
+    assert (done.code, contents(tmp_path)) == (2, before)
+    assert "is what is read: write to another place" in done.err
+
+
+def test_a_file_beside_its_index_is_not_what_is_read(run, tmp_path, model):
+    index = write_several(tmp_path)
+    assert run("inspect", index).err.startswith("inspect 1/7")
+    note = f"note: {index} is what is read, not {model} beside it\n"
+    assert run("inspect", model).err.startswith(note)
+
+
+def test_a_folder_is_not_replaced_by_an_index(run, tmp_path, model):
+    output = tmp_path / "out.safetensors"
+    folder = tmp_path / "out.safetensors.index.json"
+    folder.mkdir()
+    done = run("prune", model, "-o", output, "--force")
+    assert (done.code, output.exists()) == (2, False)
+    assert f"{folder} is not of the kind of {model}: remove it" in done.err
+
+
+def test_a_file_without_leaves_is_refused(run, tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({}, path)
+    done = run("prune", path, "-o", tmp_path / "o.safetensors", "--layout", "torch")
+    assert (done.code, done.err) == (2, f"error: {path} has no leaves\n")
+    done = run("check", path, "--layout", "torch", "--rule", ".*=1:4")
+    assert (done.code, "matches none of the 0 leaves" in done.err) == (2, True)

@@ -1,0 +1,187 @@
+"""What the command line says: help, tables, progress, and what it refuses."""
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import jaxsparse
+from jaxsparse import cli
+from tests.cli.command import weights
+
+
+COMMANDS = ("inspect", "prune", "check", "compare", "demo")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("check", "none.safetensors"), "there is no file none.safetensors"),
+        (("check", "none.bin"), "has to end in .safetensors"),
+        (("check", "MODEL", "--pattern", "2-4"), "unknown pattern '2-4'"),
+        (("check", "MODEL", "--rule", "nothing=2:4"), "matches none of the 7 leaves"),
+        (("check", "MODEL", "--rule", "no=2:4"), "--rule 'no=2:4' matches none of the"),
+        (
+            ("check", "MODEL", "--rule", ".*=dense"),
+            "and --any-size where the size rule",
+        ),
+        (("check", "MODEL", "--rule", ".*=dense"), "--rule 'REGEX=2:4@AXIS' where"),
+        (("check", "MODEL", "--rule", ".*ids=2:4@1"), "gives axis 1 to leaf 'model.po"),
+        (("check", "MODEL", "--rule", "2:4"), "is no REGEX=PATTERN"),
+        (("check", "MODEL", "--rule", "(=2:4"), "is a regular expression"),
+        (("check", "MODEL", "--layout", "tf"), "--layout"),
+        (("prune", "MODEL"), "--output"),
+        (("prune", "MODEL", "-o", "none/out.safetensors"), "there is no folder none"),
+        (("prune", "MODEL", "-o", "out.bin"), "has to end in .safetensors"),
+        (("prune", "MODEL", "-o", ""), "has to end in .safetensors"),
+    ],
+)
+def test_arguments_that_are_refused(run, model, args, words):
+    done = run(*(str(model) if x == "MODEL" else x for x in args))
+    assert done.code == 2
+    assert words in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(run, name):
+    done = run(name, "--help")
+    assert done.code == 0
+    assert f"Example: jaxsparse {name}" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_tables_fit_80_columns_and_pipes_get_no_control_characters(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "model.safetensors"
+    names = [f"{'block.' * 20}{x}.weight" for x in ("a", "b\x1b[31mred\x07", "[bold]c")]
+    names.append("conv_transpose.weight")
+    shapes = [(16, 16)] * 3 + [(16, 16, 3, 3)]
+    state = {n: weights(s) for n, s in zip(names, shapes, strict=True)}
+    safetensors.numpy.save_file(state, path)
+    output = tmp_path / "out.safetensors"
+    for args in (
+        ("inspect", path),
+        ("check", path),
+        ("prune", path, "-o", output),
+        ("compare", path, output),
+        ("inspect", path, "--json"),
+    ):
+        done = run(*args)
+        assert not re.search(r"[^\n\x20-\x7e]", done.out + done.err)
+        if "--json" not in args:
+            assert max(map(len, done.out.splitlines())) <= 80
+    assert r"\x1b" in run("inspect", path).out.replace("\n", "")
+    assert "[bold]" in run("inspect", path).out.replace("\n", "")
+
+
+def test_remedies_are_options_of_the_command_line(run, tmp_path):
+    path = tmp_path / "model.safetensors"
+    x = {"up.weight": weights((16, 16)), "experts.up_proj": weights((4, 16, 16))}
+    safetensors.numpy.save_file(x, path)
+    plans = {x["leaf"]: x["plan"] for x in run("check", path, "--json").told["leaves"]}
+    assert plans["experts.up_proj"] == (
+        "dense: ambiguous: 'up_proj' of rank 3; give --rule 'REGEX=2:4@AXIS'"
+    )
+    x = {"params/up/kernel": weights((16, 16)), "params/q/kernel": weights((4, 16, 2))}
+    safetensors.numpy.save_file(x, path)
+    assert "'q'; give --rule 'REGEX=2:4@AXIS'\"," in run("check", path, "--json").out
+    safetensors.numpy.save_file({"up.weight": np.ones((16, 16), "c8")}, path)
+    done = run("check", path)
+    assert done.code == 2
+    assert done.err.endswith("or keep the leaf dense with --rule 'REGEX=dense'\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_bar(run, model, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run("inspect", model).code == 0
+    assert "100%" in terminal.getvalue()
+    assert "\x1b" in terminal.getvalue()
+
+
+def forget(monkeypatch):
+    """Lets the command line be imported anew."""
+    monkeypatch.setattr(jaxsparse, "cli", cli)
+    for name in [x for x in sys.modules if x.startswith("jaxsparse.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_without_its_packages_it_says_what_to_install(run, monkeypatch):
+    forget(monkeypatch)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    done = run("inspect", "model.safetensors")
+    assert done.code == 2
+    assert "python -m pip install 'jaxsparse[cli]'" in done.err
+
+
+def test_the_demo_is_the_first_example_of_the_readme(run, monkeypatch):
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text()
+    blocks = re.findall(r"```(?:python|text)\n(.*?)```", readme, re.DOTALL)
+    assert (root / "jaxsparse/cli/demo.txt").read_text() == blocks[0]
+    # Its code runs with the README; here any other will do.
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "print('as it says')")
+    assert run("demo").out == "as it says\n"
+
+
+def test_stderr_that_is_closed_leads_nowhere(run, model, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    done = run("inspect", model)
+    assert (done.code, done.out.startswith("leaf ")) == (0, True)
+    sys.stderr.close()
+    monkeypatch.setattr(sys, "stderr", None)
+    done = run("inspect", "none.safetensors")
+    assert (done.code, done.out) == (2, "")
+    sys.stderr.close()
+
+
+def test_what_an_encoding_does_not_have_is_escaped(run, model, monkeypatch):
+    output = model.with_name("ö.safetensors")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert run("prune", model, "-o", output).code == 0
+    stdout.seek(0)
+    assert "/\\xf6.safetensors" in stdout.read().replace("\n", "")  # wrapped
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyError("mine"), 70, "KeyError: 'mine'"),
+        (MemoryError("none for 'a'"), 2, "error: none for 'a'"),
+        (MemoryError(), 2, "error: MemoryError"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_a_fault_is_not_told_as_weights_that_are_not_sparse(
+    run, model, monkeypatch, error, code, words
+):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("jaxsparse.cli.check.plan_leaves", fails)
+    done = run("check", model)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.splitlines()[-1:] == [words] * bool(words)
+
+
+def test_an_interrupt_of_the_imports_is_one_too(run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    forget(monkeypatch)
+    monkeypatch.setattr(sys, "meta_path", [type("", (), {"find_spec": interrupted})])
+    done = run("demo")
+    assert (done.code, done.err) == (130, "interrupted\n")

@@ -1,0 +1,49 @@
+"""Every example runs, as a user would run it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# A smoke run compiles longer than it computes: LLVM need not optimise.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("finetune_linen", ["2:4, one-shot", "2:4, fine-tuned", "fine-tuned minus"]),
+        ("finetune_nnx", ["2:4, one-shot", "2:4, fine-tuned", "dense, trained as"]),
+        ("equinox_mlp", ["2:4, one-shot", "2:4, fine-tuned"]),
+        ("prune_language_model", ["Wanda, in order", "SparseGPT", "and 10 steps"]),
+        ("decode_compressed", ["compressed 72,576", "tokens are the same"]),
+        ("recipes", ["SR-STE, 2:4", "RigL, 90 %", "transposable 2:4", "minus dense"]),
+    ],
+)
+def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", "--smoke"],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": FLAGS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2:4 along axis" in run.stdout
+    assert re.search(r"sparsity of all weights: [34]\d", run.stdout)
+    assert [stage for stage in stages if stage not in run.stdout] == []
+    if name in ("finetune_linen", "recipes"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_no_example_is_longer_than_150_lines():
+    lengths = {
+        path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")
+    }
+    assert {name: n for name, n in lengths.items() if n > 150} == {}

@@ -1,0 +1,93 @@
+"""Packed masks, found from columns, against the oracle's mask, packed by NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsparse as js
+from jaxsparse._patterns import nm_kernel
+from jaxsparse._patterns.nm_search import best_mask
+from jaxsparse._patterns.packed_nm_search import (
+    _kept_of_distinct,
+    _kept_of_equal,
+    best_packed_mask,
+)
+from jaxsparse._patterns.ranking import by_magnitude
+from tests import reference
+
+
+def weight_with_ties(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    weight = np.round(3 * rng.normal(size=shape)) / 4
+    weight.flat[:4] = np.nan, np.inf, -np.inf, -0.0
+    return jnp.asarray(weight).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("pattern", [(1, 2), (2, 4), (1, 4), (4, 8), (3, 8), (8, 16)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((32, 6), 0), ((6, 32), 1), ((2, 48, 3), 1), ((36, 5), 0)]
+)
+def test_packed_masks_are_the_oracles(dtype, pattern, shape, axis):
+    n, m = pattern
+    weight = weight_with_ties(shape, dtype)
+    mask = reference.top_n_mask(weight, n, m, axis)
+    find = jax.jit(lambda x: best_packed_mask(by_magnitude(x), n, m, axis))
+    np.testing.assert_array_equal(find(weight), reference.pack(mask, axis))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2"])
+@pytest.mark.parametrize("kept_of", [_kept_of_distinct, _kept_of_equal])
+def test_both_ways_to_keep_the_first_of_equal_keys(kept_of, dtype):
+    weight = weight_with_ties((8, 500), dtype)
+    for n in range(1, 9):
+        mask = reference.top_n_mask(weight, n, 8, 0)
+        found = kept_of(list(by_magnitude(weight).keys), n)
+        np.testing.assert_array_equal(jnp.stack(found), mask)
+
+
+@pytest.mark.parametrize("m", [2, 4, 8, 16, 32])
+def test_the_number_kept_may_be_traced(m):
+    weight = weight_with_ties((64, 3), "float32")
+    find = jax.jit(lambda n: best_packed_mask(by_magnitude(weight), n, m, 0))
+    for n in range(1, m + 1):
+        mask = reference.top_n_mask(np.asarray(weight), n, m, 0)
+        np.testing.assert_array_equal(find(jnp.int32(n)), reference.pack(mask, 0))
+
+
+@pytest.mark.parametrize("m", [8, 16, 32, 64])
+@pytest.mark.parametrize(("shape", "axis"), [((128, 24), 0), ((3, 128), 1)])
+def test_the_kernel_is_traced_where_a_gpu_would_run_it(monkeypatch, m, shape, axis):
+    monkeypatch.setattr(nm_kernel, "suits", lambda *_: True)
+    weight = jax.ShapeDtypeStruct(shape, "bfloat16")
+    mask = lambda x: best_mask(by_magnitude(x), 3, m, axis)
+    bits = lambda x: best_packed_mask(by_magnitude(x), 3, m, axis)
+    traced = jax.make_jaxpr(mask)(weight)
+    assert "custom_partitioning" in str(traced)
+    assert jax.eval_shape(mask, weight) == jax.ShapeDtypeStruct(shape, "bool")
+    packed = [n // 8 if i == axis else n for i, n in enumerate(shape)]
+    assert jax.eval_shape(bits, weight) == jax.ShapeDtypeStruct(packed, "uint8")
+    stacked = jax.ShapeDtypeStruct((2, *shape), "bfloat16")
+    found = jax.eval_shape(jax.vmap(bits), stacked)
+    assert found == jax.ShapeDtypeStruct((2, *packed), "uint8")
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "gpu", reason="the kernel of wide groups runs on a GPU"
+)
+@pytest.mark.parametrize("pattern", [(4, 8), (2, 8), (8, 16), (16, 32), (20, 64)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2", "int8"])
+@pytest.mark.parametrize(("shape", "axis"), [((128, 24), 0), ((24, 128), 1)])
+def test_the_kernel_finds_the_oracles_mask(pattern, dtype, shape, axis):
+    n, m = pattern
+    weight = weight_with_ties(shape, "float32")
+    weight = jnp.nan_to_num(4 * weight) if dtype == "int8" else weight
+    weight = weight.astype(dtype)
+    mask = reference.top_n_mask(np.asarray(weight), n, m, axis)
+    find = lambda x: js.create_asp_mask(x, pattern, axis=axis)
+    np.testing.assert_array_equal(find(weight), mask)
+    np.testing.assert_array_equal(jax.vmap(find)(jnp.stack([weight, -weight]))[1], mask)
+    rules = [js.Rule(".*", pattern, axis=axis, sizes=None)]
+    found = js.create_masks({"kernel": weight}, rules, packed=True)["kernel"]
+    np.testing.assert_array_equal(found, reference.pack(mask, axis))

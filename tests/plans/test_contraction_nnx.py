@@ -1,0 +1,154 @@
+"""Group axes read from the trace of NNX layers; expected by hand."""
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from tests.trace.tracing import ATTENTION, IMAGE, SEQUENCE, X, found, shape
+
+
+class NNXStack(nnx.Module):
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def make(rngs):
+            return nnx.Linear(16, 16, rngs=rngs)
+
+        self.layers = make(rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def forward(x, layer):
+            return nnx.relu(layer(x))
+
+        return forward(x, self.layers)
+
+
+class NNXEnsemble(NNXStack):
+    def __call__(self, x):
+        return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.layers, x)
+
+
+class NNXTied(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(32, 16, rngs=rngs)
+        self.layer = nnx.Linear(16, 16, rngs=rngs)
+
+    def __call__(self, ids):
+        return self.embed.attend(self.layer(self.embed(ids)))
+
+
+class NNXCross(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(
+            4, 16, in_kv_features=24, decode=False, rngs=rngs
+        )
+
+    def __call__(self, x):
+        return self.attention(x, jnp.concatenate([x, x[..., :8]], axis=-1))
+
+
+class NNXRecurrent(nnx.Module):
+    def __init__(self, cell, rngs):
+        self.rnn = nnx.RNN(cell(16, 8, rngs=rngs))
+
+    def __call__(self, x):
+        return self.rnn(x)
+
+
+NNX = {
+    "Linear": (lambda r: nnx.Linear(16, 8, rngs=r), X, {"kernel": 0}),
+    "LinearGeneral splits": (
+        lambda r: nnx.LinearGeneral(16, (4, 8), rngs=r),
+        X,
+        {"kernel": 0},
+    ),
+    "LinearGeneral merges": (
+        lambda r: nnx.LinearGeneral((6, 16), 8, axis=(-2, -1), rngs=r),
+        SEQUENCE,
+        {"kernel": 1},
+    ),
+    "Conv 1-D": (lambda r: nnx.Conv(16, 8, (3,), rngs=r), SEQUENCE, {"kernel": 1}),
+    "Conv 2-D": (lambda r: nnx.Conv(16, 8, (3, 3), rngs=r), IMAGE, {"kernel": 2}),
+    "Conv 3-D": (
+        lambda r: nnx.Conv(16, 8, (2, 2, 2), rngs=r),
+        shape(2, 4, 4, 4, 16),
+        {"kernel": 3},
+    ),
+    "Conv strided and dilated": (
+        lambda r: nnx.Conv(16, 8, (3, 3), strides=2, kernel_dilation=2, rngs=r),
+        IMAGE,
+        {"kernel": 2},
+    ),
+    "Conv grouped": (
+        lambda r: nnx.Conv(16, 8, (3,), feature_group_count=4, rngs=r),
+        SEQUENCE,
+        {"kernel": 1},
+    ),
+    "Conv depthwise": (
+        lambda r: nnx.Conv(16, 16, (3,), feature_group_count=16, rngs=r),
+        SEQUENCE,
+        {},
+    ),
+    "ConvTranspose": (
+        lambda r: nnx.ConvTranspose(16, 8, (3, 3), rngs=r),
+        IMAGE,
+        {"kernel": 2},
+    ),
+    "Einsum": (
+        lambda r: nnx.Einsum("bd,hdk->bhk", (4, 16, 8), rngs=r),
+        X,
+        {"kernel": 1},
+    ),
+    "attention": (
+        lambda r: nnx.MultiHeadAttention(4, 16, decode=False, rngs=r),
+        SEQUENCE,
+        ATTENTION,
+    ),
+    "LSTMCell": (
+        lambda r: NNXRecurrent(nnx.LSTMCell, r),
+        SEQUENCE,
+        # NNX calls the forget gate of the inputs "if_".
+        {
+            f"rnn/cell/{gate}/kernel": 0
+            for gate in ("ii", "if_", "ig", "io", "hi", "hf", "hg", "ho")
+        },
+    ),
+    "GRUCell": (
+        lambda r: NNXRecurrent(nnx.GRUCell, r),
+        SEQUENCE,
+        {"rnn/cell/dense_h/kernel": 0, "rnn/cell/dense_i/kernel": 0},
+    ),
+    "LoRA": (
+        lambda r: nnx.LoRA(16, 8, 8, base_module=nnx.Linear(16, 8, rngs=r), rngs=r),
+        X,
+        {"base_module/kernel": 0, "lora_a": 0, "lora_b": 0},
+    ),
+    "cross attention": (
+        NNXCross,
+        SEQUENCE,
+        {f"attention/{name}": axis for name, axis in ATTENTION.items()},
+    ),
+    "Embed with attend": (NNXTied, shape(2, 6, dtype="int32"), {"layer/kernel": 0}),
+    "scan": (NNXStack, X, {"layers/kernel": 1}),
+    "vmap": (NNXEnsemble, X, {"layers/kernel": 1}),
+}
+
+
+@pytest.mark.parametrize("name", NNX)
+def test_nnx_layers(name):
+    make, x, expected = NNX[name]
+    model = make(nnx.Rngs(0))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    fn = lambda params, rest, x: nnx.merge(graph, params, rest)(x)
+    assert found(fn, params, rest, x) == expected
+    module_axes = found(lambda model, x: model(x), model, x)
+    assert {k: v for k, v in module_axes.items() if v is not None} == expected
+
+
+def test_nnx_attention_that_decodes():
+    model = nnx.MultiHeadAttention(4, 16, decode=True, rngs=nnx.Rngs(0))
+    model.init_cache((2, 6, 16))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    fn = lambda params, rest, x: nnx.merge(graph, params, rest)(x)
+    assert found(fn, params, rest, shape(2, 1, 16)) == ATTENTION
