@@ -57,7 +57,7 @@ def rows(
                 "rows": count,
                 "dense us": one["dense"] * 1e6,
                 **others,
-                "kernel": "-".join(map(str, cuda_matmul.choose(count, k, out))),
+                "kernel": "-".join(map(str, cuda_matmul.choose_kernel(count, k, out))),
             }
 
 

@@ -9,16 +9,16 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, Shaped
 
-from jaxsparse._calibration.channel_index import Places
-from jaxsparse._calibration.matrices import Columns
-from jaxsparse._trace import Rows
+from jaxsparse._calibration.channel_index import ChannelIndex
+from jaxsparse._calibration.matrices import LayerMatrices
+from jaxsparse._trace import ProductInputs
 
 
 #: The batch that a tally names as bad as long as there is none.
-NONE_BAD = int(np.iinfo(np.int32).max)
+NO_BAD_BATCH = int(np.iinfo(np.int32).max)
 
 
-class Tally(NamedTuple):
+class Accumulator(NamedTuple):
     """What was added up of the inputs of a leaf.
 
     Attributes:
@@ -32,19 +32,23 @@ class Tally(NamedTuple):
     bad: Int32[Array, ""]
 
 
-def new_tally(columns: Columns, *, products: bool) -> Tally:
+def empty_accumulator(columns: LayerMatrices, *, products: bool) -> Accumulator:
     """A tally of nothing: of products of inputs, or of their squares alone."""
     channels = (columns.channels,) * (2 if products else 1)
-    return Tally(
+    return Accumulator(
         jnp.zeros((columns.problems, *channels), jnp.float32),
         jnp.zeros((columns.problems,), jnp.float32),
-        jnp.asarray(NONE_BAD, jnp.int32),
+        jnp.asarray(NO_BAD_BATCH, jnp.int32),
     )
 
 
-def add_rows(
-    tally: Tally, rows: Rows, places: Places, weights: Array | None, batch: Array
-) -> Tally:
+def accumulate(
+    tally: Accumulator,
+    rows: ProductInputs,
+    places: ChannelIndex,
+    weights: Array | None,
+    batch: Array,
+) -> Accumulator:
     """Adds the inputs of one product.
 
     Args:
@@ -76,7 +80,7 @@ def add_rows(
             rows.groups, dtype=np.int32
         )
     fine = jnp.isfinite(sums).all() & (weights >= jnp.zeros((), weights.dtype)).all()
-    return Tally(
+    return Accumulator(
         _add_at(tally.sums, problem, sums),
         _add_at(tally.tokens, problem, count),
         jnp.where(fine, tally.bad, jnp.minimum(tally.bad, batch)),

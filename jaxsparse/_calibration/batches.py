@@ -9,7 +9,7 @@ import jax
 from jaxsparse._trees import is_array
 
 
-class Frame(NamedTuple):
+class BatchStructure(NamedTuple):
     """A batch without its arrays: hashable, if what is no array is."""
 
     structure: Any
@@ -26,11 +26,11 @@ class Frame(NamedTuple):
 _ARRAY = object()
 
 
-def unpack(batch: Any) -> tuple[list[Any], Frame]:
+def unpack(batch: Any) -> tuple[list[Any], BatchStructure]:
     """The arrays of a batch, and the rest."""
     leaves, structure = jax.tree.flatten(batch)
     others = [_ARRAY if is_array(x) else x for x in leaves]
-    frame = Frame(structure, tuple((type(x), x) for x in others))
+    frame = BatchStructure(structure, tuple((type(x), x) for x in others))
     return [x for x in leaves if is_array(x)], frame
 
 
@@ -40,7 +40,7 @@ def as_args(batch: Any) -> tuple[Any, ...]:
 
 
 @contextmanager
-def noted(number: int, batch: Any) -> Iterator[None]:
+def name_batch_in_errors(number: int, batch: Any) -> Iterator[None]:
     """Adds a batch's number and shapes to whatever is raised within."""
     try:
         yield
@@ -50,7 +50,7 @@ def noted(number: int, batch: Any) -> Iterator[None]:
         raise
 
 
-def with_bar(
+def progress_bar(
     stream: Iterable[Any], batches: Iterable[Any], name: str, progress: bool
 ) -> Iterable[Any]:
     """The same stream, with a progress bar if asked for."""

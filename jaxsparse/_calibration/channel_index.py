@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse._calibration.matrices import Columns
+from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._trace import (
-    Dim,
-    Indexed,
+    IndexedAxis,
     Path,
+    ViewAxis,
 )
 
 
-class Places(NamedTuple):
+class ChannelIndex(NamedTuple):
     """The problem and the input channel of each place of an operand.
 
     Numbers, or traced ones where a loop's step decides.
@@ -29,13 +29,13 @@ class Places(NamedTuple):
     channel: Any
 
 
-def find_places(
-    batch: Sequence[tuple[Dim, int]],
-    contracted: Sequence[tuple[Dim, int]],
-    indexed: Sequence[Indexed],
+def channel_index(
+    batch: Sequence[tuple[ViewAxis, int]],
+    contracted: Sequence[tuple[ViewAxis, int]],
+    indexed: Sequence[IndexedAxis],
     steps: Mapping[Path, Any],
-    columns: Columns,
-) -> Places:
+    columns: LayerMatrices,
+) -> ChannelIndex:
     """Finds the places.
 
     Args:
@@ -59,10 +59,10 @@ def find_places(
         where = np.where if isinstance(channel, np.ndarray) else jnp.where
         channel = where(there, channel, outside)
     count = int(np.prod(shape[: len(batch)], dtype=int))
-    return Places(problem.reshape(count, -1)[:, 0], channel.reshape(count, -1))
+    return ChannelIndex(problem.reshape(count, -1)[:, 0], channel.reshape(count, -1))
 
 
-def _grid(axes: Sequence[tuple[Dim, int]]) -> tuple[dict[int, Any], Any]:
+def _grid(axes: Sequence[tuple[ViewAxis, int]]) -> tuple[dict[int, Any], Any]:
     """Each leaf axis's places over a grid of an operand's axes, and which are there."""
     places: dict[int, Any] = {}
     there = np.ones([size for _, size in axes], bool)
@@ -76,7 +76,7 @@ def _grid(axes: Sequence[tuple[Dim, int]]) -> tuple[dict[int, Any], Any]:
     return places, there
 
 
-def _digits(dim: Dim, number: Any) -> dict[int, Any]:
+def _digits(dim: ViewAxis, number: Any) -> dict[int, Any]:
     """The place along each leaf axis of the numbered place of an axis made of them."""
     places: dict[int, Any] = {}
     for factor in reversed(dim.factors):

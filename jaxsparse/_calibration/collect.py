@@ -9,11 +9,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxsparse._calibration.accumulator import NONE_BAD, Tally, new_tally
-from jaxsparse._calibration.batches import Frame, as_args, noted, unpack, with_bar
+from jaxsparse._calibration.accumulator import (
+    NO_BAD_BATCH,
+    Accumulator,
+    empty_accumulator,
+)
+from jaxsparse._calibration.batches import (
+    BatchStructure,
+    as_args,
+    name_batch_in_errors,
+    progress_bar,
+    unpack,
+)
 from jaxsparse._calibration.leaf_statistics import LeafStatistics, Statistic
-from jaxsparse._calibration.matrices import Columns
-from jaxsparse._calibration.observer import columns_of, tally_rule
+from jaxsparse._calibration.matrices import LayerMatrices
+from jaxsparse._calibration.observer import matrices_of, observer_rule
 from jaxsparse._plans import PlanLike, plan_for
 from jaxsparse._trace import (
     evaluate,
@@ -93,8 +103,8 @@ def collect_statistics(
         raise ValueError(
             f"no statistic {statistic!r}: 'mean_square' or 'second_moment'"
         )
-    with noted(0, first):
-        columns = columns_of(trace(fn, params, as_args(first)), plan.sparse)
+    with name_batch_in_errors(0, first):
+        columns = matrices_of(trace(fn, params, as_args(first)), plan.sparse)
     passes = _passes(columns, products, memory_limit)
     if len(passes) > 1 and stream is batches:
         raise ValueError(
@@ -104,16 +114,16 @@ def collect_statistics(
     collected: dict[str, LeafStatistics] = {}
     for i, some in enumerate(passes):
         each = chain([first], stream) if i == 0 else iter(batches)
-        each = with_bar(each, batches, f"pass {i + 1} of {len(passes)}", progress)
+        each = progress_bar(each, batches, f"pass {i + 1} of {len(passes)}", progress)
         collected |= _collect(fn, params, each, some, products, weights)
     return {path: collected[path] for path in columns}
 
 
 def _passes(
-    columns: Mapping[str, Columns], products: bool, limit: int | None
-) -> list[dict[str, Columns]]:
+    columns: Mapping[str, LayerMatrices], products: bool, limit: int | None
+) -> list[dict[str, LayerMatrices]]:
     """The leaves of each pass, as many as fit."""
-    passes: list[dict[str, Columns]] = []
+    passes: list[dict[str, LayerMatrices]] = []
     room = 0
     for path, one in columns.items():
         size = 4 * one.problems * one.channels ** (2 if products else 1)
@@ -129,7 +139,7 @@ def _collect(
     fn: Callable[..., Any],
     params: PyTree,
     batches: Iterable[Any],
-    columns: Mapping[str, Columns],
+    columns: Mapping[str, LayerMatrices],
     products: bool,
     weights: Callable[..., Array] | None,
 ) -> dict[str, LeafStatistics]:
@@ -139,48 +149,52 @@ def _collect(
     arrays = [leaves[path] for path in names]
 
     @partial(jax.jit, static_argnums=2, donate_argnums=4)
-    def observe(arrays, inputs, frame: Frame, number, tallies):
+    def observe(arrays, inputs, frame: BatchStructure, number, tallies):
         known = {**leaves, **dict(zip(names, arrays, strict=True))}
         params = structure.unflatten(known.values())
         args = as_args(frame.fill(inputs))
         program = trace(fn, params, args)
         weight = None if weights is None else weights(*args)
-        rule = tally_rule(program, columns, weight, number)
+        rule = observer_rule(program, columns, weight, number)
         given = [*arrays, *program.inputs]
         return evaluate(program.inner, given, rule, tallies)[1]
 
-    tallies = {path: new_tally(c, products=products) for path, c in columns.items()}
+    tallies = {
+        path: empty_accumulator(c, products=products) for path, c in columns.items()
+    }
     for number, batch in enumerate(batches):
-        with noted(number, batch):
+        with name_batch_in_errors(number, batch):
             tallies = observe(arrays, *unpack(batch), number, tallies)
     return finish_statistics(tallies, columns)
 
 
 def finish_statistics(
-    tallies: Mapping[str, Tally], columns: Mapping[str, Columns]
+    tallies: Mapping[str, Accumulator], columns: Mapping[str, LayerMatrices]
 ) -> dict[str, LeafStatistics]:
     """The means of what was added up.
 
     Raises:
       ValueError: a sum is not finite, or of nothing.
     """
-    _check(tallies, columns)
+    _check_sums(tallies, columns)
     return {path: _mean(tallies[path], columns[path]) for path in columns}
 
 
 @partial(jax.jit, static_argnums=1)
-def _mean(tally: Tally, columns: Columns) -> LeafStatistics:
+def _mean(tally: Accumulator, columns: LayerMatrices) -> LeafStatistics:
     tokens = tally.tokens.reshape(-1, *[1] * (tally.sums.ndim - 1))
     mean = jnp.where(tokens > 0, tally.sums / tokens, 0)
     return LeafStatistics(mean, tally.tokens, columns)
 
 
-def _check(tallies: Mapping[str, Tally], columns: Mapping[str, Columns]) -> None:
+def _check_sums(
+    tallies: Mapping[str, Accumulator], columns: Mapping[str, LayerMatrices]
+) -> None:
     """Raises for sums that are not finite, or of nothing."""
     seen = {path: (t.bad, t.tokens) for path, t in tallies.items()}
     seen = jax.device_get(seen)
     path, (bad, _) = min(seen.items(), key=lambda item: int(item[1][0]))
-    if bad != NONE_BAD:
+    if bad != NO_BAD_BATCH:
         raise ValueError(
             f"the inputs of leaf {path!r} of shape {columns[path].shape} are not "
             "finite, their squares overflow, or their weights are negative, in batch "

@@ -15,7 +15,7 @@ from jaxsparse._calibration.leaf_statistics import (
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
-from jaxsparse._sharding import gathered, placed_like, sharded_like
+from jaxsparse._sharding import device_put_like, replicate, reshard_like
 from jaxsparse._trees import flatten, map_named
 
 
@@ -58,7 +58,9 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
         check_updatable(path, leaves[path])
     known = match_statistics({path: leaves[path].shape for path in masked}, statistics)
     warn_of_few_tokens(known)
-    fit = lambda path, leaf: placed_like(_fit(leaf, matched[path], known[path]), leaf)
+    fit = lambda path, leaf: device_put_like(
+        _fit(leaf, matched[path], known[path]), leaf
+    )
     return map_named(
         lambda path, leaf: fit(path, leaf) if path in known else leaf, params
     )
@@ -69,7 +71,7 @@ def _fit(leaf: Array, mask: Array, statistics: LeafStatistics) -> Array:
     columns, mask = statistics.columns, as_bool(mask, leaf)
     weights = columns.split(leaf.astype(jnp.float32))
     masks = columns.split(mask)
-    moments = gathered(statistics.second_moment)
+    moments = replicate(statistics.second_moment)
     fitted = jax.vmap(masked_least_squares)(weights, masks, moments)
-    weight = sharded_like(columns.join(fitted), leaf).astype(leaf.dtype)
+    weight = reshard_like(columns.join(fitted), leaf).astype(leaf.dtype)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
-from jaxsparse._calibration.matrices import Columns
+from jaxsparse._calibration.matrices import LayerMatrices
 
 
 #: What is known of the inputs: the mean square of each, or the mean product of every
@@ -40,7 +40,7 @@ class LeafStatistics:
 
     moments: Any  # trees of it may hold shapes or shardings as well
     tokens: Any
-    columns: Columns
+    columns: LayerMatrices
 
     @property
     def mean_square(self) -> Float32[Array, "problem input"]:

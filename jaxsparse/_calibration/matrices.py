@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Shaped
 
-from jaxsparse._sharding import gathered
+from jaxsparse._sharding import replicate
 
 
 @dataclass(frozen=True)
-class Columns:
+class LayerMatrices:
     """Which axes of a leaf are inputs, and which make problems of their own.
 
     Attributes:
@@ -52,7 +52,7 @@ class Columns:
 
         What is sharded over explicit axes of a mesh is gathered.
         """
-        moved = gathered(leaf).transpose(self.batch + self.inputs + self.outputs)
+        moved = replicate(leaf).transpose(self.batch + self.inputs + self.outputs)
         grouped = moved.reshape(-1, self.channels, self.groups, self._width)
         matrices = grouped.transpose(0, 2, 1, 3)
         return matrices.reshape(self.problems, self.channels, self._width)

@@ -5,24 +5,26 @@ from typing import Any
 
 from jaxtyping import Array
 
-from jaxsparse._calibration.accumulator import Tally, add_rows
-from jaxsparse._calibration.channel_index import find_places
-from jaxsparse._calibration.matrices import Columns
+from jaxsparse._calibration.accumulator import Accumulator, accumulate
+from jaxsparse._calibration.channel_index import channel_index
+from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._plans import LeafPlan
 from jaxsparse._trace import (
+    AxisPiece,
     Contraction,
-    Dim,
-    Factor,
     Path,
     Program,
     Rule,
     Site,
     Use,
-    rows_of,
+    ViewAxis,
+    product_inputs,
 )
 
 
-def columns_of(program: Program, leaves: Iterable[LeafPlan]) -> dict[str, Columns]:
+def matrices_of(
+    program: Program, leaves: Iterable[LeafPlan]
+) -> dict[str, LayerMatrices]:
     """Which axes of each leaf are inputs, read from the program that contracts it.
 
     Raises:
@@ -45,19 +47,19 @@ def columns_of(program: Program, leaves: Iterable[LeafPlan]) -> dict[str, Column
     return columns
 
 
-def tally_rule(
+def observer_rule(
     program: Program,
-    columns: Mapping[str, Columns],
+    columns: Mapping[str, LayerMatrices],
     weights: Array | None,
     batch: Array,
 ) -> Rule:
     """A rule that runs everything as it stands and keeps a tally of each leaf.
 
-    The state is a dict of a `Tally` for each leaf of `columns`.
+    The state is a dict of a `Accumulator` for each leaf of `columns`.
     """
     contractions = program.record.contractions
 
-    def add(site: Site, inputs: list[Any], tallies: dict[str, Tally]):
+    def add(site: Site, inputs: list[Any], tallies: dict[str, Accumulator]):
         for contraction in contractions.get(site.path, ()):
             leaf = contraction.view.leaf
             if leaf in columns:
@@ -76,12 +78,12 @@ def tally_rule(
     return add
 
 
-def _added(site, contraction, inputs, columns, tally, weights, batch) -> Tally:
+def _added(site, contraction, inputs, columns, tally, weights, batch) -> Accumulator:
     try:
-        rows = rows_of(site.eqn, contraction, inputs)
+        rows = product_inputs(site.eqn, contraction, inputs)
         indexed = contraction.view.indexed
-        places = find_places(rows.batch, rows.inputs, indexed, site.steps, columns)
-        return add_rows(tally, rows, places, weights, batch)
+        places = channel_index(rows.batch, rows.inputs, indexed, site.steps, columns)
+        return accumulate(tally, rows, places, weights, batch)
     except ValueError as error:
         raise ValueError(
             f"the inputs of leaf {contraction.view.leaf!r} of shape {columns.shape}: "
@@ -91,7 +93,7 @@ def _added(site, contraction, inputs, columns, tally, weights, batch) -> Tally:
 
 def _columns(
     leaf: LeafPlan, uses: Sequence[Use], found: Sequence[tuple[Path, Contraction]]
-) -> Columns:
+) -> LayerMatrices:
     """Which axes of a leaf are inputs, if that is the same in all products."""
     for use in uses:
         if use.kind in ("gather", "lost"):
@@ -110,7 +112,7 @@ def _columns(
     return columns
 
 
-def _axes(leaf: LeafPlan, path: Path, contraction: Contraction) -> Columns:
+def _axes(leaf: LeafPlan, path: Path, contraction: Contraction) -> LayerMatrices:
     """Which axes of a leaf are inputs of one product.
 
     Raises:
@@ -140,7 +142,9 @@ def _axes(leaf: LeafPlan, path: Path, contraction: Contraction) -> Columns:
             raise ValueError(f"which of its parts is taken is not known: {dim.opaque}")
     if side.groups > 1:
         (output,) = (view.dims[i] for i in others)
-        if output not in [Dim((Factor(i, n),)) for i, n in enumerate(leaf.shape)]:
+        if output not in [
+            ViewAxis((AxisPiece(i, n),)) for i, n in enumerate(leaf.shape)
+        ]:
             raise ValueError("it has not all outputs of its grouped convolution")
     axes = lambda places: {axis for i in places for axis in view.dims[i].axes}
     inputs = axes(summed)
@@ -148,7 +152,7 @@ def _axes(leaf: LeafPlan, path: Path, contraction: Contraction) -> Columns:
     if leaf.axis not in inputs:
         known = " and ".join(map(str, sorted(inputs)))
         raise ValueError(f"its groups lie along axis {leaf.axis}, fn sums over {known}")
-    return Columns(
+    return LayerMatrices(
         leaf.shape,
         inputs=(*sorted(inputs - {leaf.axis}), leaf.axis),
         batch=tuple(sorted(axis for axis in batch if leaf.shape[axis] > 1)),

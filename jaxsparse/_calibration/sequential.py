@@ -9,12 +9,17 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, PyTree
 
-from jaxsparse._calibration.accumulator import new_tally
-from jaxsparse._calibration.batches import as_args, noted, unpack, with_bar
+from jaxsparse._calibration.accumulator import empty_accumulator
+from jaxsparse._calibration.batches import (
+    as_args,
+    name_batch_in_errors,
+    progress_bar,
+    unpack,
+)
 from jaxsparse._calibration.collect import finish_statistics
 from jaxsparse._calibration.leaf_statistics import LeafStatistics
-from jaxsparse._calibration.matrices import Columns
-from jaxsparse._calibration.observer import columns_of, tally_rule
+from jaxsparse._calibration.matrices import LayerMatrices
+from jaxsparse._calibration.observer import matrices_of, observer_rule
 from jaxsparse._calibration.sparsegpt_searcher import SparseGPTSearcher
 from jaxsparse._calibration.wanda import WandaSearcher
 from jaxsparse._masks import SearchResult
@@ -27,10 +32,10 @@ from jaxsparse._plans import (
 from jaxsparse._trace import (
     Program,
     Stage,
-    as_it_stands,
-    cut_program,
     evaluate,
-    order_leaves,
+    keep_equation,
+    order_stages,
+    split_program,
     trace,
 )
 from jaxsparse._trees import flatten, flatten_masks, is_array, map_named
@@ -86,16 +91,16 @@ def prune_sequentially(
     if not batches:
         raise ValueError("there are no batches: statistics need at least one")
     plan = plan_for(params, searcher.plan)
-    _check(plan, boundaries)
+    _check_boundaries(plan, boundaries)
     stage_of = {leaf.path: _stage_number(leaf, boundaries) for leaf in plan.sparse}
-    with noted(0, batches[0]):
+    with name_batch_in_errors(0, batches[0]):
         first = trace(fn, params, as_args(batches[0]), flat=True)
-        stages = order_leaves(first, stage_of)
+        stages = order_stages(first, stage_of)
     # One for every shape of a batch.
     cuts = {_shapes(batches[0]): _cut(first, params, stages)}
     flows = []
     for number, batch in enumerate(batches):
-        with noted(number, batch):
+        with name_batch_in_errors(number, batch):
             key = _shapes(batch)
             if key not in cuts:
                 program = trace(fn, params, as_args(batch), flat=True)
@@ -104,15 +109,17 @@ def prune_sequentially(
 
     found = SearchResult(params, map_named(lambda *_: None, params), plan)
     for i, paths in enumerate(stages):
-        columns = columns_of(first, [plan[path] for path in paths])
+        columns = matrices_of(first, [plan[path] for path in paths])
         products = searcher.statistic == "second_moment"
-        tallies = [new_tally(one, products=products) for one in columns.values()]
+        tallies = [
+            empty_accumulator(one, products=products) for one in columns.values()
+        ]
         observe = {key: _observer(cut, i, columns) for key, cut in cuts.items()}
         arrays, name = _arrays(found.params), f"stage {i + 1} of {len(stages)}"
         for number, (key, values, weight) in enumerate(
-            with_bar(flows, flows, name, progress)
+            progress_bar(flows, flows, name, progress)
         ):
-            with noted(number, batches[number]):
+            with name_batch_in_errors(number, batches[number]):
                 tallies = observe[key](arrays, values, weight, number, tallies)
         known = dict(zip(columns, tallies, strict=True))
         found = _search(searcher, found, paths, finish_statistics(known, columns))
@@ -142,7 +149,7 @@ class _Flow(NamedTuple):
     weights: Array | None
 
 
-def _check(plan: Plan, boundaries: Sequence[str]) -> None:
+def _check_boundaries(plan: Plan, boundaries: Sequence[str]) -> None:
     if isinstance(boundaries, str):
         raise TypeError(f"boundaries are a list of expressions, got {boundaries!r}")
     for leaf in plan.sparse:
@@ -180,7 +187,7 @@ def _shapes(batch: Any) -> Any:
 
 
 def _cut(program: Program, params: PyTree, stages: Sequence[Sequence[str]]) -> _Cut:
-    return _Cut(program, *cut_program(program, len(_arrays(params)), stages))
+    return _Cut(program, *split_program(program, len(_arrays(params)), stages))
 
 
 def _begin(cut: _Cut, key: Any, batch: Any, weights: Callable[..., Array] | None):
@@ -193,10 +200,12 @@ def _arrays(params: PyTree) -> list[Any]:
     return [leaf for leaf in flatten(params)[0].values() if is_array(leaf)]
 
 
-def _observer(cut: _Cut, i: int, columns: Mapping[str, Columns]) -> Callable[..., Any]:
+def _observer(
+    cut: _Cut, i: int, columns: Mapping[str, LayerMatrices]
+) -> Callable[..., Any]:
     @partial(jax.jit, donate_argnums=4)
     def observe(arrays, values, weights, number, tallies):
-        rule = tally_rule(cut.program, columns, weights, number)
+        rule = observer_rule(cut.program, columns, weights, number)
         # Without names in it, the program of one layer is that of the next: with a
         # compilation cache JAX compiles it once.
         known = dict(zip(columns, tallies, strict=True))
@@ -209,7 +218,7 @@ def _observer(cut: _Cut, i: int, columns: Mapping[str, Columns]) -> Callable[...
 
 def _forwarder(cut: _Cut, i: int) -> Callable[..., Any]:
     stage = cut.stages[i].forward
-    run = lambda arrays, values: evaluate(stage, [*arrays, *values], as_it_stands)[0]
+    run = lambda arrays, values: evaluate(stage, [*arrays, *values], keep_equation)[0]
     return jax.jit(run)
 
 

@@ -21,7 +21,7 @@ from jaxsparse._calibration.leaf_statistics import (
     warn_of_few_tokens,
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
-from jaxsparse._calibration.matrices import Columns
+from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._calibration.sparsegpt import BLOCK, Choose, inverse_factor, sparsegpt
 from jaxsparse._masks import SearchResult
 from jaxsparse._patterns import (
@@ -29,18 +29,18 @@ from jaxsparse._patterns import (
     Pattern,
     PerOutput,
     Unstructured,
-    best_mask,
+    best_nm_mask,
     best_row_mask,
     best_unstructured_masks,
-    by_magnitude,
     pack_mask,
+    rank_by_magnitude,
 )
 from jaxsparse._plans import (
     LeafPlan,
     PlanLike,
     plan_for,
 )
-from jaxsparse._sharding import gathered, placed_like, sharded_like
+from jaxsparse._sharding import device_put_like, replicate, reshard_like
 from jaxsparse._trees import flatten, map_named
 
 
@@ -120,7 +120,7 @@ class SparseGPTSearcher:
         shapes = {leaf.path: leaf.shape for leaf in plan.sparse}
         known = match_statistics(shapes, statistics)
         for leaf in plan.sparse:
-            _check(leaf, leaves[leaf.path], known[leaf.path].columns)
+            _check_leaf(leaf, leaves[leaf.path], known[leaf.path].columns)
         warn_of_few_tokens(known)
         found = {
             leaf.path: _prune(
@@ -138,11 +138,11 @@ class SparseGPTSearcher:
         def mask(path, leaf):
             if path not in found:
                 return None
-            kept, axis = placed_like(found[path].mask, leaf), plan[path].axis
+            kept, axis = device_put_like(found[path].mask, leaf), plan[path].axis
             return pack_mask(kept, axis) if self.packed and axis is not None else kept
 
         def weight(path, leaf):
-            return placed_like(found[path].weight, leaf) if path in found else leaf
+            return device_put_like(found[path].weight, leaf) if path in found else leaf
 
         return SearchResult(map_named(weight, params), map_named(mask, params), plan)
 
@@ -165,7 +165,7 @@ def _prune(
     update: Update,
 ) -> _Pruned:
     columns, moments = statistics.columns, statistics.second_moment
-    weights, moments = columns.split(leaf.astype(jnp.float32)), gathered(moments)
+    weights, moments = columns.split(leaf.astype(jnp.float32)), replicate(moments)
     limits = _limits(pattern, kept, columns)
 
     def one(weight, moment, limits):
@@ -178,8 +178,8 @@ def _prune(
     updated, masks, damped = jax.vmap(one)(weights, moments, limits)
     if update == "optimal":
         updated = jax.vmap(masked_least_squares)(weights, masks, moments)
-    mask = sharded_like(columns.join(masks), leaf)
-    weight = sharded_like(columns.join(updated), leaf).astype(leaf.dtype)
+    mask = reshard_like(columns.join(masks), leaf)
+    weight = reshard_like(columns.join(updated), leaf).astype(leaf.dtype)
     source = weight if update else leaf
     return _Pruned(jnp.where(mask, source, jnp.zeros((), leaf.dtype)), mask, damped)
 
@@ -188,7 +188,9 @@ def _choice(pattern: Pattern, limits: Array) -> tuple[Choose, int]:
     """How masks are chosen, and of how many inputs at once."""
     match pattern:
         case NM(n=n, m=m):
-            return lambda scores, _: best_mask(by_magnitude(scores), n, m, axis=0), m
+            return lambda scores, _: best_nm_mask(
+                rank_by_magnitude(scores), n, m, axis=0
+            ), m
         case PerOutput():
             best = lambda ranked, kept: best_row_mask(ranked, kept, rows=(1,))
         case _:
@@ -196,12 +198,12 @@ def _choice(pattern: Pattern, limits: Array) -> tuple[Choose, int]:
 
     def choose(scores, first):
         block = first // np.int32(BLOCK)
-        return best(by_magnitude(scores), limits[block + 1] - limits[block])
+        return best(rank_by_magnitude(scores), limits[block + 1] - limits[block])
 
     return choose, BLOCK
 
 
-def _limits(pattern: Pattern, kept: int, columns: Columns) -> np.ndarray:
+def _limits(pattern: Pattern, kept: int, columns: LayerMatrices) -> np.ndarray:
     """How many weights are kept before each block of inputs, of each problem.
 
     Every input keeps the same share, to the nearest weight.
@@ -224,7 +226,7 @@ def _limits(pattern: Pattern, kept: int, columns: Columns) -> np.ndarray:
     return np.array(limits, np.int32)
 
 
-def _check(leaf: LeafPlan, weight: Any, columns: Columns) -> None:
+def _check_leaf(leaf: LeafPlan, weight: Any, columns: LayerMatrices) -> None:
     match leaf.pattern:
         case NM(transposable=False) | PerOutput() | Unstructured(across_leaves=False):
             pass

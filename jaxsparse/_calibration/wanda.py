@@ -19,7 +19,7 @@ from jaxsparse._masks import (
 )
 from jaxsparse._patterns import wide_float
 from jaxsparse._plans import PlanLike, plan_for
-from jaxsparse._sharding import sharded_like
+from jaxsparse._sharding import reshard_like
 from jaxsparse._trees import map_named
 
 
@@ -79,4 +79,4 @@ def _score(weight: Array, statistics: LeafStatistics) -> Array:
     width = weight.size // norm.size
     norms = columns.join(jnp.broadcast_to(norm, (*norm.shape[:2], width)))
     wide = wide_float(weight.dtype)
-    return jnp.abs(weight.astype(wide)) * sharded_like(norms.astype(wide), weight)
+    return jnp.abs(weight.astype(wide)) * reshard_like(norms.astype(wide), weight)

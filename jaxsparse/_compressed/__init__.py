@@ -9,19 +9,19 @@ from jaxsparse._compressed.compress_params import (
 )
 from jaxsparse._compressed.compressed_array import (
     Compressed as Compressed,
+    as_dense_shapes as as_dense_shapes,
     compressed_shapes as compressed_shapes,
     decompress as decompress,
     is_compressed as is_compressed,
-    stand_ins as stand_ins,
 )
 from jaxsparse._compressed.indices import (
-    PLACE_BITS as PLACE_BITS,
+    POSITION_BITS as POSITION_BITS,
     code_bits as code_bits,
 )
 from jaxsparse._compressed.matches_plan import (
+    describe_storage as describe_storage,
     is_as_planned as is_as_planned,
-    storage_fault as storage_fault,
-    stored_text as stored_text,
+    plan_mismatch as plan_mismatch,
 )
 from jaxsparse._compressed.nm_matmul import (
     nm_matmul as nm_matmul,

@@ -1,7 +1,7 @@
 """Compressed weights: those that are kept, group by group, and where they were.
 
 The value in slot `j` of group `g` is `values[..., g * n + j, ...]`; what slots are, and
-the layout of `indices` to the bit, see `_group_code`. For the usual `[k, out]`, threads
+the layout of `indices` to the bit, see `indices.py`. For the usual `[k, out]`, threads
 that work on neighbouring outputs read neighbouring values and indices, and a tile of
 groups is one block of rows of either array.
 """
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, UInt8
 
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.indices import (
-    PLACE_BITS,
+    POSITION_BITS,
     encode,
     find_slots,
 )
@@ -24,16 +24,16 @@ from jaxsparse._patterns import (
     NM,
     PatternLike,
     as_pattern,
-    columns,
     group_axis,
-    joined,
+    group_positions,
+    iota_along,
     magnitude_mask,
-    numbers,
+    merge_groups,
     packed_axis,
-    split,
+    split_groups,
     unpack_mask,
 )
-from jaxsparse._sharding import resharded, whole_groups
+from jaxsparse._sharding import gather_groups, reshard_to
 
 
 def compress(
@@ -79,7 +79,7 @@ def compress(
     w = jnp.asarray(w)
     pattern = as_pattern(pattern)
     shape = f"a weight of shape {w.shape}"
-    if not isinstance(pattern, NM) or pattern.m not in PLACE_BITS:
+    if not isinstance(pattern, NM) or pattern.m not in POSITION_BITS:
         raise ValueError(
             f"{pattern} is not stored compressed ({shape}): give n:m in groups of 4, 8 "
             "or 16, or keep the weight dense"
@@ -107,23 +107,25 @@ def compress(
 # Two programs: of one, a CPU's compiler makes one that takes three times their time.
 @partial(jax.jit, static_argnames=("pattern", "axis"))
 def _values_of(w: Array, mask: Array, pattern: NM, axis: int) -> Array:
-    w = whole_groups(w, pattern.m, axis)
-    kept = resharded(_as_bool(mask, w.shape), w)
+    w = gather_groups(w, pattern.m, axis)
+    kept = reshard_to(_as_bool(mask, w.shape), w)
     slots = find_slots(kept, pattern, axis)
-    weights = columns(jnp.where(kept, w, jnp.zeros((), w.dtype)), pattern.m, axis)
+    weights = group_positions(
+        jnp.where(kept, w, jnp.zeros((), w.dtype)), pattern.m, axis
+    )
     values = jnp.zeros((), w.dtype)
     for slot, weight in zip(slots, weights, strict=True):
-        number = numbers(pattern.n, w.ndim - axis - 1)
+        number = iota_along(pattern.n, w.ndim - axis - 1)
         here = jnp.expand_dims(slot, axis + 1) == number
         values = jnp.where(here, jnp.expand_dims(weight, axis + 1), values)
-    return joined(values, axis)
+    return merge_groups(values, axis)
 
 
 @partial(jax.jit, static_argnames=("shape", "pattern", "axis"))
 def _indices_of(
     mask: Array, shape: tuple[int, ...], pattern: NM, axis: int
 ) -> UInt8[Array, "..."]:
-    kept = whole_groups(_as_bool(mask, shape), pattern.m, axis)
+    kept = gather_groups(_as_bool(mask, shape), pattern.m, axis)
     return encode(find_slots(kept, pattern, axis), pattern, axis)
 
 
@@ -161,5 +163,5 @@ def _checked(given: ArrayLike, shape: tuple[int, ...], pattern: NM, axis: int) -
 
 @partial(jax.jit, static_argnames=("shape", "m", "axis"))
 def _most_kept(mask: Array, shape: tuple[int, ...], m: int, axis: int) -> Array:
-    groups = split(whole_groups(_as_bool(mask, shape), m, axis), m, axis)
+    groups = split_groups(gather_groups(_as_bool(mask, shape), m, axis), m, axis)
     return jnp.max(jnp.sum(groups, axis + 1, dtype=jnp.uint8), initial=0)

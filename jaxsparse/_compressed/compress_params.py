@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from jaxsparse._compressed.compress import compress
 from jaxsparse._compressed.compressed_array import decompress, is_compressed
-from jaxsparse._compressed.indices import PLACE_BITS
+from jaxsparse._compressed.indices import POSITION_BITS
 from jaxsparse._masks import create_masks, mask_leaf, match_masks
 from jaxsparse._patterns import NM
 from jaxsparse._plans import (
@@ -89,7 +89,7 @@ def _compress_leaf(leaf: Any, plan: LeafPlan, mask: Any) -> Any:
             f"leaf {plan.path!r} of shape {plan.shape} has a mask, but the plan says "
             f"{plan.decision!r}: give the plan that the masks were made for"
         )
-    if not isinstance(plan.pattern, NM) or plan.pattern.m not in PLACE_BITS:
+    if not isinstance(plan.pattern, NM) or plan.pattern.m not in POSITION_BITS:
         return mask_leaf(leaf, mask)
     try:
         return compress(leaf, plan.pattern, mask=mask, axis=plan.axis)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxsparse._compressed.indices import code_shape, decode
-from jaxsparse._patterns import NM, columns, joined
-from jaxsparse._sharding import resharded, whole_groups
+from jaxsparse._patterns import NM, group_positions, merge_groups
+from jaxsparse._sharding import gather_groups, reshard_to
 
 
 @jax.tree_util.register_dataclass
@@ -91,14 +91,14 @@ def decompress(compressed: Compressed) -> Array:
     Array([0., 5., 0., 7.], dtype=float32)
     """
     pattern, axis = compressed.pattern, compressed.axis % compressed.ndim
-    values = whole_groups(compressed.values, pattern.n, axis)
-    kept = columns(values, pattern.n, axis)
+    values = gather_groups(compressed.values, pattern.n, axis)
+    kept = group_positions(values, pattern.n, axis)
     found = decode(compressed.indices, pattern, kept[0].shape[axis], axis)
-    slots = jnp.stack([resharded(slot, kept[0]) for slot in found], axis + 1)
+    slots = jnp.stack([reshard_to(slot, kept[0]) for slot in found], axis + 1)
     weights = jnp.zeros((), values.dtype)
     for j, value in enumerate(kept):
         weights = jnp.where(slots == j, jnp.expand_dims(value, axis + 1), weights)
-    return joined(weights, axis)
+    return merge_groups(weights, axis)
 
 
 def is_compressed(leaf: Any) -> TypeGuard[Compressed]:
@@ -121,7 +121,7 @@ def stand_in(leaf: Compressed) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def stand_ins(params: PyTree) -> PyTree:
+def as_dense_shapes(params: PyTree) -> PyTree:
     """The tree with a `jax.ShapeDtypeStruct` for every compressed leaf.
 
     It has the paths and shapes of the tree that was compressed.

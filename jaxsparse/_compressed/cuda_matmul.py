@@ -1,7 +1,7 @@
 """Products with 2:4 weights on the sparse tensor cores of NVIDIA's Hopper GPUs.
 
-Which kernel and which tiles, see `choose`; how they work, see `kernels/*.cuh`. Under
-`vmap` rows become more rows, stacked weights are taken one after the other; over
+Which kernel and which tiles, see `choose_kernel`; how they work, see `kernels/*.cuh`.
+Under `vmap` rows become more rows, stacked weights are taken one after the other; over
 automatic axes of a mesh each device multiplies what it has.
 """
 
@@ -22,7 +22,7 @@ from jaxtyping import Array
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.xla_matmul import wide_dot
 from jaxsparse._patterns import NM
-from jaxsparse._sharding import is_automatic, partition
+from jaxsparse._sharding import is_automatic, partition_contraction
 from jaxsparse.kernels.device import compute_capability
 
 
@@ -30,7 +30,7 @@ _TARGET = "jaxsparse_nm_matmul"
 COUNTED = 2**31 - 2**16  # sizes below it fit the kernel's 32 bits, rounded up to tiles
 
 
-def why_not(x: Array, compressed: Compressed) -> str:
+def unsupported_reason(x: Array, compressed: Compressed) -> str:
     """What keeps these from the kernel; empty if nothing does."""
     k, out = compressed.shape
     if compressed.pattern != NM(2, 4):
@@ -49,11 +49,11 @@ def why_not(x: Array, compressed: Compressed) -> str:
 
 
 @jax.jit  # so that what is made here, and compiled, is found again
-def product(x: Array, compressed: Compressed) -> Array:
+def cuda_matmul(x: Array, compressed: Compressed) -> Array:
     """The product on a device of compute capability 9.0, or by XLA elsewhere.
 
     Args:
-      x: `[..., k]`, for which `why_not` has no reason.
+      x: `[..., k]`, for which `unsupported_reason` has no reason.
       compressed: a weight `[k, out]` of the same dtype.
 
     Returns:
@@ -62,12 +62,14 @@ def product(x: Array, compressed: Compressed) -> Array:
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
     rule = f"{axes} k, values out, indices out -> {axes} out"
-    multiply = custom_vmap(partition(_locally, rule, ("k", "values", "indices")))
+    multiply = custom_vmap(
+        partition_contraction(_locally, rule, ("k", "values", "indices"))
+    )
     multiply.def_vmap(_batched)
     return multiply(x, compressed.values, compressed.indices)
 
 
-class Choice(NamedTuple):
+class KernelChoice(NamedTuple):
     """A kernel, the rows of its tiles, and how many blocks work together."""
 
     kernel: Literal["few", "split", "whole"]
@@ -80,7 +82,7 @@ class Choice(NamedTuple):
 CLUSTERS = {4: 30, 3: 40, 2: 66}
 
 
-def choose(rows: int, k: int, out: int) -> Choice:
+def choose_kernel(rows: int, k: int, out: int) -> KernelChoice:
     """How to multiply `[rows, k]` by `[k, out]` on 132 multiprocessors.
 
     Few rows: reading the weight is what takes time, so all of the GPU has to read, and
@@ -97,21 +99,23 @@ def choose(rows: int, k: int, out: int) -> Choice:
         fits = lambda n: tiles <= CLUSTERS[n] and k >= least_k * n
         return next(filter(fits, numbers), 1)
 
-    def split(tile_rows: int, tile_out: int) -> Choice:
+    def split(tile_rows: int, tile_out: int) -> KernelChoice:
         tiles = count(tile_rows, tile_out)
-        return Choice("split", tile_rows, blocks(tiles, 128, 4, 3, 2))
+        return KernelChoice("split", tile_rows, blocks(tiles, 128, 4, 3, 2))
 
     if rows <= 16:
-        return Choice("few", 8 if rows <= 8 else 16, blocks(count(16, 64), 512, 4, 2))
+        return KernelChoice(
+            "few", 8 if rows <= 8 else 16, blocks(count(16, 64), 512, 4, 2)
+        )
     if rows <= 32:
         return split(32, 64)
     if rows <= 128:
         enough = rows > 64 and count(128, 128) >= 64
-        return Choice("whole", 128, 1) if enough else split(64, 128)
+        return KernelChoice("whole", 128, 1) if enough else split(64, 128)
     if count(256, 128) >= 100:
         # Neighbours along the outputs share; where one has none, it works for nothing.
         paired = 2 * count(256, 256) <= 1.05 * count(256, 128)
-        return Choice("whole", 256, 2 if paired and count(256, 128) > 132 else 1)
+        return KernelChoice("whole", 256, 2 if paired and count(256, 128) > 132 else 1)
     # Too few of the large tiles for three blocks each to fill the GPU: twice as many.
     return split(256 if count(256, 128) > 30 else 128, 128)
 
@@ -119,14 +123,14 @@ def choose(rows: int, k: int, out: int) -> Choice:
 def _batched(size: int, batched: list[bool], *arrays: ArrayLike):
     x, values, indices = map(jnp.asarray, arrays)
     if not (batched[1] or batched[2]):
-        return product(x, _weight(values, indices)), True
+        return cuda_matmul(x, _weight(values, indices)), True
 
     def one(i: Array) -> Array:  # what is not mapped is not copied
         pick = lambda a, mapped: (
             lax.dynamic_index_in_dim(a, i, 0, False) if mapped else a
         )
         x_, values_, indices_ = map(pick, (x, values, indices), batched)
-        return product(x_, _weight(values_, indices_))
+        return cuda_matmul(x_, _weight(values_, indices_))
 
     return lax.map(one, jnp.arange(size)), True
 
@@ -152,7 +156,7 @@ def _weight(values: Array, indices: Array) -> Compressed:
 
 def _kernel(x: Array, values: Array, indices: Array) -> Array:
     (rows, k), out = x.shape, values.shape[1]
-    kernel, tile_rows, blocks = choose(rows, k, out)
+    kernel, tile_rows, blocks = choose_kernel(rows, k, out)
     multiply = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct((rows, out), x.dtype))
     return multiply(
         x,

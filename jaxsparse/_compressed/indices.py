@@ -27,20 +27,20 @@ from jaxtyping import Array, Bool, UInt8
 
 from jaxsparse._patterns import (
     NM,
-    columns,
-    joined,
-    numbers,
+    group_positions,
+    iota_along,
+    merge_groups,
     pack_mask,
 )
 
 
 #: How many bits a place in a group takes, by the size of the group.
-PLACE_BITS = {4: 2, 8: 4, 16: 4}
+POSITION_BITS = {4: 2, 8: 4, 16: 4}
 
 
 def code_bits(pattern: NM) -> int:
     """How many bits the code of a group has."""
-    return min(pattern.n * PLACE_BITS[pattern.m], pattern.m)
+    return min(pattern.n * POSITION_BITS[pattern.m], pattern.m)
 
 
 def code_shape(shape: tuple[int, ...], pattern: NM, axis: int) -> tuple[int, ...]:
@@ -53,14 +53,14 @@ def encode(slots: list[Array], pattern: NM, axis: int) -> UInt8[Array, "..."]:
     """The codes of all groups, from what `find_slots` found."""
     if not _stores_places(pattern):
         taken = jnp.stack(slots, axis + 1) < pattern.n
-        return pack_mask(joined(taken, axis), axis)
+        return pack_mask(merge_groups(taken, axis), axis)
     behind = slots[0].ndim - axis - 1
     places = jnp.zeros((), jnp.uint8)
     for i, slot in enumerate(slots):
-        here = jnp.expand_dims(slot, axis + 1) == numbers(pattern.n, behind)
+        here = jnp.expand_dims(slot, axis + 1) == iota_along(pattern.n, behind)
         places = jnp.where(here, jnp.uint8(i), places)
-    code = joined(_bits(places, PLACE_BITS[pattern.m], axis + 1), axis + 1)
-    return pack_mask(joined(code.astype(jnp.bool_), axis), axis)
+    code = merge_groups(_bits(places, POSITION_BITS[pattern.m], axis + 1), axis + 1)
+    return pack_mask(merge_groups(code.astype(jnp.bool_), axis), axis)
 
 
 def decode(
@@ -69,17 +69,19 @@ def decode(
     """What was encoded: the slot at each place, or a number that no slot has."""
     width = code_bits(pattern)
     # Not by jnp.unpackbits, which cannot do arrays without places along other axes.
-    bits = joined(_bits(codes, 8, axis), axis)
-    code = columns(lax.slice_in_dim(bits, 0, groups * width, axis=axis), width, axis)
+    bits = merge_groups(_bits(codes, 8, axis), axis)
+    code = group_positions(
+        lax.slice_in_dim(bits, 0, groups * width, axis=axis), width, axis
+    )
     if not _stores_places(pattern):
-        return _numbered([bit.astype(jnp.bool_) for bit in code])
-    size = PLACE_BITS[pattern.m]
+        return _number_slots([bit.astype(jnp.bool_) for bit in code])
+    size = POSITION_BITS[pattern.m]
     places = [
         reduce(or_, (bit << jnp.uint8(b) for b, bit in enumerate(code[j : j + size])))
         for j in range(0, width, size)
     ]
     taken = [reduce(or_, (place == i for place in places)) for i in range(pattern.m)]
-    return _numbered(taken)
+    return _number_slots(taken)
 
 
 def find_slots(
@@ -89,25 +91,25 @@ def find_slots(
 
     Of a group that keeps too many, the first have slots.
     """
-    places = columns(kept, pattern.m, axis)
+    places = group_positions(kept, pattern.m, axis)
     before = _counts(places)
     taken = [
         jnp.where(mine, before[i], i - before[i] + before[-1]) < pattern.n
         for i, mine in enumerate(places)
     ]
-    return _numbered(taken)
+    return _number_slots(taken)
 
 
 def _bits(x: UInt8[Array, "..."], count: int, axis: int) -> UInt8[Array, "..."]:
     """The lowest bits of numbers, along a new axis behind this one."""
-    return jnp.expand_dims(x, axis + 1) >> numbers(count, x.ndim - axis - 1) & 1
+    return jnp.expand_dims(x, axis + 1) >> iota_along(count, x.ndim - axis - 1) & 1
 
 
 def _stores_places(pattern: NM) -> bool:
-    return pattern.n * PLACE_BITS[pattern.m] <= pattern.m
+    return pattern.n * POSITION_BITS[pattern.m] <= pattern.m
 
 
-def _numbered(taken: list[Array]) -> list[UInt8[Array, "..."]]:
+def _number_slots(taken: list[Array]) -> list[UInt8[Array, "..."]]:
     nothing = jnp.uint8(255)
     counts = _counts(taken)[:-1]
     return [jnp.where(x, i, nothing) for x, i in zip(taken, counts, strict=True)]

@@ -61,7 +61,7 @@ class _Operands(NamedTuple):
     others: tuple[int, ...]
 
 
-def product(eqn, left: Any, right: Any, implementation: str | None) -> Array | None:
+def dot_general(eqn, left: Any, right: Any, implementation: str | None) -> Array | None:
     """A `dot_general` by `nm_matmul`, or None where it is better left as it is.
 
     For the kernel any axes may be contracted, the groups' among them, and any others be
@@ -89,7 +89,9 @@ def product(eqn, left: Any, right: Any, implementation: str | None) -> Array | N
         )
     if matrix is None:
         return None
-    by_xla = implementation == "xla" or cuda_matmul.why_not(operands.x, matrix)
+    by_xla = implementation == "xla" or cuda_matmul.unsupported_reason(
+        operands.x, matrix
+    )
     if implementation != "cuda" and by_xla and not _is_matrix(operands):
         return None
     return _multiply(operands, matrix, implementation, on_the_right)

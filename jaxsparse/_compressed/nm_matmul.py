@@ -67,7 +67,9 @@ def nm_matmul(
     x = x.astype(dtype)
     values = jnp.asarray(compressed.values).astype(dtype)
     weight = replace(compressed, values=values, indices=jnp.asarray(compressed.indices))
-    reason = "" if implementation == "xla" else cuda_matmul.why_not(x, weight)
+    reason = (
+        "" if implementation == "xla" else cuda_matmul.unsupported_reason(x, weight)
+    )
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' cannot be had: {reason}; x has shape {x.shape} "
@@ -87,7 +89,7 @@ def check_implementation(name: str | None) -> None:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(by_kernel: bool, x: Array, compressed: Compressed) -> Array:
     if by_kernel:
-        return cuda_matmul.product(x, compressed)
+        return cuda_matmul.cuda_matmul(x, compressed)
     return wide_dot(x, decompress(compressed), [x.ndim - 1], [0])
 
 

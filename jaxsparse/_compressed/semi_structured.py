@@ -48,7 +48,9 @@ def to_semi_structured(
     >>> values.shape, meta.shape, f"{meta[0, 0]:#x}"
     ((32, 16), (32, 2), '0x4444')
     """
-    _check(compressed.shape, compressed.dtype, compressed.pattern, compressed.axis)
+    _check_layout(
+        compressed.shape, compressed.dtype, compressed.pattern, compressed.axis
+    )
     values, codes = compressed.values, compressed.indices
     if compressed.axis == -2:
         values, codes = values.T, codes.T
@@ -90,7 +92,7 @@ def from_semi_structured(
     if values.ndim != 2:
         raise ValueError(f"values are a matrix [out, k / 2], got shape {values.shape}")
     out, kept = values.shape
-    _check((out, 2 * kept), values.dtype, NM(2, 4), -1)
+    _check_layout((out, 2 * kept), values.dtype, NM(2, 4), -1)
     word = _word(values.dtype)
     wanted = out, kept // (4 * word.itemsize)
     if (meta.shape, meta.dtype) != (wanted, word):
@@ -116,7 +118,9 @@ def _rows(word: jnp.dtype) -> int:
     return 64 // word.itemsize
 
 
-def _check(shape: tuple[int, ...], dtype: jnp.dtype, pattern: NM, axis: int) -> None:
+def _check_layout(
+    shape: tuple[int, ...], dtype: jnp.dtype, pattern: NM, axis: int
+) -> None:
     if len(shape) != 2 or (pattern.n, pattern.m) != (2, 4):
         raise ValueError(
             "PyTorch's semi-structured format is for matrices of 2:4, got "

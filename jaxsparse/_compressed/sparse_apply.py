@@ -16,26 +16,26 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxsparse._compressed.compressed_array import (
+    as_dense_shapes,
     decompress,
     is_compressed,
-    stand_ins,
 )
-from jaxsparse._compressed.lax_ops import product, reshaped, transposed
-from jaxsparse._compressed.matches_plan import storage_fault
+from jaxsparse._compressed.lax_ops import dot_general, reshaped, transposed
+from jaxsparse._compressed.matches_plan import plan_mismatch
 from jaxsparse._compressed.nm_matmul import check_implementation
 from jaxsparse._plans import Plan, PlanLike, plan_for
 from jaxsparse._trace import (
     KEEPS_ZEROS,
     Cond,
+    ControlFlow,
     Scan,
     ShardMap,
     Site,
-    Structure,
     While,
     bind,
+    control_flow,
     evaluate,
-    run_site,
-    structure,
+    run_equation,
     trace,
 )
 from jaxsparse._trees import flatten, is_array
@@ -81,8 +81,8 @@ def sparse_apply(
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
         leaves, _ = flatten(params, is_leaf=is_compressed)
-        shapes = stand_ins(params)
-        _check(leaves, None if plan is None else plan_for(shapes, plan))
+        shapes = as_dense_shapes(params)
+        _check_compressed(leaves, None if plan is None else plan_for(shapes, plan))
         returned = []
 
         def flat(*arguments, **named):
@@ -103,12 +103,12 @@ def _dense(x: Any) -> Any:
     return decompress(x) if is_compressed(x) else x
 
 
-def _check(leaves: Mapping[str, Any], plan: Plan | None) -> None:
+def _check_compressed(leaves: Mapping[str, Any], plan: Plan | None) -> None:
     """Raises unless compressed leaves are as planned."""
     for path, leaf in leaves.items():
         if plan is None or not is_compressed(leaf):
             continue
-        if fault := storage_fault(path, leaf, plan[path]):
+        if fault := plan_mismatch(path, leaf, plan[path]):
             raise ValueError(fault)
 
 
@@ -117,13 +117,13 @@ def _rule(implementation: str | None, site: Site, inputs: list[Any], state: None
     again = partial(_rule, implementation)
     if not any(map(is_compressed, inputs)):
         return bind(site.eqn, inputs), state  # with its custom derivatives
-    eqn, inside = site.eqn, structure(site.eqn)
+    eqn, inside = site.eqn, control_flow(site.eqn)
     if inside is not None:
-        return run_site(site, _for_body(inside, inputs), again, state, _dense)
+        return run_equation(site, _for_body(inside, inputs), again, state, _dense)
     name = eqn.primitive.name
     found = None
     if name == "dot_general":
-        found = product(eqn, inputs[0], inputs[1], implementation)
+        found = dot_general(eqn, inputs[0], inputs[1], implementation)
     elif name == "transpose":
         found = transposed(inputs[0], eqn.params["permutation"])
     elif name in _ELEMENTWISE:
@@ -133,7 +133,7 @@ def _rule(implementation: str | None, site: Site, inputs: list[Any], state: None
         found = reshaped(inputs[0], eqn.outvars[0].aval.shape)
     if found is not None:
         return [found], state
-    return run_site(site, [_dense(x) for x in inputs], again, state)
+    return run_equation(site, [_dense(x) for x in inputs], again, state)
 
 
 #: Operations on single weights that keep zeros.
@@ -150,7 +150,7 @@ def _in_order(eqn) -> bool:
     return not permuted and eqn.params.get("sharding") is None
 
 
-def _for_body(inside: Structure, inputs: list[Any]) -> list[Any]:
+def _for_body(inside: ControlFlow, inputs: list[Any]) -> list[Any]:
     """The operands of an equation that runs jaxprs, as far as they stay compressed."""
     match inside:
         case Scan(num_consts=consts, num_carry=carry):

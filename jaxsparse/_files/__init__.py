@@ -21,7 +21,7 @@ from jaxsparse._files.safetensors import (
 from jaxsparse._files.sharded_files import (
     checked_path as checked_path,
     index_of as index_of,
-    leftovers as leftovers,
+    stale_files as stale_files,
 )
 from jaxsparse._files.sparse_file import (
     SparseFile as SparseFile,

@@ -4,14 +4,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from jaxsparse._files.sharded_files import index_of, leftovers, shard_names
+from jaxsparse._files.sharded_files import index_of, shard_names, stale_files
 
 
 #: A file, chunk by chunk.
 Chunks = Iterable[bytes | memoryview]
 
 
-def replace_files(
+def write_atomically(
     path: Path,
     files: Sequence[Callable[[], Chunks]],
     index: Callable[[list[str]], str],
@@ -44,7 +44,7 @@ def replace_files(
                     path.with_name(name).unlink(missing_ok=True)
             raise
         path.unlink(missing_ok=True)
-    for file in leftovers(path, keep=names):
+    for file in stale_files(path, keep=names):
         file.unlink(missing_ok=True)
 
 

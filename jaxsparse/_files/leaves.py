@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsparse._compressed import (
-    PLACE_BITS,
+    POSITION_BITS,
     Compressed,
     compressed_shapes,
 )
@@ -97,7 +97,7 @@ def read_specs(header: Header) -> dict[str, Spec]:
     Raises:
       SparseFileError: metadata and tensors do not say the same.
     """
-    if not is_ours(header):
+    if not has_leaf_metadata(header):
         cause = "its metadata has no entry 'jaxsparse': save_sparse did not write it"
         raise SparseFileError(header.path, cause)
     told = parse_object(header.path, header.metadata["jaxsparse"])
@@ -121,7 +121,7 @@ def read_specs(header: Header) -> dict[str, Spec]:
     return specs
 
 
-def foreign_specs(header: Header) -> dict[str, Spec]:
+def tensor_specs(header: Header) -> dict[str, Spec]:
     """The tensors of a file that need not be ours, each a leaf, by name."""
     return {
         name: jax.ShapeDtypeStruct(entry.shape, entry.dtype)
@@ -129,7 +129,7 @@ def foreign_specs(header: Header) -> dict[str, Spec]:
     }
 
 
-def is_ours(header: Header) -> bool:
+def has_leaf_metadata(header: Header) -> bool:
     """Whether the metadata of a file tell of leaves."""
     return "jaxsparse" in header.metadata
 
@@ -165,7 +165,7 @@ def _spec(told: Mapping[str, Any]) -> Spec:
     if told.keys() != {"dtype", "shape", "pattern", "axis"}:
         raise ValueError(f"a leaf has the keys {list(told)}")
     pattern, axis = as_pattern(told["pattern"]), told["axis"]
-    if not isinstance(pattern, NM) or pattern.m not in PLACE_BITS:
+    if not isinstance(pattern, NM) or pattern.m not in POSITION_BITS:
         raise ValueError(f"a leaf has the pattern {told['pattern']!r}")
     if type(axis) is not int or not -len(shape) <= axis < 0 or shape[axis] % pattern.m:
         raise ValueError(f"a leaf of shape {shape} has {pattern} along axis {axis!r}")

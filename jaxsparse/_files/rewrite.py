@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxsparse._files.atomic_write import replace_files
+from jaxsparse._files.atomic_write import write_atomically
 from jaxsparse._files.safetensors import Header, file_chunks, read_tensor
 from jaxsparse._files.sharded_files import index_metadata, index_text
 
@@ -29,7 +29,7 @@ def rewrite_tensors(
         one of the same shape and dtype.
     """
     sizes, metadata = list(map(_sizes, headers)), index_metadata(path)
-    replace_files(
+    write_atomically(
         output,
         [partial(_changed_chunks, header, change) for header in headers],
         lambda names: index_text(names, sizes, metadata),

@@ -40,7 +40,7 @@ def shard_names(path: Path, token: str, count: int) -> list[str]:
     ]
 
 
-def leftovers(path: Path, keep: Iterable[str]) -> list[Path]:
+def stale_files(path: Path, keep: Iterable[str]) -> list[Path]:
     """The files of earlier saves to a path, by their names alone."""
     stem = re.escape(path.stem)
     shard = rf"{stem}-[0-9a-f]{{8}}-\d{{5,}}-of-\d{{5,}}\.safetensors"

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxsparse._compressed import Compressed, is_compressed
-from jaxsparse._files.atomic_write import Chunks, replace_files
+from jaxsparse._files.atomic_write import Chunks, write_atomically
 from jaxsparse._files.leaves import (
     Spec,
     check_leaves,
     describe,
-    foreign_specs,
-    is_ours,
+    has_leaf_metadata,
     read_leaf,
     read_specs,
+    tensor_specs,
     tensors_by_name,
 )
 from jaxsparse._files.safetensors import (
@@ -106,7 +106,7 @@ def save_leaves(
     checked_path(path)
     check_leaves(leaves)
     parts = _split(leaves, max_file_bytes)
-    replace_files(
+    write_atomically(
         path,
         [partial(_file_of, part, metadata or {}) for part in parts],
         lambda names: index_text(names, list(map(_sizes, parts))),
@@ -186,8 +186,8 @@ def open_tensors(path: str | os.PathLike[str]) -> SparseFile:
     ShapeDtypeStruct(shape=(8, 16), dtype=float32)
     """
     headers = read_headers(Path(path))
-    ours = any(map(is_ours, headers))
-    return _opened(headers, read_specs if ours else foreign_specs)
+    ours = any(map(has_leaf_metadata, headers))
+    return _opened(headers, read_specs if ours else tensor_specs)
 
 
 def _opened(

@@ -1,8 +1,8 @@
 """Masks of whole trees: searched, applied."""
 
 from jaxsparse._masks.mask_search import (
-    best_masks as best_masks,
     kept_count as kept_count,
+    search_masks as search_masks,
 )
 from jaxsparse._masks.masks import (
     create_masks as create_masks,

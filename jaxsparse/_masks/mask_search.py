@@ -13,32 +13,32 @@ from jaxsparse._patterns import (
     Pattern,
     PerOutput,
     as_bool,
-    best_mask,
-    best_packed_mask,
+    best_nm_mask,
+    best_packed_nm_mask,
     best_row_mask,
     best_transposable_mask,
     best_unstructured_masks,
-    by_magnitude,
-    by_value,
-    only_within,
+    expand_tiles,
     pack_mask,
+    rank_by_magnitude,
+    rank_by_value,
     rank_tiles,
-    spread_tiles,
+    rank_within,
     wide_float,
 )
 from jaxsparse._plans import LeafPlan, counted_groups
 from jaxsparse._sharding import (
-    by_explicit_shards,
-    resharded,
-    sharded_like,
-    whole_groups,
+    gather_groups,
+    map_explicit_shards,
+    reshard_like,
+    reshard_to,
 )
 
 
 _Mask = Bool[Array, "..."] | UInt8[Array, "..."]
 
 
-def best_masks(
+def search_masks(
     scores: Mapping[str, ArrayLike],
     leaves: Sequence[LeafPlan],
     *,
@@ -74,7 +74,7 @@ def best_masks(
             [scores[path] for path in paths],
             kept,
             None if within is None else [within[path] for path in paths],
-            tuple(_place_of(leaf) for leaf in group),
+            tuple(_search_spec(leaf) for leaf in group),
             packed,
             signed,
         )
@@ -82,7 +82,7 @@ def best_masks(
     return {leaf.path: found[leaf.path] for leaf in leaves}
 
 
-class _Place(NamedTuple):
+class _SearchSpec(NamedTuple):
     """What a search has to know of a leaf; not its path: alike leaves share a program.
 
     Attributes:
@@ -100,11 +100,11 @@ class _Place(NamedTuple):
     tile: tuple[int, ...]
 
 
-def _place_of(leaf: LeafPlan) -> _Place:
+def _search_spec(leaf: LeafPlan) -> _SearchSpec:
     assert leaf.pattern is not None
     assert leaf.axis is not None
     output = leaf.output[-1] if leaf.output else None
-    return _Place(leaf.pattern, leaf.axis, output, leaf.rows, leaf.tile)
+    return _SearchSpec(leaf.pattern, leaf.axis, output, leaf.rows, leaf.tile)
 
 
 def _find(scores, kept, within, places, packed: bool, signed: bool) -> list[_Mask]:
@@ -129,20 +129,20 @@ def _find(scores, kept, within, places, packed: bool, signed: bool) -> list[_Mas
     return [pack_mask(mask, p.axis) for mask, p in zip(masks, places, strict=True)]
 
 
-def _find_grouped(score, kept, opened, place: _Place, packed: bool, signed: bool):
+def _find_grouped(score, kept, opened, place: _SearchSpec, packed: bool, signed: bool):
     assert isinstance(place.pattern, NM)
-    ranked = by_value(score) if signed else by_magnitude(score)
-    ranked = ranked if opened is None else only_within(ranked, opened)
-    search = best_packed_mask if packed else best_mask
+    ranked = rank_by_value(score) if signed else rank_by_magnitude(score)
+    ranked = ranked if opened is None else rank_within(ranked, opened)
+    search = best_packed_nm_mask if packed else best_nm_mask
     mask = search(ranked, kept, place.pattern.m, place.axis)
     if opened is None:
         return mask
     # Where fewer are open than are to be kept, none is opened.
     bits = pack_mask(opened, place.axis) if packed else opened
-    return mask & resharded(bits, mask)
+    return mask & reshard_to(bits, mask)
 
 
-def _find_transposable(score, kept, opened, place: _Place, signed: bool):
+def _find_transposable(score, kept, opened, place: _SearchSpec, signed: bool):
     assert isinstance(place.pattern, NM)
     assert place.output is not None
     score = score.astype(wide_float(score.dtype))  # some narrow floats have no infinity
@@ -150,28 +150,28 @@ def _find_transposable(score, kept, opened, place: _Place, signed: bool):
     if opened is not None:
         score = jnp.where(opened, score, jnp.asarray(-jnp.inf, score.dtype))
     m, axes = place.pattern.m, (place.axis, place.output)
-    whole = whole_groups(whole_groups(score, m, axes[0]), m, axes[1])
+    whole = gather_groups(gather_groups(score, m, axes[0]), m, axes[1])
     mask = best_transposable_mask(whole, kept, m, axes)
-    mask = sharded_like(mask, score)
+    mask = reshard_like(mask, score)
     return mask if opened is None else mask & opened
 
 
-def _find_per_output(score, kept, opened, place: _Place, signed: bool):
-    ranked = by_value(score) if signed else by_magnitude(score)
-    ranked = ranked if opened is None else only_within(ranked, opened)
+def _find_per_output(score, kept, opened, place: _SearchSpec, signed: bool):
+    ranked = rank_by_value(score) if signed else rank_by_magnitude(score)
+    ranked = ranked if opened is None else rank_within(ranked, opened)
     bits = ranked.bits
     for axis in set(range(bits.ndim)) - set(place.rows):
-        bits = whole_groups(bits, bits.shape[axis], axis)
+        bits = gather_groups(bits, bits.shape[axis], axis)
     best = lambda x, n: best_row_mask(ranked._replace(bits=x), n, place.rows)
     if isinstance(kept, int):
-        mask = by_explicit_shards(lambda x: best(x, kept), bits)
+        mask = map_explicit_shards(lambda x: best(x, kept), bits)
     else:
-        mask = by_explicit_shards(best, bits, kept)
-    mask = sharded_like(mask, score)
+        mask = map_explicit_shards(best, bits, kept)
+    mask = reshard_like(mask, score)
     return mask if opened is None else mask & opened
 
 
-def _find_tiled(scores, kept, opened, places: Sequence[_Place], signed: bool):
+def _find_tiled(scores, kept, opened, places: Sequence[_SearchSpec], signed: bool):
     dtype = _common_dtype([score.dtype for score in scores])
     ranked = [
         rank_tiles(score.astype(dtype), place.tile, signed=signed, within=w)
@@ -179,7 +179,7 @@ def _find_tiled(scores, kept, opened, places: Sequence[_Place], signed: bool):
     ]
     found = best_unstructured_masks(ranked, kept)
     masks = [
-        sharded_like(spread_tiles(mask, place.tile), score)
+        reshard_like(expand_tiles(mask, place.tile), score)
         for mask, place, score in zip(found, places, scores, strict=True)
     ]
     return [m if w is None else m & w for m, w in zip(masks, opened, strict=True)]

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from jaxsparse._masks.mask_search import best_masks
+from jaxsparse._masks.mask_search import search_masks
 from jaxsparse._patterns import (
     as_bool,
     packed_axis,
     packed_shape,
 )
 from jaxsparse._plans import PlanLike, plan_for
-from jaxsparse._sharding import placed_as_mask
+from jaxsparse._sharding import device_put_mask
 from jaxsparse._trees import flatten, flatten_masks, is_array, is_numeric, map_named
 
 
@@ -55,8 +55,8 @@ def create_masks(
         for leaf in plan.sparse:
             _check_score(leaf.path, ranked[leaf.path], given.get(leaf.path))
         ranked = given
-    masks = best_masks(ranked, plan.sparse, packed=packed, signed=scores is not None)
-    return map_named(lambda path, leaf: placed_as_mask(masks.get(path), leaf), params)
+    masks = search_masks(ranked, plan.sparse, packed=packed, signed=scores is not None)
+    return map_named(lambda path, leaf: device_put_mask(masks.get(path), leaf), params)
 
 
 def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTree:

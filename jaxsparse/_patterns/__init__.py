@@ -1,18 +1,18 @@
 """One array: its pattern, its groups, its best mask."""
 
 from jaxsparse._patterns.groups import (
-    columns as columns,
     group_axis as group_axis,
-    joined as joined,
-    numbers as numbers,
-    split as split,
+    group_positions as group_positions,
+    iota_along as iota_along,
+    merge_groups as merge_groups,
+    split_groups as split_groups,
 )
 from jaxsparse._patterns.nm_search import (
-    best_mask as best_mask,
+    best_nm_mask as best_nm_mask,
     magnitude_mask as magnitude_mask,
 )
 from jaxsparse._patterns.packed_nm_search import (
-    best_packed_mask as best_packed_mask,
+    best_packed_nm_mask as best_packed_nm_mask,
 )
 from jaxsparse._patterns.packing import (
     as_bool as as_bool,
@@ -32,20 +32,20 @@ from jaxsparse._patterns.pattern import (
     as_pattern as as_pattern,
 )
 from jaxsparse._patterns.ranking import (
-    Ranked as Ranked,
-    by_magnitude as by_magnitude,
-    by_value as by_value,
+    RankKeys as RankKeys,
     check_rankable as check_rankable,
     count_true as count_true,
     is_zero as is_zero,
-    only_above as only_above,
-    only_within as only_within,
+    rank_above as rank_above,
+    rank_by_magnitude as rank_by_magnitude,
+    rank_by_value as rank_by_value,
+    rank_within as rank_within,
     wide_float as wide_float,
 )
 from jaxsparse._patterns.tiles import (
-    over_tiles as over_tiles,
+    expand_tiles as expand_tiles,
     rank_tiles as rank_tiles,
-    spread_tiles as spread_tiles,
+    reduce_tiles as reduce_tiles,
 )
 from jaxsparse._patterns.transposable import (
     best_transposable_mask as best_transposable_mask,

@@ -7,24 +7,24 @@ from jaxtyping import Array, UInt8
 from jaxsparse._patterns.pattern import NM
 
 
-def split(x: Array, m: int, axis: int) -> Array:
+def split_groups(x: Array, m: int, axis: int) -> Array:
     """Groups of `m` along `axis` as an axis of their own, `axis + 1`."""
     return x.reshape(*x.shape[:axis], x.shape[axis] // m, m, *x.shape[axis + 1 :])
 
 
-def columns(x: Array, m: int, axis: int) -> list[Array]:
+def group_positions(x: Array, m: int, axis: int) -> list[Array]:
     """The places of groups of `m`, each an array with one entry a group."""
-    groups = split(x, m, axis)
+    groups = split_groups(x, m, axis)
     return [lax.index_in_dim(groups, i, axis + 1, keepdims=False) for i in range(m)]
 
 
-def joined(groups: Array, axis: int) -> Array:
+def merge_groups(groups: Array, axis: int) -> Array:
     """Groups along `axis`, their entries along the next, one after the other."""
     size = groups.shape[axis] * groups.shape[axis + 1]
     return groups.reshape(*groups.shape[:axis], size, *groups.shape[axis + 2 :])
 
 
-def numbers(count: int, behind: int) -> UInt8[Array, "..."]:
+def iota_along(count: int, behind: int) -> UInt8[Array, "..."]:
     """From 0 on, along an axis with so many behind it."""
     return jnp.arange(count, dtype=jnp.uint8).reshape(count, *[1] * behind)
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Integer, UInt8
 
-from jaxsparse._patterns.ranking import Ranked
-from jaxsparse._sharding import is_automatic, partition_one
+from jaxsparse._patterns.ranking import RankKeys
+from jaxsparse._sharding import is_automatic, partition_unary
 from jaxsparse.kernels.device import compute_capability
 
 
-def suits(groups: Integer[Array, "..."], axis: int) -> bool:
+def supports(groups: Integer[Array, "..."], axis: int) -> bool:
     """Whether the kernel can find the masks of these groups, on this machine.
 
     Not inside `shard_map` and not over the explicit axes of a mesh, where XLA takes
@@ -31,8 +31,8 @@ def suits(groups: Integer[Array, "..."], axis: int) -> bool:
     )
 
 
-def find_mask(
-    ranked: Ranked, n: int, axis: int, *, packed: bool = False
+def nm_mask_on_gpu(
+    ranked: RankKeys, n: int, axis: int, *, packed: bool = False
 ) -> Bool[Array, "..."] | UInt8[Array, "..."]:
     """The mask of the `n` highest keys in every group.
 
@@ -48,7 +48,7 @@ def find_mask(
 
     def batched(_, __, groups):
         more = ranked._replace(bits=groups)
-        return find_mask(more, n, axis + 1, packed=packed), True
+        return nm_mask_on_gpu(more, n, axis + 1, packed=packed), True
 
     def locally(groups):
         from jaxsparse.kernels.nm_mask import nm_mask  # Pallas takes a second
@@ -59,6 +59,6 @@ def find_mask(
     axes = [f"a{i}" for i in range(ranked.bits.ndim)]
     found = [*axes[:axis], "found", *axes[axis + 1 :]]
     rule = f"{' '.join(axes)} -> {' '.join(found)}"
-    find = custom_vmap(partition_one(locally, rule, whole=(axes[axis], "found")))
+    find = custom_vmap(partition_unary(locally, rule, whole=(axes[axis], "found")))
     find.def_vmap(batched)
     return find(ranked.bits)

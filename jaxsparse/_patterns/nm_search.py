@@ -20,14 +20,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Integer
 
 from jaxsparse._patterns import nm_kernel
-from jaxsparse._patterns.groups import split
+from jaxsparse._patterns.groups import split_groups
 from jaxsparse._patterns.pattern import NM
-from jaxsparse._patterns.ranking import Ranked, by_magnitude, check_rankable
-from jaxsparse._sharding import sharded_like, whole_groups
+from jaxsparse._patterns.ranking import RankKeys, check_rankable, rank_by_magnitude
+from jaxsparse._sharding import gather_groups, reshard_like
 
 
-def best_mask(
-    ranked: Ranked, n: int | Int[Array, ""], m: int, axis: int
+def best_nm_mask(
+    ranked: RankKeys, n: int | Int[Array, ""], m: int, axis: int
 ) -> Bool[Array, "..."]:
     """The mask that keeps the `n` highest keys in every group of `m` along `axis`.
 
@@ -43,18 +43,18 @@ def best_mask(
       is kept.
     """
     bits, size = ranked.bits, ranked.bits.shape[axis]
-    whole = whole_groups(bits, m, axis)
+    whole = gather_groups(bits, m, axis)
     if whole is not bits:
-        mask = best_mask(ranked._replace(bits=whole), n, m, axis)
-        return sharded_like(mask, bits)
+        mask = best_nm_mask(ranked._replace(bits=whole), n, m, axis)
+        return reshard_like(mask, bits)
     if ragged := -size % m:
         # Of equal keys the earlier one, a real one, wins.
         padding = [(0, ragged if i == axis else 0) for i in range(bits.ndim)]
         padded = jnp.pad(bits, padding, constant_values=ranked.lowest)
-        mask = best_mask(ranked._replace(bits=padded), n, m, axis)
+        mask = best_nm_mask(ranked._replace(bits=padded), n, m, axis)
         return lax.slice_in_dim(mask, 0, size, axis=axis)
 
-    groups = split(bits, m, axis)
+    groups = split_groups(bits, m, axis)
     last = axis == bits.ndim - 1
     on_cpu = _rank_at_once if last or m <= 16 else _rank_by_rival
     elsewhere = _rank_by_place if m <= 4 else _rank_by_rival
@@ -62,8 +62,8 @@ def best_mask(
         name: partial(_top, n=n, rank=partial(rank, axis=axis + 1), ranked=ranked)
         for name, rank in (("cpu", on_cpu), ("default", elsewhere))
     }
-    if isinstance(n, int) and nm_kernel.suits(groups, axis + 1):
-        paths["cuda"] = lambda groups: nm_kernel.find_mask(
+    if isinstance(n, int) and nm_kernel.supports(groups, axis + 1):
+        paths["cuda"] = lambda groups: nm_kernel.nm_mask_on_gpu(
             ranked._replace(bits=groups), n, axis + 1
         )
     return lax.platform_dependent(groups, **paths).reshape(bits.shape)
@@ -86,10 +86,10 @@ def magnitude_mask(weight: Array, pattern: NM, axis: int) -> Bool[Array, "..."]:
 
 @partial(jax.jit, static_argnames=("pattern", "axis"))
 def _magnitude_mask(weight: Array, pattern: NM, axis: int) -> Bool[Array, "..."]:
-    return best_mask(by_magnitude(weight), pattern.n, pattern.m, axis)
+    return best_nm_mask(rank_by_magnitude(weight), pattern.n, pattern.m, axis)
 
 
-def _top(groups, *, n, rank, ranked: Ranked) -> Bool[Array, "..."]:
+def _top(groups, *, n, rank, ranked: RankKeys) -> Bool[Array, "..."]:
     ranks = rank(ranked._replace(bits=groups).keys)
     return ranks < (n if isinstance(n, int) else n.astype(ranks.dtype))
 

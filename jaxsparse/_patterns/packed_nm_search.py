@@ -15,30 +15,30 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Integer, UInt8
 
 from jaxsparse._patterns import nm_kernel
-from jaxsparse._patterns.groups import split
-from jaxsparse._patterns.nm_search import best_mask
+from jaxsparse._patterns.groups import split_groups
+from jaxsparse._patterns.nm_search import best_nm_mask
 from jaxsparse._patterns.packing import pack_mask, packed_shape
-from jaxsparse._patterns.ranking import Ranked
-from jaxsparse._sharding import sharded_as_mask, whole_groups
+from jaxsparse._patterns.ranking import RankKeys
+from jaxsparse._sharding import gather_groups, sharded_as_mask
 from jaxsparse.kernels.selection_network import nth_largest, sort
 
 
 _Columns = Sequence[Integer[Array, "..."]]
 
 
-def best_packed_mask(
-    ranked: Ranked, n: int | Int[Array, ""], m: int, axis: int
+def best_packed_nm_mask(
+    ranked: RankKeys, n: int | Int[Array, ""], m: int, axis: int
 ) -> UInt8[Array, "..."]:
-    """`best_mask`, packed along `axis`; arguments as there."""
+    """`best_nm_mask`, packed along `axis`; arguments as there."""
     size, word = ranked.bits.shape[axis], math.lcm(m, 8)
-    whole = whole_groups(ranked.bits, word, axis)
+    whole = gather_groups(ranked.bits, word, axis)
     if whole is not ranked.bits:
-        mask = best_packed_mask(ranked._replace(bits=whole), n, m, axis)
+        mask = best_packed_nm_mask(ranked._replace(bits=whole), n, m, axis)
         return sharded_as_mask(mask, ranked.bits)
     if m not in (2, 4, 8, 16, 32, 64) or size % word or ranked.full_range:
-        return pack_mask(best_mask(ranked, n, m, axis), axis)
+        return pack_mask(best_nm_mask(ranked, n, m, axis), axis)
     shape = packed_shape(ranked.bits.shape, axis)
-    groups = ranked._replace(bits=split(ranked.bits, word, axis))
+    groups = ranked._replace(bits=split_groups(ranked.bits, word, axis))
 
     def by_columns(bits, kept_of):
         found = _bytes(groups._replace(bits=bits).keys, n, m, axis + 1, kept_of)
@@ -46,14 +46,14 @@ def best_packed_mask(
 
     def by_mask(bits):
         whole = ranked._replace(bits=bits.reshape(ranked.bits.shape))
-        return pack_mask(best_mask(whole, n, m, axis), axis)
+        return pack_mask(best_nm_mask(whole, n, m, axis), axis)
 
     paths: dict[str, Callable[[Array], Array]] = {"default": by_mask}
     if m <= 16:  # with more columns than that `by_mask` was the faster way on CPUs
-        paths["cpu"] = partial(by_columns, kept_of=_kept_of_equal)
-        paths["default"] = partial(by_columns, kept_of=_kept_of_distinct)
-    if m > 8 and isinstance(n, int) and nm_kernel.suits(groups.bits, axis + 1):
-        paths["cuda"] = lambda bits: nm_kernel.find_mask(
+        paths["cpu"] = partial(by_columns, kept_of=_keep_with_ties)
+        paths["default"] = partial(by_columns, kept_of=_keep_distinct)
+    if m > 8 and isinstance(n, int) and nm_kernel.supports(groups.bits, axis + 1):
+        paths["cuda"] = lambda bits: nm_kernel.nm_mask_on_gpu(
             groups._replace(bits=bits), n, axis + 1, packed=True
         ).reshape(shape)
     return lax.platform_dependent(groups.bits, **paths)
@@ -77,13 +77,13 @@ def _bytes(
     return jnp.stack(found, axis)
 
 
-def _kept_of_distinct(columns: _Columns, n) -> list[Bool[Array, "..."]]:
+def _keep_distinct(columns: _Columns, n) -> list[Bool[Array, "..."]]:
     """Which places of the groups are kept; narrow keys with the place below them.
 
     So no two are equal. A GPU computes with 32 bits anyway.
     """
     if columns[0].dtype.itemsize > 2:
-        return _kept_of_equal(columns, n)
+        return _keep_with_ties(columns, n)
     places = reversed(range(len(columns)))
     keys = [
         (column.astype(jnp.int32) << 8) | place
@@ -93,7 +93,7 @@ def _kept_of_distinct(columns: _Columns, n) -> list[Bool[Array, "..."]]:
     return [key >= limit for key in keys]
 
 
-def _kept_of_equal(columns: _Columns, n) -> list[Bool[Array, "..."]]:
+def _keep_with_ties(columns: _Columns, n) -> list[Bool[Array, "..."]]:
     """Which places of the groups are kept: of equal keys the first ones.
 
     A CPU computes with twice as many keys at once if they are half as wide.

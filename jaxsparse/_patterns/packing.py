@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, UInt8
 
-from jaxsparse._sharding import sharded_like, whole_groups
+from jaxsparse._sharding import gather_groups, reshard_like
 
 
 def packed_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -24,7 +24,7 @@ def packed_axis(packed: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
 
 def pack_mask(mask: Bool[Array, "..."], axis: int) -> UInt8[Array, "..."]:
     """Packs a bool mask along `axis`; what is cut over explicit axes is gathered."""
-    whole = whole_groups(mask, 8, axis)
+    whole = gather_groups(mask, 8, axis)
     return jnp.packbits(whole, axis=axis, bitorder="little")
 
 
@@ -42,4 +42,4 @@ def as_bool(mask: ArrayLike, weight: Array) -> Bool[Array, "..."]:
     """A mask, packed or not, as bool, and sharded as its weight is."""
     mask = jnp.asarray(mask)
     kept = mask if mask.dtype == jnp.bool_ else unpack_mask(mask, weight.shape)
-    return sharded_like(kept, weight)
+    return reshard_like(kept, weight)

@@ -32,7 +32,7 @@ def check_rankable(dtype) -> None:
         )
 
 
-class Ranked(NamedTuple):
+class RankKeys(NamedTuple):
     """What is to be ranked: the key of each place is `min(bits & counted, top)`.
 
     A search computes the keys itself, in the pass that reads the weights.
@@ -66,7 +66,7 @@ class Ranked(NamedTuple):
         return int(jnp.iinfo(self.bits.dtype).min) if self.counted == -1 else 0
 
 
-def by_magnitude(weight: jax.typing.ArrayLike) -> Ranked:
+def rank_by_magnitude(weight: jax.typing.ArrayLike) -> RankKeys:
     """Ranks by `abs(weight)`, the most negative integer included.
 
     Args:
@@ -78,14 +78,14 @@ def by_magnitude(weight: jax.typing.ArrayLike) -> Ranked:
     weight = _as_ranked(weight)
     if jnp.issubdtype(weight.dtype, jnp.floating):
         bits = _bits(weight)
-        return Ranked(bits, int(jnp.iinfo(bits.dtype).max), _nan_key(weight.dtype))
+        return RankKeys(bits, int(jnp.iinfo(bits.dtype).max), _nan_key(weight.dtype))
     if jnp.issubdtype(weight.dtype, jnp.signedinteger):
         unsigned = weight.astype(jnp.dtype(f"uint{8 * weight.dtype.itemsize}"))
         weight = jnp.where(weight < 0, -unsigned, unsigned)  # there -(-128) fits
     return _all_of(_with_room(weight))
 
 
-def by_value(score: jax.typing.ArrayLike) -> Ranked:
+def rank_by_value(score: jax.typing.ArrayLike) -> RankKeys:
     """Ranks by `score`, which may be negative.
 
     Args:
@@ -97,7 +97,7 @@ def by_value(score: jax.typing.ArrayLike) -> Ranked:
     score = _as_ranked(score)
     if jnp.issubdtype(score.dtype, jnp.floating):
         negative = (_bits(score) < 0) & ~jnp.isnan(score)
-        magnitude = by_magnitude(score).keys
+        magnitude = rank_by_magnitude(score).keys
         return _all_of(jnp.where(negative, -magnitude, magnitude))
     if score.dtype.itemsize >= 4 and jnp.issubdtype(score.dtype, jnp.signedinteger):
         unsigned = jnp.dtype(f"uint{8 * score.dtype.itemsize}")
@@ -106,14 +106,14 @@ def by_value(score: jax.typing.ArrayLike) -> Ranked:
     return _all_of(_with_room(score))
 
 
-def only_within(ranked: Ranked, kept: Bool[Array, "..."]) -> Ranked:
+def rank_within(ranked: RankKeys, kept: Bool[Array, "..."]) -> RankKeys:
     """Ranks the places that are not kept below all others, where keys leave room."""
     assert not ranked.full_range, "the caller checks the dtype"
     keys = ranked.keys
     return _all_of(jnp.where(kept, keys, jnp.iinfo(keys.dtype).min))
 
 
-def only_above(ranked: Ranked, kept: Bool[Array, "..."]) -> Ranked:
+def rank_above(ranked: RankKeys, kept: Bool[Array, "..."]) -> RankKeys:
     """Ranks the places that are kept, as equals, above all others; of floats only."""
     keys = ranked.keys
     # A search adds one to keys, and two above those of NaNs there is room in any width.
@@ -133,7 +133,7 @@ def wide_float(*dtypes: jnp.dtype) -> jnp.dtype:
 
 def is_zero(x: jax.typing.ArrayLike):
     """True where `x` is plus or minus zero; subnormals are not, as they are on disk."""
-    return by_magnitude(x).keys == 0
+    return rank_by_magnitude(x).keys == 0
 
 
 def count_true(x: Bool[Array, "..."]) -> Float32[Array, ""]:
@@ -177,11 +177,11 @@ def _with_room(x: Array) -> Array:
     )
 
 
-def _all_of(keys: Array) -> Ranked:
+def _all_of(keys: Array) -> RankKeys:
     """Integers that are the keys themselves."""
     top = int(jnp.iinfo(keys.dtype).max)
     signed = jnp.issubdtype(keys.dtype, jnp.signedinteger)
-    return Ranked(keys, -1 if signed else top, top)
+    return RankKeys(keys, -1 if signed else top, top)
 
 
 def _bits(x: Array) -> Integer[Array, "..."]:

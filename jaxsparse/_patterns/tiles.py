@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jaxsparse._patterns.groups import split
+from jaxsparse._patterns.groups import split_groups
 from jaxsparse._patterns.ranking import (
-    Ranked,
-    by_magnitude,
-    by_value,
-    only_within,
+    RankKeys,
+    rank_by_magnitude,
+    rank_by_value,
+    rank_within,
     wide_float,
 )
-from jaxsparse._sharding import whole_groups
+from jaxsparse._sharding import gather_groups
 
 
 def rank_tiles(
@@ -24,7 +24,7 @@ def rank_tiles(
     *,
     signed: bool,
     within: Bool[Array, "..."] | None = None,
-) -> Ranked:
+) -> RankKeys:
     """Ranks the tiles of an array.
 
     Args:
@@ -41,13 +41,13 @@ def rank_tiles(
     if math.prod(tile) > 1:
         score = jnp.asarray(score)
         score = score.astype(wide_float(score.dtype))
-        score = over_tiles(jnp.sum, score if signed else jnp.abs(score), tile)
-        within = None if within is None else over_tiles(jnp.any, within, tile)
-    ranked = by_value(score) if signed else by_magnitude(score)
-    return ranked if within is None else only_within(ranked, within)
+        score = reduce_tiles(jnp.sum, score if signed else jnp.abs(score), tile)
+        within = None if within is None else reduce_tiles(jnp.any, within, tile)
+    ranked = rank_by_value(score) if signed else rank_by_magnitude(score)
+    return ranked if within is None else rank_within(ranked, within)
 
 
-def spread_tiles(mask: Bool[Array, "..."], tile: Sequence[int]) -> Bool[Array, "..."]:
+def expand_tiles(mask: Bool[Array, "..."], tile: Sequence[int]) -> Bool[Array, "..."]:
     """The mask of the weights, from that of their tiles."""
     for axis, size in enumerate(tile):
         if size > 1:
@@ -58,10 +58,10 @@ def spread_tiles(mask: Bool[Array, "..."], tile: Sequence[int]) -> Bool[Array, "
     return mask
 
 
-def over_tiles(reduce: Callable[..., Array], x: Array, tile: Sequence[int]) -> Array:
+def reduce_tiles(reduce: Callable[..., Array], x: Array, tile: Sequence[int]) -> Array:
     """A reduction such as `jnp.sum` over each tile; one place a tile is left."""
     for axis, size in enumerate(tile):
         if size > 1:
-            groups = split(whole_groups(x, size, axis), size, axis)
+            groups = split_groups(gather_groups(x, size, axis), size, axis)
             x = reduce(groups, axis=axis + 1)
     return x

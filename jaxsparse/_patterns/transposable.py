@@ -5,7 +5,8 @@ transpose, are then sparse. Hubara et al., "Accelerated Sparse Neural Training" 
 arXiv:2102.08124), propose such masks; TSENOR (2025, arXiv:2505.23949) treats wide
 blocks.
 
-Blocks up to 4 x 4 are solved exactly, below; wider ones nearly so, by `_transport`.
+Blocks up to 4 x 4 are solved exactly, below; wider ones nearly so, by
+`transposable_local_search`.
 
 There are 90 masks of 2:4. Their sums are not computed one by one: of the 36 ways to
 mask two rows, those that fill the columns alike compete, which leaves 19 for the upper
@@ -23,8 +24,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt16
 
-from jaxsparse._patterns.transposable_local_search import search as search_by_trades
-from jaxsparse._sharding import by_shards
+from jaxsparse._patterns.transposable_local_search import (
+    local_search as search_by_trades,
+)
+from jaxsparse._sharding import map_shards
 
 
 #: Scores in memory at once where a search is approximate: on a CPU what its caches
@@ -68,16 +71,16 @@ def best_transposable_mask(
     # One axis at a time, as it is known how that is sharded.
     strips = moved.reshape(*batch, rows // m, m, columns)
     blocks = strips.reshape(*strips.shape[:-1], columns // m, m)
-    search = _exact if m <= 4 else _nearly
+    search = _exact if m <= 4 else _approximate
     if isinstance(n, int):
-        mask = by_shards(lambda x: search(x, n), (-3, -1), blocks)
+        mask = map_shards(lambda x: search(x, n), (-3, -1), blocks)
     else:
-        mask = by_shards(search, (-3, -1), blocks, n)
+        mask = map_shards(search, (-3, -1), blocks, n)
     mask = mask.reshape(strips.shape).reshape(moved.shape)
     return jnp.moveaxis(mask, (-2, -1), axes)
 
 
-def _nearly(
+def _approximate(
     blocks: Float[Array, "*batch rows m columns m"], n: int | Int[Array, ""]
 ) -> Bool[Array, "*batch rows m columns m"]:
     m = blocks.shape[-1]

@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool, Float, Int
 SWEEPS, RINGS = 2, 6
 
 
-def search(
+def local_search(
     scores: Float[Array, "m m blocks"], n: int | Int[Array, ""]
 ) -> Bool[Array, "m m blocks"]:
     """A mask that keeps `n` of every row and column of each block.
@@ -54,14 +54,14 @@ def search(
     mask = jnp.broadcast_to(band[:, :, None], scores.shape)
 
     def sweep(_, mask):
-        mask = _trade(scores, mask)
-        return _trade(scores.swapaxes(0, 1), mask.swapaxes(0, 1)).swapaxes(0, 1)
+        mask = _swap_pairs(scores, mask)
+        return _swap_pairs(scores.swapaxes(0, 1), mask.swapaxes(0, 1)).swapaxes(0, 1)
 
     mask = lax.fori_loop(0, SWEEPS, sweep, mask)
-    return lax.fori_loop(0, RINGS, partial(_pass_on, scores), mask)
+    return lax.fori_loop(0, RINGS, partial(_rotate_ring, scores), mask)
 
 
-def _trade(
+def _swap_pairs(
     scores: Float[Array, "m m blocks"], mask: Bool[Array, "m m blocks"]
 ) -> Bool[Array, "m m blocks"]:
     """Every row meets every other once and they make their best trade.
@@ -90,7 +90,7 @@ def _trade(
     return lax.fori_loop(0, m - fixed, meet, (scores, mask))[1]
 
 
-def _pass_on(
+def _rotate_ring(
     scores: Float[Array, "m m blocks"], turn, mask: Bool[Array, "m m blocks"]
 ) -> Bool[Array, "m m blocks"]:
     """One ring of columns a, b, c, d: a gives a place to b in some row, and so on.

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int, UInt
 
-from jaxsparse._patterns.ranking import Ranked
+from jaxsparse._patterns.ranking import RankKeys
 
 
 def best_unstructured_masks(
-    ranked: Sequence[Ranked], kept: int | Int[Array, ""]
+    ranked: Sequence[RankKeys], kept: int | Int[Array, ""]
 ) -> list[Bool[Array, "..."]]:
     """The masks that keep the highest keys of several arrays together.
 
@@ -69,7 +69,7 @@ def best_unstructured_masks(
 
 
 def best_row_mask(
-    ranked: Ranked, kept: int | Int[Array, ""], rows: Sequence[int]
+    ranked: RankKeys, kept: int | Int[Array, ""], rows: Sequence[int]
 ) -> Bool[Array, "..."]:
     """The mask that keeps the highest keys of every row.
 
@@ -107,7 +107,7 @@ def _count(truths: Sequence[Bool[Array, "..."]]) -> UInt[Array, ""]:
     return sum(counts[1:], counts[0])
 
 
-def _as_unsigned(ranked: Ranked) -> UInt[Array, "..."]:
+def _as_unsigned(ranked: RankKeys) -> UInt[Array, "..."]:
     """The keys in the same order from zero on."""
     keys = ranked.keys
     if ranked.full_range:

@@ -8,9 +8,9 @@ from jaxtyping import PyTree
 
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._trace import (
+    AbstractValue,
     Record,
     Use,
-    Value,
     trace,
 )
 from jaxsparse._trees import map_named, shapes_of
@@ -91,7 +91,7 @@ def axes_from_trace(
     return {path: _decide(uses[path], shape, heads) for path, shape in shapes}
 
 
-def _heads(record: Record, results: Sequence[Value]) -> set[frozenset[str]]:
+def _heads(record: Record, results: Sequence[AbstractValue]) -> set[frozenset[str]]:
     """The products that are output layers.
 
     No other product with parameters follows, some precede, and to each result that it

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float32, PyTree
 from jaxsparse._calibration import LeafStatistics, match_statistics
 from jaxsparse._masks import (
     SearchResult,
-    best_masks,
+    search_masks,
 )
 from jaxsparse._patterns import as_bool
 from jaxsparse._trees import (
@@ -102,7 +102,7 @@ def calibration_report(
     sparse = result.plan.sparse
     before, after = flatten(params)[0], flatten(result.params)[0]
     known = match_statistics({leaf.path: leaf.shape for leaf in sparse}, statistics)
-    magnitude = best_masks(before, sparse)
+    magnitude = search_masks(before, sparse)
     errors = {
         path: (
             _error(before[path], after[path], one),

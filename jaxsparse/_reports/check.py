@@ -13,16 +13,16 @@ from jaxtyping import PyTree
 
 from jaxsparse._compressed import (
     Compressed,
+    as_dense_shapes,
     decompress,
     is_compressed,
-    stand_ins,
-    storage_fault,
+    plan_mismatch,
 )
 from jaxsparse._patterns import (
     NM,
     PerOutput,
     is_zero,
-    over_tiles,
+    reduce_tiles,
 )
 from jaxsparse._plans import (
     LeafPlan,
@@ -57,10 +57,10 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
       'kernel' of shape (16, 8), 2:4 along axis 0: 32 of 32 groups keep more than 2; the
       first, with 4, starts at (0, 0)
     """
-    plan = plan_for(stand_ins(params), plan)
+    plan = plan_for(as_dense_shapes(params), plan)
     leaves, _ = flatten(params, is_leaf=is_compressed)
     stored = {path: leaf for path, leaf in leaves.items() if is_compressed(leaf)}
-    faults = [storage_fault(path, leaf, plan[path]) for path, leaf in stored.items()]
+    faults = [plan_mismatch(path, leaf, plan[path]) for path, leaf in stored.items()]
     faults = [f"  {fault}" for fault in faults if fault]
     if faults:
         raise ValueError("not compressed as planned:\n" + "\n".join(faults))
@@ -141,10 +141,10 @@ def _count_faults(
 def _nonzero_sums(weight: jax.Array | Compressed, tile: tuple[int, ...]) -> jax.Array:
     """The number of non-zero weights in every tile."""
     weight = decompress(weight) if isinstance(weight, Compressed) else weight
-    return over_tiles(partial(jnp.sum, dtype=jnp.int32), ~is_zero(weight), tile)
+    return reduce_tiles(partial(jnp.sum, dtype=jnp.int32), ~is_zero(weight), tile)
 
 
 @partial(jax.jit, static_argnums=1)
 def _nonzero_tiles(weight: jax.Array, tile: tuple[int, ...]) -> jax.Array:
     """The number of tiles that have a non-zero weight."""
-    return jnp.sum(over_tiles(jnp.any, ~is_zero(weight), tile), dtype=jnp.uint32)
+    return jnp.sum(reduce_tiles(jnp.any, ~is_zero(weight), tile), dtype=jnp.uint32)

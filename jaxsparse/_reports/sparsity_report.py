@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxsparse._compressed import (
+    as_dense_shapes,
     decompress,
+    describe_storage,
     is_as_planned,
     is_compressed,
-    stand_ins,
-    stored_text,
 )
 from jaxsparse._masks import (
-    best_masks,
     match_masks,
+    search_masks,
 )
 from jaxsparse._patterns import Pattern
 from jaxsparse._plans import (
@@ -122,7 +122,7 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
     kernel  16x8   0.8%      56.3%  2:4 along axis 0
     """
     leaves, _ = flatten(params, is_leaf=is_compressed)
-    shapes = stand_ins(params)
+    shapes = as_dense_shapes(params)
     if is_plan_like(plan):
         plan = plan_for(shapes, plan)
         decisions = {
@@ -155,7 +155,7 @@ def _best_masks(leaves: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     weights = [leaves[leaf.path] for leaf in searched]
     dense = [decompress(w) if is_compressed(w) else w for w in weights]
     paths = [leaf.path for leaf in searched]
-    return best_masks(dict(zip(paths, dense, strict=True)), searched)
+    return search_masks(dict(zip(paths, dense, strict=True)), searched)
 
 
 def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafReport:
@@ -178,7 +178,7 @@ def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafRep
         axis=decision.axis,
         decision=decision.decision,
         reason=decision.reason,
-        stored=stored_text(leaf) if is_compressed(leaf) else "",
+        stored=describe_storage(leaf) if is_compressed(leaf) else "",
         stored_bytes=stored,
         dense_bytes=dense,
     )

@@ -1,21 +1,21 @@
 """Arrays on a mesh: what to gather, and functions that run shard by shard."""
 
 from jaxsparse._sharding.partition import (
-    by_explicit_shards as by_explicit_shards,
-    by_shards as by_shards,
     is_automatic as is_automatic,
-    partition as partition,
-    partition_one as partition_one,
+    map_explicit_shards as map_explicit_shards,
+    map_shards as map_shards,
+    partition_contraction as partition_contraction,
+    partition_unary as partition_unary,
 )
 from jaxsparse._sharding.reshard import (
-    gathered as gathered,
+    device_put_like as device_put_like,
+    device_put_mask as device_put_mask,
+    gather_groups as gather_groups,
     mask_sharding as mask_sharding,
     names_along as names_along,
-    placed_as_mask as placed_as_mask,
-    placed_like as placed_like,
-    resharded as resharded,
+    replicate as replicate,
+    reshard_like as reshard_like,
+    reshard_to as reshard_to,
     sharded_as_mask as sharded_as_mask,
-    sharded_like as sharded_like,
     shards_along as shards_along,
-    whole_groups as whole_groups,
 )

@@ -22,7 +22,7 @@ from jaxsparse._sharding.reshard import names_along
 _Find = Callable[..., Array]
 
 
-def by_shards(find: _Find, whole: Sequence[int], x: Array, *scalars: Array) -> Array:
+def map_shards(find: _Find, whole: Sequence[int], x: Array, *scalars: Array) -> Array:
     """`find(x, *scalars)` on each shard of `x`, over the axes of any mesh.
 
     Args:
@@ -35,7 +35,7 @@ def by_shards(find: _Find, whole: Sequence[int], x: Array, *scalars: Array) -> A
     """
     kinds = _axis_types(x)
     if AxisType.Explicit in kinds:
-        return by_explicit_shards(find, x, *scalars)
+        return map_explicit_shards(find, x, *scalars)
     if AxisType.Manual in kinds:
         return find(x, *scalars)
 
@@ -43,16 +43,16 @@ def by_shards(find: _Find, whole: Sequence[int], x: Array, *scalars: Array) -> A
         if any(in_batched[1:]):
             axes = [0 if batched else None for batched in in_batched]
             return jax.vmap(find, axes)(x, *scalars), True
-        return by_shards(find, whole, x, *scalars), True
+        return map_shards(find, whole, x, *scalars), True
 
     axes = [f"a{i}" for i in range(x.ndim)]
     rule = f"{' '.join(axes)}{', ' * len(scalars)} -> {' '.join(axes)}"
-    alone = custom_vmap(partition_one(find, rule, [axes[i] for i in whole]))
+    alone = custom_vmap(partition_unary(find, rule, [axes[i] for i in whole]))
     alone.def_vmap(batched)
     return alone(x, *scalars)
 
 
-def by_explicit_shards(find: _Find, x: Array, *scalars: Array) -> Array:
+def map_explicit_shards(find: _Find, x: Array, *scalars: Array) -> Array:
     """`find(x, *scalars)` on each shard of `x` over the explicit axes of a mesh."""
     sharding = jax.typeof(x).sharding
     # Those in use: others may be taken by a `vmap` around.
@@ -81,7 +81,7 @@ def _axis_types(x: Array) -> tuple[AxisType, ...]:
     return tuple(kind for mesh in meshes for kind in mesh.axis_types)
 
 
-def partition_one(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any]:
+def partition_unary(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any]:
     """A function of an array, and of scalars, on each shard; it cannot be vmapped.
 
     Args:
@@ -116,7 +116,9 @@ def partition_one(find: _Find, rule: str, whole: Sequence[str]) -> Callable[...,
     )
 
 
-def partition(find: _Find, rule: str, summed: Sequence[str]) -> Callable[..., Any]:
+def partition_contraction(
+    find: _Find, rule: str, summed: Sequence[str]
+) -> Callable[..., Any]:
     """A function of arrays on each shard by itself; it cannot be vmapped.
 
     Args:

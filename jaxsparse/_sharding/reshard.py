@@ -43,7 +43,7 @@ def mask_sharding(
     return NamedSharding(sharding.mesh, PartitionSpec(*names))
 
 
-def whole_groups(x: Array, m: int, axis: int) -> Array:
+def gather_groups(x: Array, m: int, axis: int) -> Array:
     """The same array, gathered along `axis` where shards do not hold whole groups."""
     sharding = jax.typeof(x).sharding
     shards = shards_along(sharding, axis)
@@ -53,7 +53,7 @@ def whole_groups(x: Array, m: int, axis: int) -> Array:
     return reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
-def gathered(x: Array) -> Array:
+def replicate(x: Array) -> Array:
     """The same array, not sharded over explicit axes."""
     sharding = jax.typeof(x).sharding
     if all(names is None for names in sharding.spec):
@@ -61,7 +61,7 @@ def gathered(x: Array) -> Array:
     return reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*[None] * x.ndim)))
 
 
-def sharded_like(x: Array, other: Array) -> Array:
+def reshard_like(x: Array, other: Array) -> Array:
     """The same array, sharded over explicit axes as another of its shape is."""
     mine, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding
     explicit = any(names is not None for names in wanted.spec)
@@ -75,7 +75,7 @@ def sharded_as_mask(mask: Array, weight: Array) -> Array:
     return mask if mine.spec == wanted.spec else reshard(mask, wanted)
 
 
-def placed_as_mask(mask: Array | None, weight: Any) -> Array | None:
+def device_put_mask(mask: Array | None, weight: Any) -> Array | None:
     """A mask where its weight is, as far as bytes are whole; a traced one as it is.
 
     Over automatic axes the compiler puts results anywhere.
@@ -88,7 +88,7 @@ def placed_as_mask(mask: Array | None, weight: Any) -> Array | None:
     return mask if same else jax.device_put(mask, wanted)
 
 
-def placed_like(x: Array, other: Any) -> Array:
+def device_put_like(x: Array, other: Any) -> Array:
     """The same array where another of its shape is, if that is an array of JAX.
 
     It runs outside of traces: over automatic axes the compiler puts results anywhere.
@@ -96,7 +96,7 @@ def placed_like(x: Array, other: Any) -> Array:
     return jax.device_put(x, other.sharding) if isinstance(other, jax.Array) else x
 
 
-def resharded(x: Array, other: Array) -> Array:
+def reshard_to(x: Array, other: Array) -> Array:
     """The same array, sharded over explicit axes exactly as another is, or not at all.
 
     Both branches of a `lax.cond` have to agree in it.

@@ -3,43 +3,43 @@
 from jaxsparse._trace.evaluate import (
     Rule as Rule,
     Site as Site,
-    as_it_stands as as_it_stands,
     bind as bind,
     evaluate as evaluate,
-    run_site as run_site,
+    keep_equation as keep_equation,
+    run_equation as run_equation,
 )
 from jaxsparse._trace.jaxpr import (
     Cond as Cond,
+    ControlFlow as ControlFlow,
     Path as Path,
     Scan as Scan,
     ShardMap as ShardMap,
-    Structure as Structure,
     While as While,
-    structure as structure,
+    control_flow as control_flow,
 )
 from jaxsparse._trace.product_inputs import (
-    Rows as Rows,
-    rows_of as rows_of,
+    ProductInputs as ProductInputs,
+    product_inputs as product_inputs,
 )
 from jaxsparse._trace.program import (
     Program as Program,
     trace as trace,
 )
 from jaxsparse._trace.record import (
+    AbstractValue as AbstractValue,
     Contraction as Contraction,
     Record as Record,
     Use as Use,
-    Value as Value,
 )
 from jaxsparse._trace.split_program import (
     Stage as Stage,
-    cut_program as cut_program,
-    order_leaves as order_leaves,
+    order_stages as order_stages,
+    split_program as split_program,
 )
 from jaxsparse._trace.view import (
-    Dim as Dim,
-    Factor as Factor,
-    Indexed as Indexed,
+    AxisPiece as AxisPiece,
+    IndexedAxis as IndexedAxis,
+    ViewAxis as ViewAxis,
 )
 from jaxsparse._trace.view_rules import (
     KEEPS_ZEROS as KEEPS_ZEROS,

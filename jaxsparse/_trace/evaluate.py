@@ -8,17 +8,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsparse._trace.jaxpr import (
+    BoundJaxpr,
     Call,
     Cond,
-    Inner,
     Path,
     Scan,
     ShardMap,
     While,
     body_part,
+    control_flow,
     interpret,
     step_into,
-    structure,
 )
 
 
@@ -40,7 +40,7 @@ class Site(NamedTuple):
 Rule = Callable[[Site, list[Any], Any], tuple[Sequence[Any] | None, Any]]
 
 
-def evaluate(inner: Inner, args: Sequence[Any], rule: Rule, state: Any = None):
+def evaluate(inner: BoundJaxpr, args: Sequence[Any], rule: Rule, state: Any = None):
     """Runs a jaxpr on arrays, or on pytrees that stand for arrays.
 
     Args:
@@ -59,7 +59,7 @@ def evaluate(inner: Inner, args: Sequence[Any], rule: Rule, state: Any = None):
     return _evaluate(inner, args, rule, state, (), {})
 
 
-def as_it_stands(site: Site, inputs: list[Any], state: Any) -> tuple[None, Any]:
+def keep_equation(site: Site, inputs: list[Any], state: Any) -> tuple[None, Any]:
     """The rule that changes nothing."""
     del site, inputs
     return None, state
@@ -71,14 +71,14 @@ def _evaluate(inner, args, rule, state, path: Path, steps: Mapping[Path, Any]):
         site = Site(eqn, step_into(path, eqn), steps)
         outputs, state = rule(site, inputs, state)
         if outputs is None:
-            outputs, state = run_site(site, inputs, rule, state)
+            outputs, state = run_equation(site, inputs, rule, state)
         return outputs
 
     outputs = interpret(inner, args, apply)
     return outputs, state
 
 
-def run_site(
+def run_equation(
     site: Site,
     inputs: Sequence[Any],
     rule: Rule,
@@ -91,7 +91,7 @@ def run_site(
     to be done to all that a loop carries from step to step.
     """
     eqn, path, steps = site
-    match structure(eqn):
+    match control_flow(eqn):
         case Call(body):
             return _evaluate(body, inputs, rule, state, path, steps)
         case Cond(branches):

@@ -2,8 +2,8 @@
 
 `interpret` goes through the equations of a jaxpr with values of any kind. What an
 equation means is left to a rule, so that the same walk can carry axes of parameters
-(no compute, shapes only) or arrays (see `_evaluate`). `structure` reads the primitives
-that hold jaxprs of their own, whichever version of JAX wrote them.
+(no compute, shapes only) or arrays (see `evaluate`). `control_flow` reads the
+primitives that hold jaxprs of their own, whichever version of JAX wrote them.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jax.extend import core
 
 
-class Inner(NamedTuple):
+class BoundJaxpr(NamedTuple):
     """A jaxpr inside an equation, with the constants that it closes over."""
 
     jaxpr: Any
@@ -22,13 +22,13 @@ class Inner(NamedTuple):
 class Call(NamedTuple):
     """Runs its jaxpr once, on the operands of the equation: `jit`, `remat`, ..."""
 
-    body: Inner
+    body: BoundJaxpr
 
 
 class Scan(NamedTuple):
     """Operands are constants, carries and stacked inputs, in this order."""
 
-    body: Inner
+    body: BoundJaxpr
     num_consts: int
     num_carry: int
     length: int
@@ -39,8 +39,8 @@ class Scan(NamedTuple):
 class While(NamedTuple):
     """Operands are constants of the condition, of the body, and carries."""
 
-    condition: Inner
-    body: Inner
+    condition: BoundJaxpr
+    body: BoundJaxpr
     num_condition: int
     num_body: int
 
@@ -48,13 +48,13 @@ class While(NamedTuple):
 class Cond(NamedTuple):
     """The first operand is the index of the branch, which takes the others."""
 
-    branches: tuple[Inner, ...]
+    branches: tuple[BoundJaxpr, ...]
 
 
 class ShardMap(NamedTuple):
     """Runs its jaxpr on shards; a spec tells how an operand is cut."""
 
-    body: Inner
+    body: BoundJaxpr
     mesh: Any
     in_specs: tuple[Any, ...]
     out_specs: tuple[Any, ...]
@@ -62,10 +62,10 @@ class ShardMap(NamedTuple):
     manual_axes: frozenset[str]
 
 
-Structure = Call | Scan | While | Cond | ShardMap
+ControlFlow = Call | Scan | While | Cond | ShardMap
 
 
-class Step(NamedTuple):
+class PathStep(NamedTuple):
     """An equation on the way to another, or that itself.
 
     Attributes:
@@ -81,12 +81,12 @@ class Step(NamedTuple):
 
 #: Where an equation stands: those around it, from the outermost one, and itself. One
 #: jaxpr may be called from several places.
-Path = tuple[Step, ...]
+Path = tuple[PathStep, ...]
 
 
 def step_into(path: Path, eqn, part: int = 0) -> Path:
     """The path of an equation, or of one of the jaxprs in it."""
-    return (*path, Step(id(eqn), eqn.primitive.name, part))
+    return (*path, PathStep(id(eqn), eqn.primitive.name, part))
 
 
 #: The parameter that holds the jaxpr of a primitive that calls it once.
@@ -104,7 +104,7 @@ _CALLS = {
 }
 
 
-def structure(eqn) -> Structure | None:
+def control_flow(eqn) -> ControlFlow | None:
     """How an equation runs the jaxprs in it; None for a primitive without any."""
     name, params = eqn.primitive.name, eqn.params
     if name in _CALLS:
@@ -133,7 +133,7 @@ def structure(eqn) -> Structure | None:
     return None
 
 
-def body_part(condition: Inner) -> int:
+def body_part(condition: BoundJaxpr) -> int:
     """The part that a loop's body is: 0, or 2 if it is a batch of loops.
 
     The steps of such a batch run for all of it until the last is done.
@@ -142,7 +142,7 @@ def body_part(condition: Inner) -> int:
 
 
 def interpret(
-    inner: Inner,
+    inner: BoundJaxpr,
     args: Sequence[Any],
     rule: Callable[[Any, list[Any]], Sequence[Any]],
     constant: Callable[[Any], Any] = lambda value: value,
@@ -175,9 +175,9 @@ def interpret(
     return [read(var) for var in jaxpr.outvars]
 
 
-def _inner(jaxpr) -> Inner:
+def _inner(jaxpr) -> BoundJaxpr:
     """A closed or an open jaxpr."""
-    return Inner(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()))
+    return BoundJaxpr(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()))
 
 
 def _scan(eqn) -> Scan:

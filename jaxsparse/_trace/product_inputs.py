@@ -9,14 +9,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Shaped
 
 from jaxsparse._trace.record import Contraction
-from jaxsparse._trace.view import Dim
+from jaxsparse._trace.view import ViewAxis
 
 
 #: What an axis of an operand shows of the parameter, and its size.
-ShownAxis = tuple[Dim, int]
+ShownAxis = tuple[ViewAxis, int]
 
 
-class Rows(NamedTuple):
+class ProductInputs(NamedTuple):
     """The inputs of a product with a parameter.
 
     Attributes:
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
     members: Bool[Array, "set token"] | None = None
 
 
-def rows_of(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
+def product_inputs(eqn, contraction: Contraction, inputs: list[Any]) -> ProductInputs:
     """The inputs of a product with a parameter, by its primitive.
 
     Raises:
@@ -44,7 +44,7 @@ def rows_of(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
     return _READ[eqn.primitive.name](eqn, contraction, inputs)
 
 
-def _dot_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
+def _dot_rows(eqn, contraction: Contraction, inputs: list[Any]) -> ProductInputs:
     operand, _, view, shape = contraction
     x = inputs[1 - operand]
     # Pairs of an axis of the parameter's operand and one of the inputs.
@@ -70,10 +70,10 @@ def _dot_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
         x = x.reshape(*x.shape[: x.ndim - len(last)], width)
     x = x[None] if not first else x.reshape(sets, *x.shape[len(first) :])
     named = lambda pairs: [(view.dims[mine], shape[mine]) for mine, _ in pairs]
-    return Rows(x, named(batch), named(contracted))
+    return ProductInputs(x, named(batch), named(contracted))
 
 
-def _ragged_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
+def _ragged_rows(eqn, contraction: Contraction, inputs: list[Any]) -> ProductInputs:
     operand, _, view, _ = contraction
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     usual = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
@@ -84,10 +84,10 @@ def _ragged_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
     token = jnp.arange(x.shape[0], dtype=ends.dtype)
     members = (token >= (ends - sizes)[:, None]) & (token < ends[:, None])
     named = lambda axis: [(view.dims[axis], weight.shape[axis])]
-    return Rows(x[None], named(0), named(1), members=members)
+    return ProductInputs(x[None], named(0), named(1), members=members)
 
 
-def _conv_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
+def _conv_rows(eqn, contraction: Contraction, inputs: list[Any]) -> ProductInputs:
     _, side, view, kernel = contraction
     params = eqn.params
     groups, numbers = params["feature_group_count"], params["dimension_numbers"]
@@ -112,10 +112,10 @@ def _conv_rows(eqn, contraction: Contraction, inputs: list[Any]) -> Rows:
     x = patches.reshape(count, groups, kernel[width], -1, *image)
     x = x.transpose(1, 0, *range(4, x.ndim), 3, 2).reshape(groups, count, *image, -1)
     inside = [*side.spatial, width]
-    return Rows(x, [], [(view.dims[i], kernel[i]) for i in inside], groups)
+    return ProductInputs(x, [], [(view.dims[i], kernel[i]) for i in inside], groups)
 
 
-_READ: dict[str, Callable[..., Rows]] = {
+_READ: dict[str, Callable[..., ProductInputs]] = {
     "conv_general_dilated": _conv_rows,
     "dot_general": _dot_rows,
     "ragged_dot": _ragged_rows,

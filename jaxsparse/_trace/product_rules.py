@@ -6,31 +6,39 @@ from math import gcd
 from typing import Any
 
 from jaxsparse._trace.jaxpr import step_into
-from jaxsparse._trace.record import Contraction, Record, Side, Use, Value, blend, source
-from jaxsparse._trace.view import Dim, View
+from jaxsparse._trace.record import (
+    AbstractValue,
+    Contraction,
+    OperandAxes,
+    Record,
+    Use,
+    combine,
+    source_line,
+)
+from jaxsparse._trace.view import View, ViewAxis
 
 
-def _dot_sides(eqn) -> list[Side | None]:
+def _dot_sides(eqn) -> list[OperandAxes | None]:
     contracted, batch = eqn.params["dimension_numbers"]
-    return [Side(contracted[i], batch[i]) for i in (0, 1)]
+    return [OperandAxes(contracted[i], batch[i]) for i in (0, 1)]
 
 
-def _ragged_sides(eqn) -> list[Side | None]:
+def _ragged_sides(eqn) -> list[OperandAxes | None]:
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     contracted, batch = numbers.dot_dimension_numbers
     return [
-        Side(contracted[0], batch[0]),
-        Side(contracted[1], (*batch[1], *numbers.rhs_group_dimensions)),
+        OperandAxes(contracted[0], batch[0]),
+        OperandAxes(contracted[1], (*batch[1], *numbers.rhs_group_dimensions)),
     ]
 
 
-def _conv_sides(eqn) -> list[Side | None]:
+def _conv_sides(eqn) -> list[OperandAxes | None]:
     _, inputs, *spatial = eqn.params["dimension_numbers"].rhs_spec
     groups = eqn.params["feature_group_count"]
-    return [None, Side((inputs,), (), tuple(spatial), groups)]
+    return [None, OperandAxes((inputs,), (), tuple(spatial), groups)]
 
 
-_SIDES: dict[str, Callable[[Any], list[Side | None]]] = {
+_SIDES: dict[str, Callable[[Any], list[OperandAxes | None]]] = {
     "conv_general_dilated": _conv_sides,
     "dot_general": _dot_sides,
     "ragged_dot": _ragged_sides,
@@ -38,10 +46,10 @@ _SIDES: dict[str, Callable[[Any], list[Side | None]]] = {
 }
 
 
-def product(eqn, inputs: list[Value], record: Record) -> Value:
+def record_product(eqn, inputs: list[AbstractValue], record: Record) -> AbstractValue:
     """Writes down what a product does with parameters; its result shows none."""
     operands = inputs[:2]
-    result = blend(inputs)
+    result = combine(inputs)
     if not any(value.views for value in operands):
         return result
     node = frozenset(view.leaf for value in operands for view in value.views)
@@ -62,18 +70,18 @@ def product(eqn, inputs: list[Value], record: Record) -> Value:
                 found.append(Contraction(i, side, view, shape))
     # A constant is as good as an input: only parameters alone make a parameter.
     alone = all(value.params and not value.inputs for value in operands)
-    return Value(inputs=not alone, params=True, frontier=frozenset({node}))
+    return AbstractValue(inputs=not alone, params=True, frontier=frozenset({node}))
 
 
 def _contraction(
     eqn,
     view: View,
-    side: Side | None,
+    side: OperandAxes | None,
     operand: int,
     node: frozenset[str],
 ) -> Use:
     """The use of one parameter as the first (0) or the second (1) operand."""
-    lost = partial(Use, eqn.primitive.name, "lost", source=source(eqn))
+    lost = partial(Use, eqn.primitive.name, "lost", source=source_line(eqn))
     if view.lost:
         return lost(reason=view.lost)
     if side is None:
@@ -105,11 +113,13 @@ def _contraction(
         merged=view.merged,
         reason=reason,
         node=node,
-        source=source(eqn),
+        source=source_line(eqn),
     )
 
 
-def _group(dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[int | None, int, str]:
+def _group(
+    dims: Sequence[ViewAxis], sizes: Sequence[int]
+) -> tuple[int | None, int, str]:
     """The group axis of a product over these axes, its alignment, or why there is none.
 
     Of axes contracted separately the last one of the leaf; of axes merged into one the
@@ -129,7 +139,7 @@ def _group(dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[int | None, int, 
     return None, 0, "mixed axes"
 
 
-def _alignment(dims: Sequence[Dim], sizes: Sequence[int], i: int) -> int:
+def _alignment(dims: Sequence[ViewAxis], sizes: Sequence[int], i: int) -> int:
     """What `m` has to divide for groups along the innermost piece of `dims[i]`.
 
     A group may neither begin elsewhere in the product than in the leaf, nor go on from

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from jaxsparse._trace.dataflow import walk
-from jaxsparse._trace.evaluate import as_it_stands, evaluate
-from jaxsparse._trace.jaxpr import Inner
-from jaxsparse._trace.record import Record, Use, Value, new_record
+from jaxsparse._trace.dataflow import analyse
+from jaxsparse._trace.evaluate import evaluate, keep_equation
+from jaxsparse._trace.jaxpr import BoundJaxpr
+from jaxsparse._trace.record import AbstractValue, Record, Use, new_record
 from jaxsparse._trace.view import view_of
 from jaxsparse._trees import flatten, is_array
 
@@ -26,11 +26,11 @@ class Program(NamedTuple):
       results: what is known of its results.
     """
 
-    inner: Inner
+    inner: BoundJaxpr
     inputs: list[Any]
     leaves: dict[str, Any]
     record: Record
-    results: list[Value]
+    results: list[AbstractValue]
 
     @property
     def uses(self) -> dict[str, tuple[Use, ...]]:
@@ -72,15 +72,17 @@ def trace(
     given = list(named.values()), inputs
     closed = jax.make_jaxpr(traced)(*given)
     if flat:
-        calling = Inner(closed.jaxpr, closed.consts)
-        run = lambda arrays, inputs: evaluate(calling, [*arrays, *inputs], as_it_stands)
+        calling = BoundJaxpr(closed.jaxpr, closed.consts)
+        run = lambda arrays, inputs: evaluate(
+            calling, [*arrays, *inputs], keep_equation
+        )
         closed = jax.make_jaxpr(lambda *given: run(*given)[0])(*given)
     values = [
-        Value(views=(view_of(path, leaf.shape),), params=True)
+        AbstractValue(views=(view_of(path, leaf.shape),), params=True)
         for path, leaf in named.items()
     ]
-    values += [Value(inputs=True)] * len(places)
-    inner = Inner(closed.jaxpr, closed.consts)
+    values += [AbstractValue(inputs=True)] * len(places)
+    inner = BoundJaxpr(closed.jaxpr, closed.consts)
     record = new_record()
-    results = walk(inner, values, record)
+    results = analyse(inner, values, record)
     return Program(inner, inputs, leaves, record, results)

@@ -10,7 +10,7 @@ from jaxsparse._trace.jaxpr import Path, step_into
 from jaxsparse._trace.view import View
 
 
-class Value(NamedTuple):
+class AbstractValue(NamedTuple):
     """What is known of a value.
 
     Attributes:
@@ -64,7 +64,7 @@ class Use:
     source: str = ""
 
 
-class Side(NamedTuple):
+class OperandAxes(NamedTuple):
     """What a product does with the axes of one of its operands."""
 
     contracted: tuple[int, ...]
@@ -84,7 +84,7 @@ class Contraction(NamedTuple):
     """
 
     operand: int
-    side: Side
+    side: OperandAxes
     view: View
     shape: tuple[int, ...]
 
@@ -116,15 +116,15 @@ def new_record() -> Record:
     return Record([], set(), set(), {})
 
 
-def blend(values: Sequence[Value]) -> Value:
+def combine(values: Sequence[AbstractValue]) -> AbstractValue:
     """What depends on all of these, without any view."""
-    return Value(
+    return AbstractValue(
         inputs=any(value.inputs for value in values),
         params=any(value.params for value in values),
         frontier=frozenset().union(*(value.frontier for value in values)),
     )
 
 
-def source(eqn) -> str:
+def source_line(eqn) -> str:
     """The line of the program that an operation comes from."""
     return source_info_util.summarize(eqn.source_info)

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from jaxsparse._trace.jaxpr import Inner, step_into
+from jaxsparse._trace.jaxpr import BoundJaxpr, step_into
 from jaxsparse._trace.program import Program
 
 
-class Piece(NamedTuple):
+class SubJaxpr(NamedTuple):
     """Some equations of a jaxpr, as a jaxpr of their own."""
 
     constvars: Sequence[Any]
@@ -27,11 +27,11 @@ class Stage(NamedTuple):
       forward: runs to the next stage; its results are what is carried there.
     """
 
-    observed: Inner
-    forward: Inner
+    observed: BoundJaxpr
+    forward: BoundJaxpr
 
 
-def order_leaves(program: Program, stage_of: Mapping[str, int]) -> list[list[str]]:
+def order_stages(program: Program, stage_of: Mapping[str, int]) -> list[list[str]]:
     """The leaves of each stage, in the order in which the program meets them.
 
     Args:
@@ -58,7 +58,7 @@ def order_leaves(program: Program, stage_of: Mapping[str, int]) -> list[list[str
     return ordered
 
 
-def cut_program(
+def split_program(
     program: Program, params: int, stages: Sequence[Sequence[str]]
 ) -> tuple[list[int], list[Stage]]:
     """Cuts a program behind the last product of each stage.
@@ -93,9 +93,9 @@ def cut_program(
         eqns, needed = _slice(jaxpr, [*results, *wanted], start, end, varies)
         carried = [v for v in needed if v in varies]
         invars = [*jaxpr.invars[:params], *carried]
-        piece = Piece(jaxpr.constvars, invars, results, eqns)
-        observed = Inner(piece, program.inner.consts)
-        forward = Inner(piece._replace(outvars=wanted), program.inner.consts)
+        piece = SubJaxpr(jaxpr.constvars, invars, results, eqns)
+        observed = BoundJaxpr(piece, program.inner.consts)
+        forward = BoundJaxpr(piece._replace(outvars=wanted), program.inner.consts)
         cut.append(Stage(observed, forward))
         wanted = carried
     entry = {v: i for i, v in enumerate(jaxpr.invars[params:])}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 
-class Factor(NamedTuple):
+class AxisPiece(NamedTuple):
     """A piece of a parameter's axis: elements `start, start + stride, ...`.
 
     Attributes:
@@ -28,7 +28,7 @@ class Factor(NamedTuple):
     unit: int = 0
 
 
-class Dim(NamedTuple):
+class ViewAxis(NamedTuple):
     """One axis of a value.
 
     Attributes:
@@ -37,7 +37,7 @@ class Dim(NamedTuple):
       opaque: the operation that mixed them up, if any.
     """
 
-    factors: tuple[Factor, ...] = ()
+    factors: tuple[AxisPiece, ...] = ()
     place: int = 0
     opaque: str = ""
 
@@ -51,12 +51,12 @@ class Dim(NamedTuple):
         """How many places of the axis come from the parameter."""
         return math.prod(f.size for f in self.factors)
 
-    def mixed(self, why: str) -> "Dim":
+    def mixed(self, why: str) -> "ViewAxis":
         """The same axis after an operation that loses the order of its elements."""
-        return Dim(self.factors, opaque=self.opaque or why)
+        return ViewAxis(self.factors, opaque=self.opaque or why)
 
 
-class Indexed(NamedTuple):
+class IndexedAxis(NamedTuple):
     """An axis that a value no longer has, since one place of it was taken.
 
     Attributes:
@@ -65,7 +65,7 @@ class Indexed(NamedTuple):
         one place was all there was, or where it is not known.
     """
 
-    dim: Dim
+    dim: ViewAxis
     by: Any = None
 
 
@@ -75,7 +75,7 @@ class View:
 
     Attributes:
       leaf: the parameter's path.
-      dims: one `Dim` for each axis of the value.
+      dims: one `ViewAxis` for each axis of the value.
       indexed: the axes that loops, shards or indices run over.
       merged: whether it was summed with other parameters on the way.
       unclear: why what the value meets may not be meant for this parameter, if so: it
@@ -84,8 +84,8 @@ class View:
     """
 
     leaf: str
-    dims: tuple[Dim, ...]
-    indexed: tuple[Indexed, ...] = ()
+    dims: tuple[ViewAxis, ...]
+    indexed: tuple[IndexedAxis, ...] = ()
     merged: bool = False
     unclear: str = ""
     lost: str = ""
@@ -103,10 +103,10 @@ class View:
 
 def view_of(leaf: str, shape: Sequence[int]) -> View:
     """A parameter itself."""
-    return View(leaf, tuple(Dim((Factor(i, n),)) for i, n in enumerate(shape)))
+    return View(leaf, tuple(ViewAxis((AxisPiece(i, n),)) for i, n in enumerate(shape)))
 
 
-def losing(view: View, why: str) -> View:
+def lost(view: View, why: str) -> View:
     """What is left of a view behind an operation that is not understood."""
     return replace(view, dims=(), lost=view.lost or why)
 
@@ -120,13 +120,13 @@ def broadcast(
     view: View, old: Sequence[int], new: Sequence[int], places: Sequence[int]
 ) -> View:
     """Behind `lax.broadcast_in_dim`, from shape `old` to shape `new`."""
-    dims = [Dim((Factor(-1, n),)) if n > 1 else Dim() for n in new]
+    dims = [ViewAxis((AxisPiece(-1, n),)) if n > 1 else ViewAxis() for n in new]
     copied = []
     for dim, size, place in zip(view.dims, old, places, strict=True):
         if size == new[place]:
             dims[place] = dim
         elif dim.axes:
-            copied.append(Indexed(dim))
+            copied.append(IndexedAxis(dim))
     return replace(view, dims=tuple(dims), indexed=(*view.indexed, *copied))
 
 
@@ -140,7 +140,7 @@ def step(view: View, size: int, by: Any) -> View:
 
 def squeeze(view: View, axes: Sequence[int], by: Any = None) -> View:
     """Behind `lax.squeeze`: an axis of which one place was taken is indexed."""
-    taken = [Indexed(view.dims[i], by) for i in axes if view.dims[i].axes]
+    taken = [IndexedAxis(view.dims[i], by) for i in axes if view.dims[i].axes]
     dims = tuple(dim for i, dim in enumerate(view.dims) if i not in axes)
     return replace(view, dims=dims, indexed=(*view.indexed, *taken))
 
@@ -161,7 +161,7 @@ def cut(
     return replace(view, dims=kept) if len(kept) == len(dims) else None
 
 
-def cut_somewhere(view: View, shape: Sequence[int], sizes: Sequence[int]) -> View:
+def dynamic_slice(view: View, shape: Sequence[int], sizes: Sequence[int]) -> View:
     """Behind `lax.dynamic_slice`: one place is an index, more are in no known order."""
     dims = [
         dim if new == old else dim.mixed("dynamic_slice")
@@ -178,7 +178,7 @@ def shift(view: View, axis: int, by: int) -> View:
     return replace(view, dims=tuple(dims))
 
 
-def mix(view: View, axes: Sequence[int], why: str) -> View:
+def reorder(view: View, axes: Sequence[int], why: str) -> View:
     """Behind an operation that reorders the elements along some axes."""
     dims = tuple(d.mixed(why) if i in axes else d for i, d in enumerate(view.dims))
     return replace(view, dims=dims)
@@ -191,21 +191,21 @@ def reshape(view: View, old: Sequence[int], new: Sequence[int]) -> View:
     where a piece is larger than what is wanted it is cut into blocks.
     """
     if 0 in old:
-        return replace(view, dims=tuple(Dim() for _ in new))
+        return replace(view, dims=tuple(ViewAxis() for _ in new))
     ones = [i for i, size in enumerate(old) if size == 1]
     view = squeeze(view, ones)
     sizes = [size for size in old if size != 1]
-    pieces: list[Factor | tuple[int, Dim]] = []
+    pieces: list[AxisPiece | tuple[int, ViewAxis]] = []
     for dim, size in zip(view.dims, sizes, strict=True):
         plain = not dim.opaque and not dim.place and dim.covered == size
         pieces.extend(dim.factors if plain else [(size, dim)])
 
-    dims: list[Dim] = []
+    dims: list[ViewAxis] = []
     for i in reversed(range(len(new))):
         dim = _fill(new[i], pieces)
         if dim is None:
             rest = tuple(f for piece in pieces for f in _factors(piece))
-            unknown = Dim(rest, opaque="reshape")
+            unknown = ViewAxis(rest, opaque="reshape")
             dims.extend([unknown] * (i + 1))
             break
         dims.append(dim)
@@ -219,12 +219,12 @@ def shard(view: View, counts: Sequence[int], shape: Sequence[int]) -> View:
     return squeeze(blocks, range(0, len(cut_up), 2))
 
 
-def _fill(size: int, pieces: list[Factor | tuple[int, Dim]]) -> Dim | None:
+def _fill(size: int, pieces: list[AxisPiece | tuple[int, ViewAxis]]) -> ViewAxis | None:
     """Takes the last pieces for an axis of `size`; None where they do not fit."""
-    taken: list[Factor] = []
+    taken: list[AxisPiece] = []
     while size > 1:
         piece = pieces[-1]
-        if not isinstance(piece, Factor):
+        if not isinstance(piece, AxisPiece):
             if piece[0] == size and not taken:
                 pieces.pop()
                 return piece[1]
@@ -237,19 +237,19 @@ def _fill(size: int, pieces: list[Factor | tuple[int, Dim]]) -> Dim | None:
         elif piece.size % size == 0:
             unit = math.gcd(piece.unit, size) if piece.stride == 1 else piece.unit
             minor = piece._replace(size=size, unit=unit)
-            major = Factor(piece.axis, piece.size // size, piece.stride * size)
+            major = AxisPiece(piece.axis, piece.size // size, piece.stride * size)
             taken.insert(0, minor)
             pieces[-1] = major
             size = 1
         else:
             pieces.extend(taken)
             return None
-    return Dim(_joined(taken))
+    return ViewAxis(_joined(taken))
 
 
-def _joined(factors: Sequence[Factor]) -> tuple[Factor, ...]:
+def _joined(factors: Sequence[AxisPiece]) -> tuple[AxisPiece, ...]:
     """Blocks of an axis beside the places within them are the axis again."""
-    joined: list[Factor] = []
+    joined: list[AxisPiece] = []
     for minor in factors:
         major = joined[-1] if joined else None
         if (
@@ -259,17 +259,19 @@ def _joined(factors: Sequence[Factor]) -> tuple[Factor, ...]:
         ):
             start = major.start + minor.start
             size = major.size * minor.size
-            joined[-1] = Factor(minor.axis, size, minor.stride, start, major.unit)
+            joined[-1] = AxisPiece(minor.axis, size, minor.stride, start, major.unit)
         else:
             joined.append(minor)
     return tuple(joined)
 
 
-def _factors(piece: Factor | tuple[int, Dim]) -> tuple[Factor, ...]:
-    return (piece,) if isinstance(piece, Factor) else piece[1].factors
+def _factors(piece: AxisPiece | tuple[int, ViewAxis]) -> tuple[AxisPiece, ...]:
+    return (piece,) if isinstance(piece, AxisPiece) else piece[1].factors
 
 
-def _cut(dim: Dim, size: int, start: int, limit: int, stride: int) -> Dim | None:
+def _cut(
+    dim: ViewAxis, size: int, start: int, limit: int, stride: int
+) -> ViewAxis | None:
     if (start, limit, stride) == (0, size, 1):
         return dim
     if stride != 1:
@@ -291,4 +293,4 @@ def _cut(dim: Dim, size: int, start: int, limit: int, stride: int) -> Dim | None
         size=(last - first) // block,
         start=major.start + first // block * major.stride,
     )
-    return Dim((kept, *minor), place=max(dim.place - start, 0))
+    return ViewAxis((kept, *minor), place=max(dim.place - start, 0))

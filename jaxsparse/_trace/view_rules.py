@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jaxsparse._trace import view as views
-from jaxsparse._trace.record import Value
+from jaxsparse._trace.record import AbstractValue
 from jaxsparse._trace.view import View
 
 
@@ -50,7 +50,7 @@ KEEPS_ZEROS = frozenset(
 )
 
 
-def shown(eqn, inputs: Sequence[Value]) -> Sequence[Sequence[View]]:
+def output_views(eqn, inputs: Sequence[AbstractValue]) -> Sequence[Sequence[View]]:
     """The views of each output, for inputs made of parameters and constants alone."""
     if eqn.primitive.name in KEEPS_ZEROS:
         return [value.views for value in inputs]
@@ -86,7 +86,7 @@ def _reshaped(view: View, eqn, shape) -> View:
 def _padded(view: View, eqn, _) -> View:
     for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
         if interior or low < 0 or high < 0:
-            view = views.mix(view, [axis], "pad")
+            view = views.reorder(view, [axis], "pad")
         view = views.shift(view, axis, int(low))
     return view
 
@@ -114,7 +114,7 @@ def _concatenated(eqn, inputs):
     return [shown]
 
 
-def _spread(eqn, inputs: Sequence[Value]) -> list[Value]:
+def _spread(eqn, inputs: Sequence[AbstractValue]) -> list[AbstractValue]:
     """The operands in the shape of the result: axes of one place are repeated."""
     new = eqn.outvars[0].aval.shape
     spread = []
@@ -162,12 +162,12 @@ def _limited(eqn, inputs):
     return _all(inputs) if kept else _lose(eqn, inputs)
 
 
-def _all(values: Sequence[Value]) -> list[View]:
+def _all(values: Sequence[AbstractValue]) -> list[View]:
     return [view for value in values for view in value.views]
 
 
 def _lose(eqn, inputs) -> list[View]:
-    return [views.losing(view, eqn.primitive.name) for view in _all(inputs)]
+    return [views.lost(view, eqn.primitive.name) for view in _all(inputs)]
 
 
 _COMBINE: dict[str, Callable[..., Sequence[View]]] = {
@@ -201,7 +201,7 @@ _RULES: dict[str, Callable[..., Sequence[Sequence[View]]]] = {
     ),
     "concatenate": _concatenated,
     "dynamic_slice": _moved(
-        lambda view, eqn, shape: views.cut_somewhere(
+        lambda view, eqn, shape: views.dynamic_slice(
             view, shape, _ints(eqn.params["slice_sizes"])
         )
     ),
@@ -209,7 +209,7 @@ _RULES: dict[str, Callable[..., Sequence[Sequence[View]]]] = {
     "pad": _moved(_padded),
     "reshape": _moved(_reshaped),
     "rev": _moved(
-        lambda view, eqn, _: views.mix(view, _ints(eqn.params["dimensions"]), "rev")
+        lambda view, eqn, _: views.reorder(view, _ints(eqn.params["dimensions"]), "rev")
     ),
     "slice": _moved(
         lambda view, eqn, shape: views.cut(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxsparse._masks import (
-    best_masks,
     match_masks,
+    search_masks,
 )
 from jaxsparse._patterns import (
     as_bool,
@@ -17,7 +17,7 @@ from jaxsparse._patterns import (
     packed_axis,
 )
 from jaxsparse._plans import PlanLike, plan_for
-from jaxsparse._sharding import placed_as_mask
+from jaxsparse._sharding import device_put_mask
 from jaxsparse._trees import flatten, map_named, shapes_of
 
 
@@ -50,8 +50,8 @@ def initial_masks(
     else:
         assert planned is not None
         weights, _ = flatten(params)
-        found = best_masks(weights, planned.sparse, progress=progress, packed=True)
-        place = lambda path, leaf: placed_as_mask(found.get(path), leaf)
+        found = search_masks(weights, planned.sparse, progress=progress, packed=True)
+        place = lambda path, leaf: device_put_mask(found.get(path), leaf)
         start = map_named(place, params)
     arrays = shapes_of(params)
     if arrays and not jax.tree.leaves(start):
@@ -80,7 +80,7 @@ def _packed_copy(
         axis = packed_axis(mask.shape, weight.shape) if is_packed else weight.ndim - 1
     assert axis is not None
     # Always packed anew: a donated step must not delete the caller's arrays.
-    return placed_as_mask(_pack(mask, weight, axis), weight)
+    return device_put_mask(_pack(mask, weight, axis), weight)
 
 
 # Of the weight only the sharding counts, by which the devices are known.

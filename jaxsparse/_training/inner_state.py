@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import GetAttrKey, tree_flatten_with_path, tree_map_with_path
 from jaxtyping import Array, Bool, PyTree
 
-from jaxsparse._sharding import resharded
+from jaxsparse._sharding import reshard_to
 from jaxsparse._trees import is_array, path_name
 
 
@@ -36,7 +36,7 @@ def reset_changed(
         where = None if name is None else changed.get(name)
         if where is None or not is_array(leaf) or leaf.shape != where.shape:
             return leaf
-        return jnp.where(resharded(where, leaf), jnp.zeros((), leaf.dtype), leaf)
+        return jnp.where(reshard_to(where, leaf), jnp.zeros((), leaf.dtype), leaf)
 
     return map_by_parameter(reset, inner_state, params)
 

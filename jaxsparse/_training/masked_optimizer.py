@@ -16,7 +16,7 @@ from jaxsparse._patterns import (
     packed_shape,
 )
 from jaxsparse._plans import Plan, PlanLike, plan_for
-from jaxsparse._sharding import resharded
+from jaxsparse._sharding import reshard_to
 from jaxsparse._training.inner_state import reset_changed
 from jaxsparse._trees import flatten, flatten_masks, map_named
 
@@ -40,12 +40,12 @@ def masked_update(
     )
     weights, _ = flatten(params)
     updates = map_named(
-        lambda path, step: _land_on_zero(step, weights[path], matched[path]), updates
+        lambda path, step: _step_to_zero(step, weights[path], matched[path]), updates
     )
     return updates, inner_state
 
 
-def change_masks(
+def update_masks(
     due: Bool[Array, ""],
     renew: Callable[[PyTree], PyTree],
     masks: PyTree,
@@ -55,7 +55,7 @@ def change_masks(
     """New masks where they are due, and an inner state that fits them."""
 
     def change(masks, inner_state):
-        renewed = jax.tree.map(resharded, renew(masks), masks)
+        renewed = jax.tree.map(reshard_to, renew(masks), masks)
         weights, _ = flatten(params)
         before, after = flatten_masks(masks), flatten_masks(renewed)
         changed = {
@@ -83,7 +83,7 @@ def flip_rate(before: PyTree, after: PyTree, params: PyTree) -> Float32[Array, "
     return flips / max(total, 1)
 
 
-def planned_with(params: PyTree, plan: PlanLike, masks: PyTree) -> Plan:
+def plan_for_masks(params: PyTree, plan: PlanLike, masks: PyTree) -> Plan:
     """The plan for `params`, which has to prune the leaves that have masks.
 
     Raises:
@@ -147,7 +147,7 @@ def next_count(count: jax.Array) -> jax.Array:
     return jnp.asarray(optax.safe_increment(count))
 
 
-def _land_on_zero(step: Array, weight: Array, mask: Array | None) -> Array:
+def _step_to_zero(step: Array, weight: Array, mask: Array | None) -> Array:
     """The update where the weight is kept, elsewhere what takes it to zero."""
     if mask is None:
         return step

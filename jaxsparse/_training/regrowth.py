@@ -21,16 +21,16 @@ from jaxsparse._masks import (
 )
 from jaxsparse._patterns import (
     NM,
-    Ranked,
+    RankKeys,
     Unstructured,
     as_bool,
-    best_mask,
+    best_nm_mask,
     best_unstructured_masks,
-    by_magnitude,
-    by_value,
-    only_above,
-    only_within,
     pack_mask,
+    rank_above,
+    rank_by_magnitude,
+    rank_by_value,
+    rank_within,
 )
 from jaxsparse._plans import (
     LeafPlan,
@@ -40,13 +40,13 @@ from jaxsparse._plans import (
 )
 from jaxsparse._training.first_masks import initial_masks
 from jaxsparse._training.masked_optimizer import (
-    change_masks,
     flip_rate,
     masked_update,
     next_count,
-    planned_with,
+    plan_for_masks,
     require_params,
     require_state,
+    update_masks,
 )
 from jaxsparse._training.schedule import check_every
 from jaxsparse._training.state import RegrowthState
@@ -105,7 +105,7 @@ def regrow_by_gradient(
     >>> print(params["kernel"][:4, 0], state.flip_rate)
     [-0.1 -0.1  0.   0. ] 0.5
     """
-    grow = lambda _count, _path, gradient: by_magnitude(gradient)
+    grow = lambda _count, _path, gradient: rank_by_magnitude(gradient)
     return _regrow(inner, plan, masks, fraction, every, grow)
 
 
@@ -148,7 +148,7 @@ def regrow_at_random(
     def grow(count, path, gradient):
         place = zlib.crc32(path.encode())  # the same in any part of the tree
         leaf_key = jax.random.fold_in(jax.random.fold_in(key, count), place)
-        return by_value(jax.random.uniform(leaf_key, gradient.shape))
+        return rank_by_value(jax.random.uniform(leaf_key, gradient.shape))
 
     return _regrow(inner, plan, masks, fraction, every, grow)
 
@@ -171,7 +171,7 @@ def _regrow(inner, plan, masks, fraction: DropFraction, every: int, grow):
     def update(updates, state, params=None, **extra_args):
         params = require_params(params)
         require_state(state, RegrowthState)
-        planned = planned_with(params, plan, state.masks)
+        planned = plan_for_masks(params, plan, state.masks)
         (weights, _), (gradients, _) = flatten(params), flatten(updates)
         dropped = jnp.asarray(fraction(state.count), jnp.float32)
 
@@ -192,7 +192,7 @@ def _regrow(inner, plan, masks, fraction: DropFraction, every: int, grow):
             return with_masks(masks, found)
 
         due = (state.count > 0) & (state.count % every == 0) & (dropped > 0)
-        kept, inner_state = change_masks(
+        kept, inner_state = update_masks(
             due, renew, state.masks, state.inner_state, params
         )
         flips = lax.cond(
@@ -217,7 +217,7 @@ def _regrow(inner, plan, masks, fraction: DropFraction, every: int, grow):
 def _regrown(
     weight: Array,
     kept: Bool[Array, "..."],
-    growth: Ranked,
+    growth: RankKeys,
     leaf: LeafPlan,
     dropped: Float[Array, ""],
 ) -> Bool[Array, "..."]:
@@ -225,12 +225,13 @@ def _regrown(
     total, n = leaf.counts
     everything = n * (weight.size // total)
     (survivors,) = best_unstructured_masks(
-        [only_within(by_magnitude(weight), kept)], kept_count(everything, 0, dropped)
+        [rank_within(rank_by_magnitude(weight), kept)],
+        kept_count(everything, 0, dropped),
     )
-    ranked = only_above(growth, survivors & kept)
+    ranked = rank_above(growth, survivors & kept)
     if isinstance(leaf.pattern, NM):
         assert leaf.axis is not None
-        return best_mask(ranked, n, total, leaf.axis)
+        return best_nm_mask(ranked, n, total, leaf.axis)
     (mask,) = best_unstructured_masks([ranked], n)
     return mask
 

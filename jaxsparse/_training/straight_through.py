@@ -14,12 +14,12 @@ from jaxtyping import Array, PyTree
 from jaxsparse._masks import create_masks, match_masks
 from jaxsparse._patterns import as_bool
 from jaxsparse._plans import PlanLike, is_plan_like, plan_or_rules
-from jaxsparse._sharding import resharded
+from jaxsparse._sharding import reshard_to
 from jaxsparse._training.first_masks import initial_masks
 from jaxsparse._training.masked_optimizer import (
     flip_rate,
     next_count,
-    planned_with,
+    plan_for_masks,
     require_params,
     require_state,
 )
@@ -121,11 +121,11 @@ def add_sr_ste_decay(
     def update(updates, state, params=None):
         params = require_params(params)
         require_state(state, StraightThroughState)
-        planned_with(params, plan, state.masks)
+        plan_for_masks(params, plan, state.masks)
 
         def renew(masks, _):
             found = initial_masks(params, plan, None)
-            renewed = jax.tree.map(resharded, found, masks)
+            renewed = jax.tree.map(reshard_to, found, masks)
             return renewed, flip_rate(masks, renewed, params)
 
         masks, flips = lax.cond(

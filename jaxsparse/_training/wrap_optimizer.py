@@ -7,9 +7,9 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxsparse._masks import (
-    best_masks,
     kept_count,
     mask_params,
+    search_masks,
 )
 from jaxsparse._plans import (
     Plan,
@@ -19,12 +19,12 @@ from jaxsparse._plans import (
 )
 from jaxsparse._training.first_masks import initial_masks
 from jaxsparse._training.masked_optimizer import (
-    change_masks,
     masked_update,
     next_count,
-    planned_with,
+    plan_for_masks,
     require_params,
     require_state,
+    update_masks,
 )
 from jaxsparse._training.schedule import Schedule, check_every
 from jaxsparse._training.state import SparseState
@@ -107,13 +107,13 @@ def wrap_optimizer(
         params = require_params(params)
         require_state(state, SparseState)
         kept, inner_state = state.masks, state.inner_state
-        planned = None if plan is None else planned_with(params, plan, kept)
+        planned = None if plan is None else plan_for_masks(params, plan, kept)
         if planned is not None and schedule is not None:
             progress = schedule(state.count)
             before = schedule(jnp.maximum(state.count - every, 0))
             due = (state.count % every == 0) & _moved(planned, before, progress)
             renew = partial(_finer_masks, params, planned, progress)
-            kept, inner_state = change_masks(due, renew, kept, inner_state, params)
+            kept, inner_state = update_masks(due, renew, kept, inner_state, params)
         updates, inner_state = masked_update(
             inner,
             updates,
@@ -182,7 +182,7 @@ def _finer_masks(
 ) -> PyTree:
     """The masks at this progress, within the masks before."""
     weights, _ = flatten(params)
-    found = best_masks(
+    found = search_masks(
         weights,
         plan.sparse,
         progress=progress,

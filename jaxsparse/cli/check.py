@@ -44,7 +44,7 @@ def check(
         if (fault := _fault(leaves, planned[name]))
     }
     if json:
-        print_json(_told(leaves, plan, faults))
+        print_json(_as_json(leaves, plan, faults))
     elif faults:
         print_line(f"{len(faults)} of {len(planned)} leaves do not obey:")
         for fault in faults.values():
@@ -65,7 +65,7 @@ def _fault(leaves: Leaves, leaf: LeafPlan) -> str:
     return ""
 
 
-def _told(leaves: Leaves, plan: Plan, faults: dict[str, str]) -> dict[str, Any]:
+def _as_json(leaves: Leaves, plan: Plan, faults: dict[str, str]) -> dict[str, Any]:
     return {
         "file": str(leaves.path),
         "obeys": not faults,

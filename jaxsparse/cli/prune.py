@@ -11,11 +11,11 @@ from jaxsparse._files import (
     checked_path,
     index_of,
     is_orbax_checkpoint,
-    leftovers,
     rewrite_tensors,
+    stale_files,
     write_orbax_arrays,
 )
-from jaxsparse._masks import best_masks
+from jaxsparse._masks import search_masks
 from jaxsparse._plans import (
     LeafPlan,
     Plan,
@@ -79,7 +79,7 @@ def prune(
         else:
             rewrite_tensors(leaves.path, leaves.headers, output, change)
     if json:
-        print_json(_told(leaves, output, plan))
+        print_json(_as_json(leaves, output, plan))
         return
     print_table(
         ("leaf", "shape", "plan"),
@@ -93,7 +93,7 @@ def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
     if plan.pattern is None:
         return weight
     with as_wide_as(weight.dtype):
-        mask = np.asarray(best_masks({plan.path: weight}, [plan])[plan.path])
+        mask = np.asarray(search_masks({plan.path: weight}, [plan])[plan.path])
     np.copyto(weight, np.zeros((), weight.dtype), where=np.logical_not(mask))
     return weight
 
@@ -115,7 +115,7 @@ def _check_output(leaves: Leaves, output: Path, force: bool) -> None:
         raise ValueError(f"there is no folder {output.parent}: make it")
     files = [leaves.path, index_of(leaves.path), *(x.path for x in leaves.headers)]
     read = {file.resolve() for file in files}
-    for place in (*places, *leftovers(output, keep=())):
+    for place in (*places, *stale_files(output, keep=())):
         if place.resolve() in read:
             raise ValueError(f"{place} is what is read: write to another place")
     for place in filter(Path.exists, places):
@@ -134,7 +134,7 @@ def _check_apart(path: Path, output: Path) -> None:
         )
 
 
-def _told(leaves: Leaves, output: Path, plan: Plan) -> dict[str, Any]:
+def _as_json(leaves: Leaves, output: Path, plan: Plan) -> dict[str, Any]:
     return {
         "file": str(leaves.path),
         "output": str(output),

@@ -142,7 +142,9 @@ COMPILED = {
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 10**5), st.integers(1, 4000), st.integers(1, 4000))
 def test_every_shape_has_a_kernel(rows, eights, sixteens):
-    kernel, tile_rows, blocks = cuda_matmul.choose(rows, 8 * eights, 16 * sixteens)
+    kernel, tile_rows, blocks = cuda_matmul.choose_kernel(
+        rows, 8 * eights, 16 * sixteens
+    )
     all_rows, all_blocks = COMPILED[kernel]
     assert tile_rows in all_rows
     assert blocks in all_blocks
@@ -154,8 +156,8 @@ def test_every_shape_has_a_kernel(rows, eights, sixteens):
 
 def test_no_block_works_for_nothing():
     # 128 outputs are one tile; a second one beside it would be all zeros.
-    assert cuda_matmul.choose(65536, 4096, 128) == ("whole", 256, 1)
-    assert cuda_matmul.choose(4096, 4096, 4096) == ("whole", 256, 2)
+    assert cuda_matmul.choose_kernel(65536, 4096, 128) == ("whole", 256, 1)
+    assert cuda_matmul.choose_kernel(4096, 4096, 4096) == ("whole", 256, 2)
 
 
 SHARDED = """

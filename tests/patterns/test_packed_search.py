@@ -7,13 +7,13 @@ import pytest
 
 import jaxsparse as js
 from jaxsparse._patterns import nm_kernel
-from jaxsparse._patterns.nm_search import best_mask
+from jaxsparse._patterns.nm_search import best_nm_mask
 from jaxsparse._patterns.packed_nm_search import (
-    _kept_of_distinct,
-    _kept_of_equal,
-    best_packed_mask,
+    _keep_distinct,
+    _keep_with_ties,
+    best_packed_nm_mask,
 )
-from jaxsparse._patterns.ranking import by_magnitude
+from jaxsparse._patterns.ranking import rank_by_magnitude
 from tests import reference
 
 
@@ -33,24 +33,24 @@ def test_packed_masks_are_the_oracles(dtype, pattern, shape, axis):
     n, m = pattern
     weight = weight_with_ties(shape, dtype)
     mask = reference.top_n_mask(weight, n, m, axis)
-    find = jax.jit(lambda x: best_packed_mask(by_magnitude(x), n, m, axis))
+    find = jax.jit(lambda x: best_packed_nm_mask(rank_by_magnitude(x), n, m, axis))
     np.testing.assert_array_equal(find(weight), reference.pack(mask, axis))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2"])
-@pytest.mark.parametrize("kept_of", [_kept_of_distinct, _kept_of_equal])
+@pytest.mark.parametrize("kept_of", [_keep_distinct, _keep_with_ties])
 def test_both_ways_to_keep_the_first_of_equal_keys(kept_of, dtype):
     weight = weight_with_ties((8, 500), dtype)
     for n in range(1, 9):
         mask = reference.top_n_mask(weight, n, 8, 0)
-        found = kept_of(list(by_magnitude(weight).keys), n)
+        found = kept_of(list(rank_by_magnitude(weight).keys), n)
         np.testing.assert_array_equal(jnp.stack(found), mask)
 
 
 @pytest.mark.parametrize("m", [2, 4, 8, 16, 32])
 def test_the_number_kept_may_be_traced(m):
     weight = weight_with_ties((64, 3), "float32")
-    find = jax.jit(lambda n: best_packed_mask(by_magnitude(weight), n, m, 0))
+    find = jax.jit(lambda n: best_packed_nm_mask(rank_by_magnitude(weight), n, m, 0))
     for n in range(1, m + 1):
         mask = reference.top_n_mask(np.asarray(weight), n, m, 0)
         np.testing.assert_array_equal(find(jnp.int32(n)), reference.pack(mask, 0))
@@ -59,10 +59,10 @@ def test_the_number_kept_may_be_traced(m):
 @pytest.mark.parametrize("m", [8, 16, 32, 64])
 @pytest.mark.parametrize(("shape", "axis"), [((128, 24), 0), ((3, 128), 1)])
 def test_the_kernel_is_traced_where_a_gpu_would_run_it(monkeypatch, m, shape, axis):
-    monkeypatch.setattr(nm_kernel, "suits", lambda *_: True)
+    monkeypatch.setattr(nm_kernel, "supports", lambda *_: True)
     weight = jax.ShapeDtypeStruct(shape, "bfloat16")
-    mask = lambda x: best_mask(by_magnitude(x), 3, m, axis)
-    bits = lambda x: best_packed_mask(by_magnitude(x), 3, m, axis)
+    mask = lambda x: best_nm_mask(rank_by_magnitude(x), 3, m, axis)
+    bits = lambda x: best_packed_nm_mask(rank_by_magnitude(x), 3, m, axis)
     traced = jax.make_jaxpr(mask)(weight)
     assert "custom_partitioning" in str(traced)
     assert jax.eval_shape(mask, weight) == jax.ShapeDtypeStruct(shape, "bool")

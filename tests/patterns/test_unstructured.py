@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsparse._patterns.ranking import by_magnitude, by_value, only_within
+from jaxsparse._patterns.ranking import rank_by_magnitude, rank_by_value, rank_within
 from jaxsparse._patterns.unstructured import best_unstructured_masks
 from tests import reference
 
@@ -34,7 +34,7 @@ def draw(dtype, shape, seed):
 def test_it_keeps_the_largest_magnitudes(dtype):
     x = draw(dtype, (3, 4, 5), 0)
     ranks = reference.dense_ranks(np.asarray(x).ravel())
-    find = jax.jit(lambda x, k: best_unstructured_masks([by_magnitude(x)], k)[0])
+    find = jax.jit(lambda x, k: best_unstructured_masks([rank_by_magnitude(x)], k)[0])
     for kept in (0, 1, 7, 30, 59, 60):
         expected = top_mask(ranks, kept)
         np.testing.assert_array_equal(find(x, jnp.int32(kept)).ravel(), expected)
@@ -42,7 +42,7 @@ def test_it_keeps_the_largest_magnitudes(dtype):
 
 def test_a_number_that_is_known_is_as_good_as_a_traced_one():
     x = draw("float32", (60,), 0)
-    (mask,) = best_unstructured_masks([by_magnitude(x)], 7)
+    (mask,) = best_unstructured_masks([rank_by_magnitude(x)], 7)
     np.testing.assert_array_equal(
         mask, top_mask(reference.dense_ranks(np.asarray(x)), 7)
     )
@@ -52,7 +52,7 @@ def test_several_arrays_share_a_threshold_and_their_ties():
     rng = np.random.default_rng(1)
     arrays = [rng.integers(-3, 4, shape) for shape in ((4, 8), (1, 12), (20,))]
     together = np.concatenate([abs(a).ravel() for a in arrays])
-    ranked = [by_magnitude(jnp.asarray(a, jnp.float32)) for a in arrays]
+    ranked = [rank_by_magnitude(jnp.asarray(a, jnp.float32)) for a in arrays]
     find = jax.jit(lambda k: best_unstructured_masks(ranked, k))
     for kept in (0, 1, 13, 40, 63, 64):
         masks = find(jnp.int32(kept))
@@ -63,17 +63,17 @@ def test_several_arrays_share_a_threshold_and_their_ties():
 
 def test_signed_scores_and_closed_places_rank_in_order():
     scores = jnp.array([-5.0, 3.0, 0.0, -1.0, 3.0, 7.0])
-    (mask,) = best_unstructured_masks([by_value(scores)], 3)
+    (mask,) = best_unstructured_masks([rank_by_value(scores)], 3)
     np.testing.assert_array_equal(mask, [0, 1, 0, 0, 1, 1])
     closed = jnp.array([True, False, True, True, True, False])
-    (mask,) = best_unstructured_masks([only_within(by_value(scores), closed)], 3)
+    (mask,) = best_unstructured_masks([rank_within(rank_by_value(scores), closed)], 3)
     np.testing.assert_array_equal(mask, [0, 0, 1, 1, 1, 0])
 
 
 def test_a_batch_of_arrays_under_vmap():
     x = draw("float32", (5, 6, 7), 3)
     counts = jnp.array([0, 1, 20, 41, 42])
-    find = lambda x, k: best_unstructured_masks([by_magnitude(x)], k)[0]
+    find = lambda x, k: best_unstructured_masks([rank_by_magnitude(x)], k)[0]
     masks = jax.jit(jax.vmap(find))(x, counts)
     for one, mask, kept in zip(np.asarray(x), masks, counts, strict=True):
         expected = top_mask(reference.dense_ranks(one.ravel()), int(kept))
@@ -82,7 +82,7 @@ def test_a_batch_of_arrays_under_vmap():
 
 def test_more_weights_than_can_be_counted_are_refused():
     huge = [
-        by_magnitude(jnp.zeros(0))._replace(
+        rank_by_magnitude(jnp.zeros(0))._replace(
             bits=jax.ShapeDtypeStruct((2**31,), "int32")
         )
     ]

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec as P
 
 from jaxsparse._trace.evaluate import evaluate
-from jaxsparse._trace.jaxpr import Inner
+from jaxsparse._trace.jaxpr import BoundJaxpr
 
 
 W = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
@@ -68,7 +68,7 @@ PROGRAMS = [
 def run(fn, rule):
     closed = jax.make_jaxpr(fn)(X, W)
     apply = lambda site, inputs, state: (rule(site.eqn, inputs), state)
-    return evaluate(Inner(closed.jaxpr, closed.consts), [X, W], apply)[0]
+    return evaluate(BoundJaxpr(closed.jaxpr, closed.consts), [X, W], apply)[0]
 
 
 @pytest.mark.parametrize("fn", PROGRAMS)
