@@ -41,6 +41,7 @@ class Compressed:
       pattern: n:m, with an `m` of 4, 8 or 16.
       axis: the group axis, counted from the end: negative.
 
+    >>> from jaxsparse import compress
     >>> compressed = compress(jnp.array([0.0, 5.0, 0.0, 7.0]), "2:4")
     >>> compressed.values, [f"{byte:08b}" for byte in compressed.indices]
     (Array([5., 7.], dtype=float32), ['00001101'])
@@ -86,6 +87,7 @@ def decompress(compressed: Compressed) -> Array:
     Returns:
       An array of its shape and dtype; places without a value hold plus zero.
 
+    >>> from jaxsparse import compress
     >>> w = jnp.array([-0.0, 5.0, 1.0, 7.0])
     >>> decompress(compress(w, "2:4"))
     Array([0., 5., 0., 7.], dtype=float32)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import safetensors.numpy
+from safetensors.numpy import save_file
 
 from jaxsparse._files import safetensors
 
@@ -16,7 +16,7 @@ def path(tmp_path):
     path = tmp_path / "run" / "model.safetensors"
     path.parent.mkdir()
     x = np.ones((16, 16), np.float32)
-    safetensors.numpy.save_file({"a.weight": x, "b.weight": x}, path)
+    save_file({"a.weight": x, "b.weight": x}, path)
     return path
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_has_other_tensors_when_it_is_pruned(run, path, monkeypatch)
     plan_leaves = prune.plan_leaves
 
     def replaced(*args, **options):
-        safetensors.numpy.save_file({"c.weight": np.ones((16, 16), np.float32)}, path)
+        save_file({"c.weight": np.ones((16, 16), np.float32)}, path)
         return plan_leaves(*args, **options)
 
     monkeypatch.setattr(prune, "plan_leaves", replaced)

@@ -16,8 +16,8 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
-from jaxsparse import _hopper
-from jaxsparse._score import Ranked, by_magnitude
+from jaxsparse._patterns import nm_kernel
+from jaxsparse._patterns.ranking import RankKeys, rank_by_magnitude
 from jaxsparse.kernels import nm_mask
 from tests import reference
 
@@ -49,7 +49,7 @@ for pattern, spec in itertools.product([(4, 8), (16, 32)], specs):
 
 
 def by_xla(groups, *, n, axis, packed, **known):  # what the kernel for GPUs does
-    keys = Ranked(groups, **known).keys
+    keys = RankKeys(groups, **known).keys
     mask = jax.numpy.argsort(jax.numpy.argsort(-keys, axis), axis) < n
     return jax.numpy.packbits(mask, axis, "little") if packed else mask
 
@@ -59,12 +59,13 @@ line = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
 for rows in (48, 64, 128):
     weight = np.random.default_rng(0).normal(size=(rows, 4)).astype("float32")
     expected = reference.top_n_mask(weight, 8, 16, 0)
-    ranked = by_magnitude(jax.device_put(weight, NamedSharding(line, P("a"))))
+    ranked = rank_by_magnitude(jax.device_put(weight, NamedSharding(line, P("a"))))
     for packed in (False, True):
 
         def find(bits):
             groups = ranked._replace(bits=bits.reshape(-1, 16, 4))
-            return _hopper.find_mask(groups, 8, 1, packed=packed).reshape(-1, 4)
+            mask = nm_kernel.nm_mask_on_gpu(groups, 8, 1, packed=packed)
+            return mask.reshape(-1, 4)
 
         wanted = reference.pack(expected, 0) if packed else expected
         np.testing.assert_array_equal(jax.jit(find)(ranked.bits), wanted)
