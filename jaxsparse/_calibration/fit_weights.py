@@ -51,8 +51,8 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
     >>> fit_weights(params, create_masks(params), statistics)["kernel"][:4, 0]
     Array([1., 1., 0., 0.], dtype=float32)
     """
-    matched = match_masks(params, masks)
     leaves, _ = flatten(params)
+    matched = match_masks(leaves, masks)
     masked = [path for path, mask in matched.items() if mask is not None]
     for path in masked:
         check_updatable(path, leaves[path])

@@ -13,9 +13,9 @@ from jaxsparse._patterns import NM
 from jaxsparse._plans import (
     LeafPlan,
     PlanLike,
-    plan_for,
+    plan_for_leaves,
 )
-from jaxsparse._trees import is_dense_entry, map_named
+from jaxsparse._trees import flatten
 
 
 def compress_params(
@@ -50,16 +50,18 @@ def compress_params(
     >>> small["kernel"].nbytes / params["kernel"].nbytes
     0.5625
     """
-    plan = plan_for(params, plan)
-    found = match_masks(params, create_masks(params, plan) if masks is None else masks)
-
-    def compressed(path: str, leaf: Any) -> Any:
-        mask = found[path]
-        if is_dense_entry(mask):
-            return leaf
-        return _compress_leaf(leaf, plan[path], mask)
-
-    return map_named(compressed, params)
+    leaves = flatten(params)
+    plan = plan_for_leaves(leaves.by_path, plan)
+    masks = create_masks(params, plan) if masks is None else masks
+    matched = match_masks(leaves.by_path, masks)
+    return leaves.unflatten(
+        {
+            path: leaf
+            if matched[path] is None
+            else _compress_leaf(leaf, plan[path], matched[path])
+            for path, leaf in leaves.by_path.items()
+        }
+    )
 
 
 def decompress_params(params: PyTree) -> PyTree:

@@ -62,13 +62,17 @@ def search_masks(
         place below the lowest.
     """
     found: dict[str, _Mask] = {}
+    kept_counts: dict[tuple[int, int], Array] = {}
     for group, total, kept in counted_groups(leaves):
         paths = [leaf.path for leaf in group]
         if within is not None:
             for leaf in group:
                 _check_room(leaf, scores[leaf.path])
         if progress is not None:
-            kept = kept_count(total, kept, progress)
+            counts = total, kept
+            if counts not in kept_counts:
+                kept_counts[counts] = kept_count(total, kept, progress)
+            kept = kept_counts[counts]
         find = _known_masks if isinstance(kept, int) else _traced_masks
         masks = find(
             [scores[path] for path in paths],

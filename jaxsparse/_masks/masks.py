@@ -1,5 +1,6 @@
 """Masks for a whole tree: make them, apply them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,9 +14,9 @@ from jaxsparse._patterns import (
     packed_axis,
     packed_shape,
 )
-from jaxsparse._plans import PlanLike, plan_for
+from jaxsparse._plans import PlanLike, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
-from jaxsparse._trees import flatten, flatten_masks, is_array, is_numeric, map_named
+from jaxsparse._trees import flatten, flatten_masks, is_array, is_numeric
 
 
 def create_masks(
@@ -48,15 +49,21 @@ def create_masks(
     >>> create_masks(params, "2:4")["kernel"][:4, 0]
     Array([False, False,  True,  True], dtype=bool)
     """
-    plan = plan_for(params, plan)
-    ranked, _ = flatten(params)
+    leaves = flatten(params)
+    plan = plan_for_leaves(leaves.by_path, plan)
+    ranked = leaves.by_path
     if scores is not None:
-        given, _ = flatten(scores)
+        ranked = flatten(scores).by_path
         for leaf in plan.sparse:
-            _check_score(leaf.path, ranked[leaf.path], given.get(leaf.path))
-        ranked = given
+            weight = leaves.by_path[leaf.path]
+            _check_score(leaf.path, weight, ranked.get(leaf.path))
     masks = search_masks(ranked, plan.sparse, packed=packed, signed=scores is not None)
-    return map_named(lambda path, leaf: device_put_mask(masks.get(path), leaf), params)
+    return leaves.unflatten(
+        {
+            path: device_put_mask(masks.get(path), leaf)
+            for path, leaf in leaves.by_path.items()
+        }
+    )
 
 
 def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTree:
@@ -82,23 +89,29 @@ def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTre
     >>> mask_params(params, create_masks(params, "2:4"))["kernel"][:4, 0]
     Array([ 0.,  0., 16., 24.], dtype=float32)
     """
-    matched = match_masks(params, masks)
-    if not donate:
-        return map_named(lambda path, leaf: mask_leaf(leaf, matched[path]), params)
-    _check_once(params, matched)
-    donated = lambda leaf, mask: leaf if mask is None else _donated_array(leaf, mask)
-    return map_named(lambda path, leaf: donated(leaf, matched[path]), params)
+    leaves = flatten(params)
+    matched = match_masks(leaves.by_path, masks)
+    if donate:
+        _check_once(leaves.by_path, matched)
+    mask_one = _donated_leaf if donate else mask_leaf
+    return leaves.unflatten(
+        {path: mask_one(leaf, matched[path]) for path, leaf in leaves.by_path.items()}
+    )
 
 
-def match_masks(params: PyTree, masks: PyTree, *, part: bool = False) -> dict[str, Any]:
-    """The mask of every leaf by canonical path, checked against the leaf.
+def match_masks(
+    leaves: Mapping[str, Any], masks: PyTree, *, part: bool = False
+) -> dict[str, Any]:
+    """The mask of every leaf, checked against the leaf.
 
     Args:
-      params: a tree of arrays.
+      leaves: the leaves of a tree by canonical path.
       masks: a tree of masks.
-      part: whether `params` may be a part of the tree that the masks were made for.
+      part: whether the masks may have been made for a larger tree.
+
+    Returns:
+      The masks by canonical path; None for a leaf that stays dense.
     """
-    leaves, _ = flatten(params)
     entries = flatten_masks(masks)
     matched = {}
     for path, leaf in leaves.items():
@@ -123,6 +136,10 @@ def mask_leaf(leaf: Any, mask: ArrayLike | None) -> Any:
     return leaf if mask is None else _mask_array(leaf, mask)
 
 
+def _donated_leaf(leaf: Any, mask: ArrayLike | None) -> Any:
+    return leaf if mask is None else _donated_array(leaf, mask)
+
+
 def _where_kept(leaf: Array, mask: Array) -> Array:
     return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
 
@@ -140,10 +157,10 @@ def _check_score(path: str, weight: Any, score: Any) -> None:
         )
 
 
-def _check_once(params: PyTree, masks: dict[str, Any]) -> None:
+def _check_once(leaves: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
     """Raises unless every array that is to be donated is one leaf, not two."""
     seen: dict[int, str] = {}
-    for path, leaf in flatten(params)[0].items():
+    for path, leaf in leaves.items():
         other = seen.setdefault(id(leaf), path)
         if other != path and (masks[path] is not None or masks[other] is not None):
             raise ValueError(

@@ -1,9 +1,12 @@
 """Masks as bits: one bit a weight, eight along an axis to a byte, lowest bit first."""
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, UInt8
 
+from jaxsparse._patterns.groups import merge_groups
 from jaxsparse._sharding import gather_groups, reshard_like
 
 
@@ -34,8 +37,10 @@ def unpack_mask(
     """The bool mask of `shape` that was packed, along whichever axis, into `packed`."""
     axis = packed_axis(packed.shape, shape)
     assert axis is not None, "the caller checks that the mask fits"
-    bits = jnp.unpackbits(packed, axis=axis, count=shape[axis], bitorder="little")
-    return bits.astype(jnp.bool_)
+    behind = [1] * (packed.ndim - axis - 1)
+    powers = np.array([1 << bit for bit in range(8)], np.uint8).reshape(8, *behind)
+    bits = merge_groups(jnp.expand_dims(packed, axis + 1) & powers, axis)
+    return lax.slice_in_dim(bits, 0, shape[axis], axis=axis) != 0
 
 
 def as_bool(mask: ArrayLike, weight: Array) -> Bool[Array, "..."]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from jaxtyping import PyTree
 
 from jaxsparse._plans.leaf_axes import LeafAxes
-from jaxsparse._trees import map_named, shapes_of
+from jaxsparse._trees import array_shapes, flatten, map_named
 
 
 _HEADS = {"head", "lm_head", "logits"}
@@ -41,7 +41,7 @@ def flax_axes(params: PyTree) -> PyTree:
     >>> flax_axes(params)
     {'Dense_0': {'bias': None, 'kernel': 0}}
     """
-    axes = axes_from_names(shapes_of(params))
+    axes = axes_from_names(array_shapes(flatten(params).by_path))
     return map_named(lambda path, _: axes[path].group if path in axes else None, params)
 
 

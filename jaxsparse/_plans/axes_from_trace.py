@@ -13,7 +13,7 @@ from jaxsparse._trace import (
     Use,
     trace,
 )
-from jaxsparse._trees import map_named, shapes_of
+from jaxsparse._trees import array_shapes, flatten, map_named
 
 
 def contraction_axes(
@@ -87,7 +87,7 @@ def axes_from_trace(
     """The axes of every array leaf by canonical path."""
     program = trace(fn, params, args, kwargs)
     uses, heads = program.uses, _heads(program.record, program.results)
-    shapes = shapes_of(params).items()
+    shapes = array_shapes(flatten(params).by_path).items()
     return {path: _decide(uses[path], shape, heads) for path, shape in shapes}
 
 

@@ -16,11 +16,11 @@ from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf
 from jaxsparse._plans.rule import Rule, RulesLike, as_rules
 from jaxsparse._trees import (
     Tabular,
+    array_shapes,
     flatten,
     fold,
     is_array,
     shape_text,
-    shapes_of,
 )
 
 
@@ -114,22 +114,17 @@ def plan_sparsity(
             f"layout={layout!r}: without fn give 'flax' or 'torch'; with fn the trace "
             "tells the axes, whatever the layout"
         )
-    rules = as_rules(rules)
-    arrays = list(shapes_of(params))
-    for rule in rules if arrays else ():
-        if not any(map(rule.matches, arrays)):
-            raise ValueError(
-                f"{rule} matches none of the {len(arrays)} leaves. It has to match a "
-                f"whole path, such as {arrays[0]!r}: write '.*' for anything"
-            )
+    rules, leaves = as_rules(rules), flatten(params).by_path
+    shapes = array_shapes(leaves)
+    _check_rules(rules, shapes)
     if fn is not None:
         axes = axes_from_trace(fn, params, args, kwargs or {})
     elif layout == "torch":
-        refuse_tensors(flatten(params)[0])
-        axes = axes_from_torch_names(shapes_of(params))
+        refuse_tensors(leaves)
+        axes = axes_from_torch_names(shapes)
     else:
-        axes = axes_from_names(shapes_of(params))
-    return _decide(params, rules, dense_head, axes)
+        axes = axes_from_names(shapes)
+    return _decide(leaves, rules, dense_head, axes)
 
 
 def is_plan_like(plan: Any) -> bool:
@@ -159,19 +154,24 @@ def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
       ValueError: the plan does not fit, naming leaf and shapes; besides what
         `plan_sparsity` raises.
     """
-    if not isinstance(plan, Plan):
-        if not part:
-            return plan_sparsity(params, plan)
-        axes = axes_from_names(shapes_of(params))
-        return _decide(params, as_rules(plan), dense_head=True, axes=axes)
+    return plan_for_leaves(flatten(params).by_path, plan, part=part)
 
-    leaves, _ = flatten(params)
+
+def plan_for_leaves(
+    leaves: Mapping[str, Any], plan: PlanLike, *, part: bool = False
+) -> Plan:
+    """As `plan_for`, for the leaves of a tree by canonical path."""
+    if not isinstance(plan, Plan):
+        rules, shapes = as_rules(plan), array_shapes(leaves)
+        if not part:
+            _check_rules(rules, shapes)
+        return _decide(leaves, rules, dense_head=True, axes=axes_from_names(shapes))
     for path, leaf in leaves.items():
         if not is_array(leaf):
             continue
         if path not in plan.by_path:
             raise ValueError(
-                f"the plan knows no leaf {path!r} of shape {leaf.shape}: make it for "
+                f"the plan has no leaf {path!r} of shape {leaf.shape}: make it for "
                 "this tree, with plan_sparsity"
             )
         if plan[path].shape != leaf.shape:
@@ -187,13 +187,23 @@ def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
     return Plan(tuple(leaf for leaf in plan.leaves if leaf.path in leaves))
 
 
+def _check_rules(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> None:
+    """Raises unless every rule matches a leaf."""
+    paths = list(shapes)
+    for rule in rules if paths else ():
+        if not any(map(rule.matches, paths)):
+            raise ValueError(
+                f"{rule} matches none of the {len(paths)} leaves. It has to match a "
+                f"whole path, such as {paths[0]!r}: write '.*' for anything"
+            )
+
+
 def _decide(
-    params: PyTree,
+    leaves: Mapping[str, Any],
     rules: Sequence[Rule],
     dense_head: bool,
     axes: Mapping[str, LeafAxes],
 ) -> Plan:
-    leaves, _ = flatten(params)
     plan = Plan(
         tuple(
             decide_leaf(path, leaf, axes[path], rules, dense_head)

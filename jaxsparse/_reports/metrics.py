@@ -54,7 +54,7 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
     sparsity/kernel: 0.008
     """
     leaves, _ = flatten(params)
-    masks = match_masks(params, get_masks(opt_state))
+    masks = match_masks(leaves, get_masks(opt_state))
     masked = {path: mask for path, mask in masks.items() if mask is not None}
     sizes = {path: math.prod(leaves[path].shape) for path in masked}
     measured = {path: measure_leaf(leaves[path], mask) for path, mask in masked.items()}

@@ -131,7 +131,7 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
         }
         masks = _best_masks(leaves, plan)
     else:
-        masks = match_masks(shapes, plan)
+        masks = match_masks(flatten(shapes).by_path, plan)
         decisions = {
             path: LeafPlan(
                 path, None, reason="" if masks[path] is not None else "no mask"

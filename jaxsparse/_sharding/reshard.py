@@ -80,8 +80,11 @@ def device_put_mask(mask: Array | None, weight: Any) -> Array | None:
 
     Over automatic axes the compiler puts results anywhere.
     """
+    # Asked for its sharding, a tracer takes time to say that it has none.
+    if mask is None or isinstance(mask, Tracer) or isinstance(weight, Tracer):
+        return mask
     own = getattr(weight, "sharding", None)
-    if mask is None or isinstance(mask, Tracer) or not isinstance(own, NamedSharding):
+    if not isinstance(own, NamedSharding):
         return mask
     wanted = mask_sharding(own, weight.shape, mask.shape)
     same = mask.sharding.is_equivalent_to(wanted, mask.ndim)

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from jaxsparse._patterns import packed_axis
 from jaxsparse._sharding import mask_sharding
 from jaxsparse._training.inner_state import map_by_parameter
-from jaxsparse._trees import flatten
+from jaxsparse._trees import flatten_with_keys
 
 
 def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -43,7 +43,7 @@ def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     >>> shardings = jax.tree.map(lambda x: x.sharding, state)
     >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
     """
-    weights, _ = flatten(params)
+    (weights, _), paths = flatten_with_keys(params)
     everywhere = _everywhere([getattr(x, "sharding", None) for x in weights.values()])
     on_mesh = isinstance(everywhere, NamedSharding)
 
@@ -55,7 +55,7 @@ def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
         sharding = everywhere if sharding is None else sharding
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return map_by_parameter(place, jax.eval_shape(tx.init, params), params)
+    return map_by_parameter(place, jax.eval_shape(tx.init, params), paths)
 
 
 def _everywhere(shardings: Sequence[Sharding | None]) -> Sharding | None:

@@ -1,5 +1,6 @@
 """The packed masks that a masked optimizer begins with."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -7,83 +8,79 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxsparse._masks import (
-    match_masks,
-    search_masks,
-)
-from jaxsparse._patterns import (
-    as_bool,
-    pack_mask,
-    packed_axis,
-)
-from jaxsparse._plans import PlanLike, plan_for
+from jaxsparse._masks import match_masks, search_masks
+from jaxsparse._patterns import as_bool, pack_mask, packed_axis
+from jaxsparse._plans import Plan
 from jaxsparse._sharding import device_put_mask
-from jaxsparse._trees import flatten, map_named, shapes_of
+from jaxsparse._trees import array_shapes
 
 
-def initial_masks(
-    params: PyTree,
-    plan: PlanLike | None,
+def first_masks(
+    weights: Mapping[str, Any],
+    plan: Plan | None,
     masks: PyTree | None,
     progress: Float[Array, ""] | None = None,
-) -> PyTree:
-    """Packed masks for `params`, which may be a part of the tree, or a placeholder.
+) -> dict[str, Any]:
+    """Packed masks for the leaves of a tree, a part of a tree, or a placeholder.
 
     Args:
-      params: a tree of arrays.
-      plan: a plan, rules or a pattern; or None, to have the masks alone.
-      masks: the masks to begin with, bool or packed; or None, to find those of `plan`.
+      weights: the leaves by canonical path.
+      plan: their plan; or None, to take the masks alone.
+      masks: a tree of masks to begin with, bool or packed, which are copied; or None,
+        to search for those of the plan.
       progress: the way from dense, 0, to the plan's patterns, 1.
 
     Returns:
-      A tree like `params`, None for dense leaves. Masks that were given are copied.
+      The masks by canonical path, None for dense leaves.
 
     Raises:
       ValueError: masks that do not fit the parameters or the plan; nothing prunable.
     """
-    planned = None if plan is None else plan_for(params, plan, part=True)
     if masks is not None:
-        given = match_masks(params, masks, part=True)
-        axes = None if planned is None else {p.path: p.axis for p in planned.sparse}
-        packed = lambda path, weight: _packed_copy(path, given[path], weight, axes)
-        start = map_named(packed, params)
+        first = _copy_masks(weights, plan, match_masks(weights, masks, part=True))
     else:
-        assert planned is not None
-        weights, _ = flatten(params)
-        found = search_masks(weights, planned.sparse, progress=progress, packed=True)
-        place = lambda path, leaf: device_put_mask(found.get(path), leaf)
-        start = map_named(place, params)
-    arrays = shapes_of(params)
-    if arrays and not jax.tree.leaves(start):
+        assert plan is not None
+        best = search_masks(weights, plan.sparse, progress=progress, packed=True)
+        put = lambda path: device_put_mask(best.get(path), weights[path])
+        first = {path: put(path) for path in weights}
+    shapes = array_shapes(weights)
+    if shapes and not any(mask is not None for mask in first.values()):
         raise ValueError(
-            f"nothing prunable: no mask and no pattern for any of the leaves {arrays}"
+            f"nothing prunable: no mask and no pattern for any of the leaves {shapes}"
         )
-    return start
+    return first
 
 
-def _packed_copy(
-    path: str, mask: Any, weight: Any, axes: dict[str, int | None] | None
-) -> Array | None:
-    """A caller's mask packed along the plan's axis, or as it was, or along the last."""
-    if axes is not None and (mask is None) != (path not in axes):
-        raise ValueError(
-            f"leaf {path!r} has a mask and no pattern in the plan, or the "
-            "reverse: to refresh masks, give those of the plan's leaves"
-        )
-    if mask is None:
-        return None
+def _copy_masks(
+    weights: Mapping[str, Any], plan: Plan | None, masks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The caller's masks, packed along the axes of the plan where there is one."""
+    axes = None if plan is None else {leaf.path: leaf.axis for leaf in plan.sparse}
+    copies: dict[str, Any] = {}
+    for path, mask in masks.items():
+        if axes is not None and (mask is None) != (path not in axes):
+            raise ValueError(
+                f"leaf {path!r} has a mask and no pattern in the plan, or the "
+                "reverse: to refresh masks, give those of the plan's leaves"
+            )
+        axis = None if axes is None else axes.get(path)
+        copies[path] = None if mask is None else _copy(path, mask, weights[path], axis)
+    return copies
+
+
+def _copy(path: str, mask: Any, weight: Any, axis: int | None) -> Array | None:
+    """One mask packed along `axis`; without one as it was packed, or along the last."""
     if weight.ndim == 0:
         raise ValueError(f"leaf {path!r} is a scalar: its mask cannot be packed")
-    axis = None if axes is None else axes[path]
     if axis is None:
         is_packed = mask.dtype != jnp.bool_
         axis = packed_axis(mask.shape, weight.shape) if is_packed else weight.ndim - 1
     assert axis is not None
-    # Always packed anew: a donated step must not delete the caller's arrays.
+    # Packed even if packed already: a donated step must not delete the caller's arrays.
     return device_put_mask(_pack(mask, weight, axis), weight)
 
 
-# Of the weight only the sharding counts, by which the devices are known.
+# Of the weight only the sharding counts: it tells the devices.
 @partial(jax.jit, static_argnums=2, keep_unused=True)
 def _pack(mask: Array, weight: Array, axis: int) -> Array:
     return pack_mask(as_bool(mask, weight), axis)

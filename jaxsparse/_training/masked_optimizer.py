@@ -1,4 +1,8 @@
-"""What all masked optimizers share: changing masks, and updates that land on zero."""
+"""What all masked optimizers share: masks that change, and updates to exact zeros.
+
+A public `update` flattens each tree once. Between that and the tree it returns, leaves
+and masks are dictionaries by canonical path.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,89 +13,107 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float32, PyTree
 
-from jaxsparse._masks import mask_leaf, mask_params, match_masks
-from jaxsparse._patterns import (
-    as_bool,
-    packed_axis,
-    packed_shape,
-)
-from jaxsparse._plans import Plan, PlanLike, plan_for
+from jaxsparse._patterns import as_bool, packed_axis, packed_shape
+from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
 from jaxsparse._sharding import reshard_to
 from jaxsparse._training.inner_state import reset_changed
-from jaxsparse._trees import flatten, flatten_masks, map_named
+from jaxsparse._trees import Keys, Leaves, flatten_as
+
+
+#: The masks of a tree by canonical path, packed; None for a leaf that stays dense.
+Masks = Mapping[str, Any]
+
+
+def masked_init(
+    inner: optax.GradientTransformation, weights: Leaves, masks: Masks
+) -> optax.OptState:
+    """The state of the inner optimizer for masked parameters."""
+    return inner.init(_masked(weights, _bool_masks(weights.by_path, masks)))
 
 
 def masked_update(
     inner: optax.GradientTransformationExtraArgs,
-    updates: PyTree,
+    gradients: Leaves,
     inner_state: optax.OptState,
-    params: PyTree,
-    masks: PyTree,
+    weights: Leaves,
+    masks: Masks,
     *,
     mask_gradients: bool,
     extra_args: Mapping[str, Any],
 ) -> tuple[PyTree, optax.OptState]:
     """One update of the inner optimizer, which takes every masked weight to zero."""
-    matched = match_masks(params, masks)
-    if mask_gradients:
-        updates = map_named(lambda path, g: mask_leaf(g, matched[path]), updates)
+    kept = _bool_masks(weights.by_path, masks)
     updates, inner_state = inner.update(
-        updates, inner_state, mask_params(params, masks), **extra_args
+        _masked(gradients, kept if mask_gradients else {}),
+        inner_state,
+        _masked(weights, kept),
+        **extra_args,
     )
-    weights, _ = flatten(params)
-    updates = map_named(
-        lambda path, step: _step_to_zero(step, weights[path], matched[path]), updates
-    )
-    return updates, inner_state
+    steps = flatten_as(updates, gradients)
+    exact = {
+        path: _step_to_zero(step, weights.by_path[path], kept[path])
+        for path, step in steps.by_path.items()
+    }
+    return steps.unflatten(exact), inner_state
 
 
 def update_masks(
     due: Bool[Array, ""],
-    renew: Callable[[PyTree], PyTree],
-    masks: PyTree,
+    renew: Callable[[Masks], Masks],
+    masks: Masks,
     inner_state: optax.OptState,
-    params: PyTree,
-) -> tuple[PyTree, optax.OptState]:
-    """New masks where they are due, and an inner state that fits them."""
+    weights: Mapping[str, Any],
+    paths: Mapping[Keys, str],
+) -> tuple[dict[str, Any], optax.OptState]:
+    """New masks where they are due, and an inner state that fits them.
 
-    def change(masks, inner_state):
-        renewed = jax.tree.map(reshard_to, renew(masks), masks)
-        weights, _ = flatten(params)
-        before, after = flatten_masks(masks), flatten_masks(renewed)
+    Args:
+      due: whether masks are to change.
+      renew: returns the new masks of the leaves that have masks.
+      masks: the masks.
+      inner_state: the state of the inner optimizer.
+      weights: the parameters by canonical path.
+      paths: these paths by JAX's keys.
+    """
+    before = {path: mask for path, mask in masks.items() if mask is not None}
+
+    def change(before, inner_state):
+        after = renew(before)
+        after = {path: reshard_to(after[path], mask) for path, mask in before.items()}
         changed = {
-            path: as_bool(before[path] ^ after[path], weights[path])
-            for path in before
-            if before[path] is not None
+            path: as_bool(mask ^ after[path], weights[path])
+            for path, mask in before.items()
         }
-        return renewed, reset_changed(inner_state, params, changed)
+        return after, reset_changed(inner_state, paths, changed)
 
-    keep = lambda masks, inner_state: (masks, inner_state)
-    return lax.cond(due, change, keep, masks, inner_state)
+    keep = lambda before, inner_state: (before, inner_state)
+    after, inner_state = lax.cond(due, change, keep, before, inner_state)
+    return {path: after.get(path) for path in masks}, inner_state
 
 
-def flip_rate(before: PyTree, after: PyTree, params: PyTree) -> Float32[Array, ""]:
+def flip_rate(
+    before: Masks, after: Masks, weights: Mapping[str, Any]
+) -> Float32[Array, ""]:
     """The fraction of the masked leaves' weights whose packed masks differ."""
-    weights, _ = flatten(params)
-    olds, news = flatten_masks(before), flatten_masks(after)
     flips, total = jnp.zeros((), jnp.float32), 0
-    for path, old in olds.items():
+    for path, old in before.items():
         if old is not None:
-            bits = lax.population_count(old ^ news[path])
+            bits = lax.population_count(old ^ after[path])
             counts = jnp.sum(jnp.atleast_1d(bits), axis=-1, dtype=jnp.int32)
             flips += jnp.sum(counts.astype(jnp.float32))
             total += weights[path].size
     return flips / max(total, 1)
 
 
-def plan_for_masks(params: PyTree, plan: PlanLike, masks: PyTree) -> Plan:
-    """The plan for `params`, which has to prune the leaves that have masks.
+def plan_for_masks(weights: Mapping[str, Any], plan: PlanLike, masks: Masks) -> Plan:
+    """The plan for `weights`, which must prune exactly the leaves that have masks.
 
     Raises:
       ValueError: masks of another plan, as a restored state may hold them.
     """
-    planned, entries = plan_for(params, plan, part=True), flatten_masks(masks)
+    planned = plan_for_leaves(weights, plan, part=True)
     for leaf in planned.leaves:
-        if (leaf.pattern is None) != (entries.get(leaf.path) is None):
+        if (leaf.pattern is None) != (masks.get(leaf.path) is None):
             has = "no mask" if leaf.pattern else "a mask"
             raise ValueError(
                 f"the state has {has} for leaf {leaf.path!r} of shape {leaf.shape}, "
@@ -101,7 +123,7 @@ def plan_for_masks(params: PyTree, plan: PlanLike, masks: PyTree) -> Plan:
     for leaf in planned.sparse:
         assert leaf.shape is not None
         assert leaf.axis is not None
-        mask = entries[leaf.path]
+        mask = masks[leaf.path]
         along = packed_axis(mask.shape, leaf.shape)
         fits = mask.shape == packed_shape(leaf.shape, leaf.axis)
         if not fits and along is not None:  # other shapes are no mask's of this leaf
@@ -129,7 +151,7 @@ def require_state(state: Any, kind: type) -> None:
 
 
 def require_params(params: PyTree | None) -> PyTree:
-    """The parameters, without which a masked update is not known.
+    """The parameters, which every masked update needs.
 
     Raises:
       ValueError: there are none.
@@ -147,11 +169,34 @@ def next_count(count: jax.Array) -> jax.Array:
     return jnp.asarray(optax.safe_increment(count))
 
 
-def _step_to_zero(step: Array, weight: Array, mask: Array | None) -> Array:
+def _bool_masks(weights: Mapping[str, Any], masks: Masks) -> dict[str, Array | None]:
+    return {
+        path: None if masks[path] is None else _as_bool(masks[path], weight)
+        for path, weight in weights.items()
+    }
+
+
+_as_bool = jax.jit(as_bool)
+
+
+def _masked(tree: Leaves, kept: Mapping[str, Array | None]) -> PyTree:
+    """The tree with zeros where weights are pruned."""
+    return tree.unflatten(
+        {
+            path: _masked_leaf(leaf, kept.get(path))
+            for path, leaf in tree.by_path.items()
+        }
+    )
+
+
+def _masked_leaf(leaf: Any, kept: Array | None) -> Any:
+    return leaf if kept is None else jnp.where(kept, leaf, jnp.zeros((), leaf.dtype))
+
+
+def _step_to_zero(step: Array, weight: Array, kept: Array | None) -> Array:
     """The update where the weight is kept, elsewhere what takes it to zero."""
-    if mask is None:
+    if kept is None:
         return step
     # A narrower update could not hold minus the weight exactly.
     dtype = jnp.promote_types(step.dtype, weight.dtype)
-    kept = as_bool(mask, weight)
     return jnp.where(kept, step.astype(dtype), -weight.astype(dtype))

@@ -7,17 +7,18 @@ differ in how these are chosen: at random, or by the gradients that they would h
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from jaxsparse._masks import (
     kept_count,
-    mask_params,
+    match_masks,
 )
 from jaxsparse._patterns import (
     NM,
@@ -35,12 +36,13 @@ from jaxsparse._patterns import (
 from jaxsparse._plans import (
     LeafPlan,
     PlanLike,
-    plan_for,
+    plan_for_leaves,
     plan_or_rules,
 )
-from jaxsparse._training.first_masks import initial_masks
+from jaxsparse._training.first_masks import first_masks
 from jaxsparse._training.masked_optimizer import (
     flip_rate,
+    masked_init,
     masked_update,
     next_count,
     plan_for_masks,
@@ -50,11 +52,14 @@ from jaxsparse._training.masked_optimizer import (
 )
 from jaxsparse._training.schedule import check_every
 from jaxsparse._training.state import RegrowthState
-from jaxsparse._trees import flatten, flatten_masks, with_masks
+from jaxsparse._trees import Leaves, flatten, flatten_with_keys, replace_masks
 
 
-#: A step in, the fraction of the kept weights that is to be dropped out.
+#: Returns the fraction of the kept weights that is dropped at a step.
 DropFraction = Callable[[Int[Array, ""]], ArrayLike]
+
+#: Ranks the weights of a leaf for regrowth, by the step, the path and the gradient.
+RankGrowth = Callable[[Int[Array, ""], str, Array], RankKeys]
 
 
 def regrow_by_gradient(
@@ -105,8 +110,11 @@ def regrow_by_gradient(
     >>> print(params["kernel"][:4, 0], state.flip_rate)
     [-0.1 -0.1  0.   0. ] 0.5
     """
-    grow = lambda _count, _path, gradient: rank_by_magnitude(gradient)
-    return _regrow(inner, plan, masks, fraction, every, grow)
+
+    def rank_growth(_count, _path, gradient):
+        return rank_by_magnitude(gradient)
+
+    return _regrow(inner, plan, masks, fraction, every, rank_growth)
 
 
 def regrow_at_random(
@@ -145,95 +153,130 @@ def regrow_at_random(
     ... )
     """
 
-    def grow(count, path, gradient):
-        place = zlib.crc32(path.encode())  # the same in any part of the tree
-        leaf_key = jax.random.fold_in(jax.random.fold_in(key, count), place)
+    def rank_growth(count, path, gradient):
+        number = zlib.crc32(path.encode())  # the same in any part of the tree
+        leaf_key = jax.random.fold_in(jax.random.fold_in(key, count), number)
         return rank_by_value(jax.random.uniform(leaf_key, gradient.shape))
 
-    return _regrow(inner, plan, masks, fraction, every, grow)
+    return _regrow(inner, plan, masks, fraction, every, rank_growth)
 
 
-def _regrow(inner, plan, masks, fraction: DropFraction, every: int, grow):
-    """`grow(count, path, gradient)` ranks the weights of a leaf."""
+def _regrow(
+    inner: optax.GradientTransformation,
+    plan: PlanLike,
+    masks: PyTree | None,
+    fraction: DropFraction,
+    every: int,
+    rank_growth: RankGrowth,
+) -> optax.GradientTransformationExtraArgs:
     check_every(every)
     plan = plan_or_rules(plan)
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
-        weights, _ = flatten(params)
-        for leaf in plan_for(params, plan, part=True).sparse:
-            _check_regrowable(leaf, weights[leaf.path])
-        start = initial_masks(params, plan, masks)
-        inner_state = inner.init(mask_params(params, start))
+        weights = flatten(params)
+        planned = plan_for_leaves(weights.by_path, plan, part=True)
+        for leaf in planned.sparse:
+            _check_regrowable(leaf, weights.by_path[leaf.path])
+        first = first_masks(weights.by_path, planned, masks)
+        inner_state = masked_init(inner, weights, first)
         no_flips = jnp.zeros((), jnp.float32)
-        return RegrowthState(jnp.zeros((), jnp.int32), start, inner_state, no_flips)
+        return RegrowthState(
+            jnp.zeros((), jnp.int32), weights.unflatten(first), inner_state, no_flips
+        )
 
     def update(updates, state, params=None, **extra_args):
-        params = require_params(params)
+        weights, paths = flatten_with_keys(require_params(params))
         require_state(state, RegrowthState)
-        planned = plan_for_masks(params, plan, state.masks)
-        (weights, _), (gradients, _) = flatten(params), flatten(updates)
+        before = match_masks(weights.by_path, state.masks)
+        planned = plan_for_masks(weights.by_path, plan, before)
         dropped = jnp.asarray(fraction(state.count), jnp.float32)
-
-        def renew(masks):
-            old, found = flatten_masks(masks), {}
-            for leaf in planned.sparse:
-                gradient = gradients.get(leaf.path)
-                if gradient is None:
-                    raise ValueError(
-                        f"leaf {leaf.path!r} of shape {leaf.shape} is pruned and has "
-                        "no gradient: keep it dense by a rule, or freeze it by zeros"
-                    )
-                ranked = grow(state.count, leaf.path, gradient)
-                kept = as_bool(old[leaf.path], weights[leaf.path])
-                mask = _regrown(weights[leaf.path], kept, ranked, leaf, dropped)
-                assert leaf.axis is not None
-                found[leaf.path] = pack_mask(mask, leaf.axis)
-            return with_masks(masks, found)
-
         due = (state.count > 0) & (state.count % every == 0) & (dropped > 0)
+        gradients = flatten(updates)
+
+        def move(masks):
+            return {
+                leaf.path: _moved_mask(
+                    leaf,
+                    weights.by_path[leaf.path],
+                    masks[leaf.path],
+                    rank_growth(state.count, leaf.path, _gradient(gradients, leaf)),
+                    dropped,
+                )
+                for leaf in planned.sparse
+            }
+
         kept, inner_state = update_masks(
-            due, renew, state.masks, state.inner_state, params
+            due, move, before, state.inner_state, weights.by_path, paths
         )
         flips = lax.cond(
             due,
-            lambda: flip_rate(state.masks, kept, params),
+            lambda: flip_rate(before, kept, weights.by_path),
             lambda: state.flip_rate,
         )
         updates, inner_state = masked_update(
             inner,
-            updates,
+            gradients,
             inner_state,
-            params,
+            weights,
             kept,
             mask_gradients=True,
             extra_args=extra_args,
         )
-        return updates, RegrowthState(next_count(state.count), kept, inner_state, flips)
+        mask_tree = replace_masks(state.masks, kept)
+        return updates, RegrowthState(
+            next_count(state.count), mask_tree, inner_state, flips
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _regrown(
-    weight: Array,
-    kept: Bool[Array, "..."],
-    growth: RankKeys,
+def _gradient(gradients: Leaves, leaf: LeafPlan) -> Array:
+    gradient = gradients.by_path.get(leaf.path)
+    if gradient is None:
+        raise ValueError(
+            f"leaf {leaf.path!r} of shape {leaf.shape} is pruned and has no gradient: "
+            "keep it dense by a rule, or freeze it by zeros"
+        )
+    return gradient
+
+
+def _moved_mask(
     leaf: LeafPlan,
+    weight: Array,
+    packed: UInt8[Array, "..."],
+    growth: RankKeys,
     dropped: Float[Array, ""],
-) -> Bool[Array, "..."]:
-    """The mask of a leaf after some of its kept weights gave way to others."""
-    total, n = leaf.counts
-    everything = n * (weight.size // total)
+) -> UInt8[Array, "..."]:
+    """The packed mask of a leaf after some of its kept weights gave way to others.
+
+    Args:
+      leaf: the leaf's plan.
+      weight: the leaf.
+      packed: its mask before.
+      growth: ranks all weights; the highest of those that are not kept regrow.
+      dropped: the fraction of the kept weights that is dropped.
+    """
+    grouped = isinstance(leaf.pattern, NM)
+    # Without the path: alike leaves are traced once.
+    static = grouped, leaf.axis, leaf.counts, growth.counted, growth.top
+    return _move(weight, packed, growth.bits, dropped, static)
+
+
+@partial(jax.jit, static_argnums=4)
+def _move(weight, packed, growth_bits, dropped, static) -> UInt8[Array, "..."]:
+    grouped, axis, (total, n), counted, top = static
+    kept = as_bool(packed, weight)
+    all_kept = n * (weight.size // total)
     (survivors,) = best_unstructured_masks(
-        [rank_within(rank_by_magnitude(weight), kept)],
-        kept_count(everything, 0, dropped),
+        [rank_within(rank_by_magnitude(weight), kept)], kept_count(all_kept, 0, dropped)
     )
-    ranked = rank_above(growth, survivors & kept)
-    if isinstance(leaf.pattern, NM):
-        assert leaf.axis is not None
-        return best_nm_mask(ranked, n, total, leaf.axis)
-    (mask,) = best_unstructured_masks([ranked], n)
-    return mask
+    ranked = rank_above(RankKeys(growth_bits, counted, top), survivors & kept)
+    if grouped:
+        mask = best_nm_mask(ranked, n, total, axis)
+    else:
+        (mask,) = best_unstructured_masks([ranked], n)
+    return pack_mask(mask, axis)
 
 
 def _check_regrowable(leaf: LeafPlan, weight: ArrayLike) -> None:

@@ -4,19 +4,29 @@ Under a straight-through estimator the parameters stay dense, so that a mask fou
 from them may choose other weights than before.
 """
 
+from collections.abc import Mapping
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float32, PyTree
 
-from jaxsparse._masks import create_masks, match_masks
+from jaxsparse._masks import match_masks, search_masks
 from jaxsparse._patterns import as_bool
-from jaxsparse._plans import PlanLike, is_plan_like, plan_or_rules
+from jaxsparse._plans import (
+    Plan,
+    PlanLike,
+    is_plan_like,
+    plan_for_leaves,
+    plan_or_rules,
+)
 from jaxsparse._sharding import reshard_to
-from jaxsparse._training.first_masks import initial_masks
+from jaxsparse._training.first_masks import first_masks
 from jaxsparse._training.masked_optimizer import (
+    Masks,
     flip_rate,
     next_count,
     plan_for_masks,
@@ -25,7 +35,7 @@ from jaxsparse._training.masked_optimizer import (
 )
 from jaxsparse._training.schedule import check_every
 from jaxsparse._training.state import StraightThroughState
-from jaxsparse._trees import flatten, is_array, map_named
+from jaxsparse._trees import flatten, is_array, map_named, replace_masks
 
 
 def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
@@ -56,19 +66,24 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
     >>> jax.grad(loss)(params)["kernel"][:4, 0]
     Array([1., 1., 1., 1.], dtype=float32)
     """
-    masks = plan
+    leaves = flatten(params)
     if is_plan_like(plan):
-        values = map_named(
-            lambda _, leaf: lax.stop_gradient(leaf) if is_array(leaf) else leaf, params
-        )
-        masks = create_masks(values, plan)
-    matched = match_masks(params, masks)
-
-    def masked(path, leaf):
-        mask = matched[path]
-        return leaf if mask is None else _masked(leaf, as_bool(mask, leaf))
-
-    return map_named(masked, params)
+        planned = plan_for_leaves(leaves.by_path, plan)
+        values = {
+            path: lax.stop_gradient(leaf) if is_array(leaf) else leaf
+            for path, leaf in leaves.by_path.items()
+        }
+        masks = search_masks(values, planned.sparse)
+    else:
+        masks = match_masks(leaves.by_path, plan)
+    return leaves.unflatten(
+        {
+            path: leaf
+            if masks.get(path) is None
+            else _masked(leaf, as_bool(masks[path], leaf))
+            for path, leaf in leaves.by_path.items()
+        }
+    )
 
 
 def add_sr_ste_decay(
@@ -113,43 +128,50 @@ def add_sr_ste_decay(
     plan = plan_or_rules(plan)
 
     def init(params):
-        masks = initial_masks(params, plan, None)
+        weights = flatten(params)
+        planned = plan_for_leaves(weights.by_path, plan, part=True)
+        masks = weights.unflatten(first_masks(weights.by_path, planned, None))
         return StraightThroughState(
             jnp.zeros((), jnp.int32), masks, jnp.zeros((), jnp.float32)
         )
 
     def update(updates, state, params=None):
-        params = require_params(params)
+        weights = flatten(require_params(params)).by_path
         require_state(state, StraightThroughState)
-        plan_for_masks(params, plan, state.masks)
-
-        def renew(masks, _):
-            found = initial_masks(params, plan, None)
-            renewed = jax.tree.map(reshard_to, found, masks)
-            return renewed, flip_rate(masks, renewed, params)
-
+        before = match_masks(weights, state.masks)
+        planned = plan_for_masks(weights, plan, before)
         masks, flips = lax.cond(
             state.count % every == 0,
-            renew,
-            lambda *now: now,
-            state.masks,
+            partial(_renew_masks, weights, planned),
+            lambda masks, flip_rate: (masks, flip_rate),
+            {leaf.path: before[leaf.path] for leaf in planned.sparse},
             state.flip_rate,
         )
-        # The masks that the loss saw: found from these parameters, or the state's.
-        used = masks if every == 1 else state.masks
-        matched, (weights, _) = match_masks(params, used), flatten(params)
+        # The masks that the loss saw: those of these parameters, or the state's.
+        used = masks if every == 1 else before
 
-        def decayed(path, gradient):
-            mask, weight = matched[path], weights[path]
-            if mask is None:
+        def decayed(path: str, gradient: Array) -> Array:
+            weight = weights[path]
+            if used.get(path) is None:
                 return gradient
             pull = jnp.asarray(decay, gradient.dtype) * weight.astype(gradient.dtype)
-            return jnp.where(as_bool(mask, weight), gradient, gradient + pull)
+            return jnp.where(as_bool(used[path], weight), gradient, gradient + pull)
 
-        state = StraightThroughState(next_count(state.count), masks, flips)
+        state = StraightThroughState(
+            next_count(state.count), replace_masks(state.masks, masks), flips
+        )
         return map_named(decayed, updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _renew_masks(
+    weights: Mapping[str, Array], plan: Plan, masks: Masks, _: Array
+) -> tuple[dict[str, Array], Float32[Array, ""]]:
+    """The masks of these weights, and the fraction of them at which they changed."""
+    best = search_masks(weights, plan.sparse, packed=True)
+    renewed = {path: reshard_to(best[path], mask) for path, mask in masks.items()}
+    return renewed, flip_rate(masks, renewed, weights)
 
 
 @jax.custom_jvp

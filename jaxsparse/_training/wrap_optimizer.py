@@ -1,6 +1,8 @@
 """Masks inside any Optax optimizer: updates that land on exact zeros."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -8,17 +10,20 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxsparse._masks import (
     kept_count,
-    mask_params,
+    match_masks,
     search_masks,
 )
 from jaxsparse._plans import (
     Plan,
     PlanLike,
     counted_groups,
+    plan_for_leaves,
     plan_or_rules,
 )
-from jaxsparse._training.first_masks import initial_masks
+from jaxsparse._training.first_masks import first_masks
 from jaxsparse._training.masked_optimizer import (
+    Masks,
+    masked_init,
     masked_update,
     next_count,
     plan_for_masks,
@@ -28,7 +33,7 @@ from jaxsparse._training.masked_optimizer import (
 )
 from jaxsparse._training.schedule import Schedule, check_every
 from jaxsparse._training.state import SparseState
-from jaxsparse._trees import flatten, flatten_masks, with_masks
+from jaxsparse._trees import flatten, flatten_with_keys, replace_masks
 
 
 def wrap_optimizer(
@@ -98,32 +103,42 @@ def wrap_optimizer(
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
+        weights = flatten(params)
+        planned = (
+            None if plan is None else plan_for_leaves(weights.by_path, plan, part=True)
+        )
         progress = None if schedule is None else schedule(jnp.zeros((), jnp.int32))
-        start = initial_masks(params, plan, masks, progress)
-        inner_state = inner.init(mask_params(params, start))
-        return SparseState(jnp.zeros((), jnp.int32), start, inner_state)
+        first = first_masks(weights.by_path, planned, masks, progress)
+        inner_state = masked_init(inner, weights, first)
+        return SparseState(
+            jnp.zeros((), jnp.int32), weights.unflatten(first), inner_state
+        )
 
     def update(updates, state, params=None, **extra_args):
-        params = require_params(params)
+        weights, paths = flatten_with_keys(require_params(params))
         require_state(state, SparseState)
-        kept, inner_state = state.masks, state.inner_state
-        planned = None if plan is None else plan_for_masks(params, plan, kept)
+        kept = match_masks(weights.by_path, state.masks)
+        mask_tree, inner_state = state.masks, state.inner_state
+        planned = None if plan is None else plan_for_masks(weights.by_path, plan, kept)
         if planned is not None and schedule is not None:
             progress = schedule(state.count)
             before = schedule(jnp.maximum(state.count - every, 0))
             due = (state.count % every == 0) & _moved(planned, before, progress)
-            renew = partial(_finer_masks, params, planned, progress)
-            kept, inner_state = update_masks(due, renew, kept, inner_state, params)
+            prune = partial(_finer_masks, weights.by_path, planned, progress)
+            kept, inner_state = update_masks(
+                due, prune, kept, inner_state, weights.by_path, paths
+            )
+            mask_tree = replace_masks(mask_tree, kept)
         updates, inner_state = masked_update(
             inner,
-            updates,
+            flatten(updates),
             inner_state,
-            params,
+            weights,
             kept,
             mask_gradients=mask_gradients,
             extra_args=extra_args,
         )
-        return updates, SparseState(next_count(state.count), kept, inner_state)
+        return updates, SparseState(next_count(state.count), mask_tree, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -178,15 +193,9 @@ def _moved(plan: Plan, before: Array, progress: Array) -> Bool[Array, ""]:
 
 
 def _finer_masks(
-    params: PyTree, plan: Plan, progress: Float[Array, ""], masks: PyTree
-) -> PyTree:
-    """The masks at this progress, within the masks before."""
-    weights, _ = flatten(params)
-    found = search_masks(
-        weights,
-        plan.sparse,
-        progress=progress,
-        within=flatten_masks(masks),
-        packed=True,
+    weights: Mapping[str, Any], plan: Plan, progress: Float[Array, ""], masks: Masks
+) -> dict[str, Array]:
+    """The masks at this progress, each within the mask before."""
+    return search_masks(
+        weights, plan.sparse, progress=progress, within=masks, packed=True
     )
-    return with_masks(masks, found)

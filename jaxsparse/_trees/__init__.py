@@ -1,15 +1,20 @@
 """Leaves of any tree by their canonical path, and tables of them."""
 
 from jaxsparse._trees.paths import (
+    Keys as Keys,
+    Leaves as Leaves,
+    array_shapes as array_shapes,
     flatten as flatten,
+    flatten_as as flatten_as,
     flatten_masks as flatten_masks,
+    flatten_with_keys as flatten_with_keys,
     is_array as is_array,
     is_dense_entry as is_dense_entry,
     is_numeric as is_numeric,
     map_named as map_named,
     path_name as path_name,
-    shapes_of as shapes_of,
-    with_masks as with_masks,
+    replace_masks as replace_masks,
+    without_box as without_box,
 )
 from jaxsparse._trees.table import (
     Tabular as Tabular,

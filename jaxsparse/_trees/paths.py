@@ -8,7 +8,7 @@ their containers.
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,12 @@ from jaxtyping import Array, PyTree
 
 _Leaf = TypeVar("_Leaf")
 
+#: JAX's keys on the way to a leaf.
+Keys = tuple[Any, ...]
+
+#: The last key on the way to what a variable of NNX holds.
+_BOX = GetAttrKey("value")
+
 
 def path_name(path: tuple[Any, ...]) -> str:
     """The canonical path: names joined by `/`, without the `value` of a box.
@@ -35,9 +41,12 @@ def path_name(path: tuple[Any, ...]) -> str:
     >>> path_name((DictKey("mlp"), DictKey("value")))
     'mlp/value'
     """
-    if path and path[-1] == GetAttrKey("value"):
-        path = path[:-1]
-    return "/".join(_key_name(key) for key in path)
+    return "/".join(_key_name(key) for key in without_box(path))
+
+
+def without_box(path: Keys) -> Keys:
+    """The keys without the `value` of a box, in which NNX hands leaves to `init`."""
+    return path[:-1] if path and path[-1] == _BOX else path
 
 
 def _key_name(key) -> str:
@@ -52,22 +61,55 @@ def _key_name(key) -> str:
             return str(key)
 
 
-def flatten(
-    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
-) -> tuple[dict[str, Any], Any]:
+class Leaves(NamedTuple):
+    """The leaves of a tree by canonical path, in order, and the tree's structure."""
+
+    by_path: dict[str, Any]
+    structure: Any
+
+    def unflatten(self, leaves: Mapping[str, Any]) -> PyTree:
+        """The tree with these leaves, by path, in place of its own."""
+        return self.structure.unflatten([leaves[path] for path in self.by_path])
+
+
+def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> Leaves:
     """The leaves of a tree keyed by canonical path, in order, and its structure.
 
     Raises:
       ValueError: two leaves have the same path, or an NNX module shares a variable.
     """
-    refuse_shared_variables(tree)
+    return flatten_with_keys(tree, is_leaf)[0]
+
+
+def flatten_with_keys(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> tuple[Leaves, dict[Keys, str]]:
+    """As `flatten`; and the canonical paths by JAX's keys, which tell containers apart.
+
+    `Leaves` of parameters and these paths are all that a step of training needs of a
+    tree, so that it is flattened once.
+    """
     leaves, structure = tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return _by_name(leaves), structure
+    if any(path and path[-1] == _BOX for path, _ in leaves):
+        refuse_shared_variables(tree)
+    by_path = _by_name(leaves)
+    keys = (without_box(path) for path, _ in leaves)
+    return Leaves(by_path, structure), dict(zip(keys, by_path, strict=True))
 
 
-def shapes_of(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of a tree by canonical path."""
-    leaves, _ = flatten(tree)
+def flatten_as(tree: PyTree, other: Leaves) -> Leaves:
+    """The leaves of a tree that most likely has the structure of another one.
+
+    If so its paths are those of the other one, and need not be spelled again.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if structure != other.structure:
+        return flatten(tree)
+    return Leaves(dict(zip(other.by_path, leaves, strict=True)), structure)
+
+
+def array_shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of those leaves that are arrays, by path."""
     return {path: tuple(x.shape) for path, x in leaves.items() if is_array(x)}
 
 
@@ -83,9 +125,9 @@ def flatten_masks(masks: PyTree) -> dict[str, Any]:
     }
 
 
-def with_masks(masks: PyTree, found: Mapping[str, Any]) -> PyTree:
-    """The tree with other masks in the place of those that it has."""
-    return tree_map_with_path(lambda path, _: found[path_name(path)], masks)
+def replace_masks(tree: PyTree, masks: Mapping[str, Any]) -> PyTree:
+    """A tree of masks with other masks, by path, instead of its own."""
+    return tree_map_with_path(lambda path, _: masks[path_name(path)], tree)
 
 
 def is_dense_entry(mask: Any) -> bool:
@@ -95,8 +137,8 @@ def is_dense_entry(mask: Any) -> bool:
 
 def map_named(f: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     """Maps `f(path, leaf)` over a tree; `f` may return `None`."""
-    leaves, structure = flatten(tree)
-    return structure.unflatten([f(name, leaf) for name, leaf in leaves.items()])
+    leaves = flatten(tree)
+    return leaves.unflatten({path: f(path, x) for path, x in leaves.by_path.items()})
 
 
 def is_array(leaf: Any) -> bool:
