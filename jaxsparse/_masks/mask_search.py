@@ -53,15 +53,15 @@ def search_masks(
       scores: the weights by path; or scores, which may be negative, where `signed`.
       leaves: the plans of the leaves.
       progress: the way from dense, 0, to the pattern, 1, which may be traced.
-      within: masks, bool or packed, whose closed places stay closed.
+      within: masks, bool or packed; what they prune stays pruned.
       packed: whether to pack the masks along the group axis.
       signed: whether to rank by value instead of by magnitude.
 
     Raises:
-      TypeError: `within` a mask, integers of 32 bits or more, whose order leaves no
-        place below the lowest.
+      TypeError: `within` a mask, for integers of 32 bits or more: their order has no
+        key below the lowest, which pruned weights would need.
     """
-    found: dict[str, _Mask] = {}
+    masks: dict[str, _Mask] = {}
     kept_counts: dict[tuple[int, int], Array] = {}
     for group, total, kept in counted_groups(leaves):
         paths = [leaf.path for leaf in group]
@@ -73,8 +73,8 @@ def search_masks(
             if counts not in kept_counts:
                 kept_counts[counts] = kept_count(total, kept, progress)
             kept = kept_counts[counts]
-        find = _known_masks if isinstance(kept, int) else _traced_masks
-        masks = find(
+        search = _search_static if isinstance(kept, int) else _search_traced
+        group_masks = search(
             [scores[path] for path in paths],
             kept,
             None if within is None else [within[path] for path in paths],
@@ -82,19 +82,19 @@ def search_masks(
             packed,
             signed,
         )
-        found |= dict(zip(paths, masks, strict=True))
-    return {leaf.path: found[leaf.path] for leaf in leaves}
+        masks |= dict(zip(paths, group_masks, strict=True))
+    return {leaf.path: masks[leaf.path] for leaf in leaves}
 
 
 class _SearchSpec(NamedTuple):
-    """What a search has to know of a leaf; not its path: alike leaves share a program.
+    """What a search needs of a leaf. Not its path: alike leaves share a program.
 
     Attributes:
       pattern: the leaf's pattern.
       axis: its group axis, along which masks are packed.
       output: its last output axis, None where it has none.
       rows: the axes along which there are separate outputs.
-      tile: what is pruned as a whole.
+      tile: the sizes of what is pruned as a whole.
     """
 
     pattern: Pattern
@@ -111,91 +111,91 @@ def _search_spec(leaf: LeafPlan) -> _SearchSpec:
     return _SearchSpec(leaf.pattern, leaf.axis, output, leaf.rows, leaf.tile)
 
 
-def _find(scores, kept, within, places, packed: bool, signed: bool) -> list[_Mask]:
-    """The masks of leaves that share their count: of one leaf, if it isn't shared."""
+def _search(scores, kept, within, specs, packed: bool, signed: bool) -> list[_Mask]:
+    """The masks of leaves that share a threshold: usually of one leaf."""
     scores = [jnp.asarray(score) for score in scores]
-    opened = [None] * len(scores)
+    allowed = [None for _ in scores]
     if within is not None:
-        opened = [as_bool(w, s) for w, s in zip(within, scores, strict=True)]
-    match places[0].pattern:
+        allowed = [as_bool(w, s) for w, s in zip(within, scores, strict=True)]
+    match specs[0].pattern:
         case NM(transposable=False):
-            return [
-                _find_grouped(scores[0], kept, opened[0], places[0], packed, signed)
-            ]
+            return [_search_nm(scores[0], kept, allowed[0], specs[0], packed, signed)]
         case NM():
-            masks = [_find_transposable(scores[0], kept, opened[0], places[0], signed)]
+            masks = [
+                _search_transposable(scores[0], kept, allowed[0], specs[0], signed)
+            ]
         case PerOutput():
-            masks = [_find_per_output(scores[0], kept, opened[0], places[0], signed)]
+            masks = [_search_per_output(scores[0], kept, allowed[0], specs[0], signed)]
         case _:
-            masks = _find_tiled(scores, kept, opened, places, signed)
+            masks = _search_tiles(scores, kept, allowed, specs, signed)
     if not packed:
         return masks
-    return [pack_mask(mask, p.axis) for mask, p in zip(masks, places, strict=True)]
+    return [pack_mask(mask, p.axis) for mask, p in zip(masks, specs, strict=True)]
 
 
-def _find_grouped(score, kept, opened, place: _SearchSpec, packed: bool, signed: bool):
-    assert isinstance(place.pattern, NM)
+def _search_nm(score, kept, allowed, spec: _SearchSpec, packed: bool, signed: bool):
+    assert isinstance(spec.pattern, NM)
     ranked = rank_by_value(score) if signed else rank_by_magnitude(score)
-    ranked = ranked if opened is None else rank_within(ranked, opened)
+    ranked = ranked if allowed is None else rank_within(ranked, allowed)
     search = best_packed_nm_mask if packed else best_nm_mask
-    mask = search(ranked, kept, place.pattern.m, place.axis)
-    if opened is None:
+    mask = search(ranked, kept, spec.pattern.m, spec.axis)
+    if allowed is None:
         return mask
-    # Where fewer are open than are to be kept, none is opened.
-    bits = pack_mask(opened, place.axis) if packed else opened
+    # Where fewer are open than are to be kept, none is allowed.
+    bits = pack_mask(allowed, spec.axis) if packed else allowed
     return mask & reshard_to(bits, mask)
 
 
-def _find_transposable(score, kept, opened, place: _SearchSpec, signed: bool):
-    assert isinstance(place.pattern, NM)
-    assert place.output is not None
+def _search_transposable(score, kept, allowed, spec: _SearchSpec, signed: bool):
+    assert isinstance(spec.pattern, NM)
+    assert spec.output is not None
     score = score.astype(wide_float(score.dtype))  # some narrow floats have no infinity
     score = score if signed else jnp.abs(score)
-    if opened is not None:
-        score = jnp.where(opened, score, jnp.asarray(-jnp.inf, score.dtype))
-    m, axes = place.pattern.m, (place.axis, place.output)
+    if allowed is not None:
+        score = jnp.where(allowed, score, jnp.asarray(-jnp.inf, score.dtype))
+    m, axes = spec.pattern.m, (spec.axis, spec.output)
     whole = gather_groups(gather_groups(score, m, axes[0]), m, axes[1])
     mask = best_transposable_mask(whole, kept, m, axes)
     mask = reshard_like(mask, score)
-    return mask if opened is None else mask & opened
+    return mask if allowed is None else mask & allowed
 
 
-def _find_per_output(score, kept, opened, place: _SearchSpec, signed: bool):
+def _search_per_output(score, kept, allowed, spec: _SearchSpec, signed: bool):
     ranked = rank_by_value(score) if signed else rank_by_magnitude(score)
-    ranked = ranked if opened is None else rank_within(ranked, opened)
+    ranked = ranked if allowed is None else rank_within(ranked, allowed)
     bits = ranked.bits
-    for axis in set(range(bits.ndim)) - set(place.rows):
+    for axis in set(range(bits.ndim)) - set(spec.rows):
         bits = gather_groups(bits, bits.shape[axis], axis)
-    best = lambda x, n: best_row_mask(ranked._replace(bits=x), n, place.rows)
+    best = lambda x, n: best_row_mask(ranked._replace(bits=x), n, spec.rows)
     if isinstance(kept, int):
         mask = map_explicit_shards(lambda x: best(x, kept), bits)
     else:
         mask = map_explicit_shards(best, bits, kept)
     mask = reshard_like(mask, score)
-    return mask if opened is None else mask & opened
+    return mask if allowed is None else mask & allowed
 
 
-def _find_tiled(scores, kept, opened, places: Sequence[_SearchSpec], signed: bool):
+def _search_tiles(scores, kept, allowed, specs: Sequence[_SearchSpec], signed: bool):
     dtype = _common_dtype([score.dtype for score in scores])
     ranked = [
-        rank_tiles(score.astype(dtype), place.tile, signed=signed, within=w)
-        for score, place, w in zip(scores, places, opened, strict=True)
+        rank_tiles(score.astype(dtype), spec.tile, signed=signed, within=w)
+        for score, spec, w in zip(scores, specs, allowed, strict=True)
     ]
-    found = best_unstructured_masks(ranked, kept)
+    tiles = best_unstructured_masks(ranked, kept)
     masks = [
-        reshard_like(expand_tiles(mask, place.tile), score)
-        for mask, place, score in zip(found, places, scores, strict=True)
+        reshard_like(expand_tiles(mask, spec.tile), score)
+        for mask, spec, score in zip(tiles, specs, scores, strict=True)
     ]
-    return [m if w is None else m & w for m, w in zip(masks, opened, strict=True)]
+    return [m if w is None else m & w for m, w in zip(masks, allowed, strict=True)]
 
 
-#: A number that is known beforehand finds faster programs than a traced one.
-_known_masks = jax.jit(_find, static_argnums=(1, 3, 4, 5))
-_traced_masks = jax.jit(_find, static_argnums=(3, 4, 5))
+# A static count has faster programs than a traced one.
+_search_static = jax.jit(_search, static_argnums=(1, 3, 4, 5))
+_search_traced = jax.jit(_search, static_argnums=(3, 4, 5))
 
 
 def _common_dtype(dtypes: Sequence[jnp.dtype]) -> jnp.dtype:
-    """A dtype in which scores that share a threshold can be compared."""
+    """A dtype in which scores of several leaves can be compared."""
     return dtypes[0] if len(set(dtypes)) == 1 else wide_float(*dtypes)
 
 
@@ -209,7 +209,7 @@ def _check_room(leaf: LeafPlan, score: ArrayLike) -> None:
 
 
 def kept_count(total: int, target: int, progress: Float[Array, ""]) -> Int[Array, ""]:
-    """How many of `total` are kept at some progress from all of them to `target`."""
+    """How many of `total` are kept when progress goes from all of them to `target`."""
     prunable, progress = total - target, jnp.asarray(progress, jnp.float32)
     pruned = jnp.round(jnp.clip(progress, 0, 1) * prunable).astype(jnp.int32)
     # A float32 holds whole numbers up to 2**24 only: at the end the target is exact.

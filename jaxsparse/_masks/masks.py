@@ -26,24 +26,25 @@ def create_masks(
     scores: PyTree | None = None,
     packed: bool = False,
 ) -> PyTree:
-    """The best mask of every leaf that the plan prunes.
+    """Creates the best mask for every leaf that the plan prunes.
 
     Args:
       params: a tree of arrays.
       plan: a plan, rules or a pattern.
-      scores: a tree like `params`, of real numbers: the mask keeps the highest. The
-        default is the magnitude of the weights. Leaves that stay dense need none.
-      packed: one bit a weight, as uint8 arrays packed along the group axis, lowest bit
-        first, instead of bool arrays.
+      scores: a tree like `params` of real numbers; the mask keeps the highest. Leaves
+        that stay dense need none. The default is the magnitude of the weights.
+      packed: whether to return one bit per weight, as uint8 arrays packed along the
+        group axis, lowest bit first, instead of bool arrays.
 
     Returns:
-      A tree like `params`: True (a set bit) = kept, and None for a leaf that stays
-      dense. In every whole group exactly `n` are kept. Masks are sharded as the
-      parameters are, packed ones not along an axis where shards would cut bytes.
+      A tree like `params`: True (a set bit) where a weight is kept, None for a leaf
+      that stays dense. Every complete group keeps exactly `n`. Masks are sharded like
+      the parameters; packed masks are replicated along an axis where shards would
+      split bytes.
 
     Raises:
-      ValueError: the plan or the scores do not fit; besides what `plan_sparsity`
-        raises.
+      ValueError: the plan or the scores do not fit the parameters, and whatever
+        `plan_sparsity` raises.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> create_masks(params, "2:4")["kernel"][:4, 0]
@@ -67,23 +68,23 @@ def create_masks(
 
 
 def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTree:
-    """The parameters with exact zeros wherever a mask says so.
+    """Sets pruned weights to exact zeros.
 
     Args:
       params: a tree of arrays.
-      masks: a tree of bool or packed masks, or of None for leaves that stay dense.
-      donate: give up the masked leaves of `params`, whose memory the result takes:
-        a model that fills its device can be masked there. They are deleted, as by
-        `donate_argnums` of `jax.jit`; under a trace this has no effect.
+      masks: a tree of bool or packed masks, None for leaves that stay dense.
+      donate: whether the result may take the memory of the masked leaves of `params`,
+        as `donate_argnums` of `jax.jit` does; those leaves are deleted. With it a model
+        that fills its device can be masked there. Ignored under a trace.
 
     Returns:
-      A tree like `params`, of the same dtypes. Masked places hold plus zero, whatever
-      was there, NaN included.
+      A tree like `params`, of the same dtypes. Masked positions hold plus zero whatever
+      they held before, NaN included.
 
     Raises:
-      ValueError: a leaf without an entry in `masks`, a mask without a leaf, or one of
-        another shape; to donate, one array as two leaves.
-      TypeError: a mask that is neither bool nor packed (uint8).
+      ValueError: a leaf has no entry in `masks`, a mask has no leaf or another shape;
+        or, to be donated, one array is two leaves.
+      TypeError: a mask is neither bool nor packed (uint8).
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> mask_params(params, create_masks(params, "2:4"))["kernel"][:4, 0]
@@ -152,13 +153,13 @@ def _check_score(path: str, weight: Any, score: Any) -> None:
     got = tuple(score.shape) if is_numeric(score) else None
     if got != tuple(weight.shape):
         raise ValueError(
-            f"leaf {path!r} of shape {weight.shape} is to be pruned by real scores of "
-            f"the same shape, got {score if got is None else got}"
+            f"leaf {path!r} of shape {weight.shape} needs real scores of the same "
+            f"shape, got {score if got is None else got}"
         )
 
 
 def _check_once(leaves: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
-    """Raises unless every array that is to be donated is one leaf, not two."""
+    """Raises if an array that is to be donated is two leaves."""
     seen: dict[int, str] = {}
     for path, leaf in leaves.items():
         other = seen.setdefault(id(leaf), path)

@@ -1,4 +1,4 @@
-"""Scores for whole trees, by which `create_masks` may rank instead of magnitude."""
+"""Scores for whole trees, for `create_masks` to rank by instead of magnitude."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxsparse._trees import (
 
 
 def random_scores(params: PyTree, key: jax.Array) -> PyTree:
-    """Uniform random scores: the masks made of them are random, of any pattern.
+    """Draws uniform random scores, from which masks of any pattern are random.
 
     Args:
       params: a tree of arrays.
@@ -30,18 +30,18 @@ def random_scores(params: PyTree, key: jax.Array) -> PyTree:
     64
     """
     leaves, _ = flatten(params)
-    places = {path: place for place, path in enumerate(leaves)}
+    indices = {path: index for index, path in enumerate(leaves)}
 
     def score(path, leaf):
         if not is_numeric(leaf):
             return leaf
-        return jax.random.uniform(jax.random.fold_in(key, places[path]), leaf.shape)
+        return jax.random.uniform(jax.random.fold_in(key, indices[path]), leaf.shape)
 
     return map_named(score, params)
 
 
 def saliency_scores(params: PyTree, gradients: PyTree) -> PyTree:
-    """The first-order change of the loss if a weight were removed: `abs(w * g)`.
+    """Scores weights by the first-order change of the loss without them, `abs(w * g)`.
 
     Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient
     Inference" (2017, arXiv:1611.06440); at initialisation it is SNIP, of Lee et al.

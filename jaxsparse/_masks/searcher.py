@@ -1,4 +1,4 @@
-"""Searchers: a way of choosing masks, with its settings, as an object."""
+"""Searchers: methods that choose masks, with their settings."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -10,12 +10,12 @@ from jaxsparse._plans import Plan, PlanLike, plan_for
 
 
 class SearchResult(NamedTuple):
-    """What a search found.
+    """What a searcher returns.
 
     Attributes:
-      params: the parameters, pruned.
-      masks: their masks; None for leaves that stay dense.
-      plan: the plan that was followed.
+      params: the pruned parameters.
+      masks: their masks, None for leaves that stay dense.
+      plan: the plan that was used.
     """
 
     params: PyTree
@@ -24,10 +24,10 @@ class SearchResult(NamedTuple):
 
 
 class Searcher(Protocol):
-    """What every searcher can do."""
+    """The interface of all searchers."""
 
     def search(self, params: PyTree, statistics: Any = None) -> SearchResult:
-        """Prunes `params`, with statistics of the layers' inputs if it needs them."""
+        """Prunes `params`, by statistics of layer inputs if the method needs them."""
         ...
 
 
@@ -37,7 +37,7 @@ class MagnitudeSearcher:
 
     Attributes:
       plan: a plan, rules or a pattern.
-      packed: whether masks come packed, one bit a weight.
+      packed: whether masks are packed, one bit per weight.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -56,7 +56,7 @@ class MagnitudeSearcher:
 
         Args:
           params: a tree of arrays.
-          statistics: not needed, whatever they are: a magnitude is known without.
+          statistics: ignored; magnitudes need none.
 
         Returns:
           The pruned parameters, their masks and the plan.

@@ -1,4 +1,4 @@
-"""The state of an optimizer as shapes and shardings, before there is one."""
+"""The state of an optimizer as shapes and shardings, without making it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +16,13 @@ from jaxsparse._trees import flatten_with_keys
 
 
 def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
-    """What `tx.init(params)` will return: shapes, dtypes and shardings.
+    """Shapes, dtypes and shardings of the state that `tx.init(params)` returns.
 
-    Whatever has the shape of a parameter and is in its place is sharded as the
-    parameter, and so is its packed mask, but along an axis where shards would cut
-    bytes (`sharding_report` names such leaves). All else, such as counters and factored
-    moments, is on every device of the parameters' mesh. It is what a checkpoint is
-    restored as, and says where `jax.jit` is to put a new state.
+    Arrays that belong to a parameter and have its shape are sharded like the parameter.
+    So are packed masks, except along axes where shards would split bytes
+    (`sharding_report` names those leaves). All other arrays, such as counters and
+    factored moments, are replicated over the parameters' mesh. Use it as the target
+    when a checkpoint is restored, and to give `jax.jit` the shardings of a new state.
 
     Args:
       tx: any optimizer, wrapped or not.
@@ -33,7 +33,7 @@ def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
       parameters have none.
 
     Raises:
-      ValueError, TypeError: what `tx.init` raises.
+      ValueError, TypeError: as `tx.init`.
 
     >>> from jaxsparse import get_masks, wrap_optimizer
     >>> tx, params = wrap_optimizer(optax.adamw(0.1)), {"kernel": jnp.ones((16, 8))}
@@ -44,22 +44,22 @@ def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
     """
     (weights, _), paths = flatten_with_keys(params)
-    everywhere = _everywhere([getattr(x, "sharding", None) for x in weights.values()])
-    on_mesh = isinstance(everywhere, NamedSharding)
+    replicated = _replicated([getattr(x, "sharding", None) for x in weights.values()])
+    on_mesh = isinstance(replicated, NamedSharding)
 
-    def place(path: str | None, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def with_sharding(path: str | None, leaf: jax.ShapeDtypeStruct):
         weight = None if path is None else weights[path]
-        # Beside sharded ones, what was put nowhere will go where they are.
+        # An uncommitted weight beside sharded ones will be replicated over their mesh.
         free = weight is None or (on_mesh and not getattr(weight, "committed", True))
         sharding = None if free else _like(weight, leaf)
-        sharding = everywhere if sharding is None else sharding
+        sharding = replicated if sharding is None else sharding
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return map_by_parameter(place, jax.eval_shape(tx.init, params), paths)
+    return map_by_parameter(with_sharding, jax.eval_shape(tx.init, params), paths)
 
 
-def _everywhere(shardings: Sequence[Sharding | None]) -> Sharding | None:
-    """The sharding of what is on every device of a mesh, or where the weights are."""
+def _replicated(shardings: Sequence[Sharding | None]) -> Sharding | None:
+    """Replicated over the weights' mesh, or the sharding of the first weight."""
     for sharding in shardings:
         if isinstance(sharding, NamedSharding):
             return NamedSharding(sharding.mesh, PartitionSpec())
@@ -67,7 +67,7 @@ def _everywhere(shardings: Sequence[Sharding | None]) -> Sharding | None:
 
 
 def _like(weight: Any, leaf: jax.ShapeDtypeStruct) -> Sharding | None:
-    """The sharding of what is in the place of a weight, if like that or its mask."""
+    """The sharding of an array that belongs to a weight and is like it or its mask."""
     sharding = getattr(weight, "sharding", None)
     if leaf.shape == weight.shape:
         return sharding

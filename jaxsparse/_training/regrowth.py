@@ -1,8 +1,8 @@
-"""Dynamic sparse training: some weights are dropped, as many grow elsewhere.
+"""Dynamic sparse training: some kept weights are dropped, as many pruned ones regrow.
 
-The network is sparse from the first step to the last and the masks move: every so many
-steps the smallest of the weights that are kept give way to pruned ones. SET and RigL
-differ in how these are chosen: at random, or by the gradients that they would have.
+The network is sparse from the first step to the last, and its masks move: every few
+steps the smallest kept weights give way to pruned ones. SET chooses those at random,
+RigL by the size of their gradients.
 """
 
 import zlib
@@ -70,35 +70,38 @@ def regrow_by_gradient(
     fraction: DropFraction,
     every: int = 100,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer in RigL: grow where the gradient is largest.
+    """Wraps an optimizer in RigL: regrow weights with the largest gradients.
 
     Evci et al., "Rigging the Lottery: Making All Tickets Winners" (2020,
-    arXiv:1911.11134). Every `every` steps, in each leaf, the smallest kept weights are
-    dropped, and of all others those with the largest gradients are kept instead,
-    beginning at zero; a weight that was dropped may come back at once, as it was. With
-    an n:m pattern each group grows as many as it dropped. Between, and at these steps
-    too, `params + updates` is exactly zero at every masked place, as in
-    `wrap_optimizer`. What the inner optimizer keeps for each weight is set to zero
-    where weights are closed or opened; `optax.rprop`, whose fresh state is not zero,
-    would never move them. Compile the step: uncompiled, each call traces it anew.
+    arXiv:1911.11134). Every `every` steps each leaf drops the smallest of its kept
+    weights and regrows as many of the others, those with the largest gradients, from
+    zero. A weight that was just dropped may be regrown at once; it then keeps its
+    value. With an n:m pattern each group regrows as many weights as it drops. At every
+    step `params + updates` is exactly zero at every masked position, as in
+    `wrap_optimizer`. The inner optimizer's moments are set to zero where weights are
+    dropped or regrown. `optax.rprop` is not supported: its initial state is not zero,
+    so regrown weights would never move. Compile the step with `jax.jit`: an eager call
+    traces the search again each time.
 
     Args:
       inner: any optimizer.
-      plan: a plan, rules or a pattern; leaves are pruned `NM` or `Unstructured`.
-      masks: start with these masks, bool or packed, instead of the best ones for the
-        parameters given to `init`: such as random ones, from `random_scores`. They
-        should keep what the plan keeps; the first change makes them.
-      fraction: the fraction of the kept weights that is dropped at a step; the paper's
-        is `optax.cosine_decay_schedule(0.3, steps)`, which ends in 0.
-      every: change masks at steps that this divides, the first excepted.
+      plan: a plan, rules or a pattern. Leaves must be pruned to `NM` or `Unstructured`.
+      masks: the initial masks, bool or packed, for example random ones made with
+        `random_scores`. The default is the best masks for the parameters given to
+        `init`. They should keep as many weights as the plan does; after the first
+        change of masks they do.
+      fraction: the fraction of the kept weights to drop, as a function of the step. The
+        paper uses `optax.cosine_decay_schedule(0.3, steps)`, which ends at 0.
+      every: masks change at multiples of this step, except step 0.
 
     Returns:
       A gradient transformation with the state `RegrowthState`. `update` needs the
-      parameters, and gradients of the sparse network that nothing has masked.
+      parameters, and unmasked gradients of the sparse network.
 
     Raises:
-      ValueError: `every < 1`; in `init`, as `wrap_optimizer`, or another pattern.
-      TypeError: in `init`, a pruned leaf of integers.
+      ValueError: `every < 1`; in `init`, another pattern, and whatever
+        `wrap_optimizer` raises.
+      TypeError: in `init`, a pruned leaf has an integer dtype.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> fraction = optax.cosine_decay_schedule(0.5, 1000)
@@ -126,21 +129,21 @@ def regrow_at_random(
     fraction: DropFraction,
     every: int = 100,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer in SET: grow at random.
+    """Wraps an optimizer in SET: regrow weights at random.
 
     Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse
-    connectivity inspired by network science" (2018, arXiv:1707.04780). As
-    `regrow_by_gradient`, but for how the weights that grow are chosen.
+    connectivity inspired by network science" (2018, arXiv:1707.04780). Like
+    `regrow_by_gradient`, except that the weights to regrow are chosen at random.
 
     Args:
       inner: any optimizer.
-      plan: a plan, rules or a pattern; leaves are pruned `NM` or `Unstructured`.
-      key: the random key. A step's choice depends on it and on the number of the step
-        alone, so that a restored run goes on as it would have.
-      masks: start with these masks.
-      fraction: the fraction of the kept weights that is dropped at a step; the paper's
-        is 0.3 throughout.
-      every: change masks at steps that this divides, the first excepted.
+      plan: a plan, rules or a pattern. Leaves must be pruned to `NM` or `Unstructured`.
+      key: the random key. The choice at a step depends only on the key and the step, so
+        a restored run continues as the original would have.
+      masks: the initial masks, as in `regrow_by_gradient`.
+      fraction: the fraction of the kept weights to drop, as a function of the step. The
+        paper uses 0.3 at every step.
+      every: masks change at multiples of this step, except step 0.
 
     Returns:
       A gradient transformation with the state `RegrowthState`.
@@ -236,7 +239,7 @@ def _gradient(gradients: Leaves, leaf: LeafPlan) -> Array:
     if gradient is None:
         raise ValueError(
             f"leaf {leaf.path!r} of shape {leaf.shape} is pruned and has no gradient: "
-            "keep it dense by a rule, or freeze it by zeros"
+            "keep it dense by a rule, or pass a gradient of zeros to freeze it"
         )
     return gradient
 
@@ -284,13 +287,13 @@ def _check_regrowable(leaf: LeafPlan, weight: ArrayLike) -> None:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"leaf {leaf.path!r} of shape {leaf.shape} has dtype {dtype}: only floats "
-            "are trained; keep it dense by a rule"
+            "can be trained; keep it dense by a rule"
         )
     match leaf.pattern:
         case NM(transposable=False) | Unstructured(across_leaves=False):
             return
     raise ValueError(
         f"leaf {leaf.path!r} of shape {leaf.shape} is planned {leaf.decision}: weights "
-        "grow again in n:m patterns and in Unstructured ones with a sparsity a leaf; "
-        "give it one of these, or keep it dense, by a rule"
+        "can regrow in n:m patterns, and in Unstructured ones with one sparsity per "
+        "leaf; give it one of these by a rule, or keep it dense"
     )

@@ -1,4 +1,4 @@
-"""Schedules of pruning: a step in, progress from 0 (dense) to 1 (the pattern) out."""
+"""Pruning schedules: progress from 0 (dense) to 1 (the pattern), by the step."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-#: A step, which may be traced, in; a scalar progress in `[0, 1]` out.
+#: A function of the step, which may be traced, that returns a progress in `[0, 1]`.
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def one_shot_schedule(step: int) -> Schedule:
-    """Dense before `step`, the whole pattern from then on: pruned there, once.
+    """Prunes once: dense before `step`, the whole pattern from `step` on.
 
     Args:
-      step: the number of updates made dense; the next one prunes.
+      step: the number of dense updates; the next one prunes.
 
     Returns:
       A schedule for `wrap_optimizer` or `keep_params_sparse`.
@@ -27,22 +27,22 @@ def one_shot_schedule(step: int) -> Schedule:
     0.0 1.0
     """
     if step < 0:
-        raise ValueError(f"one_shot_schedule prunes at a step from 0 on, got {step}")
+        raise ValueError(f"one_shot_schedule takes a step of 0 or more, got {step}")
     return lambda count: jnp.asarray(count >= step, jnp.float32)
 
 
 def cubic_schedule(start: int, end: int) -> Schedule:
-    """Gradual pruning: fast while much is left to prune, slow towards the end.
+    """Prunes gradually: fast at first, slowly towards the end.
 
     The progress is `1 - (1 - t)**3` for `t` from 0 at `start` to 1 at `end`: the
     sparsity function of Zhu and Gupta, "To prune, or not to prune" (2017,
-    arXiv:1710.01878, equation 1). Used with an n:m pattern it walks from m:m to n:m,
-    one weight of each group at a time, as in decaying N:M masks (Kao et al. 2022,
-    arXiv:2209.07617). A linear walk is `optax.linear_schedule(0.0, 1.0, steps, start)`.
+    arXiv:1710.01878, equation 1). An n:m pattern goes from m:m to n:m, one weight of
+    each group at a time, as in decaying N:M masks (Kao et al. 2022, arXiv:2209.07617).
+    For linear progress use `optax.linear_schedule(0.0, 1.0, steps, start)`.
 
     Args:
-      start: the number of updates made dense.
-      end: the step from which on the pattern is whole.
+      start: the number of dense updates.
+      end: the step at which the whole pattern is reached.
 
     Returns:
       A schedule for `wrap_optimizer` or `keep_params_sparse`.
@@ -56,8 +56,7 @@ def cubic_schedule(start: int, end: int) -> Schedule:
     """
     if not 0 <= start < end:
         raise ValueError(
-            f"cubic_schedule prunes from step `start` to step `end`, 0 <= start < end, "
-            f"got {start} and {end}"
+            f"cubic_schedule requires 0 <= start < end, got start={start}, end={end}"
         )
 
     def progress(count):
@@ -68,9 +67,9 @@ def cubic_schedule(start: int, end: int) -> Schedule:
 
 
 def check_every(every: int) -> None:
-    """Raises `ValueError` unless masks are looked at every so many steps."""
+    """Raises `ValueError` unless `every` is a number of steps."""
     if every < 1:
         raise ValueError(
-            f"every counts the steps from one look at the masks to the next, at least "
-            f"1, got {every}"
+            f"every is the number of steps from one refresh of the masks to the next, "
+            f"at least 1, got {every}"
         )

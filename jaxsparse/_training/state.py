@@ -33,7 +33,7 @@ class RegrowthState(NamedTuple):
       masks: a tree like the parameters: packed uint8 masks, None for dense leaves.
       inner_state: the state of the wrapped optimizer.
       flip_rate: the fraction of the masked leaves' weights that the last change of
-        masks opened or closed, a float32 scalar.
+        masks dropped or regrew, a float32 scalar.
     """
 
     count: Integer[Array, "..."]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -48,8 +48,8 @@ class StraightThroughState(NamedTuple):
     Attributes:
       count: updates made so far, an int32 scalar.
       masks: a tree like the parameters: packed uint8 masks, None for dense leaves.
-      flip_rate: the fraction of the masked leaves' weights that the last masks opened
-        or closed, a float32 scalar.
+      flip_rate: the fraction of the masked leaves' weights that the last change of
+        masks pruned or regrew, a float32 scalar.
     """
 
     count: Integer[Array, "..."]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -62,15 +62,16 @@ _STATES = SparseState | RegrowthState | StraightThroughState
 
 
 def get_masks(opt_state: optax.OptState) -> PyTree:
-    """The masks in an optimizer's state, through any nesting of Optax's states.
+    """Returns the masks in an optimizer's state, however deeply it is nested.
 
     Args:
-      opt_state: a state that holds that of `wrap_optimizer`, `keep_params_sparse`, a
-        regrowing optimizer or `add_sr_ste_decay`.
+      opt_state: a state that contains the state of `wrap_optimizer`,
+        `keep_params_sparse`, `regrow_by_gradient`, `regrow_at_random` or
+        `add_sr_ste_decay`.
 
     Returns:
-      A tree like the parameters: packed masks, None for dense leaves. Where several
-      wrappers prune parts of the tree, their masks in one.
+      A tree like the parameters: packed masks, None for dense leaves. If several
+      wrappers prune parts of the tree, their masks are merged.
 
     Raises:
       ValueError: no such state, or two that prune the same leaf.
@@ -94,13 +95,13 @@ def get_masks(opt_state: optax.OptState) -> PyTree:
 
 def flip_rates(opt_state: optax.OptState) -> list[tuple[Array, list[str]]]:
     """Every flip rate that is recorded in a state, with the paths of its leaves."""
-    found = []
+    rates = []
     for state in _states_in(opt_state):
         if not isinstance(state, SparseState):
             (rate,) = jax.tree.leaves(state.flip_rate)  # out of the box of an NNX state
             masks = flatten_masks(state.masks)
-            found.append((rate, [path for path in masks if masks[path] is not None]))
-    return found
+            rates.append((rate, [path for path in masks if masks[path] is not None]))
+    return rates
 
 
 def _states_in(opt_state: optax.OptState) -> list[Any]:
@@ -110,9 +111,9 @@ def _states_in(opt_state: optax.OptState) -> list[Any]:
 
 
 def _merge(path: tuple[Any, ...], nodes: Sequence[PyTree]) -> PyTree:
-    """One tree of several that each have dense entries where others have masks.
+    """Merges trees of masks, of which each is dense where another one has a mask.
 
-    A combinator may have cut out a leaf or a whole branch, so this goes level by level.
+    Combinators remove leaves or whole branches, so trees are merged level by level.
     """
     present = [node for node in nodes if not is_dense_entry(node)]
     if not present:

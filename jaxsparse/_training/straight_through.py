@@ -1,7 +1,7 @@
 """Training through masks: the loss sees the sparse network, gradients are dense.
 
-Under a straight-through estimator the parameters stay dense, so that a mask found anew
-from them may choose other weights than before.
+Under a straight-through estimator the parameters stay dense, so a mask recomputed from
+them may keep other weights than before.
 """
 
 from collections.abc import Mapping
@@ -39,21 +39,21 @@ from jaxsparse._trees import flatten, is_array, map_named, replace_masks
 
 
 def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
-    """Masked parameters for the loss, whose gradient is that of dense ones.
+    """Masks parameters for the loss, with the gradient of dense parameters.
 
     The straight-through estimator of Bengio et al., "Estimating or Propagating
     Gradients Through Stochastic Neurons" (2013, arXiv:1308.3432), applied to masks: the
-    derivative of the masking is taken to be the identity. `params` stay dense while
-    they train; what is deployed is `mask_params(params, create_masks(params, plan))`.
+    derivative of masking is taken to be the identity. `params` stay dense while they
+    train; deploy `mask_params(params, create_masks(params, plan))`.
 
     Args:
       params: a tree of arrays.
-      plan: a plan, rules or a pattern: the masks are then those of `params` as they
-        are now. Or a tree of masks, bool or packed, such as `get_masks` of the state
+      plan: a plan, rules or a pattern; the masks are then computed from `params` at
+        each call. Or a tree of masks, bool or packed, such as `get_masks` of the state
         of `add_sr_ste_decay`.
 
     Returns:
-      A tree like `params` with exact zeros where the masks say so.
+      A tree like `params` with exact zeros at masked positions.
 
     Raises:
       ValueError, TypeError: as `create_masks` and `mask_params`.
@@ -89,30 +89,30 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
 def add_sr_ste_decay(
     plan: PlanLike = "2:4", *, decay: ArrayLike = 2e-4, every: int = 1
 ) -> optax.GradientTransformation:
-    """Adds `decay * w` to the gradients of the weights that the mask prunes.
+    """Adds `decay * w` to the gradients of pruned weights.
 
     SR-STE, the sparse-refined straight-through estimator of Zhou et al., "Learning N:M
     Fine-grained Structured Sparse Neural Networks From Scratch" (2021,
-    arXiv:2102.04010, equation 9). Pruned weights shrink unless their gradients hold
-    them up, so that masks settle. Put it before the optimizer, and `straight_through`
-    with the same plan into the loss::
+    arXiv:2102.04010, equation 9). Pruned weights shrink unless their gradients keep
+    them large, so masks settle. Put it before the optimizer, and use `straight_through`
+    with the same plan in the loss::
 
         tx = optax.chain(add_sr_ste_decay(plan), optax.sgd(0.1, momentum=0.9))
 
     Args:
       plan: a plan, rules or a pattern.
-      decay: how strongly pruned weights are pulled to zero; may be traced.
-      every: find the masks anew on steps that this divides. With a number above 1 give
-        the loss the masks of the state, `straight_through(params, get_masks(state))`:
-        the decay goes by the same, and new ones are for the steps that follow.
+      decay: the strength of the decay, not negative; may be traced.
+      every: masks are recomputed at multiples of this step. If it is above 1, give the
+        loss the masks of the state, `straight_through(params, get_masks(state))`: the
+        decay uses the same masks, and recomputed ones take effect at the next step.
 
     Returns:
       A gradient transformation with the state `StraightThroughState`: the masks, and
-      the fraction of the planned leaves' weights at which they last changed. `update`
-      needs the parameters.
+      the fraction of the masked leaves' weights whose mask changed last. `update` needs
+      the parameters.
 
     Raises:
-      ValueError: a decay that is negative or not finite, `every < 1`; in `init`, as
+      ValueError: a decay that is negative or not finite, or `every < 1`; in `init`, as
         `create_masks`.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -123,7 +123,7 @@ def add_sr_ste_decay(
     Array([0., 4., 0., 0.], dtype=float32)
     """
     if isinstance(decay, int | float) and not 0 <= decay < float("inf"):
-        raise ValueError(f"decay is a finite number from 0 on, got {decay}")
+        raise ValueError(f"decay must be finite and not negative, got {decay}")
     check_every(every)
     plan = plan_or_rules(plan)
 

@@ -1,4 +1,4 @@
-"""Masks inside any Optax optimizer: updates that land on exact zeros."""
+"""Masks inside any Optax optimizer: pruned weights stay exactly zero."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -45,43 +45,47 @@ def wrap_optimizer(
     every: int = 1,
     mask_gradients: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that every update lands on exact zeros.
+    """Wraps an optimizer so that pruned weights are exactly zero after every update.
 
-    `params + updates` is exactly zero at every masked place, for finite parameters
-    whatever came before: the first step from dense parameters prunes them. The inner
-    optimizer sees masked parameters and masked gradients, so that weight decay and
-    iterate averages are the sparse network's. The guarantee holds from the first
-    update that is applied, and needs this wrapper to be the last link that touches
-    updates. Gradient clipping *outside* counts the gradients of pruned weights too.
+    `params + updates` is exactly zero at every masked position, for any finite
+    parameters: the first update from dense parameters prunes them. The inner optimizer
+    sees masked parameters and masked gradients, so weight decay and iterate averages
+    are those of the sparse network. The guarantee holds from the first update that is
+    applied. It requires that no later transformation changes the updates. Gradient
+    clipping *outside* the wrapper also counts the gradients of pruned weights.
 
     The recipe is ASP's (Mishra et al. 2021, arXiv:2104.08378): prune a trained network
-    once, then train it on under fixed masks with the schedule that it was trained with.
+    once, then train it again under fixed masks with the schedule of the first training.
 
-    Restoring a checkpoint: restore this state with its masks, or call `tx.init` on the
-    restored parameters. Parameters that are loaded after `tx.init` ran on random ones
-    would train under the masks of the random weights: `check_sparsity` finds that out.
+    Checkpoints: restore this state with its masks, or call `tx.init` on the restored
+    parameters. Parameters that are loaded after `tx.init` ran on random ones would
+    train under the masks of the random weights; `check_sparsity` detects that.
 
     Args:
       inner: any optimizer.
-      plan: a plan, rules or a pattern; `"2:4"` if neither plan nor masks are given.
-        The masks are made in `init` from the parameters given there.
-      masks: start with these masks, bool or packed, instead. They are copied.
-      schedule: prune when its progress moves, keeping
-        `m - round(progress * (m - n))` weights in each group, or of an unstructured
-        pattern all but `progress` times its sparsity. Each mask lies within the one
-        before; the inner optimizer's moments of the weights that it closes are set to
-        zero. With both plan and masks the masks start and the plan refreshes.
-      every: look at the schedule on steps that this divides.
-      mask_gradients: whether the inner optimizer sees zeros for the gradients of
-        pruned weights.
+      plan: a plan, rules or a pattern. The masks are made in `init` from the parameters
+        given there. The default is `"2:4"` if no masks are given either.
+      masks: the initial masks, bool or packed, which are copied. The default is the
+        best masks by magnitude.
+      schedule: the progress of pruning, from 0 (dense) to 1 (the pattern), as a
+        function of the step. Masks are refreshed when the progress moves: an n:m
+        pattern then keeps `m - round(progress * (m - n))` weights in each group, an
+        unstructured pattern prunes `progress` times its sparsity. Each mask lies within
+        the one before, and the inner optimizer's moments of newly pruned weights are
+        set to zero. With both a plan and masks, the masks are the initial ones and the
+        plan refreshes them.
+      every: masks are refreshed only at multiples of this step.
+      mask_gradients: whether the inner optimizer sees zeros as the gradients of pruned
+        weights.
 
     Returns:
-      A gradient transformation with the state `SparseState`. Extra arguments of
-      `update` reach the inner optimizer. `update` needs the parameters.
+      A gradient transformation with the state `SparseState`. `update` needs the
+      parameters and passes extra arguments on to the inner optimizer.
 
     Raises:
-      ValueError: plan and masks without a schedule, a schedule with masks alone,
-        `every < 1`; in `init`, what does not fit the parameters, or nothing prunable.
+      ValueError: a plan and masks without a schedule, a schedule with masks alone, or
+        `every < 1`; in `init`, masks or a plan that do not fit the parameters, or
+        nothing prunable.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> tx = wrap_optimizer(optax.sgd(0.1), "2:4")
@@ -92,8 +96,8 @@ def wrap_optimizer(
     """
     if masks is not None and (plan is None) != (schedule is None):
         raise ValueError(
-            "masks alone stay as they are; masks with a plan *and* a schedule start "
-            "and are refreshed: give both of the two, or neither"
+            "masks alone stay fixed; masks with a plan and a schedule are refreshed: "
+            "give both plan and schedule beside masks, or neither"
         )
     check_every(every)
     if plan is None and masks is None:
@@ -150,15 +154,16 @@ def keep_params_sparse(
     schedule: Schedule | None = None,
     every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    """The guarantee of `wrap_optimizer` as the last link of an `optax.chain`.
+    """Keeps pruned weights exactly zero, as the last link of an `optax.chain`.
 
-    The links before it see dense gradients and, at the first step, dense parameters.
+    It gives the guarantee of `wrap_optimizer`. The links before it see dense gradients
+    and, at the first step, dense parameters.
 
     Args:
-      plan: as in `wrap_optimizer`, like the other arguments.
-      masks: start with these masks.
-      schedule: prune when its progress moves.
-      every: look at the schedule on steps that this divides.
+      plan: a plan, rules or a pattern, as in `wrap_optimizer`.
+      masks: the initial masks, bool or packed.
+      schedule: the progress of pruning, as a function of the step.
+      every: masks are refreshed only at multiples of this step.
 
     Returns:
       A gradient transformation with the state `SparseState`.
@@ -183,7 +188,7 @@ def keep_params_sparse(
 
 
 def _moved(plan: Plan, before: Array, progress: Array) -> Bool[Array, ""]:
-    """Whether some pattern keeps another number of weights than before."""
+    """Whether any pattern keeps another number of weights than before."""
     counts = {(total, kept) for _, total, kept in counted_groups(plan.sparse)}
     moved = [
         kept_count(total, kept, progress) != kept_count(total, kept, before)
