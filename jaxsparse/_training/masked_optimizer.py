@@ -81,7 +81,7 @@ def update_masks(
         after = renew(before)
         after = {path: reshard_to(after[path], mask) for path, mask in before.items()}
         changed = {
-            path: as_bool(mask ^ after[path], weights[path])
+            path: _as_bool(mask ^ after[path], weights[path])
             for path, mask in before.items()
         }
         return after, reset_changed(inner_state, paths, changed)

@@ -52,6 +52,7 @@ def test_n_of_m_equals_the_sequential_reference(pattern, seed):
     js.check_sparsity(found.params, rules(pattern))
 
 
+@pytest.mark.sweep
 def test_unstructured_patterns_equal_the_reference_and_keep_their_number():
     params, x = layer(0, 150, 6, 1500)  # two blocks: of 128 inputs and of 22
     moment = moment_of(x)
@@ -129,6 +130,7 @@ def least_squares(weight, mask, x):
     return best
 
 
+@pytest.mark.sweep(keep=["0"])
 @pytest.mark.parametrize("seed", range(3))
 def test_optimal_weights_are_the_least_squares(seed):
     params, x = layer(seed, 32, 10, 400)

@@ -16,6 +16,7 @@ def model(tmp_path_factory):
     return path
 
 
+@pytest.mark.sweep
 def test_killed_at_three_moments_and_then_not(model):
     output = model.with_name("out.safetensors")
     draw = np.random.default_rng()

@@ -141,6 +141,7 @@ for kind in (AxisType.Auto, AxisType.Explicit):
 """
 
 
+@pytest.mark.sweep
 def test_sharded_weights_are_compressed_as_on_one_device():
     run_on_eight_devices("-c", SHARDED)
 

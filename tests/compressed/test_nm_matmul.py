@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 import jaxsparse as js
 from tests.compressed.layout_oracle import (
@@ -16,11 +16,13 @@ from tests.compressed.layout_oracle import (
     random_mask,
 )
 from tests.compressed.products import assert_product, problem
+from tests.thorough import thorough
 
 
 SIZES = [1, 7, 8, 15, 16, 17, 63, 64, 65, 70]
 
 
+@pytest.mark.sweep
 def test_sizes_in_all_pairs():
     rng = np.random.default_rng(0)
     inner = [k for k in SIZES if k % 4 == 0]
@@ -50,7 +52,7 @@ CASES = [
 ]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@thorough(200)
 @given(
     st.sampled_from(CASES),
     st.sampled_from([(), (1,), (3,), (2, 3)]),

