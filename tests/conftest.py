@@ -52,5 +52,6 @@ def model(tmp_path):
 @pytest.fixture
 def available(monkeypatch):
     """The kernel's way, of which XLA does the last step where there is no Hopper."""
+    from jaxsparse._compressed import cuda_matmul
 
     monkeypatch.setattr(cuda_matmul, "_unavailable", lambda: "")

@@ -8,6 +8,7 @@ from jaxsparse._masks.masks import (
     create_masks as create_masks,
     mask_leaf as mask_leaf,
     mask_params as mask_params,
+    match_entries as match_entries,
     match_masks as match_masks,
 )
 from jaxsparse._masks.scores import (

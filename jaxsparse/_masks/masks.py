@@ -113,7 +113,13 @@ def match_masks(
     Returns:
       The masks by canonical path; None for a leaf that stays dense.
     """
-    entries = flatten_masks(masks)
+    return match_entries(leaves, flatten_masks(masks), part=part)
+
+
+def match_entries(
+    leaves: Mapping[str, Any], entries: Mapping[str, Any], *, part: bool = False
+) -> dict[str, Any]:
+    """As `match_masks`, for the entries of a tree of masks by canonical path."""
     matched = {}
     for path, leaf in leaves.items():
         if path not in entries and is_array(leaf):

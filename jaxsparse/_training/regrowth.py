@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from jaxsparse._masks import (
     kept_count,
-    match_masks,
+    match_entries,
 )
 from jaxsparse._patterns import (
     NM,
@@ -52,7 +52,13 @@ from jaxsparse._training.masked_optimizer import (
 )
 from jaxsparse._training.schedule import check_every
 from jaxsparse._training.state import RegrowthState
-from jaxsparse._trees import Leaves, flatten, flatten_with_keys, replace_masks
+from jaxsparse._trees import (
+    Leaves,
+    flatten,
+    flatten_masks,
+    flatten_with_keys,
+    replace_masks,
+)
 
 
 #: Returns the fraction of the kept weights that is dropped at a step.
@@ -191,8 +197,9 @@ def _regrow(
     def update(updates, state, params=None, **extra_args):
         weights, paths = flatten_with_keys(require_params(params))
         require_state(state, RegrowthState)
-        before = match_masks(weights.by_path, state.masks)
-        planned = plan_for_masks(weights.by_path, plan, before)
+        entries = flatten_masks(state.masks)
+        planned = plan_for_masks(weights.by_path, plan, entries)
+        before = match_entries(weights.by_path, entries)
         dropped = jnp.asarray(fraction(state.count), jnp.float32)
         due = (state.count > 0) & (state.count % every == 0) & (dropped > 0)
         gradients = flatten(updates)

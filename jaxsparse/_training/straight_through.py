@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, PyTree
 
-from jaxsparse._masks import match_masks, search_masks
+from jaxsparse._masks import match_entries, match_masks, search_masks
 from jaxsparse._patterns import as_bool
 from jaxsparse._plans import (
     Plan,
@@ -35,7 +35,7 @@ from jaxsparse._training.masked_optimizer import (
 )
 from jaxsparse._training.schedule import check_every
 from jaxsparse._training.state import StraightThroughState
-from jaxsparse._trees import flatten, is_array, map_named, replace_masks
+from jaxsparse._trees import flatten, flatten_masks, is_array, map_named, replace_masks
 
 
 def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
@@ -138,8 +138,9 @@ def add_sr_ste_decay(
     def update(updates, state, params=None):
         weights = flatten(require_params(params)).by_path
         require_state(state, StraightThroughState)
-        before = match_masks(weights, state.masks)
-        planned = plan_for_masks(weights, plan, before)
+        entries = flatten_masks(state.masks)
+        planned = plan_for_masks(weights, plan, entries)
+        before = match_entries(weights, entries)
         masks, flips = lax.cond(
             state.count % every == 0,
             partial(_renew_masks, weights, planned),

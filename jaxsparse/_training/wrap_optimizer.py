@@ -1,19 +1,24 @@
 """Masks inside any Optax optimizer: pruned weights stay exactly zero."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, PyTree, UInt8, UInt32
 
 from jaxsparse._masks import (
     kept_count,
-    match_masks,
+    match_entries,
     search_masks,
 )
 from jaxsparse._plans import (
+    LeafPlan,
     Plan,
     PlanLike,
     counted_groups,
@@ -33,7 +38,7 @@ from jaxsparse._training.masked_optimizer import (
 )
 from jaxsparse._training.schedule import Schedule, check_every
 from jaxsparse._training.state import SparseState
-from jaxsparse._trees import flatten, flatten_with_keys, replace_masks
+from jaxsparse._trees import flatten, flatten_masks, flatten_with_keys, replace_masks
 
 
 def wrap_optimizer(
@@ -121,18 +126,21 @@ def wrap_optimizer(
     def update(updates, state, params=None, **extra_args):
         weights, paths = flatten_with_keys(require_params(params))
         require_state(state, SparseState)
-        kept = match_masks(weights.by_path, state.masks)
         mask_tree, inner_state = state.masks, state.inner_state
-        planned = None if plan is None else plan_for_masks(weights.by_path, plan, kept)
+        entries, planned = flatten_masks(mask_tree), None
+        if plan is not None:
+            planned = plan_for_masks(weights.by_path, plan, entries)
+        kept = match_entries(weights.by_path, entries)
         if planned is not None and schedule is not None:
-            progress = schedule(state.count)
-            before = schedule(jnp.maximum(state.count - every, 0))
-            due = (state.count % every == 0) & _moved(planned, before, progress)
+            progress = jnp.asarray(schedule(state.count), jnp.float32)
+            due = (state.count % every == 0) & _keep_more(planned, kept, progress)
             prune = partial(_finer_masks, weights.by_path, planned, progress)
             kept, inner_state = update_masks(
                 due, prune, kept, inner_state, weights.by_path, paths
             )
             mask_tree = replace_masks(mask_tree, kept)
+        elif planned is not None:
+            _refuse_denser_masks(planned, kept)
         updates, inner_state = masked_update(
             inner,
             flatten(updates),
@@ -187,14 +195,52 @@ def keep_params_sparse(
     )
 
 
-def _moved(plan: Plan, before: Array, progress: Array) -> Bool[Array, ""]:
-    """Whether any pattern keeps another number of weights than before."""
-    counts = {(total, kept) for _, total, kept in counted_groups(plan.sparse)}
-    moved = [
-        kept_count(total, kept, progress) != kept_count(total, kept, before)
-        for total, kept in counts
-    ]
-    return jnp.any(jnp.stack(moved)) if moved else jnp.zeros((), bool)
+def _keep_more(plan: Plan, masks: Masks, progress: Array) -> Bool[Array, ""]:
+    """Whether any masks keep more weights than they should at this progress.
+
+    The masks themselves are asked, not the schedule at an earlier step: a state may be
+    restored behind a step at which it should have been pruned.
+    """
+    more = []
+    for group, total, target in counted_groups(plan.sparse):
+        allowed = kept_count(total, target, progress).astype(jnp.uint32)
+        more.append(_kept(group, masks) > allowed * jnp.uint32(_units(group, total)))
+    return jnp.any(jnp.stack(more)) if more else jnp.zeros((), bool)
+
+
+def _refuse_denser_masks(plan: Plan, masks: Masks) -> None:
+    """Raises if masks keep more than the plan: a restored state of another plan.
+
+    Traced masks cannot be read; `check_sparsity` finds those.
+    """
+    for group, total, target in counted_groups(plan.sparse):
+        if any(isinstance(masks[leaf.path], Tracer) for leaf in group):
+            return
+        kept, allowed = int(_kept(group, masks)), target * _units(group, total)
+        if kept > allowed:
+            leaf = group[0]
+            raise ValueError(
+                f"the state's mask of leaf {leaf.path!r} of shape {leaf.shape} keeps "
+                f"{kept} weights, and {leaf.decision} keeps {allowed}: it was made "
+                "with another plan. Give that plan, give a schedule by which the plan "
+                "prunes further, or begin anew with tx.init(params)"
+            )
+
+
+def _units(group: Sequence[LeafPlan], total: int) -> int:
+    """How many weights there are for each of `total` places to choose from."""
+    return sum(math.prod(leaf.shape or ()) for leaf in group) // total
+
+
+def _kept(group: Sequence[LeafPlan], masks: Masks) -> UInt32[Array, ""]:
+    """How many weights the masks of some leaves keep."""
+    counts = [_count_bits(masks[leaf.path]) for leaf in group]
+    return sum(counts[1:], counts[0])
+
+
+@jax.jit
+def _count_bits(packed: UInt8[Array, "..."]) -> UInt32[Array, ""]:
+    return jnp.sum(lax.population_count(packed), dtype=jnp.uint32)
 
 
 def _finer_masks(

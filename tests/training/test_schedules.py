@@ -26,7 +26,7 @@ def test_the_cubic_schedule_is_zhu_and_guptas(step):
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 10), (10, 10), (20, 10)])
 def test_a_schedule_that_goes_nowhere_is_refused(start, end):
-    with pytest.raises(ValueError, match=f"got {start} and {end}"):
+    with pytest.raises(ValueError, match=f"got start={start}, end={end}"):
         js.cubic_schedule(start, end)
 
 
@@ -154,3 +154,42 @@ def test_a_threshold_across_leaves_reaches_its_target_where_no_leaf_moves_alone(
     # Of 640 weights 576 are pruned at the end, round(575.424) = 575 before.
     assert counts == [640, 65, 64]
     js.check_sparsity(tree, plan)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["2:4", js.Unstructured(0.5), js.PerOutput(0.5), js.Block((4, 4), 0.5)]
+)
+def test_a_step_that_was_crossed_before_a_restart_still_prunes(pattern):
+    """Looked at every 100 steps until 150, then every 10: due at 120, pruned at 150."""
+    rules = [js.Rule("a/.*", pattern)]
+    schedule = js.one_shot_schedule(120)
+    before = js.wrap_optimizer(optax.sgd(0.01), rules, schedule=schedule, every=100)
+    state = before.init(params())._replace(count=jnp.asarray(150, jnp.int32))
+    after = js.wrap_optimizer(optax.sgd(0.01), rules, schedule=schedule, every=10)
+    step, tree = jax.jit(make_step(after)), params()
+    tree, state = step(tree, state, 0)
+    assert (np.asarray(tree["a"]["kernel"]) == 0).mean() == 0.5
+    js.check_sparsity(tree, rules)
+    masks = unpacked(js.get_masks(state), "a")
+    for index in range(1, 21):  # and once is enough
+        tree, state = step(tree, state, index)
+        np.testing.assert_array_equal(unpacked(js.get_masks(state), "a"), masks)
+
+
+def test_a_state_of_a_denser_plan_is_pruned_on_or_refused():
+    rules = lambda pattern: [js.Rule("a/.*", pattern)]
+    state = js.wrap_optimizer(optax.sgd(0.01), rules("2:4")).init(params())
+    on = js.wrap_optimizer(
+        optax.sgd(0.01), rules("1:4"), schedule=optax.constant_schedule(1.0)
+    )
+    tree, state_on = jax.jit(make_step(on))(params(), state, 0)
+    np.testing.assert_array_equal(
+        unpacked(js.get_masks(state_on), "a"), oracle(PARAMS["a"]["kernel"], 1, 4)
+    )
+    js.check_sparsity(tree, rules("1:4"))
+    fixed = js.wrap_optimizer(optax.sgd(0.01), rules("1:4"))
+    said = (
+        r"'a/kernel' of shape \(16, 8\) keeps 64 weights, and 1:4 along axis 0 keeps 32"
+    )
+    with pytest.raises(ValueError, match=said):
+        fixed.update(params(), state, params())

@@ -179,7 +179,7 @@ def test_misuse_says_what_to_do():
         tx.update(params(), state)
     with pytest.raises(ValueError, match="the state of wrap_optimizer"):
         js.get_masks(optax.sgd(0.1).init(params()))
-    with pytest.raises(ValueError, match="step from 0 on"):
+    with pytest.raises(ValueError, match="step of 0 or more"):
         js.one_shot_schedule(-1)
     with pytest.raises(ValueError, match="nothing prunable"):
         tx.init({"bias": jnp.ones(8)})
