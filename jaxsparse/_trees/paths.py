@@ -8,7 +8,7 @@ their containers.
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,43 @@ def flatten_masks(masks: PyTree) -> dict[str, Any]:
 def with_masks(masks: PyTree, found: Mapping[str, Any]) -> PyTree:
     """The tree with other masks in the place of those that it has."""
     return tree_map_with_path(lambda path, _: found[path_name(path)], masks)
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts that hold each leaf at its path.
+
+    Raises:
+      PathConflictError: one leaf would be inside another.
+
+    >>> nest({"mlp/kernel": 1, "mlp/bias": 2, "scale": 3})
+    {'mlp': {'kernel': 1, 'bias': 2}, 'scale': 3}
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise PathConflictError(path, "within")
+        if name in node:
+            raise PathConflictError(path, "around")
+        node[name] = leaf
+    return tree
+
+
+class PathConflictError(ValueError):
+    """Two leaves cannot be in one nested dict: the path of one begins with the other's.
+
+    Attributes:
+      path: the path of the leaf that came second.
+      relation: whether it is `"within"` or `"around"` the first.
+    """
+
+    def __init__(self, path: str, relation: Literal["within", "around"]):
+        super().__init__(f"leaf {path!r} is {relation} another one")
+        self.path = path
+        self.relation = relation
 
 
 def is_dense_entry(mask: Any) -> bool:
