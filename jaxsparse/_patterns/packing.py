@@ -1,4 +1,7 @@
-"""Masks as bits: one bit a weight, eight along an axis to a byte, lowest bit first."""
+"""Packed masks: one bit per weight, eight weights along an axis to a byte.
+
+The first weight is in the lowest bit, as in `jnp.packbits(..., bitorder="little")`.
+"""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
-"""Leaves by their canonical path, whatever containers a tree is made of.
+"""Leaves by their canonical path, independent of the containers of a tree.
 
-A path is the names on the way to a leaf, joined by `/`. Optimizers and frameworks
-rewrap trees between `init` and `update` (NNX strips its `Param` boxes, `optax.masked`
-puts `MaskedNode` where leaves were), so trees are matched by these names and never by
-their containers.
+A path is the names of the keys that lead to a leaf, joined by `/`. Optimizers and
+frameworks change the containers between `init` and `update` (NNX strips its `Param`
+boxes, `optax.masked` replaces leaves by `MaskedNode`), so trees are matched by path and
+never by structure.
 """
 
 import sys
@@ -28,7 +28,7 @@ _Leaf = TypeVar("_Leaf")
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The canonical path: names joined by `/`, without the `value` of a box.
+    """Returns the canonical path: names joined by `/`, without the `value` of a box.
 
     >>> path_name((DictKey("mlp"), SequenceKey(0), GetAttrKey("value")))
     'mlp/0'
@@ -55,7 +55,7 @@ def _key_name(key) -> str:
 def flatten(
     tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
 ) -> tuple[dict[str, Any], Any]:
-    """The leaves of a tree keyed by canonical path, in order, and its structure.
+    """Returns the leaves of a tree by canonical path, in order, and its structure.
 
     Raises:
       ValueError: two leaves have the same path, or an NNX module shares a variable.
@@ -66,15 +66,16 @@ def flatten(
 
 
 def shapes_of(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of a tree by canonical path."""
+    """Returns the shapes of the arrays of a tree by canonical path."""
     leaves, _ = flatten(tree)
     return {path: tuple(x.shape) for path, x in leaves.items() if is_array(x)}
 
 
 def flatten_masks(masks: PyTree) -> dict[str, Any]:
-    """The entries of a tree of masks by canonical path, `None` for a dense leaf.
+    """Returns the entries of a tree of masks by canonical path, None for a dense leaf.
 
-    Where a combinator cut a leaf out of the tree, its mask was cut out too: dense.
+    `optax.masked` and `optax.partition` replace leaves and masks alike by `MaskedNode`,
+    which reads as None.
     """
     leaves, _ = tree_flatten_with_path(masks, is_leaf=is_dense_entry)
     return {
@@ -83,9 +84,9 @@ def flatten_masks(masks: PyTree) -> dict[str, Any]:
     }
 
 
-def with_masks(masks: PyTree, found: Mapping[str, Any]) -> PyTree:
-    """The tree with other masks in the place of those that it has."""
-    return tree_map_with_path(lambda path, _: found[path_name(path)], masks)
+def with_masks(masks: PyTree, new: Mapping[str, Any]) -> PyTree:
+    """Replaces the masks of a tree by those in `new`, by canonical path."""
+    return tree_map_with_path(lambda path, _: new[path_name(path)], masks)
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class PathConflictError(ValueError):
-    """Two leaves cannot be in one nested dict: the path of one begins with the other's.
+    """Two leaves cannot share a nested dict: one's path begins with the other's.
 
     Attributes:
       path: the path of the leaf that came second.
@@ -126,7 +127,7 @@ class PathConflictError(ValueError):
 
 
 def is_dense_entry(mask: Any) -> bool:
-    """Whether this entry of a tree of masks says that the leaf stays dense."""
+    """Whether an entry of a tree of masks marks a leaf that stays dense."""
     return mask is None or isinstance(mask, optax.MaskedNode)
 
 
@@ -137,13 +138,13 @@ def map_named(f: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
 
 
 def is_array(leaf: Any) -> bool:
-    """Arrays of JAX and NumPy, tracers and `jax.ShapeDtypeStruct`."""
+    """Whether a leaf has a shape and a dtype: arrays, tracers, `ShapeDtypeStruct`."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def refuse_shared_variables(tree: PyTree) -> None:
-    """Raises where mapping over `tree` would untie a shared layer of an NNX module."""
-    nnx: Any = sys.modules.get("flax.nnx")  # who has such a module has imported it
+    """Raises if mapping over `tree` would untie a shared layer of an NNX module."""
+    nnx: Any = sys.modules.get("flax.nnx")  # without the import there is no module
     if nnx is None:
         return
     is_variable = lambda node: isinstance(node, nnx.Variable)
@@ -173,7 +174,7 @@ def _by_name(leaves: list[tuple[Any, _Leaf]]) -> dict[str, _Leaf]:
 
 
 def is_numeric(leaf: Any) -> TypeGuard[Array]:
-    """Whether a leaf is an array of real numbers: no key, no bool, no callable."""
+    """Whether a leaf is an array of real floats or integers."""
     return is_array(leaf) and (
         jnp.issubdtype(leaf.dtype, jnp.floating)
         or jnp.issubdtype(leaf.dtype, jnp.integer)

@@ -106,7 +106,9 @@ def test_a_cache_that_cannot_be_written_is_named(compiler, monkeypatch):
 def test_a_library_that_does_not_load_is_named(compiler, tmp_path):
     (tmp_path / "text").write_text("for another machine")
     compiler(library=tmp_path / "text")
-    with pytest.raises(cuda_library.BuildError, match=r"nvcc makes cannot be used: .*"):
+    with pytest.raises(
+        cuda_library.BuildError, match=r"nvcc built cannot be loaded: .*"
+    ):
         cuda_library.load()
 
 

@@ -239,7 +239,7 @@ def test_blocks_have_two_sizes():
     for shape in ((4,), (4.0, 4), 4):
         with pytest.raises(TypeError):
             js.Block(shape, 0.5)
-    with pytest.raises(ValueError, match=r"from 1 on, got \(0, 4\)"):
+    with pytest.raises(ValueError, match=r"at least 1, got \(0, 4\)"):
         js.Block((0, 4), 0.5)
 
 

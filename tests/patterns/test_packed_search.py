@@ -38,12 +38,12 @@ def test_packed_masks_are_the_oracles(dtype, pattern, shape, axis):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2"])
-@pytest.mark.parametrize("kept_of", [_keep_distinct, _keep_with_ties])
-def test_both_ways_to_keep_the_first_of_equal_keys(kept_of, dtype):
+@pytest.mark.parametrize("keep", [_keep_distinct, _keep_with_ties])
+def test_both_ways_to_keep_the_first_of_equal_keys(keep, dtype):
     weight = weight_with_ties((8, 500), dtype)
     for n in range(1, 9):
         mask = reference.top_n_mask(weight, n, 8, 0)
-        found = kept_of(list(rank_by_magnitude(weight).keys), n)
+        found = keep(list(rank_by_magnitude(weight).keys), n)
         np.testing.assert_array_equal(jnp.stack(found), mask)
 
 
