@@ -57,7 +57,7 @@ template <typename T>
 class Reader {
  public:
   __device__ Reader(const Problem<T>& p, int k) : p_(p) {
-    // Beyond the last output the last eight are loaded again; they are not stored twice.
+    // Beyond the last output the last eight are loaded again, and their sums are not stored.
     const int out = min(blockIdx.x * kOut + threadIdx.x % 32 / 4 * 8, p.out - 8);
     values_ = p.values + static_cast<int64_t>(k / 2 + pair()) * p.out + out;
     indices_ = p.indices + static_cast<int64_t>(k / 8 + pair()) * p.out + out;
