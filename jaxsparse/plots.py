@@ -16,8 +16,8 @@ from jaxsparse._compressed import Compressed, decompress
 from jaxsparse._patterns import (
     NM,
     as_bool,
+    check_mask,
     is_zero,
-    packed_axis,
 )
 from jaxsparse._plans import LeafPlan
 from jaxsparse._reports import SparsityReport
@@ -106,6 +106,7 @@ def plot_mask(
     Raises:
       ValueError: a weight without axes, a corner below 1, a mask or a plan of another
         shape.
+      TypeError: a mask that is neither bool nor uint8.
       ImportError: matplotlib is not installed.
 
     >>> ax = plot_mask(jnp.arange(128.0).reshape(16, 8) % 2)
@@ -227,14 +228,7 @@ def _kept(weight: jax.Array, mask: ArrayLike | None) -> jax.Array:
     if mask is None:
         return ~is_zero(weight)
     mask = jnp.asarray(mask)
-    fits = mask.shape == weight.shape
-    if mask.dtype == jnp.uint8:
-        fits = packed_axis(mask.shape, weight.shape) is not None
-    if not fits or mask.dtype not in (jnp.bool_, jnp.uint8):
-        raise ValueError(
-            f"a mask of shape {mask.shape} and dtype {mask.dtype} does not fit a "
-            f"weight of shape {weight.shape}: give bool of that shape, or packed uint8"
-        )
+    check_mask(mask, weight.shape, name="a weight")
     return as_bool(mask, weight)
 
 

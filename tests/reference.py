@@ -1,6 +1,6 @@
-"""Oracles in plain NumPy: slow, exact, and written without the library's methods.
+"""Oracles in plain NumPy: slow, exact, and independent of the library's methods.
 
-A mask is found group by group, by trying every pattern there is.
+Masks are searched group by group, by trying every pattern.
 """
 
 from fractions import Fraction
@@ -12,7 +12,7 @@ import numpy as np
 
 @lru_cache
 def patterns(n, m):
-    """All ways to keep `n` of `m`, the one that keeps the first places first."""
+    """Returns all patterns that keep `n` of `m`, in lexicographic order."""
     rows = list(combinations(range(m), n))
     table = np.zeros((len(rows), m), np.int64)
     for row, kept in zip(table, rows, strict=True):
@@ -21,22 +21,22 @@ def patterns(n, m):
 
 
 def split(x, m, axis):
-    """The groups of `m` along `axis` as a list of 1-D arrays, and where they lie."""
+    """Returns the groups of `m` along `axis` as 1-D arrays, and their flat indices."""
     moved = np.moveaxis(np.arange(x.size).reshape(x.shape), axis, -1)
     lines = moved.reshape(-1, x.shape[axis]) if x.size else np.zeros((0, 0), int)
-    places = [line[i : i + m] for line in lines for i in range(0, len(line), m)]
-    return [x.reshape(-1)[place] for place in places], places
+    indices = [line[i : i + m] for line in lines for i in range(0, len(line), m)]
+    return [x.reshape(-1)[index] for index in indices], indices
 
 
 def exact_magnitudes(group):
-    """Magnitudes as exact numbers; every finite float is a fraction."""
+    """Returns magnitudes as integers or fractions, which are exact."""
     if group.dtype.kind in "iu":
         return [abs(int(value)) for value in group]
     return [abs(Fraction(float(value))) for value in group]
 
 
 def dense_ranks(group):
-    """0 for the smallest magnitude of a group; NaN above infinity above the rest."""
+    """Returns 0 for the smallest magnitude of a group and so on; NaN ranks highest."""
     if group.dtype.kind in "iu":
         keys = [(0, abs(int(value))) for value in group]
     else:
@@ -49,7 +49,7 @@ def dense_ranks(group):
 
 
 def best_mask_by_sum(x, n, m, axis):
-    """The pattern with the largest exact sum of magnitudes; of equal ones the first."""
+    """Returns the first of the patterns with the largest exact sum of magnitudes."""
 
     def best(group):
         magnitudes = exact_magnitudes(group)
@@ -61,9 +61,9 @@ def best_mask_by_sum(x, n, m, axis):
 
 
 def best_mask_by_rank(x, n, m, axis):
-    """The pattern with the highest ranks, in any dtype, NaN and infinities included.
+    """Returns the pattern with the highest ranks, in any dtype, NaN included.
 
-    Worth `(n + 1) ** rank`, one kept element outweighs any `n` of lower rank.
+    With the worth `(n + 1) ** rank`, one element outweighs any `n` of lower rank.
     """
 
     def best(group):
@@ -78,7 +78,7 @@ def best_mask_by_rank(x, n, m, axis):
 
 
 def top_n_mask(x, n, m, axis):
-    """The same by sorting each group, for groups with too many patterns to try."""
+    """Sorts each group instead, for groups with too many patterns to try."""
 
     def best(group):
         ranks = dense_ranks(group)
@@ -91,19 +91,19 @@ def top_n_mask(x, n, m, axis):
 def _assemble(x, m, axis, best):
     x = np.asarray(x)
     mask = np.zeros(x.size, bool)
-    for group, place in zip(*split(x, m, axis), strict=True):
-        mask[place] = best(group)
+    for group, index in zip(*split(x, m, axis), strict=True):
+        mask[index] = best(group)
     return mask.reshape(x.shape)
 
 
 def n_per_group(mask, m, axis):
-    """How many are True in each group."""
+    """Returns the number of True values in each group."""
     groups, _ = split(np.asarray(mask), m, axis)
     return np.array([int(group.sum()) for group in groups])
 
 
 def pack(mask, axis):
-    """Eight along `axis` to a byte, the first in the lowest bit, zeros at the end."""
+    """Packs eight along `axis` to a byte, lowest bit first, padded with zeros."""
     moved = np.moveaxis(np.asarray(mask), axis, -1)
     size = moved.shape[-1]
     packed = np.zeros((*moved.shape[:-1], (size + 7) // 8), np.uint8)
@@ -113,7 +113,7 @@ def pack(mask, axis):
 
 
 def unpack(packed, shape, axis):
-    """The mask of `shape` that `pack` packed along `axis`."""
+    """Returns the mask of `shape` that `pack` packed along `axis`."""
     if not shape[axis]:
         return np.zeros(shape, bool)
     moved = np.moveaxis(packed, axis, -1)

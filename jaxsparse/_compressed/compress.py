@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, UInt8
+from jaxtyping import Array, UInt8
 
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.indices import (
@@ -24,12 +24,12 @@ from jaxsparse._patterns import (
     NM,
     PatternLike,
     as_pattern,
+    check_mask,
     group_axis,
     group_positions,
     iota_along,
     magnitude_mask,
     merge_groups,
-    packed_axis,
     split_groups,
     unpack_mask,
 )
@@ -108,7 +108,7 @@ def compress(
 @partial(jax.jit, static_argnames=("pattern", "axis"))
 def _values_of(w: Array, mask: Array, pattern: NM, axis: int) -> Array:
     w = gather_groups(w, pattern.m, axis)
-    kept = reshard_to(_as_bool(mask, w.shape), w)
+    kept = reshard_to(unpack_mask(mask, w.shape), w)
     slots = find_slots(kept, pattern, axis)
     weights = group_positions(
         jnp.where(kept, w, jnp.zeros((), w.dtype)), pattern.m, axis
@@ -125,29 +125,13 @@ def _values_of(w: Array, mask: Array, pattern: NM, axis: int) -> Array:
 def _indices_of(
     mask: Array, shape: tuple[int, ...], pattern: NM, axis: int
 ) -> UInt8[Array, "..."]:
-    kept = gather_groups(_as_bool(mask, shape), pattern.m, axis)
+    kept = gather_groups(unpack_mask(mask, shape), pattern.m, axis)
     return encode(find_slots(kept, pattern, axis), pattern, axis)
-
-
-def _as_bool(mask: Array, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    return mask if mask.dtype == jnp.bool_ else unpack_mask(mask, shape)
 
 
 def _checked(given: ArrayLike, shape: tuple[int, ...], pattern: NM, axis: int) -> Array:
     mask = jnp.asarray(given)
-    if mask.dtype not in (jnp.bool_, jnp.uint8):
-        raise TypeError(
-            f"the mask of a weight of shape {shape} has dtype {mask.dtype}: give bool "
-            "(True = kept) or packed uint8"
-        )
-    fits = mask.shape == shape
-    if mask.dtype == jnp.uint8:
-        fits = packed_axis(mask.shape, shape) is not None
-    if not fits:
-        raise ValueError(
-            f"a mask of shape {mask.shape} and dtype {mask.dtype} does not fit a "
-            f"weight of shape {shape}: give bool of that shape, or packed uint8"
-        )
+    check_mask(mask, shape, name="a weight")
     if isinstance(given, Tracer):
         return mask
     with jax.ensure_compile_time_eval():  # known values, even if under a trace
@@ -163,5 +147,5 @@ def _checked(given: ArrayLike, shape: tuple[int, ...], pattern: NM, axis: int) -
 
 @partial(jax.jit, static_argnames=("shape", "m", "axis"))
 def _most_kept(mask: Array, shape: tuple[int, ...], m: int, axis: int) -> Array:
-    groups = split_groups(gather_groups(_as_bool(mask, shape), m, axis), m, axis)
+    groups = split_groups(gather_groups(unpack_mask(mask, shape), m, axis), m, axis)
     return jnp.max(jnp.sum(groups, axis + 1, dtype=jnp.uint8), initial=0)

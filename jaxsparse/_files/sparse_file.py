@@ -39,7 +39,7 @@ from jaxsparse._files.sharded_files import (
     index_text,
     read_headers,
 )
-from jaxsparse._trees import flatten, is_array
+from jaxsparse._trees import PathConflictError, flatten, is_array, nest
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,19 +234,10 @@ def _sizes(leaves: Mapping[str, Any]) -> dict[str, int]:
 def _nested(file: Path, leaves: dict[str, Any]) -> PyTree:
     if list(leaves) == [""]:  # a tree that is one leaf
         return leaves[""]
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                break
-        if not isinstance(node, dict) or name in node:
-            cause = f"leaf {path!r} is within another one: give a tree with `like`"
-            raise SparseFileError(file, cause)
-        node[name] = leaf
-    return tree
+    try:
+        return nest(leaves)
+    except PathConflictError as error:
+        raise SparseFileError(file, f"{error}: give a tree with `like`") from None
 
 
 def _check_like(

@@ -26,7 +26,7 @@ from jaxsparse._plans import (
     is_embedding,
     refuse_tensors,
 )
-from jaxsparse._trees import flatten, is_array
+from jaxsparse._trees import PathConflictError, flatten, is_array, nest
 
 
 #: Which axes of a leaf, merged to one, are each axis of another.
@@ -120,18 +120,18 @@ def from_torch_layout(state: Mapping[str, Any]) -> PyTree:
     """
     refuse_tensors(state)
     moves = flax_moves({name: tuple(x.shape) for name, x in state.items()})
-    tree: dict[str, Any] = {}
-    for path, (name, move) in moves.items():
-        *modules, last = path.split("/")
-        node = tree
-        for module in modules:
-            node = node.setdefault(module, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"leaf {name!r} is within another one: rename it")
-        if last in node:
-            raise ValueError(f"leaf {name!r} is around another one: rename it")
-        node[last] = apply_move(name, state[name], move)
-    return tree
+    try:
+        return nest(
+            {
+                path: apply_move(name, state[name], move)
+                for path, (name, move) in moves.items()
+            }
+        )
+    except PathConflictError as error:
+        name, _ = moves[error.path]
+        raise ValueError(
+            f"leaf {name!r} is {error.relation} another one: rename it"
+        ) from None
 
 
 def flax_moves(

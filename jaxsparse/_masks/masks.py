@@ -11,8 +11,7 @@ from jaxtyping import Array, PyTree
 from jaxsparse._masks.mask_search import search_masks
 from jaxsparse._patterns import (
     as_bool,
-    packed_axis,
-    packed_shape,
+    check_mask,
 )
 from jaxsparse._plans import PlanLike, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
@@ -127,8 +126,14 @@ def match_entries(
                 f"masks have no entry for leaf {path!r} of shape {leaf.shape}: they "
                 "were made for another tree. None is the entry of a dense leaf"
             )
-        matched[path] = entries.get(path)
-        _check_mask(path, leaf, matched[path])
+        mask = matched[path] = entries.get(path)
+        if mask is not None and not is_array(leaf):
+            raise ValueError(
+                f"leaf {path!r} has a mask but is not an array ({leaf!r}): give None "
+                "in its place"
+            )
+        if mask is not None:
+            check_mask(mask, tuple(leaf.shape), name=f"leaf {path!r}")
     for path, mask in entries.items():
         if mask is not None and path not in leaves and not part:
             raise ValueError(
@@ -174,28 +179,3 @@ def _check_once(leaves: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
                 f"leaves {other!r} and {path!r} are the same array of shape "
                 f"{leaf.shape}: it cannot be donated twice; mask without `donate`"
             )
-
-
-def _check_mask(path: str, leaf: Any, mask: Any) -> None:
-    if mask is None:
-        return
-    if not is_array(mask) or mask.dtype not in (jnp.bool_, jnp.uint8):
-        kind = f"dtype {mask.dtype}" if is_array(mask) else repr(mask)
-        raise TypeError(
-            f"the mask of leaf {path!r} has {kind}: give bool (True = kept), packed "
-            "uint8, or None for a leaf that stays dense"
-        )
-    shape = tuple(leaf.shape) if is_array(leaf) else None
-    if mask.dtype == jnp.bool_:
-        fits = mask.shape == shape
-    else:
-        fits = shape is not None and packed_axis(mask.shape, shape) is not None
-    if not fits:
-        packings = (
-            [] if shape is None else [packed_shape(shape, i) for i in range(len(shape))]
-        )
-        raise ValueError(
-            f"the mask of leaf {path!r} has shape {mask.shape} and dtype {mask.dtype}, "
-            f"the leaf {shape}: give bool of that shape, or uint8 packed along one "
-            f"axis, of shape {' or '.join(map(str, packings))}"
-        )

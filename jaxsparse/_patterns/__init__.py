@@ -16,6 +16,7 @@ from jaxsparse._patterns.packed_nm_search import (
 )
 from jaxsparse._patterns.packing import (
     as_bool as as_bool,
+    check_mask as check_mask,
     pack_mask as pack_mask,
     packed_axis as packed_axis,
     packed_shape as packed_shape,

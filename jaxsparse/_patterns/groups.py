@@ -1,4 +1,4 @@
-"""An axis as groups of `m` positions, and back."""
+"""Splits an axis into groups of `m` positions, and merges them again."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -8,31 +8,43 @@ from jaxsparse._patterns.pattern import NM
 
 
 def split_groups(x: Array, m: int, axis: int) -> Array:
-    """Groups of `m` along `axis` as an axis of their own, `axis + 1`."""
+    """Splits `axis` into groups of `m`; their positions become axis `axis + 1`."""
     return x.reshape(*x.shape[:axis], x.shape[axis] // m, m, *x.shape[axis + 1 :])
 
 
 def group_positions(x: Array, m: int, axis: int) -> list[Array]:
-    """The places of groups of `m`, each an array with one entry a group."""
+    """Returns for each position of groups of `m` an array with one entry per group."""
     groups = split_groups(x, m, axis)
     return [lax.index_in_dim(groups, i, axis + 1, keepdims=False) for i in range(m)]
 
 
 def merge_groups(groups: Array, axis: int) -> Array:
-    """Groups along `axis`, their entries along the next, one after the other."""
+    """Merges groups along `axis`, whose positions lie along the next axis, into one."""
     size = groups.shape[axis] * groups.shape[axis + 1]
     return groups.reshape(*groups.shape[:axis], size, *groups.shape[axis + 2 :])
 
 
-def iota_along(count: int, behind: int) -> UInt8[Array, "..."]:
-    """From 0 on, along an axis with so many behind it."""
-    return jnp.arange(count, dtype=jnp.uint8).reshape(count, *[1] * behind)
+def iota_along(count: int, trailing: int) -> UInt8[Array, "..."]:
+    """Returns 0 to `count - 1` along an axis before `trailing` axes of size 1."""
+    return jnp.arange(count, dtype=jnp.uint8).reshape(count, *[1] * trailing)
 
 
 def group_axis(shape: tuple[int, ...], pattern: NM, axis: int | None) -> int:
-    """The axis of groups that was given for one weight, or its default; from 0 on."""
+    """Returns the group axis of one weight as a non-negative number.
+
+    Args:
+      shape: the shape of the weight.
+      pattern: the pattern, for the error.
+      axis: the axis that the caller gave; None is `-2`, or the only axis of a vector.
+
+    Raises:
+      ValueError: a scalar, or an axis out of range.
+    """
     if not shape:
-        raise ValueError(f"a scalar has no axis for groups of {pattern}")
+        raise ValueError(
+            f"a scalar has no axis for groups of {pattern}: give an array with at "
+            "least one axis"
+        )
     if axis is None:
         axis = -2 if len(shape) > 1 else -1
     if not -len(shape) <= axis < len(shape):

@@ -1,10 +1,10 @@
 """Masks of wide groups on NVIDIA GPUs of compute capability 9 and later.
 
-XLA computes each place of a mask for itself, so it reads and ranks a group once for
-each of its places. Here a thread reads its groups once, selects in registers and
-writes the mask, as bytes or as bits: see `kernels.nm_mask`. This is what makes a kernel
-a citizen of JAX: under `vmap` it takes one more axis, and arrays that are sharded along
-any axis but that of the places are masked shard by shard.
+XLA computes each element of a mask separately, so it reads and ranks a group once for
+each of its positions. In the kernel, `kernels.nm_mask`, a thread reads its groups once,
+selects in registers and writes the mask, as bytes or as bits. This module gives the
+kernel its rules for JAX transformations: `vmap` adds an axis, and arrays that are
+sharded along any axis but that of the positions are masked shard by shard.
 """
 
 import jax.numpy as jnp
@@ -17,10 +17,14 @@ from jaxsparse.kernels.device import compute_capability
 
 
 def supports(groups: Integer[Array, "..."], axis: int) -> bool:
-    """Whether the kernel can find the masks of these groups, on this machine.
+    """Whether the kernel can search the masks of these groups on this machine.
 
-    Not inside `shard_map` and not over the explicit axes of a mesh, where XLA takes
-    its place: Pallas tells neither how its results are sharded.
+    XLA searches them inside `shard_map` and over the explicit axes of a mesh, since a
+    Pallas kernel does not declare how its results are sharded.
+
+    Args:
+      groups: the bits to rank.
+      axis: the axis of the positions.
     """
     return (
         is_automatic(groups)
@@ -34,31 +38,38 @@ def supports(groups: Integer[Array, "..."], axis: int) -> bool:
 def nm_mask_on_gpu(
     ranked: RankKeys, n: int, axis: int, *, packed: bool = False
 ) -> Bool[Array, "..."] | UInt8[Array, "..."]:
-    """The mask of the `n` highest keys in every group.
+    """Returns the mask that keeps the `n` highest keys of every group.
 
     Args:
-      ranked: groups of 8, 16, 32 or 64 places, of up to 32 bits, any shape.
-      n: how many to keep.
-      axis: the axis of the places.
-      packed: whether to return eight places of a group as one byte, lowest bit first.
+      ranked: groups of 8, 16, 32 or 64 positions, of up to 32 bits, of any shape.
+      n: the number of weights kept in each group.
+      axis: the axis of the positions.
+      packed: whether to return eight positions of a group as one byte, lowest bit
+        first.
 
     Returns:
-      The mask, shaped like the groups, or with an eighth of the places.
+      The mask, shaped like the groups; packed, with an eighth of the positions.
     """
 
-    def batched(_, __, groups):
-        more = ranked._replace(bits=groups)
-        return nm_mask_on_gpu(more, n, axis + 1, packed=packed), True
+    def batching_rule(_, __, groups):
+        batch = ranked._replace(bits=groups)
+        return nm_mask_on_gpu(batch, n, axis + 1, packed=packed), True
 
-    def locally(groups):
-        from jaxsparse.kernels.nm_mask import nm_mask  # Pallas takes a second
+    def search_shard(groups):
+        from jaxsparse.kernels.nm_mask import nm_mask  # importing Pallas takes a second
 
-        options = {"counted": ranked.counted, "top": ranked.top, "packed": packed}
+        options = {
+            "bit_mask": ranked.bit_mask,
+            "max_key": ranked.max_key,
+            "packed": packed,
+        }
         return nm_mask(groups, n=n, axis=axis, **options)
 
     axes = [f"a{i}" for i in range(ranked.bits.ndim)]
-    found = [*axes[:axis], "found", *axes[axis + 1 :]]
-    rule = f"{' '.join(axes)} -> {' '.join(found)}"
-    find = custom_vmap(partition_unary(locally, rule, whole=(axes[axis], "found")))
-    find.def_vmap(batched)
-    return find(ranked.bits)
+    mask_axes = [*axes[:axis], "positions", *axes[axis + 1 :]]
+    rule = f"{' '.join(axes)} -> {' '.join(mask_axes)}"
+    search = custom_vmap(
+        partition_unary(search_shard, rule, replicated=(axes[axis], "positions"))
+    )
+    search.def_vmap(batching_rule)
+    return search(ranked.bits)

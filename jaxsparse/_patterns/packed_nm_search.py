@@ -1,9 +1,9 @@
-"""The best N:M mask as bits.
+"""The best N:M mask, packed as it is searched.
 
-A byte of a packed mask depends on eight places or on one group, so for groups of 2, 4,
-8 and 16 it is computed from columns of them, lane beside lane, in the pass that reads
-the weights: the mask itself is never in memory. Nor is it where the kernel of wide
-groups runs; all other masks are found first and packed then.
+A byte of a packed mask depends on eight positions or on one group. For groups of 2, 4,
+8 and 16 the bytes are computed in the pass that reads the weights, from one array per
+position, so the bool mask is never in memory. The GPU kernel for wide groups writes
+bytes, too. All other masks are searched first and packed afterwards.
 """
 
 import math
@@ -23,40 +23,41 @@ from jaxsparse._sharding import gather_groups, sharded_as_mask
 from jaxsparse.kernels.selection_network import nth_largest, sort
 
 
-_Columns = Sequence[Integer[Array, "..."]]
+#: The keys of groups: for each position an array with one entry per group.
+_Keys = Sequence[Integer[Array, "..."]]
 
 
 def best_packed_nm_mask(
     ranked: RankKeys, n: int | Int[Array, ""], m: int, axis: int
 ) -> UInt8[Array, "..."]:
-    """`best_nm_mask`, packed along `axis`; arguments as there."""
+    """Returns `best_nm_mask` packed along `axis`; takes the same arguments."""
     size, word = ranked.bits.shape[axis], math.lcm(m, 8)
-    whole = gather_groups(ranked.bits, word, axis)
-    if whole is not ranked.bits:
-        mask = best_packed_nm_mask(ranked._replace(bits=whole), n, m, axis)
+    gathered = gather_groups(ranked.bits, word, axis)
+    if gathered is not ranked.bits:
+        mask = best_packed_nm_mask(ranked._replace(bits=gathered), n, m, axis)
         return sharded_as_mask(mask, ranked.bits)
     if m not in (2, 4, 8, 16, 32, 64) or size % word or ranked.full_range:
         return pack_mask(best_nm_mask(ranked, n, m, axis), axis)
     shape = packed_shape(ranked.bits.shape, axis)
-    groups = ranked._replace(bits=split_groups(ranked.bits, word, axis))
+    words = ranked._replace(bits=split_groups(ranked.bits, word, axis))
 
-    def by_columns(bits, kept_of):
-        found = _bytes(groups._replace(bits=bits).keys, n, m, axis + 1, kept_of)
-        return found.reshape(shape)
+    def search_packed(bits, keep):
+        packed = _bytes(words._replace(bits=bits).keys, n, m, axis + 1, keep)
+        return packed.reshape(shape)
 
-    def by_mask(bits):
-        whole = ranked._replace(bits=bits.reshape(ranked.bits.shape))
-        return pack_mask(best_nm_mask(whole, n, m, axis), axis)
+    def search_and_pack(bits):
+        merged = ranked._replace(bits=bits.reshape(ranked.bits.shape))
+        return pack_mask(best_nm_mask(merged, n, m, axis), axis)
 
-    paths: dict[str, Callable[[Array], Array]] = {"default": by_mask}
-    if m <= 16:  # with more columns than that `by_mask` was the faster way on CPUs
-        paths["cpu"] = partial(by_columns, kept_of=_keep_with_ties)
-        paths["default"] = partial(by_columns, kept_of=_keep_distinct)
-    if m > 8 and isinstance(n, int) and nm_kernel.supports(groups.bits, axis + 1):
-        paths["cuda"] = lambda bits: nm_kernel.nm_mask_on_gpu(
-            groups._replace(bits=bits), n, axis + 1, packed=True
+    searches: dict[str, Callable[[Array], Array]] = {"default": search_and_pack}
+    if m <= 16:  # for wider groups `search_and_pack` was faster on CPUs
+        searches["cpu"] = partial(search_packed, keep=_keep_with_ties)
+        searches["default"] = partial(search_packed, keep=_keep_distinct)
+    if m > 8 and isinstance(n, int) and nm_kernel.supports(words.bits, axis + 1):
+        searches["cuda"] = lambda bits: nm_kernel.nm_mask_on_gpu(
+            words._replace(bits=bits), n, axis + 1, packed=True
         ).reshape(shape)
-    return lax.platform_dependent(groups.bits, **paths)
+    return lax.platform_dependent(words.bits, **searches)
 
 
 def _bytes(
@@ -64,55 +65,53 @@ def _bytes(
     n: int | Int[Array, ""],
     m: int,
     axis: int,
-    kept_of: Callable[..., list[Array]],
+    keep: Callable[..., list[Array]],
 ) -> UInt8[Array, "..."]:
-    """The bytes of words of 8 places or more that lie along `axis`."""
-    places = range(keys.shape[axis])
-    columns = [lax.index_in_dim(keys, i, axis, keepdims=False) for i in places]
-    kept = [k for i in places[::m] for k in kept_of(columns[i : i + m], n)]
-    found = []
-    for i in places[::8]:
+    """Returns the packed mask of words, of 8 positions or more, along `axis`."""
+    positions = range(keys.shape[axis])
+    by_position = [lax.index_in_dim(keys, i, axis, keepdims=False) for i in positions]
+    kept = [k for i in positions[::m] for k in keep(by_position[i : i + m], n)]
+    packed = []
+    for i in positions[::8]:
         bits = [k.astype(jnp.uint8) << j for j, k in enumerate(kept[i : i + 8])]
-        found.append(reduce(jnp.bitwise_or, bits))
-    return jnp.stack(found, axis)
+        packed.append(reduce(jnp.bitwise_or, bits))
+    return jnp.stack(packed, axis)
 
 
-def _keep_distinct(columns: _Columns, n) -> list[Bool[Array, "..."]]:
-    """Which places of the groups are kept; narrow keys with the place below them.
+def _keep_distinct(keys: _Keys, n: int | Int[Array, ""]) -> list[Bool[Array, "..."]]:
+    """Returns for each position whether it is kept, with the position in the key.
 
-    So no two are equal. A GPU computes with 32 bits anyway.
+    Keys of 16 bits leave room for the position below them, so no two are equal. A GPU
+    computes with 32 bits anyway.
     """
-    if columns[0].dtype.itemsize > 2:
-        return _keep_with_ties(columns, n)
-    places = reversed(range(len(columns)))
-    keys = [
-        (column.astype(jnp.int32) << 8) | place
-        for column, place in zip(columns, places, strict=True)
-    ]
-    limit = _nth_largest(keys, n)
-    return [key >= limit for key in keys]
+    if keys[0].dtype.itemsize > 2:
+        return _keep_with_ties(keys, n)
+    last = len(keys) - 1
+    keys = [(key.astype(jnp.int32) << 8) | (last - i) for i, key in enumerate(keys)]
+    threshold = _nth_largest(keys, n)
+    return [key >= threshold for key in keys]
 
 
-def _keep_with_ties(columns: _Columns, n) -> list[Bool[Array, "..."]]:
-    """Which places of the groups are kept: of equal keys the first ones.
+def _keep_with_ties(keys: _Keys, n: int | Int[Array, ""]) -> list[Bool[Array, "..."]]:
+    """Returns for each position whether it is kept; of equal keys the first are.
 
-    A CPU computes with twice as many keys at once if they are half as wide.
+    Keys stay as narrow as they are: a CPU's vector registers hold more of them.
     """
-    limit = _nth_largest(columns, n)
-    above = [column > limit for column in columns]
-    wanted = n if isinstance(n, int) else n.astype(limit.dtype)
-    room = wanted - sum(higher.astype(limit.dtype) for higher in above)
+    threshold = _nth_largest(keys, n)
+    above = [key > threshold for key in keys]
+    target = n if isinstance(n, int) else n.astype(threshold.dtype)
+    room = target - sum(is_above.astype(threshold.dtype) for is_above in above)
     kept = []
-    for column, higher in zip(columns, above, strict=True):
-        equal = column == limit
-        kept.append(higher | (equal & (room > 0)))
-        room -= equal.astype(limit.dtype)
+    for key, is_above in zip(keys, above, strict=True):
+        ties = key == threshold
+        kept.append(is_above | (ties & (room > 0)))
+        room -= ties.astype(threshold.dtype)
     return kept
 
 
-def _nth_largest(columns: _Columns, n) -> Integer[Array, "..."]:
+def _nth_largest(keys: _Keys, n: int | Int[Array, ""]) -> Integer[Array, "..."]:
     if isinstance(n, int):
-        return nth_largest(columns, n, jnp.minimum, jnp.maximum)
-    ordered = sort(columns, jnp.minimum, jnp.maximum)
-    pick = lambda found, i: jnp.where(n > i, ordered[i], found)
+        return nth_largest(keys, n, jnp.minimum, jnp.maximum)
+    ordered = sort(keys, jnp.minimum, jnp.maximum)
+    pick = lambda chosen, i: jnp.where(n > i, ordered[i], chosen)
     return reduce(pick, range(1, len(ordered)), ordered[0])

@@ -1,4 +1,9 @@
-"""Masks as bits: one bit a weight, eight along an axis to a byte, lowest bit first."""
+"""Packed masks: one bit per weight, eight weights along an axis to a byte.
+
+The first weight is in the lowest bit, as in `jnp.packbits(..., bitorder="little")`.
+"""
+
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,43 +13,90 @@ from jaxtyping import Array, Bool, UInt8
 
 from jaxsparse._patterns.groups import merge_groups
 from jaxsparse._sharding import gather_groups, reshard_like
+from jaxsparse._trees import is_array
 
 
 def packed_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    """The shape of a packed mask; an axis that 8 does not divide ends in zero bits."""
+    """Returns the shape of a mask packed along `axis`.
+
+    If the size of the axis is not divisible by 8, the last byte is padded with zero
+    bits.
+    """
     return (*shape[:axis], -(-shape[axis] // 8), *shape[axis + 1 :])
 
 
 def packed_axis(packed: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
-    """The axis along which a mask of `shape` was packed into one of shape `packed`.
+    """Returns the axis along which a mask of `shape` was packed to shape `packed`.
 
-    None where it cannot have been. Shapes say enough: packing shortens its axis unless
-    that has one place or none, and then every such axis packs to the same bytes.
+    The shapes decide. Packing shortens its axis unless the size of the axis is 0 or 1,
+    and all axes of these sizes pack to the same bytes.
+
+    Returns:
+      The axis, or None if no axis of `shape` packs to `packed`.
     """
-    fits = [i for i in range(len(shape)) if packed_shape(shape, i) == packed]
-    return fits[0] if fits else None
+    axes = [i for i in range(len(shape)) if packed_shape(shape, i) == packed]
+    return axes[0] if axes else None
 
 
 def pack_mask(mask: Bool[Array, "..."], axis: int) -> UInt8[Array, "..."]:
-    """Packs a bool mask along `axis`; what is cut over explicit axes is gathered."""
-    whole = gather_groups(mask, 8, axis)
-    return jnp.packbits(whole, axis=axis, bitorder="little")
+    """Packs a bool mask along `axis`.
+
+    Over the explicit axes of a mesh the mask is gathered first if shards along `axis`
+    would split a byte.
+    """
+    gathered = gather_groups(mask, 8, axis)
+    return jnp.packbits(gathered, axis=axis, bitorder="little")
 
 
 def unpack_mask(
-    packed: UInt8[Array, "..."], shape: tuple[int, ...]
+    mask: Bool[Array, "..."] | UInt8[Array, "..."], shape: tuple[int, ...]
 ) -> Bool[Array, "..."]:
-    """The bool mask of `shape` that was packed, along whichever axis, into `packed`."""
-    axis = packed_axis(packed.shape, shape)
+    """Returns the bool mask of `shape`, given as it is or packed along any axis."""
+    if mask.dtype == jnp.bool_:
+        return mask
+    axis = packed_axis(mask.shape, shape)
     assert axis is not None, "the caller checks that the mask fits"
-    behind = [1] * (packed.ndim - axis - 1)
+    behind = [1] * (mask.ndim - axis - 1)
     powers = np.array([1 << bit for bit in range(8)], np.uint8).reshape(8, *behind)
-    bits = merge_groups(jnp.expand_dims(packed, axis + 1) & powers, axis)
+    bits = merge_groups(jnp.expand_dims(mask, axis + 1) & powers, axis)
     return lax.slice_in_dim(bits, 0, shape[axis], axis=axis) != 0
 
 
 def as_bool(mask: ArrayLike, weight: Array) -> Bool[Array, "..."]:
-    """A mask, packed or not, as bool, and sharded as its weight is."""
-    mask = jnp.asarray(mask)
-    kept = mask if mask.dtype == jnp.bool_ else unpack_mask(mask, weight.shape)
-    return reshard_like(kept, weight)
+    """Returns a mask, bool or packed, as bool and sharded like its weight."""
+    return reshard_like(unpack_mask(jnp.asarray(mask), weight.shape), weight)
+
+
+def check_mask(mask: Any, shape: tuple[int, ...], *, name: str) -> None:
+    """Raises unless a mask fits a weight.
+
+    Args:
+      mask: what the caller gave as the mask.
+      shape: the shape of the weight.
+      name: the weight in the words of the error, such as `leaf 'mlp/kernel'`.
+
+    Raises:
+      TypeError: the mask is not an array, or its dtype is neither bool nor uint8.
+      ValueError: the mask is neither of `shape` nor packed along one of its axes.
+    """
+    if not is_array(mask):
+        raise TypeError(
+            f"the mask of {name} of shape {shape} is {mask!r}: give a bool array "
+            "(True = kept), a packed uint8 array, or None for a leaf that stays dense"
+        )
+    if mask.dtype not in (jnp.bool_, jnp.uint8):
+        raise TypeError(
+            f"the mask of {name} of shape {shape} has dtype {mask.dtype}: give bool "
+            "(True = kept) or packed uint8"
+        )
+    if mask.dtype == jnp.bool_:
+        fits = mask.shape == shape
+    else:
+        fits = packed_axis(mask.shape, shape) is not None
+    if not fits:
+        packed = dict.fromkeys(packed_shape(shape, i) for i in range(len(shape)))
+        raise ValueError(
+            f"a mask of shape {mask.shape} and dtype {mask.dtype} does not fit {name} "
+            f"of shape {shape}: give bool of that shape, or uint8 packed along one "
+            f"axis, of shape {' or '.join(map(str, packed))}"
+        )

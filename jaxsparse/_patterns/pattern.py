@@ -1,4 +1,4 @@
-"""Sparsity patterns: what may be left of a group of weights, or of a whole leaf."""
+"""Sparsity patterns: which weights of a group, or of a whole leaf, may be kept."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,17 +12,18 @@ MAX_GROUP = 64
 class NM:
     """N:M sparsity: at most `n` of every `m` consecutive weights are kept.
 
-    `n` counts the weights that are *kept*, as NVIDIA writes 2:4. Papers that count
-    the zeros write 1:4 and 3:4 the other way round. Mishra et al., "Accelerating Sparse
-    Deep Neural Networks" (2021, arXiv:2104.08378), describe 2:4 and why it is fast.
+    `n` counts the weights that are *kept*, as in NVIDIA's 2:4. In papers that count the
+    zeros, 1:4 means 3:4 here. Mishra et al., "Accelerating Sparse Deep Neural Networks"
+    (2021, arXiv:2104.08378), describe 2:4 and why it is fast.
 
     Attributes:
       n: weights kept in each group.
       m: the size of a group, up to 64.
-      transposable: at most `n` of `m` along the output axis too, in every m x m block,
-        so that the product with the transpose, which makes the gradients of a layer's
-        inputs, is sparse as well (Hubara et al. 2021, arXiv:2102.08124). Up to an `m`
-        of 4 the mask is the best one, beyond that nearly so.
+      transposable: whether at most `n` of `m` weights are kept along the output axis,
+        too, in every m x m block. The matmul with the transposed weight, which computes
+        the gradients of a layer's inputs, is then sparse as well (Hubara et al. 2021,
+        arXiv:2102.08124). The mask is the best one for `m` up to 4, and close to the
+        best one for larger `m`.
 
     Raises:
       TypeError: `n` or `m` is not an integer.
@@ -51,7 +52,8 @@ class NM:
             )
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}{' transposable' * self.transposable}"
+        suffix = " transposable" if self.transposable else ""
+        return f"{self.n}:{self.m}{suffix}"
 
     @property
     def density(self) -> float:
@@ -61,13 +63,13 @@ class NM:
 
 @dataclass(frozen=True)
 class Unstructured:
-    """The lowest scores are pruned, wherever in the leaf they are.
+    """The weights with the lowest scores are pruned, anywhere in the leaf.
 
     Attributes:
       sparsity: the fraction of the weights that is pruned, to the nearest weight.
-      across_leaves: one threshold for all leaves of this pattern: `sparsity` is that
-        of them together, and each leaf has as much of it as its scores deserve. An
-        optimizer that sees a part of the tree counts that part.
+      across_leaves: whether all leaves of this pattern share one threshold. `sparsity`
+        is then their joint sparsity, and the sparsity of each leaf follows from its
+        scores. An optimizer that sees a part of the tree counts that part only.
 
     Raises:
       ValueError: not `0 < sparsity < 1`.
@@ -94,13 +96,14 @@ class Unstructured:
 
 @dataclass(frozen=True)
 class PerOutput:
-    """The lowest scores among the weights of each output are pruned, output by output.
+    """The weights with the lowest scores of each output are pruned.
 
-    The comparison group of Wanda (Sun et al. 2024, arXiv:2306.11695): every output of a
-    layer keeps as many of its weights as every other.
+    This is the comparison group of Wanda (Sun et al. 2024, arXiv:2306.11695): all
+    outputs of a layer keep the same number of weights.
 
     Attributes:
-      sparsity: the fraction of an output's weights that is pruned, to the nearest one.
+      sparsity: the fraction of an output's weights that is pruned, to the nearest
+        weight.
 
     Raises:
       ValueError: not `0 < sparsity < 1`.
@@ -125,7 +128,7 @@ class PerOutput:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole blocks are pruned: those with the lowest sums of scores.
+    """The blocks with the lowest sums of scores are pruned.
 
     Attributes:
       shape: the size of a block along the group axis and along the last output axis.
@@ -146,10 +149,14 @@ class Block:
         match self.shape:
             case (int(height), int(width)):
                 if min(height, width) < 1:
-                    raise ValueError(f"a block has sizes from 1 on, got {self.shape}")
+                    raise ValueError(
+                        f"the sizes of a block must be at least 1, got {self.shape}"
+                    )
                 object.__setattr__(self, "shape", (height, width))
             case _:
-                raise TypeError(f"a block's shape is a pair of ints, got {self.shape}")
+                raise TypeError(
+                    f"the shape of a block must be a pair of ints, got {self.shape}"
+                )
         _check_sparsity(self.sparsity)
 
     def __str__(self) -> str:
@@ -164,13 +171,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Channel:
-    """Whole output channels are pruned: those with the lowest sums of scores.
+    """The output channels with the lowest sums of scores are pruned.
 
     With magnitudes as scores this is the filter pruning of Li et al., "Pruning Filters
     for Efficient ConvNets" (2017, arXiv:1608.08710).
 
     Attributes:
-      sparsity: the fraction of a leaf's channels that is pruned, to the nearest one.
+      sparsity: the fraction of a leaf's channels that is pruned, to the nearest
+        channel.
 
     Raises:
       ValueError: not `0 < sparsity < 1`.
@@ -193,37 +201,37 @@ class Channel:
         return 1 - self.sparsity
 
 
-#: What a leaf may be pruned to.
+#: A sparsity pattern of a leaf.
 Pattern = NM | Unstructured | PerOutput | Block | Channel
 
-#: Whatever names a pattern: a `Pattern`, `"2:4"`, `"2:4 sparsity"`, `(2, 4)` or
+#: A pattern in any spelling: a `Pattern`, `"2:4"`, `"2:4 sparsity"`, `(2, 4)` or
 #: `"2:4 transposable"`.
 PatternLike = Pattern | str | tuple[int, int]
 
 
 def as_pattern(pattern: PatternLike) -> Pattern:
-    """Reads a pattern in any of its spellings.
+    """Returns a pattern from any of its spellings.
 
     Raises:
-      ValueError: a string that spells no pattern, or numbers out of range.
+      ValueError: a string that is not a pattern, or numbers out of range.
       TypeError: neither a string, a pair of integers nor a pattern.
     """
     if isinstance(pattern, Pattern):
         return pattern
     if isinstance(pattern, str):
-        spelled = re.fullmatch(
+        match = re.fullmatch(
             r"\s*(\d+):(\d+)(\s+transposable)?(\s+sparsity)?\s*", pattern
         )
-        if spelled is None:
+        if match is None:
             raise ValueError(
                 f"unknown pattern {pattern!r}: write '2:4' or '2:4 sparsity' for "
                 "2 weights kept in each group of 4, or '2:4 transposable'"
             )
-        return NM(int(spelled[1]), int(spelled[2]), transposable=bool(spelled[3]))
+        return NM(int(match[1]), int(match[2]), transposable=bool(match[3]))
     if isinstance(pattern, tuple) and len(pattern) == 2:
         return NM(*pattern)
     raise TypeError(
-        "a pattern is '2:4', '2:4 sparsity', (2, 4), NM(2, 4), Unstructured(0.9), "
+        "a pattern must be '2:4', '2:4 sparsity', (2, 4), NM(2, 4), Unstructured(0.9), "
         f"PerOutput(0.5), Block((4, 4), 0.9) or Channel(0.5), got {pattern!r}"
     )
 
@@ -231,8 +239,8 @@ def as_pattern(pattern: PatternLike) -> Pattern:
 def _check_sparsity(sparsity: float) -> None:
     if isinstance(sparsity, bool) or not 0 < sparsity < 1:
         raise ValueError(
-            "sparsity is the fraction of weights that is pruned, more than 0 and less "
-            f"than 1, got {sparsity!r}: a rule with None keeps leaves dense"
+            "sparsity, the fraction of weights that is pruned, must be more than 0 and "
+            f"less than 1, got {sparsity!r}: a rule with None keeps leaves dense"
         )
 
 

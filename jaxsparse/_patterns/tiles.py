@@ -1,4 +1,4 @@
-"""Tiles: blocks, channels or single weights, pruned as a whole."""
+"""Tiles: blocks, channels or single weights that are kept or pruned as a unit."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,15 +28,15 @@ def rank_tiles(
     """Ranks the tiles of an array.
 
     Args:
-      score: weights, or scores that may be negative where `signed`, of any shape.
-      tile: the size of a tile along each axis; it divides the axis. A single weight
-        is ranked by its bits, a larger tile by the sum of its magnitudes or scores, in
-        float32 or the wider dtype that they have.
+      score: weights, or scores, of any shape.
+      tile: the size of a tile along each axis; the size of the axis is divisible by it.
+        A single weight is ranked by its bits, a larger tile by the sum of its
+        magnitudes or scores, in float32 or, for wider dtypes, float64.
       signed: whether scores are ranked by value instead of by magnitude.
-      within: the tiles of which no weight is kept in this mask rank lowest.
+      within: a mask of the weights. Tiles in which it keeps no weight rank lowest.
 
     Returns:
-      One place a tile.
+      One key per tile.
     """
     if math.prod(tile) > 1:
         score = jnp.asarray(score)
@@ -48,7 +48,7 @@ def rank_tiles(
 
 
 def expand_tiles(mask: Bool[Array, "..."], tile: Sequence[int]) -> Bool[Array, "..."]:
-    """The mask of the weights, from that of their tiles."""
+    """Returns the mask of the weights from the mask of their tiles."""
     for axis, size in enumerate(tile):
         if size > 1:
             shape = [*mask.shape[: axis + 1], size, *mask.shape[axis + 1 :]]
@@ -59,7 +59,7 @@ def expand_tiles(mask: Bool[Array, "..."], tile: Sequence[int]) -> Bool[Array, "
 
 
 def reduce_tiles(reduce: Callable[..., Array], x: Array, tile: Sequence[int]) -> Array:
-    """A reduction such as `jnp.sum` over each tile; one place a tile is left."""
+    """Reduces each tile to one element, by a reduction such as `jnp.sum`."""
     for axis, size in enumerate(tile):
         if size > 1:
             groups = split_groups(gather_groups(x, size, axis), size, axis)

@@ -1,10 +1,10 @@
-"""The highest scores of whole arrays, wherever they are: exact, without a sort.
+"""The highest scores of whole arrays: exact, without a sort.
 
-The threshold is found bit by bit, the highest bit first: how many keys lie at or above
-a candidate decides whether the bit is set. So is the place up to which scores that
-equal the threshold are kept. Every step is one pass that reads the keys and adds up
-truths, without temporaries: it shards like any sum, spans several arrays as easily as
-one, and takes a number of kept weights that is traced.
+The threshold is searched bit by bit, the highest bit first: the number of keys at or
+above a candidate decides whether the bit is set. The index up to which scores equal to
+the threshold are kept is searched in the same way. Every step is one pass that reads
+the keys and counts, without temporaries. So the search shards like any sum, can span
+several arrays, and the number of kept weights may be traced.
 """
 
 import math
@@ -21,94 +21,102 @@ from jaxsparse._patterns.ranking import RankKeys
 def best_unstructured_masks(
     ranked: Sequence[RankKeys], kept: int | Int[Array, ""]
 ) -> list[Bool[Array, "..."]]:
-    """The masks that keep the highest keys of several arrays together.
+    """Returns the masks that keep the highest keys of several arrays together.
 
     Args:
-      ranked: what to rank, arrays of any shapes whose keys have one dtype.
-      kept: how many to keep of all arrays together; may be traced.
+      ranked: the keys of arrays of any shapes, of one dtype.
+      kept: the number of weights kept in all arrays together; may be traced.
 
     Returns:
-      True where a place is kept, one mask an array. Of equal keys those in earlier
+      One mask per array, True where a weight is kept. Of equal keys those in earlier
       arrays are kept, and within an array those of lower flat index.
 
     Raises:
-      ValueError: 2**32 places or more, which the counts could not hold.
+      ValueError: the arrays have 2**32 elements or more, too many for the counts.
     """
-    sizes = [one.bits.size for one in ranked]
-    if sum(sizes) >= 2**32:
+    sizes = [keys.bits.size for keys in ranked]
+    total = sum(sizes)
+    if total >= 2**32:
         raise ValueError(
-            f"one threshold for {sum(sizes)} weights: more than 2**32 - 1 are not "
-            "supported; give leaves sparsities of their own"
+            f"one threshold for {total} weights: more than 2**32 - 1 are not "
+            "supported; give each leaf its own sparsity"
         )
     kept = jnp.asarray(kept).astype(jnp.uint32)
-    keys = [_as_unsigned(one) for one in ranked]
-    dtype = keys[0].dtype
+    unsigned = [_as_unsigned(keys) for keys in ranked]
+    dtype = unsigned[0].dtype
     threshold = _largest(
-        dtype, 8 * dtype.itemsize, lambda t: _count([k >= t for k in keys]) >= kept
+        dtype,
+        8 * dtype.itemsize,
+        lambda bound: _count([keys >= bound for keys in unsigned]) >= kept,
     )
-    equal = [k == threshold for k in keys]
-    room = kept - _count([k > threshold for k in keys])
+    ties = [keys == threshold for keys in unsigned]
+    room = kept - _count([keys > threshold for keys in unsigned])
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    places = [_flat_index(k.shape, s) for k, s in zip(keys, starts, strict=True)]
+    indices = [_flat_index(x.shape, s) for x, s in zip(unsigned, starts, strict=True)]
 
-    def first_to_go():
-        before = lambda t: [e & (p < t) for e, p in zip(equal, places, strict=True)]
+    def first_pruned_index():
+        before = lambda end: [t & (i < end) for t, i in zip(ties, indices, strict=True)]
         return _largest(
             jnp.dtype("uint32"),
-            sum(sizes).bit_length(),
-            lambda t: _count(before(t)) <= room,
+            total.bit_length(),
+            lambda end: _count(before(end)) <= room,
         )
 
-    # Of the equal ones all before this place are kept; mostly that is all of them.
-    everything = jnp.asarray(sum(sizes), jnp.uint32)
-    end = lax.cond(_count(equal) == room, lambda: everything, first_to_go)
+    # Ties before index `end` are kept; usually these are all of them.
+    keep_all = lambda: jnp.asarray(total, jnp.uint32)
+    end = lax.cond(_count(ties) == room, keep_all, first_pruned_index)
     return [
-        ((k > threshold) | (e & (p < end))) & (kept > 0)
-        for k, e, p in zip(keys, equal, places, strict=True)
+        ((keys > threshold) | (tied & (index < end))) & (kept > 0)
+        for keys, tied, index in zip(unsigned, ties, indices, strict=True)
     ]
 
 
 def best_row_mask(
     ranked: RankKeys, kept: int | Int[Array, ""], rows: Sequence[int]
 ) -> Bool[Array, "..."]:
-    """The mask that keeps the highest keys of every row.
+    """Returns the mask that keeps the highest keys of every row.
 
     Args:
-      ranked: what to rank, of any shape.
-      kept: how many to keep of each row; may be traced.
-      rows: the axes along which rows lie side by side; a row is what is left.
+      ranked: the keys, of any shape.
+      kept: the number of weights kept in each row; may be traced.
+      rows: the axes that index rows; a row spans all other axes.
 
     Returns:
-      True where a place is kept, shaped like `ranked`; of equal keys the lower index
+      True where a weight is kept, shaped like `ranked`. Of equal keys the lower index
       is kept.
     """
     bits = ranked.bits
     order = [*rows, *(i for i in range(bits.ndim) if i not in rows)]
     moved = bits.transpose(order)
     best = lambda row: best_unstructured_masks([ranked._replace(bits=row)], kept)[0]
-    for _ in rows:  # if they were merged, those that are sharded would be gathered
+    for _ in rows:  # merging these axes would all-gather sharded ones
         best = jax.vmap(best)
     mask = best(moved)
     return mask.transpose([order.index(i) for i in range(bits.ndim)])
 
 
 def _largest(dtype, bits: int, holds: Callable[[Array], Array]) -> UInt[Array, ""]:
-    """The largest number of some bits for which a condition holds that ends once."""
+    """Returns the largest number of `bits` bits for which a condition holds.
 
-    def set_bit(i, found):
+    The condition must be monotone: if it holds for a number, it holds for all smaller
+    ones.
+    """
+
+    def set_bit(i, number):
         bit = jnp.asarray(1, dtype) << (bits - 1 - i).astype(dtype)
-        return jnp.where(holds(found | bit), found | bit, found)
+        return jnp.where(holds(number | bit), number | bit, number)
 
     return lax.fori_loop(0, bits, set_bit, jnp.zeros((), dtype))
 
 
-def _count(truths: Sequence[Bool[Array, "..."]]) -> UInt[Array, ""]:
-    counts = [jnp.sum(t, dtype=jnp.uint32) for t in truths]
+def _count(masks: Sequence[Bool[Array, "..."]]) -> UInt[Array, ""]:
+    """Returns the number of True values in several arrays together."""
+    counts = [jnp.sum(mask, dtype=jnp.uint32) for mask in masks]
     return sum(counts[1:], counts[0])
 
 
 def _as_unsigned(ranked: RankKeys) -> UInt[Array, "..."]:
-    """The keys in the same order from zero on."""
+    """Returns the keys as unsigned integers in the same order."""
     keys = ranked.keys
     if ranked.full_range:
         return keys
@@ -118,7 +126,7 @@ def _as_unsigned(ranked: RankKeys) -> UInt[Array, "..."]:
 
 
 def _flat_index(shape: tuple[int, ...], start: int) -> UInt[Array, "..."]:
-    """Each place's index in the flattened array, counted from `start`."""
+    """Returns each element's index in the flattened array, counted from `start`."""
     index = jnp.full(shape, start, jnp.uint32)
     for axis in range(len(shape)):
         stride = jnp.asarray(math.prod(shape[axis + 1 :]), jnp.uint32)

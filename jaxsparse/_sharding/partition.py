@@ -1,7 +1,7 @@
-"""Functions of groups, on each shard by itself.
+"""Functions of groups that run on each shard by itself.
 
-The compiler gathers what a loop runs over, or a reshape merges, even where every group
-lies within a shard. Here it is told, or shown, that groups know nothing of each other.
+XLA gathers an array that a loop runs over or that a reshape merges, even if every group
+lies within one shard. These functions tell it that groups are independent.
 """
 
 import math
@@ -19,48 +19,50 @@ from jaxtyping import Array
 from jaxsparse._sharding.reshard import names_along
 
 
-_Find = Callable[..., Array]
+_ArrayFn = Callable[..., Array]
 
 
-def map_shards(find: _Find, whole: Sequence[int], x: Array, *scalars: Array) -> Array:
-    """`find(x, *scalars)` on each shard of `x`, over the axes of any mesh.
+def map_shards(
+    fn: _ArrayFn, replicated: Sequence[int], x: Array, *scalars: Array
+) -> Array:
+    """Computes `fn(x, *scalars)` on each shard of `x`, over the axes of any mesh.
 
     Args:
-      find: a function that returns an array of the shape of `x`, for any number of
-        axes in front of those that it needs.
-      whole: these axes of `x`, counted from the last, -1, are not cut: over automatic
-        axes of a mesh they are gathered; over explicit ones the caller sees to it.
+      fn: returns an array of the shape of `x`, with any number of leading batch axes.
+      replicated: the axes of `x` that every shard needs in full, as negative numbers.
+        Over automatic axes of a mesh they are all-gathered; over explicit ones the
+        caller makes sure that they are not sharded.
       x: an array of any shape.
       scalars: further operands.
     """
-    kinds = _axis_types(x)
-    if AxisType.Explicit in kinds:
-        return map_explicit_shards(find, x, *scalars)
-    if AxisType.Manual in kinds:
-        return find(x, *scalars)
+    axis_types = _axis_types(x)
+    if AxisType.Explicit in axis_types:
+        return map_explicit_shards(fn, x, *scalars)
+    if AxisType.Manual in axis_types:
+        return fn(x, *scalars)
 
-    def batched(_, in_batched, x, *scalars):
+    def batching_rule(_, in_batched, x, *scalars):
         if any(in_batched[1:]):
-            axes = [0 if batched else None for batched in in_batched]
-            return jax.vmap(find, axes)(x, *scalars), True
-        return map_shards(find, whole, x, *scalars), True
+            in_axes = [0 if is_batched else None for is_batched in in_batched]
+            return jax.vmap(fn, in_axes)(x, *scalars), True
+        return map_shards(fn, replicated, x, *scalars), True
 
     axes = [f"a{i}" for i in range(x.ndim)]
     rule = f"{' '.join(axes)}{', ' * len(scalars)} -> {' '.join(axes)}"
-    alone = custom_vmap(partition_unary(find, rule, [axes[i] for i in whole]))
-    alone.def_vmap(batched)
-    return alone(x, *scalars)
+    mapped = custom_vmap(partition_unary(fn, rule, [axes[i] for i in replicated]))
+    mapped.def_vmap(batching_rule)
+    return mapped(x, *scalars)
 
 
-def map_explicit_shards(find: _Find, x: Array, *scalars: Array) -> Array:
-    """`find(x, *scalars)` on each shard of `x` over the explicit axes of a mesh."""
+def map_explicit_shards(fn: _ArrayFn, x: Array, *scalars: Array) -> Array:
+    """Computes `fn(x, *scalars)` on each shard of `x` over explicit axes of a mesh."""
     sharding = jax.typeof(x).sharding
-    # Those in use: others may be taken by a `vmap` around.
+    # Only the axes in use: an enclosing `vmap` may occupy others.
     names = {name for axis in range(x.ndim) for name in names_along(sharding, axis)}
     if not names:
-        return find(x, *scalars)
+        return fn(x, *scalars)
     mapped = jax.shard_map(
-        find,
+        fn,
         mesh=sharding.mesh,
         in_specs=(sharding.spec, *[PartitionSpec()] * len(scalars)),
         out_specs=sharding.spec,
@@ -72,118 +74,133 @@ def map_explicit_shards(find: _Find, x: Array, *scalars: Array) -> Array:
 
 def is_automatic(x: Array) -> bool:
     """Whether the compiler alone decides how the array is sharded."""
-    return all(kind is AxisType.Auto for kind in _axis_types(x))
+    return all(axis_type is AxisType.Auto for axis_type in _axis_types(x))
 
 
 def _axis_types(x: Array) -> tuple[AxisType, ...]:
-    """The kinds of the mesh's axes; an array of NumPy's is on none, but within one."""
+    """Returns the types of all mesh axes: of the array's mesh and the current one.
+
+    A NumPy array has no mesh of its own.
+    """
     meshes = jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh()
-    return tuple(kind for mesh in meshes for kind in mesh.axis_types)
+    return tuple(axis_type for mesh in meshes for axis_type in mesh.axis_types)
 
 
-def partition_unary(find: _Find, rule: str, whole: Sequence[str]) -> Callable[..., Any]:
-    """A function of an array, and of scalars, on each shard; it cannot be vmapped.
+def partition_unary(
+    fn: _ArrayFn, rule: str, replicated: Sequence[str]
+) -> Callable[..., Any]:
+    """Returns a function of an array and scalars that runs on each shard by itself.
+
+    The function has no batching rule: `jax.vmap` of it fails.
 
     Args:
-      find: takes an array and scalars, or a shard over automatic axes and scalars, and
-        returns an array with as many axes.
-      rule: which axes belong together, as in `"a b, -> a c"`.
-      whole: the axes of which each shard needs all; they are gathered if they were cut.
+      fn: takes an array, or a shard of it over automatic axes, and scalars; returns an
+        array with the same number of axes.
+      rule: the Shardy rule that names the axes, such as `"a b, -> a c"`.
+      replicated: the axes that every shard needs in full; sharded ones are
+        all-gathered.
     """
-    given, *_ = rule.replace("->", ",").split(",")
-    places = [i for i, axis in enumerate(given.split()) if axis in whole]
+    operand, *_ = rule.replace("->", ",").split(",")
+    indices = [i for i, axis in enumerate(operand.split()) if axis in replicated]
 
-    def shard(mesh, operands, result):
+    def partition(mesh, operands, result):
         x, *scalars = operands
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        unsharded = NamedSharding(mesh, PartitionSpec())
 
-        def is_whole(sharding: Any) -> bool:
+        def is_replicated(sharding: Any) -> bool:
             shape = sharding.shard_shape(x.shape)
-            return all(shape[i] == x.shape[i] for i in places)
+            return all(shape[i] == x.shape[i] for i in indices)
 
-        # The compiler may yet have cut what it was told to gather.
-        found = [each.sharding for each in (result, x) if is_whole(each.sharding)]
-        own = [*found, everywhere][0]
-        return mesh, find, own, (own, *[everywhere] * len(scalars))
+        # In spite of the rule the compiler may propose a sharding of these axes.
+        proposed = (result.sharding, x.sharding)
+        sharding = next(filter(is_replicated, proposed), unsharded)
+        return mesh, fn, sharding, (sharding, *[unsharded] * len(scalars))
 
-    # What a reshape has cut may have no PartitionSpec, so none is asked for.
+    # After a reshape a sharding may have no PartitionSpec, so they are not decoded.
     return _partitioned(
-        find,
+        fn,
         rule,
-        shard,
-        need_replication_factors=tuple(whole),
+        partition,
+        need_replication_factors=tuple(replicated),
         decode_shardings=False,
     )
 
 
 def partition_contraction(
-    find: _Find, rule: str, summed: Sequence[str]
+    fn: _ArrayFn, rule: str, contracted: Sequence[str]
 ) -> Callable[..., Any]:
-    """A function of arrays on each shard by itself; it cannot be vmapped.
+    """Returns a function of arrays that contracts axes and runs on each shard.
+
+    The function has no batching rule: `jax.vmap` of it fails.
 
     Args:
-      find: takes arrays, or shards of them over automatic axes, and returns one.
-      rule: which axes belong together, as in `"rows k, values out -> rows out"`.
-      summed: the axes that the result has not, in their order, of which equal parts
-        belong together: results for parts add up to that of all. Where they are cut,
-        shards do that, in float32, by the last cut that can serve. None can where the
-        same axes of the mesh cut other axes, where parts would not be equal, or in
-        float16, where they might overflow: then these axes are gathered.
+      fn: takes arrays, or shards of them over automatic axes, and returns one array.
+      rule: the Shardy rule that names the axes, such as
+        `"rows k, values out -> rows out"`.
+      contracted: the axes that the result lacks, in the order of the operands. Equal
+        parts of them belong together, and the results for all parts add up to the
+        whole result. If these axes are sharded, each shard computes its part, and an
+        all-reduce adds up the parts in float32; of several shardings the last that
+        suits all contracted axes is used. Contracted axes are all-gathered instead if
+        their mesh axes shard other axes, if the parts would not be equal, or in
+        float16, where partial results might overflow.
     """
     names = [axes.split() for axes in rule.replace("->", ",").split(",")]
 
-    def shard(mesh, operands, result):
-        # Each axis as the result has it, or the first operand that has it.
-        cuts: dict[str, Any] = {}
+    def partition(mesh, operands, result):
+        # The result's sharding of an axis takes precedence, then the first operand's.
+        entries: dict[str, Any] = {}
         sizes: dict[str, int] = {}
-        sharded = zip([names[-1], *names[:-1]], [result, *operands], strict=True)
-        for axes, x in sharded:
-            # There is none where JAX knows of no mesh; nothing is cut then.
+        arrays = zip([names[-1], *names[:-1]], [result, *operands], strict=True)
+        for axes, x in arrays:
+            # Without a mesh in JAX's sight there is no spec, and nothing is sharded.
             spec = [*getattr(x.sharding, "spec", ()), *[None] * len(axes)]
-            cuts = dict(zip(axes, spec, strict=False)) | cuts
+            entries = dict(zip(axes, spec, strict=False)) | entries
             sizes |= dict(zip(axes, x.shape, strict=True))
-        narrow = result.dtype == jnp.float16
-        along = None if narrow else _common_cut(cuts, sizes, summed, mesh)
-        cuts |= dict.fromkeys(summed, along)
+        common = None
+        if result.dtype != jnp.float16:
+            common = _common_entry(entries, sizes, contracted, mesh)
+        entries |= dict.fromkeys(contracted, common)
 
-        def find_sum(*shards: Array) -> Array:
-            part = find(*shards)
-            if along is None:
+        def fn_and_sum(*shards: Array) -> Array:
+            part = fn(*shards)
+            if common is None:
                 return part
-            return lax.psum(part.astype(jnp.float32), along).astype(part.dtype)
+            return lax.psum(part.astype(jnp.float32), common).astype(part.dtype)
 
-        specs = [PartitionSpec(*map(cuts.get, axes)) for axes in names]
+        specs = [PartitionSpec(*map(entries.get, axes)) for axes in names]
         *inputs, output = [NamedSharding(mesh, spec) for spec in specs]
-        return mesh, find_sum, output, tuple(inputs)
+        return mesh, fn_and_sum, output, tuple(inputs)
 
-    return _partitioned(find, rule, shard, reduction_factors=tuple(summed))
+    return _partitioned(fn, rule, partition, reduction_factors=tuple(contracted))
 
 
-def _common_cut(
-    cuts: dict[str, Any], sizes: dict[str, int], summed: Sequence[str], mesh: Any
+def _common_entry(
+    entries: dict[str, Any], sizes: dict[str, int], contracted: Sequence[str], mesh: Any
 ) -> Any:
-    """How all axes that are summed over can be cut; None if they cannot."""
-    taken = {name for axis in cuts.keys() - {*summed} for name in _names(cuts[axis])}
+    """Returns the last entry that can shard all contracted axes alike, or None."""
+    others = entries.keys() - {*contracted}
+    taken = {name for axis in others for name in _mesh_axes(entries[axis])}
 
-    def fits(cut: Any) -> bool:
-        parts = math.prod(mesh.shape[name] for name in _names(cut))
-        equal = all(sizes[axis] % parts == 0 for axis in summed)
-        return equal and not taken & {*_names(cut)}
+    def fits(entry: Any) -> bool:
+        parts = math.prod(mesh.shape[name] for name in _mesh_axes(entry))
+        equal = all(sizes[axis] % parts == 0 for axis in contracted)
+        return equal and not taken & {*_mesh_axes(entry)}
 
-    found = [cuts[axis] for axis in summed if cuts[axis] and fits(cuts[axis])]
-    return found[-1] if found else None
+    candidates = [entries[axis] for axis in contracted if entries[axis]]
+    return next(filter(fits, reversed(candidates)), None)
 
 
-def _names(cut: Any) -> tuple[str, ...]:
-    """The axes of a mesh in one place of a PartitionSpec."""
-    return () if cut is None else cut if isinstance(cut, tuple) else (cut,)
+def _mesh_axes(entry: Any) -> tuple[str, ...]:
+    """Returns the mesh axes in one entry of a PartitionSpec."""
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
 def _partitioned(
-    find: _Find, rule: str, shard: Callable[..., Any], **options: Any
+    fn: _ArrayFn, rule: str, partition: Callable[..., Any], **options: Any
 ) -> Callable[..., Any]:
     if not getattr(jax.config, "jax_use_shardy_partitioner", True):
-        return find  # the older partitioner knows no rules
-    split = custom_partitioning(find)
-    split.def_partition(partition=shard, sharding_rule=rule, **options)
-    return split
+        return fn  # the older partitioner does not read Shardy rules
+    partitioned = custom_partitioning(fn)
+    partitioned.def_partition(partition=partition, sharding_rule=rule, **options)
+    return partitioned

@@ -1,8 +1,8 @@
 """Groups, masks and the axes of a mesh.
 
-Over automatic axes the compiler moves what it needs; over explicit ones, whose
-shardings are part of JAX's types, an operation that would cut a group between two
-devices is an error, so the group is gathered first.
+Over automatic axes of a mesh the compiler moves data as it needs to. Over explicit axes
+shardings are part of JAX's types, and an operation that would split a group between two
+devices is an error, so the array is all-gathered along the group axis first.
 """
 
 import math
@@ -15,36 +15,37 @@ from jaxtyping import Array
 
 
 def names_along(sharding: NamedSharding, axis: int) -> tuple[str, ...]:
-    """The axes of the mesh over which a sharding cuts an axis."""
+    """Returns the mesh axes over which an axis of an array is sharded."""
     names = sharding.spec[axis] if axis < len(sharding.spec) else None
     return names if isinstance(names, tuple) else (names,) if names else ()
 
 
 def shards_along(sharding: NamedSharding, axis: int) -> int:
-    """Into how many pieces a sharding cuts an axis."""
+    """Returns the number of shards along an axis of an array."""
     return math.prod(sharding.mesh.shape[name] for name in names_along(sharding, axis))
 
 
 def mask_sharding(
     sharding: NamedSharding, shape: tuple[int, ...], mask: tuple[int, ...]
 ) -> NamedSharding:
-    """The sharding of a mask: its weight's, but where that would cut packed bytes.
+    """Returns the sharding of a mask: that of its weight, unless it splits bytes.
 
     Args:
-      sharding: the weight's.
-      shape: the weight's.
-      mask: the shape of the mask, of bools or packed.
+      sharding: the sharding of the weight.
+      shape: the shape of the weight.
+      mask: the shape of the mask, bool or packed. A packed axis whose shards would
+        split a byte is replicated.
     """
-    names = list(sharding.spec)
-    for axis in range(len(names)):
-        whole = shape[axis] % (8 * shards_along(sharding, axis)) == 0
-        if shape[axis] != mask[axis] and not whole:
-            names[axis] = None
-    return NamedSharding(sharding.mesh, PartitionSpec(*names))
+    spec = list(sharding.spec)
+    for axis in range(len(spec)):
+        keeps_bytes = shape[axis] % (8 * shards_along(sharding, axis)) == 0
+        if shape[axis] != mask[axis] and not keeps_bytes:
+            spec[axis] = None
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def gather_groups(x: Array, m: int, axis: int) -> Array:
-    """The same array, gathered along `axis` where shards do not hold whole groups."""
+    """All-gathers an array along `axis` if explicit shards would split its groups."""
     sharding = jax.typeof(x).sharding
     shards = shards_along(sharding, axis)
     if sharding.spec[axis] is None or x.shape[axis] % (shards * m) == 0:
@@ -54,7 +55,7 @@ def gather_groups(x: Array, m: int, axis: int) -> Array:
 
 
 def replicate(x: Array) -> Array:
-    """The same array, not sharded over explicit axes."""
+    """Returns an array that no explicit axis of a mesh shards."""
     sharding = jax.typeof(x).sharding
     if all(names is None for names in sharding.spec):
         return x
@@ -62,47 +63,53 @@ def replicate(x: Array) -> Array:
 
 
 def reshard_like(x: Array, other: Array) -> Array:
-    """The same array, sharded over explicit axes as another of its shape is."""
-    mine, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding
-    explicit = any(names is not None for names in wanted.spec)
-    return reshard(x, wanted) if explicit and mine.spec != wanted.spec else x
+    """Reshards an array over explicit axes like another array of its shape.
+
+    If the other array is not sharded over explicit axes, `x` is returned as it is.
+    """
+    own, target = jax.typeof(x).sharding, jax.typeof(other).sharding
+    is_explicit = any(names is not None for names in target.spec)
+    return reshard(x, target) if is_explicit and own.spec != target.spec else x
 
 
 def sharded_as_mask(mask: Array, weight: Array) -> Array:
-    """A mask sharded over explicit axes as its weight is, as far as bytes are whole."""
-    mine, own = jax.typeof(mask).sharding, jax.typeof(weight).sharding
-    wanted = mask_sharding(own, weight.shape, mask.shape)
-    return mask if mine.spec == wanted.spec else reshard(mask, wanted)
+    """Reshards a mask over explicit axes like its weight, unless that splits bytes."""
+    own = jax.typeof(mask).sharding
+    target = mask_sharding(jax.typeof(weight).sharding, weight.shape, mask.shape)
+    return mask if own.spec == target.spec else reshard(mask, target)
 
 
 def device_put_mask(mask: Array | None, weight: Any) -> Array | None:
-    """A mask where its weight is, as far as bytes are whole; a traced one as it is.
+    """Moves a mask to the devices of its weight; a traced mask is returned as it is.
 
-    Over automatic axes the compiler puts results anywhere.
+    Over automatic axes the compiler chooses the sharding of a result, so it may differ
+    from the weight's. A packed axis whose shards would split a byte is replicated.
     """
-    # Asked for its sharding, a tracer takes time to say that it has none.
+    # A tracer has no sharding, and takes long to say so: its error names the program.
     if mask is None or isinstance(mask, Tracer) or isinstance(weight, Tracer):
         return mask
-    own = getattr(weight, "sharding", None)
-    if not isinstance(own, NamedSharding):
+    sharding = getattr(weight, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
         return mask
-    wanted = mask_sharding(own, weight.shape, mask.shape)
-    same = mask.sharding.is_equivalent_to(wanted, mask.ndim)
-    return mask if same else jax.device_put(mask, wanted)
+    target = mask_sharding(sharding, weight.shape, mask.shape)
+    is_placed = mask.sharding.is_equivalent_to(target, mask.ndim)
+    return mask if is_placed else jax.device_put(mask, target)
 
 
 def device_put_like(x: Array, other: Any) -> Array:
-    """The same array where another of its shape is, if that is an array of JAX.
+    """Moves an array to the devices of another of its shape, if that is a `jax.Array`.
 
-    It runs outside of traces: over automatic axes the compiler puts results anywhere.
+    To be called outside of a trace. Over automatic axes the compiler chooses the
+    sharding of a result, so it may differ from the other array's.
     """
     return jax.device_put(x, other.sharding) if isinstance(other, jax.Array) else x
 
 
 def reshard_to(x: Array, other: Array) -> Array:
-    """The same array, sharded over explicit axes exactly as another is, or not at all.
+    """Reshards an array over explicit axes exactly like another one.
 
-    Both branches of a `lax.cond` have to agree in it.
+    If the other array is not sharded, neither is the result. Both branches of a
+    `lax.cond` must agree in this.
     """
-    mine, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding
-    return x if mine.spec == wanted.spec else reshard(x, wanted)
+    own, target = jax.typeof(x).sharding, jax.typeof(other).sharding
+    return x if own.spec == target.spec else reshard(x, target)

@@ -3,6 +3,7 @@
 from jaxsparse._trees.paths import (
     Keys as Keys,
     Leaves as Leaves,
+    PathConflictError as PathConflictError,
     array_shapes as array_shapes,
     flatten as flatten,
     flatten_as as flatten_as,
@@ -12,6 +13,7 @@ from jaxsparse._trees.paths import (
     is_dense_entry as is_dense_entry,
     is_numeric as is_numeric,
     map_named as map_named,
+    nest as nest,
     path_name as path_name,
     replace_masks as replace_masks,
     without_box as without_box,

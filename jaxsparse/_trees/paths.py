@@ -1,14 +1,14 @@
-"""Leaves by their canonical path, whatever containers a tree is made of.
+"""Leaves by their canonical path, independent of the containers of a tree.
 
-A path is the names on the way to a leaf, joined by `/`. Optimizers and frameworks
-rewrap trees between `init` and `update` (NNX strips its `Param` boxes, `optax.masked`
-puts `MaskedNode` where leaves were), so trees are matched by these names and never by
-their containers.
+A path is the names of the keys that lead to a leaf, joined by `/`. Optimizers and
+frameworks change the containers between `init` and `update` (NNX strips its `Param`
+boxes, `optax.masked` replaces leaves by `MaskedNode`), so trees are matched by path and
+never by structure.
 """
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ _BOX = GetAttrKey("value")
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The canonical path: names joined by `/`, without the `value` of a box.
+    """Returns the canonical path: names joined by `/`, without the `value` of a box.
 
     >>> path_name((DictKey("mlp"), SequenceKey(0), GetAttrKey("value")))
     'mlp/0'
@@ -114,9 +114,10 @@ def array_shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def flatten_masks(masks: PyTree) -> dict[str, Any]:
-    """The entries of a tree of masks by canonical path, `None` for a dense leaf.
+    """Returns the entries of a tree of masks by canonical path, None for a dense leaf.
 
-    Where a combinator cut a leaf out of the tree, its mask was cut out too: dense.
+    `optax.masked` and `optax.partition` replace leaves and masks alike by `MaskedNode`,
+    which reads as None.
     """
     leaves, _ = tree_flatten_with_path(masks, is_leaf=is_dense_entry)
     return {
@@ -130,8 +131,45 @@ def replace_masks(tree: PyTree, masks: Mapping[str, Any]) -> PyTree:
     return tree_map_with_path(lambda path, _: masks[path_name(path)], tree)
 
 
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts that hold each leaf at its path.
+
+    Raises:
+      PathConflictError: one leaf would be inside another.
+
+    >>> nest({"mlp/kernel": 1, "mlp/bias": 2, "scale": 3})
+    {'mlp': {'kernel': 1, 'bias': 2}, 'scale': 3}
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise PathConflictError(path, "within")
+        if name in node:
+            raise PathConflictError(path, "around")
+        node[name] = leaf
+    return tree
+
+
+class PathConflictError(ValueError):
+    """Two leaves cannot share a nested dict: one's path begins with the other's.
+
+    Attributes:
+      path: the path of the leaf that came second.
+      relation: whether it is `"within"` or `"around"` the first.
+    """
+
+    def __init__(self, path: str, relation: Literal["within", "around"]):
+        super().__init__(f"leaf {path!r} is {relation} another one")
+        self.path = path
+        self.relation = relation
+
+
 def is_dense_entry(mask: Any) -> bool:
-    """Whether this entry of a tree of masks says that the leaf stays dense."""
+    """Whether an entry of a tree of masks marks a leaf that stays dense."""
     return mask is None or isinstance(mask, optax.MaskedNode)
 
 
@@ -142,13 +180,13 @@ def map_named(f: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
 
 
 def is_array(leaf: Any) -> bool:
-    """Arrays of JAX and NumPy, tracers and `jax.ShapeDtypeStruct`."""
+    """Whether a leaf has a shape and a dtype: arrays, tracers, `ShapeDtypeStruct`."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def refuse_shared_variables(tree: PyTree) -> None:
-    """Raises where mapping over `tree` would untie a shared layer of an NNX module."""
-    nnx: Any = sys.modules.get("flax.nnx")  # who has such a module has imported it
+    """Raises if mapping over `tree` would untie a shared layer of an NNX module."""
+    nnx: Any = sys.modules.get("flax.nnx")  # without the import there is no module
     if nnx is None:
         return
     is_variable = lambda node: isinstance(node, nnx.Variable)
@@ -178,7 +216,7 @@ def _by_name(leaves: list[tuple[Any, _Leaf]]) -> dict[str, _Leaf]:
 
 
 def is_numeric(leaf: Any) -> TypeGuard[Array]:
-    """Whether a leaf is an array of real numbers: no key, no bool, no callable."""
+    """Whether a leaf is an array of real floats or integers."""
     return is_array(leaf) and (
         jnp.issubdtype(leaf.dtype, jnp.floating)
         or jnp.issubdtype(leaf.dtype, jnp.integer)

@@ -1,4 +1,4 @@
-"""Tables, with equal layers of a model folded into one line."""
+"""Tables in which equal layers of a model are one line."""
 
 import dataclasses
 import re
@@ -12,28 +12,24 @@ _Item = TypeVar("_Item")
 
 
 class Tabular(ABC):
-    """What has `leaves` and is shown as a table, wherever it is shown.
+    """A record of leaves that is displayed as a table.
 
-    `print` gives plain text, a notebook HTML, and a console of rich its own table.
+    `print` shows plain text, a notebook HTML, and a console of `rich` a `rich` table.
     """
 
     leaves: tuple[Any, ...]
 
     @abstractmethod
     def _table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-        """The header, and the cells of each line."""
+        """Returns the header and the cells of each line."""
 
     def __str__(self) -> str:
         return table(*self._table())
 
     def _repr_html_(self) -> str:
         header, rows = self._table()
-        line = lambda tag, cells: (
-            ("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells))
-            + "</tr>"
-        )
-        body = "\n".join(line("td", cells) for cells in rows)
-        head = line("th", header)
+        head = _html_row("th", header)
+        body = "\n".join(_html_row("td", cells) for cells in rows)
         return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
     def __rich__(self) -> Any:
@@ -42,24 +38,25 @@ class Tabular(ABC):
         from rich.text import Text
 
         header, rows = self._table()
-        shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        rich_table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         for name, *cells in zip(header, *rows, strict=True):
             short = max(map(len, cells), default=0) <= 16  # paths and reasons are long
-            shown.add_column(name, overflow="fold", no_wrap=short)
+            rich_table.add_column(name, overflow="fold", no_wrap=short)
         for cells in rows:
-            shown.add_row(*map(Text, cells))  # a path may have brackets: no markup
-        return shown
+            # As `Text`, brackets in a path are not read as markup.
+            rich_table.add_row(*map(Text, cells))
+        return rich_table
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, such as JSON takes: under `leaves` a dict for each leaf.
+        """Returns data that JSON can hold: under `leaves` a dict for each leaf.
 
-        A pattern is what it prints as.
+        Patterns become the strings that they print as.
         """
         return {"leaves": [_plain(leaf) for leaf in self.leaves]}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart."""
+    """Returns a table as text, its columns left-aligned and two spaces apart."""
     lines = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -71,7 +68,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, ...]]:
-    """Folds rows `(path, cells)` that differ only by numbers in the path.
+    """Folds rows `(path, cells)` that differ only by numbers in the path into one.
 
     >>> fold([("l_0/w", ("2:4",)), ("l_1/w", ("2:4",)), ("b", ("dense",))])
     [('l_*/w (x2)', '2:4'), ('b', 'dense')]
@@ -83,7 +80,7 @@ def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, ...]]:
 
 
 def alike(items: Mapping[str, _Item]) -> dict[str, list[_Item]]:
-    """The items of paths that differ only by numbers, under one name.
+    """Groups items whose paths differ only by numbers under one name.
 
     >>> alike({"l_0/w": 1, "l_1/w": 2, "b": 3})
     {'l_*/w (x2)': [1, 2], 'b': [3]}
@@ -98,12 +95,12 @@ def alike(items: Mapping[str, _Item]) -> dict[str, list[_Item]]:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """`64x32`; `scalar` for no axes."""
+    """Returns a shape as text, such as `64x32`; `scalar` for a shape without axes."""
     return "x".join(map(str, shape)) or "scalar"
 
 
 def bytes_text(part: int, whole: int) -> str:
-    """A number of bytes, out of another one.
+    """Returns a number of bytes as text, as a part of another number of bytes.
 
     >>> bytes_text(576, 1024), bytes_text(9 << 20, 16 << 20), bytes_text(64, 64)
     ('576 of 1024 B', '9 of 16 MiB', '64 B')
@@ -113,8 +110,12 @@ def bytes_text(part: int, whole: int) -> str:
         if whole // size < 10_000:
             break
         unit, size = larger, size * 1024
-    of = "" if part == whole else f"{part / size:.4g} of "
-    return f"{of}{whole / size:.4g} {unit}"
+    prefix = "" if part == whole else f"{part / size:.4g} of "
+    return f"{prefix}{whole / size:.4g} {unit}"
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _folded_name(paths: Sequence[str]) -> str:
@@ -128,7 +129,7 @@ def _without_numbers(path: str) -> str:
 
 
 def _plain(leaf: Any) -> dict[str, Any]:
-    """The fields of a dataclass."""
+    """Returns the fields of a dataclass as data that JSON can hold."""
     names = [field.name for field in dataclasses.fields(leaf)]
     return {name: _plain_value(getattr(leaf, name)) for name in names}
 

@@ -1,1 +1,1 @@
-"""Kernels: arrays in, arrays out; they know nothing of patterns, plans or trees."""
+"""What is written for one kind of GPU: arrays in, arrays out."""

@@ -1,9 +1,9 @@
 """The CUDA sources of this folder as a library: compiled on first use, then cached.
 
 The compiler is the nvcc of `CUDA_HOME`, of `PATH`, or of NVIDIA's wheels, which
-`jax[cuda13]` brings. The name of a built library holds a hash of all that it is made
-of, and it appears under this name in one step: processes that build it at once do not
-disturb each other.
+`jax[cuda13]` installs. The file name of the library contains a hash of everything that
+it is built from. The finished file is renamed to this name atomically, so several
+processes may build the library at the same time.
 """
 
 import ctypes
@@ -27,19 +27,19 @@ _FLAGS = (
     "-std=c++17",
     "-Xcompiler=-fPIC",
     "-gencode=arch=compute_90a,code=sm_90a",
-    "-w",  # of XLA's headers
+    "-w",  # no warnings: XLA's headers cause some
 )
 
 
 class BuildError(RuntimeError):
-    """The library cannot be built here; the message says why and what would help."""
+    """The library cannot be built; the message states the cause and the remedy."""
 
 
 def load() -> ctypes.CDLL:
-    """The library, built if it is not in the cache: half a minute.
+    """Loads the library; if it is not cached, builds it first, in half a minute.
 
     Raises:
-      BuildError: no compiler, or none whose library can be built and loaded.
+      BuildError: there is no compiler, or none builds a library that can be loaded.
     """
     failure = BuildError(
         "no CUDA compiler: there is no nvcc in CUDA_HOME, in PATH or in NVIDIA's "
@@ -51,7 +51,9 @@ def load() -> ctypes.CDLL:
         except BuildError as error:
             failure = error
         except OSError as error:
-            failure = BuildError(f"what {nvcc} makes cannot be used: {error}")
+            failure = BuildError(
+                f"the library that {nvcc} built cannot be loaded: {error}"
+            )
     raise failure
 
 
@@ -66,23 +68,25 @@ def _load(nvcc: Path) -> ctypes.CDLL:
 def _compilers() -> list[Path]:
     wheels = find_spec("nvidia")
     roots = (wheels.submodule_search_locations or ()) if wheels else ()
-    places = [
+    folders = [
         Path(os.environ.get("CUDA_HOME") or os.devnull) / "bin",
         *(Path(folder) for folder in os.get_exec_path()),
-        *(place for root in roots for place in sorted(Path(root).glob("*/bin"))),
+        *(folder for root in roots for folder in sorted(Path(root).glob("*/bin"))),
     ]
-    found = [shutil.which("nvcc", path=str(place)) for place in places]
-    return [Path(nvcc) for nvcc in dict.fromkeys(found) if nvcc]
+    compilers = [shutil.which("nvcc", path=str(folder)) for folder in folders]
+    return [Path(nvcc) for nvcc in dict.fromkeys(compilers) if nvcc]
 
 
 def _fingerprint(nvcc: Path, headers: Path) -> str:
     version = subprocess.run(
         [nvcc, "--version"], capture_output=True, text=True, check=False
     )
-    here = [platform.machine(), *platform.libc_ver()]  # a cache may serve many machines
-    more = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
-    named = [version.stdout, *_FLAGS, *here, *(os.environ.get(x, "") for x in more)]
-    parts = [text.encode() for text in named]
+    # Machines of different kinds may share a cache.
+    machine = [platform.machine(), *platform.libc_ver()]
+    variables = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
+    environment = [os.environ.get(name, "") for name in variables]
+    texts = [version.stdout, *_FLAGS, *machine, *environment]
+    parts = [text.encode() for text in texts]
     files = [*_SOURCES.glob("*.cu*"), *headers.glob("xla/ffi/api/*.h")]
     parts += [file.name.encode() + file.read_bytes() for file in sorted(files)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
@@ -99,16 +103,16 @@ def _build(nvcc: Path, headers: str, library: Path) -> None:
         scratch = Path(tempfile.mkdtemp(dir=library.parent))
     except OSError as error:
         raise BuildError(
-            f"{library.parent} cannot be written ({error.strerror}): set "
-            "XDG_CACHE_HOME to a folder that can"
+            f"the cache folder {library.parent} is not writable ({error.strerror}): "
+            "set XDG_CACHE_HOME to a writable folder"
         ) from error
     try:
         new = scratch / library.name
         source = _SOURCES / "nm_matmul.cu"
-        # Wheels have the static runtime in another folder than the toolkit has.
-        wheel = f"-L{nvcc.parent.parent / 'lib'}"
+        # nvcc of a wheel does not search the folder of the wheel's static runtime.
+        runtime = f"-L{nvcc.parent.parent / 'lib'}"
         run = subprocess.run(
-            [nvcc, *_FLAGS, wheel, f"-I{headers}", source, "-o", new],
+            [nvcc, *_FLAGS, runtime, f"-I{headers}", source, "-o", new],
             capture_output=True,
             text=True,
             check=False,
@@ -120,5 +124,5 @@ def _build(nvcc: Path, headers: str, library: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-if __name__ == "__main__":  # builds it beforehand
+if __name__ == "__main__":  # builds the library ahead of its first use
     sys.stdout.write(f"{load()._name}\n")

@@ -1,4 +1,4 @@
-"""What the GPUs of this process can run."""
+"""The compute capability of the GPUs of this process."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import jax
 
 
 def compute_capability() -> tuple[int, int]:
-    """The least of all devices; zeros where one is no NVIDIA GPU."""
+    """Returns the lowest one of all devices; `(0, 0)` if one is not an NVIDIA GPU."""
     return min(map(_capability, jax.devices()))
 
 
 def _capability(device: Any) -> tuple[int, int]:
-    # AMD's GPUs have names there, such as "gfx942".
+    # AMD GPUs report a name, such as "gfx942".
     parts = getattr(device, "compute_capability", "0.0").split(".")
     major, minor = parts if len(parts) == 2 else ("", "")
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)

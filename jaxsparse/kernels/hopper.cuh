@@ -1,4 +1,4 @@
-// What this library uses of Hopper's instructions for memory: barriers, TMA, clusters.
+// Hopper's memory instructions that this library uses: barriers, TMA, clusters.
 #pragma once
 
 #include <cuda.h>
@@ -18,7 +18,7 @@ __device__ inline void init_barrier(uint32_t barrier, uint32_t arrivals) {
                : "memory");
 }
 
-// Lets other threads, other blocks and TMA see barriers that this thread has made.
+// Makes barriers that this thread has initialised visible to other threads, blocks and TMA.
 __device__ inline void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -33,9 +33,9 @@ __device__ inline void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// At a barrier of any block of the cluster. It orders no writes for other blocks, and need
-// not: what it tells is that reads are over, whose results have been used. With a release
-// for the cluster it would take long.
+// Arrives at a barrier of any block of the cluster. It orders no writes for other blocks, and
+// need not: it signals that reads are complete, whose results have been used already. A release
+// at cluster scope would be slow.
 __device__ inline void arrive_remote(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
@@ -50,7 +50,7 @@ __device__ inline void wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// The same, for what other blocks of the cluster have stored.
+// Waits likewise, and makes the stores of other blocks of the cluster visible.
 __device__ inline void wait_for_cluster(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\n"
@@ -70,7 +70,7 @@ __device__ inline void load_2d(uint32_t to, const CUtensorMap& map, uint32_t bar
       : "memory");
 }
 
-// To the same address in all blocks of the cluster that the mask names.
+// Loads to the same address in each block of the cluster whose bit is set in `blocks`.
 __device__ inline void load_2d(uint32_t to, const CUtensorMap& map, uint32_t barrier, int c0,
                                int c1, uint16_t blocks) {
   asm volatile(
@@ -97,7 +97,7 @@ __device__ inline void store_2d(const CUtensorMap& map, uint32_t from, int c0, i
       : "memory");
 }
 
-// Waits until all but so many of this thread's stores have read their source.
+// Waits until all but kPending of this thread's stores have read their source.
 template <int kPending>
 __device__ inline void wait_stores() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
@@ -120,12 +120,12 @@ __device__ inline void arrive_cluster() {
   __syncwarp();
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
-// Says that this block has begun, and nothing of its writes.
+// Signals that this block has started, without ordering its writes.
 __device__ inline void arrive_cluster_relaxed() {
   __syncwarp();
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-// By all threads of a warp together, as they arrive.
+// Executed by all threads of a warp together, as is the arrival.
 __device__ inline void wait_cluster() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -140,7 +140,7 @@ __device__ inline uint32_t block_in_cluster() {
   return rank;
 }
 
-// The same shared address in another block of the cluster.
+// Returns the address of the same shared variable in another block of the cluster.
 __device__ inline uint32_t address_in_block(uint32_t address, uint32_t block) {
   uint32_t mapped;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
@@ -158,7 +158,7 @@ __device__ inline float2 load_cluster(uint32_t address) {
   return v;
 }
 
-// Stores to any block of the cluster, and tells a barrier of that block how many bytes.
+// Stores to any block of the cluster, and reports the bytes to a barrier of that block.
 __device__ inline void store_async(uint32_t address, float4 v, uint32_t barrier) {
   asm volatile(
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32"
@@ -181,7 +181,7 @@ __device__ inline void store_transposed(uint32_t address, uint32_t a, uint32_t b
                : "memory");
 }
 
-// a * b bytes further on, in one instruction.
+// Returns the address a * b bytes after `from`, in one instruction.
 template <typename T>
 __device__ inline const T* further(const T* from, uint32_t a, uint32_t b) {
   const T* to;
@@ -189,7 +189,7 @@ __device__ inline const T* further(const T* from, uint32_t a, uint32_t b) {
   return to;
 }
 
-// Reads what nobody reads again.
+// Loads data that is read only once, without caching it in L1.
 __device__ inline void load_once(uint32_t (&v)[4], const void* from) {
   asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
@@ -201,7 +201,7 @@ __device__ inline void load_once(uint32_t (&v)[2], const void* from) {
                : "l"(from));
 }
 
-// Copies 16 bytes to shared memory, of which so many are read and the others are zero.
+// Copies `bytes` bytes to shared memory and fills up to 16 with zeros.
 __device__ inline void copy_16(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
@@ -212,7 +212,7 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Four matrices of 8 rows of 16 bytes; a lane's address is that of a row.
+// Loads four matrices of 8 rows of 16 bytes; each lane gives the address of one row.
 __device__ inline void load_matrices(uint32_t (&to)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

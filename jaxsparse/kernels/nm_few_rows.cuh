@@ -1,12 +1,12 @@
-// The same product for few rows, where reading the weight is all that takes time.
+// The same matmul for few rows, whose run time is that of reading the weight.
 //
-// Every warp reads its part of k straight into registers, the next step while it multiplies
-// one, so all of a small weight is on its way at once. Rows go through two small buffers of
-// each warp; warps, and the blocks of a cluster, wait for each other at the end only.
+// Every warp loads its part of k directly into registers, the next step while it multiplies the
+// current one, so all of a small weight is in flight at once. Rows of x pass through two small
+// buffers per warp. Warps, and the blocks of a cluster, synchronise only at the end.
 //
-// Which output is which row of the tensor core's tile is free. Of eight groups of four lanes,
-// group g has outputs 8 g to 8 g + 7, as they lie in memory: outputs 8 g + 2 i and
-// 8 g + 2 i + 1 are rows g and g + 8 of tile i.
+// Outputs may be assigned to the rows of a tensor core tile in any order. Of eight groups of four
+// lanes, group g has outputs 8 g to 8 g + 7, which are contiguous in memory: outputs 8 g + 2 i
+// and 8 g + 2 i + 1 are rows g and g + 8 of tile i.
 #pragma once
 
 #include "hopper.cuh"
@@ -15,8 +15,8 @@
 namespace nm_few_rows {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kOut = 64, kTiles = kOut / 16;  // outputs of a block; the tensor core's tiles
-constexpr int kStep = 64;                     // of k, for a warp
+constexpr int kOut = 64, kTiles = kOut / 16;  // outputs of a block; tensor core tiles
+constexpr int kStep = 64;                     // the part of k of one step of a warp
 
 template <typename T>
 struct Problem {
@@ -26,8 +26,9 @@ struct Problem {
   int rows, k, out;
 };
 
-// What a kernel is specialised to: at most how many rows, the blocks of a cluster, and how
-// many blocks a multiprocessor has room for: for 16 rows one alone takes more registers.
+// The template parameters of a kernel: the maximum number of rows, the blocks of a cluster, and
+// the blocks that are resident on a multiprocessor: with 16 rows, a single block uses more
+// registers.
 template <int kRows_, int kBlocks_, int kResident_>
 struct Form {
   static constexpr int kRows = kRows_, kBlocks = kBlocks_, kResident = kResident_;
@@ -42,21 +43,21 @@ struct Memory {
   uint64_t inbox_is_full;  // a barrier
 };
 
-// What lane t of four has of a step: eight outputs; in each half of the step, values 2 t,
-// 2 t + 1, 2 t + 8 and 2 t + 9; of the indices of the whole step, rows 2 t and 2 t + 1, so
-// that lanes 0 and 1 have where the first half's values are, lanes 2 and 3 the second's.
+// The data of lane t of four in a step: eight outputs; in each half of the step, values 2 t,
+// 2 t + 1, 2 t + 8 and 2 t + 9; of the indices of both halves, rows 2 t and 2 t + 1, so that lanes
+// 0 and 1 hold the indices of the first half, lanes 2 and 3 those of the second.
 struct Weight {
   uint32_t values[2][4][kTiles];
   uint32_t places[2][kTiles / 2];
 };
 
-// Where this lane reads its weight, step by step of its warp. Products of 32 bits and 32,
-// one instruction each, lead from there: with those of 64 bits loads would begin late.
+// The addresses from which this lane loads its weight, step by step. Offsets are products of two
+// 32-bit numbers, one instruction each: 64-bit products would delay the loads.
 template <typename T>
 class Reader {
  public:
   __device__ Reader(const Problem<T>& p, int k) : p_(p) {
-    // Outputs that are not there are read again, and not stored.
+    // Beyond the last output the last eight are loaded again, and their sums are not stored.
     const int out = min(blockIdx.x * kOut + threadIdx.x % 32 / 4 * 8, p.out - 8);
     values_ = p.values + static_cast<int64_t>(k / 2 + pair()) * p.out + out;
     indices_ = p.indices + static_cast<int64_t>(k / 8 + pair()) * p.out + out;
@@ -85,7 +86,7 @@ class Reader {
       if (pair() + row < (p_.k - k) / 8) {
         hopper::load_once(places, index(row));
       } else {
-        for (uint32_t& four : places) four = 0x44444444;  // the first two of each group
+        for (uint32_t& four : places) four = 0x44444444;  // positions 0 and 1 of each group
       }
     }
   }
@@ -102,7 +103,7 @@ class Reader {
   const uint8_t* indices_;
 };
 
-// Copies a step of x: rows of 128 bytes, whose chunks of 16 are swizzled.
+// Copies a step of x: rows of 128 bytes, whose chunks of 16 bytes are swizzled.
 template <typename T, int kRows>
 __device__ void copy(uint32_t to, const Problem<T>& p, int k, int first_row) {
   const int row = threadIdx.x % 32 / 8, chunk = threadIdx.x % 8, at = k + chunk * 8;
@@ -110,7 +111,7 @@ __device__ void copy(uint32_t to, const Problem<T>& p, int k, int first_row) {
   const T* from = p.x + static_cast<int64_t>(first_row + row) * p.k + at;
 #pragma unroll
   for (int i = 0; i < kRows; i += 4) {
-    const int place = chunk ^ (row + i % 8);  // its row, modulo 8: row is 3 at most
+    const int place = chunk ^ (row + i % 8);  // the row modulo 8, since `row` is at most 3
     hopper::copy_16(to + (row + i) * 128 + place * 16, hopper::further(from, p.k * sizeof(T), i),
                     i < left ? 16 : 0);
   }
@@ -119,7 +120,7 @@ __device__ void copy(uint32_t to, const Problem<T>& p, int k, int first_row) {
 template <typename T, int kRows>
 __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weight, uint32_t x) {
   const int row = threadIdx.x % 8, matrix = threadIdx.x % 32 / 8;
-  x += row * 128 + ((matrix ^ row) << 4);  // of the second half: four chunks on, swizzled
+  x += row * 128 + ((matrix ^ row) << 4);  // the second half is four chunks on, swizzled
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint32_t columns[kRows / 8][4];
@@ -145,8 +146,8 @@ __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weig
   }
 }
 
-// Where warps leave their sums and pick up those of the others, four at a time. Always in
-// the same order: of the warps of a block, then of the blocks of a cluster.
+// The exchange of partial sums between warps, four at a time. They are always added in the same
+// order: over the warps of a block, then over the blocks of a cluster.
 template <typename T, typename F>
 class Sums {
   static_assert(F::kRows * kOut / 4 <= kThreads, "a thread adds up four outputs of a row");
@@ -182,7 +183,7 @@ class Sums {
   }
   __device__ void add_up() const {
     __syncthreads();
-    if (kBlocks > 1) hopper::wait_cluster();  // all have begun
+    if (kBlocks > 1) hopper::wait_cluster();  // all blocks have started
     const int row = threadIdx.x / (kOut / 4), out = threadIdx.x % (kOut / 4) * 4;
     if (row < rows_) {
       const float4 sum = add<kWarps>(&memory_.sums[0][row][out], sizeof memory_.sums[0]);
@@ -231,8 +232,8 @@ class Sums {
   uint32_t barrier_;
 };
 
-// A block has kOut outputs and kRows rows; the blocks of a cluster, and the warps of each,
-// have each a part of k.
+// A block computes kOut outputs of kRows rows. Each block of a cluster, and each warp of a block,
+// has its own part of k.
 template <typename T, typename F>
 __global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<T> p) {
   extern __shared__ __align__(128) uint8_t shared[];
@@ -244,7 +245,7 @@ __global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<
   float sums[kTiles][F::kRows / 8][4] = {};
   Weight weights[2];
   Reader<T> reader(p, step * kStep);
-  const auto fetch = [&](int i, int next) {  // all of the warp's steps, in their order
+  const auto fetch = [&](int i, int next) {  // called for all steps of the warp in order
     if (next < last) {
       reader.load(weights[i], next * kStep);
       reader.next();
@@ -252,7 +253,7 @@ __global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<
     }
     hopper::commit_copies();
   };
-  fetch(0, step);  // before anything that can wait
+  fetch(0, step);  // before any synchronisation
   const Sums<T, F> all(memory, p, first_row);
   all.begin();
   while (step < last) {

@@ -1,4 +1,4 @@
-// The product of dense rows and a 2:4 sparse weight, for XLA.
+// The matmul of dense rows and a 2:4 sparse weight, as an XLA FFI call.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int kMultiprocessors = 132;  // of an H100 SXM or H200; fewer cost nothing but time
+constexpr int kMultiprocessors = 132;  // of an H100 SXM or H200; affects speed only
 
 #define RETURN_IF_CUDA_ERROR(call)                                                     \
   if (const cudaError_t error = (call); error != cudaSuccess) {                        \
@@ -32,7 +32,7 @@ Encode find_encode() {
   return reinterpret_cast<Encode>(found);
 }
 
-// A matrix in row-major order, of which boxes of 128-byte rows are moved.
+// Encodes a matrix in row-major order that is moved in boxes with rows of 128 bytes.
 CUresult map_2d(Encode encode, CUtensorMap* map, CUtensorMapDataType type, const void* data,
                 uint64_t columns, uint64_t rows, uint32_t box_rows) {
   const uint64_t sizes[] = {columns, rows}, strides[] = {columns * 2};
@@ -42,7 +42,7 @@ CUresult map_2d(Encode encode, CUtensorMap* map, CUtensorMapDataType type, const
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-// Indices, a matrix too. Of boxes that are narrower than a tile, several are moved at once.
+// Encodes the indices, a matrix too. If boxes are narrower than a tile, several move at once.
 CUresult map_indices(Encode encode, CUtensorMap* map, const void* data, uint64_t out,
                      uint64_t bytes, uint32_t tile_out, uint32_t depth, uint32_t width) {
   const bool one_box = width == tile_out;
@@ -83,7 +83,7 @@ ffi::Error map(const Call& call, nm_matmul::Maps* maps, nm_matmul::Shape* shape)
   return ffi::Error::Success();
 }
 
-// How a kernel is launched.
+// The launch configuration of a kernel.
 struct Launch {
   dim3 grid, cluster;
   int threads, bytes;
@@ -96,16 +96,16 @@ struct Launch {
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = bytes;
     config.stream = stream;
-    config.attrs = attribute;  // also of one block, so that all kernels are launched alike
+    config.attrs = attribute;  // even for one block: all launches are alike
     config.numAttrs = 1;
     return config;
   }
 };
 
-// Lets a kernel have more shared memory than it has by default.
+// Allows a kernel to use more shared memory than the default limit.
 template <auto kernel>
 cudaError_t allow(int device, int bytes) {
-  static std::atomic<uint64_t> allowed{0};  // one bit for each device
+  static std::atomic<uint64_t> allowed{0};  // one bit per device
   const uint64_t mine = uint64_t{1} << device % 64;
   if (allowed & mine) return cudaSuccess;
   const cudaError_t error =
@@ -123,7 +123,7 @@ ffi::Error run(const Call& call, const Launch& launch, Args... args) {
   return ffi::Error::Success();
 }
 
-// How many clusters of a kernel run at the same time.
+// Gets the number of clusters of a kernel that run at the same time.
 template <auto kernel>
 cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
   static std::atomic<int> found[64];
@@ -183,7 +183,7 @@ ffi::Error launch_whole(const Call& call) {
   return run<kernel>(call, launch, maps, shape);
 }
 
-// Launches with a number of blocks that is known at compile time.
+// Calls `launch` with the number of blocks as a compile-time constant.
 template <int... kChoices, typename F>
 ffi::Error with_blocks(int64_t blocks, F launch) {
   ffi::Error error = ffi::Error::InvalidArgument("no kernel for so many blocks");

@@ -1,10 +1,10 @@
-// y[rows, out] = x[rows, k] w, for w[k, out] 2:4 sparse along k and without its zeros. Two
-// kernels, `whole` and `split`; for few rows there is a third, in nm_few_rows.cuh.
+// y[rows, out] = x[rows, k] w, for a compressed w[k, out] that is 2:4 sparse along k. There are
+// two kernels, `whole` and `split`; a third one, for few rows, is in nm_few_rows.cuh.
 //
-// Tensor cores take the sparse operand on the left, so the transposed product is computed:
-// a tile is kOut outputs by kRows rows. One warp feeds a ring of stages through TMA, two
-// warpgroups multiply, 64 outputs each. Values are read as they are stored, with the outputs
-// contiguous; so are the indices, whose bytes are what the tensor cores expect: two groups of
+// Tensor cores take the sparse operand on the left, so the transposed matmul is computed: a tile
+// is kOut outputs by kRows rows. One warp fills a ring of stages by TMA, two warpgroups multiply,
+// 64 outputs each. Values and indices are loaded in the layout in which they are stored, with
+// contiguous outputs. A byte of indices has the format that tensor cores expect: two groups of
 // four, the first in the low bits.
 #pragma once
 
@@ -15,22 +15,22 @@ namespace nm_matmul {
 
 constexpr int kConsumers = 256;  // threads: two warpgroups
 constexpr int kThreads = kConsumers + 32;
-constexpr int kStoreRows = 32;  // rows that are stored at once
+constexpr int kStoreRows = 32;  // rows that one store writes
 
-// What a kernel is specialised to. Where a tile has 128 outputs, each warpgroup has 64 of them
-// and all of the depth; where it has 64, each has all of them and half of the depth.
+// The template parameters of a kernel. In a tile of 128 outputs, each warpgroup has 64 outputs
+// and the full depth; in a tile of 64 outputs, each has all outputs and half of the depth.
 template <int kRows_, int kOut_, int kStages_>
 struct Form {
   static constexpr int kRows = kRows_, kOut = kOut_, kStages = kStages_;
   static constexpr int kHalves = 128 / kOut;       // of the depth
   static constexpr int kDepth = 64 * kHalves;      // of k, in a stage
   static constexpr int kValuesBytes = 128 * 64;    // half of the depth, two bytes each
-  static constexpr int kIndicesBytes = 128 * 8;    // four bits for four places
-  // Outputs of a row of a box of indices. Long rows are quicker to load; short ones are read
-  // from shared memory without bank conflicts.
+  static constexpr int kIndicesBytes = 128 * 8;    // four bits per group of four
+  // Outputs per row of a box of indices. Long rows load faster; short rows are read from shared
+  // memory without bank conflicts.
   static constexpr int kBox = kOut == 64 ? 64 : 16;
   static constexpr int kBoxBytes = kBox * kDepth / 8;
-  static constexpr int kRowsBytes = kRows * 64 * 2;  // a half of the depth
+  static constexpr int kRowsBytes = kRows * 64 * 2;  // half of the depth
   static constexpr int kStage = kValuesBytes + kIndicesBytes + kHalves * kRowsBytes;
   static constexpr int kRing = kStages * kStage;
   static constexpr int kOutbox = 4 * kStoreRows * 128;
@@ -51,8 +51,8 @@ struct Tile {
   int out, row;
 };
 
-// Of the tiles of a cluster, which are neighbours and share their rows, that of this block.
-// What runs at the same time shares rows and outputs, for the cache's sake.
+// Returns the tile of this block. The tiles of a cluster are neighbours with the same rows. Tiles
+// that run at the same time share rows and outputs, so that they hit the L2 cache.
 template <typename F, int kSharers>
 __device__ Tile tile_at(int index, const Shape& shape) {
   constexpr int kBand = 16 / kSharers;
@@ -63,7 +63,7 @@ __device__ Tile tile_at(int index, const Shape& shape) {
   return {out_tile * F::kOut, within / width};
 }
 
-// The blocks of a cluster may share their rows: each loads a part of them, for all.
+// If the blocks of a cluster share their rows, each block loads a part of them for all.
 template <typename F, int kSharers = 1>
 class Ring {
   static_assert(kSharers == 1 || (F::kHalves == 1 && F::kRows % (8 * kSharers) == 0));
@@ -107,7 +107,7 @@ class Ring {
     }
   }
   __device__ void wait() const { hopper::wait(full(stage_), parity_); }
-  // To the block of the cluster that has this number: a warp has read this stage.
+  // Signals to one block of the cluster that a warp has read this stage.
   __device__ void release(int block) const {
     if constexpr (kSharers > 1) {
       hopper::arrive_remote(hopper::address_in_block(empty(stage_), block));
@@ -134,7 +134,7 @@ class Ring {
 template <typename T, typename F, int kSharers>
 __device__ void multiply(Ring<F, kSharers>& ring, int steps, float (&sums)[F::kRows / 2]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = warp / 4 % F::kHalves;
-  // A lane's places: two bytes, one below the other, of two outputs.
+  // A lane's indices: for two outputs, two bytes of consecutive rows.
   const int out = warp * 16 % F::kOut, row = half * 8 + lane % 4 * 2;
   const uint32_t mine = out / F::kBox * F::kBoxBytes + row * F::kBox + out % F::kBox + lane / 4;
   Ring<F, kSharers> done = ring;
@@ -143,7 +143,7 @@ __device__ void multiply(Ring<F, kSharers>& ring, int steps, float (&sums)[F::kR
     const uint32_t at = ring.indices() + mine;
     uint32_t places = hopper::load_byte(at) | hopper::load_byte(at + F::kBox) << 8 |
                       hopper::load_byte(at + 8) << 16 | hopper::load_byte(at + 8 + F::kBox) << 24;
-    // Beyond the weight all bits are zero, two equal places: the second has to be higher.
+    // Beyond the weight all bits are zero: two equal positions, but the second must be higher.
     places |= (~(places >> 2 | places >> 3) & 0x11111111) << 2;
     const uint64_t values = hopper::descriptor(ring.values(warp / 4));
     const uint64_t x = hopper::descriptor(ring.x(half));
@@ -189,7 +189,7 @@ __device__ void store(const CUtensorMap& y, uint32_t outbox, Tile tile,
   }
 }
 
-// Leaves the sums of this block where the other blocks of the cluster find them.
+// Writes the sums of this block to shared memory, for the other blocks of the cluster.
 template <typename F>
 __device__ void leave(uint32_t base, const float (&sums)[F::kRows / 2]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = warp / 4 % F::kHalves;
@@ -202,7 +202,7 @@ __device__ void leave(uint32_t base, const float (&sums)[F::kRows / 2]) {
   }
 }
 
-// Adds up the sums of all blocks of the cluster, in their order; each stores a share.
+// Adds up the sums of all blocks of the cluster in order; each block stores a part of y.
 template <typename T, typename F, int kBlocks>
 __device__ void add_up(uint32_t base, T* y, Tile tile, const Shape& shape) {
   constexpr int kPairs = F::kRows * F::kOut / 2, kParts = kBlocks * F::kHalves;
@@ -210,7 +210,7 @@ __device__ void add_up(uint32_t base, T* y, Tile tile, const Shape& shape) {
        pair += kBlocks * kThreads) {
     const int local_row = pair / (F::kOut / 2), local_out = pair % (F::kOut / 2) * 2;
     const int at = local_row * F::kSumsRow + local_out;
-    float2 parts[kParts];  // all are on their way before the first is used
+    float2 parts[kParts];  // all loads are issued before the first is used
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
       const uint32_t there = base + (i % F::kHalves * F::kSums + at) * 4;
@@ -242,7 +242,7 @@ __device__ void prepare(const Ring<F, kSharers>& ring, const Maps& maps) {
   kSharers > 1 ? hopper::sync_cluster() : __syncthreads();
 }
 
-// Many tiles: each block takes several, and loads the next while it stores one.
+// For many tiles: each block computes several, and loads the next while it stores one.
 template <typename T, typename F, int kSharers>
 __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Maps maps,
                                                      const Shape shape) {
@@ -264,11 +264,11 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Map
       for (int step = 0; step < shape.steps; ++step, ring.next()) ring.load(maps, tile, step);
     }
   }
-  // Nobody leaves while others load for it, or release to it.
+  // No block exits while others load into its memory or arrive at its barriers.
   if (kSharers > 1) hopper::sync_cluster();
 }
 
-// Few tiles: the blocks of a cluster share one, each a part of k.
+// For few tiles: the blocks of a cluster share one tile, and each has a part of k.
 template <typename T, typename F, int kBlocks>
 __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
     const __grid_constant__ Maps maps, const Shape shape, T* y) {
@@ -289,7 +289,7 @@ __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
   }
   hopper::sync_cluster();
   add_up<T, F, kBlocks>(base, y, tile, shape);
-  hopper::sync_cluster();  // nobody leaves while others read
+  hopper::sync_cluster();  // no block exits while others read its sums
 }
 
 }  // namespace nm_matmul

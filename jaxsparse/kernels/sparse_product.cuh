@@ -1,4 +1,4 @@
-// Products with 2:4 sparse operands, by one warp (mma) or by four (wgmma).
+// Matrix products with a 2:4 sparse operand, by one warp (mma) or by four (wgmma).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,7 +8,7 @@
 
 namespace hopper {
 
-// Of a tile whose rows of 128 bytes are swizzled: eight rows follow each other in 1024 bytes.
+// Describes a tile with swizzled rows of 128 bytes: eight rows are contiguous, in 1024 bytes.
 __device__ inline uint64_t descriptor(uint32_t address) {
   constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
   return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | kEightRows << 16 | kEightRows << 32 |
@@ -24,8 +24,8 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// d += a b, by one warp: a is 16 x 32 and 2:4 sparse, b is 32 x 8. Where a's values are (PTX:
-// the metadata) is held, in every four lanes, by lanes 2 * kSelector and the next.
+// d += a b, by one warp: a is 16 x 32 and 2:4 sparse, b is 32 x 8. The positions of a's values
+// (in PTX: the metadata) are held by lanes 2 * kSelector and 2 * kSelector + 1 of every four.
 template <typename T, int kSelector>
 __device__ void add_sparse(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4],
                            uint32_t places);
@@ -45,8 +45,8 @@ ADD_SPARSE(__nv_bfloat16, "bf16", 1)
 ADD_SPARSE(__half, "f16", 0)
 ADD_SPARSE(__half, "f16", 1)
 
-// d += a b: a is 64 x 32 and 2:4 sparse, b is 32 x kColumns; the columns of both are
-// contiguous. In every four lanes, lanes 2 * kSelector and the next hold where a's values are.
+// d += a b: a is 64 x 32 and 2:4 sparse, b is 32 x kColumns; the columns of both are contiguous.
+// Lanes 2 * kSelector and 2 * kSelector + 1 of every four hold the positions of a's values.
 template <typename T, int kColumns, int kSelector>
 struct SparseProduct;
 

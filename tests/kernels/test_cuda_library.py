@@ -1,4 +1,4 @@
-"""The CUDA library: built once whoever asks, and a remedy where it cannot be."""
+"""The CUDA library: built once for all processes; errors name the remedy."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from jaxsparse.kernels import cuda_library
 
 
-# A compiler that is slow and, like others, writes its result bit by bit.
+# A slow compiler that writes its result piece by piece.
 NVCC = """#!{python}
 import sys, time
 if "--version" in sys.argv:
@@ -31,7 +31,7 @@ with open(sys.argv[-1], "wb") as file:
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """Puts a compiler in PATH that 'builds' a library of Python's own."""
+    """Puts a compiler in PATH that copies an extension module of Python."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(cuda_library, "find_spec", lambda _: None)
@@ -106,7 +106,9 @@ def test_a_cache_that_cannot_be_written_is_named(compiler, monkeypatch):
 def test_a_library_that_does_not_load_is_named(compiler, tmp_path):
     (tmp_path / "text").write_text("for another machine")
     compiler(library=tmp_path / "text")
-    with pytest.raises(cuda_library.BuildError, match=r"nvcc makes cannot be used: .*"):
+    with pytest.raises(
+        cuda_library.BuildError, match=r"nvcc built cannot be loaded: .*"
+    ):
         cuda_library.load()
 
 

@@ -1,4 +1,4 @@
-"""The selection network against all inputs of zeros and ones, which decide for any."""
+"""The selection network on all inputs of zeros and ones, which imply the rest."""
 
 from itertools import product
 
@@ -15,8 +15,8 @@ def test_a_network_sorts_and_selects_by_the_zero_one_principle(size):
     values = np.array(list(product((0, 1), repeat=size))).T
     ones = values.sum(0)
     expected = [n <= ones for n in range(1, size + 1)]
-    found = sort(list(values), np.minimum, np.maximum)
-    np.testing.assert_array_equal(found, expected)
+    ordered = sort(list(values), np.minimum, np.maximum)
+    np.testing.assert_array_equal(ordered, expected)
     for n in range(1, size + 1):
         nth = nth_largest(list(values), n, np.minimum, np.maximum)
         np.testing.assert_array_equal(nth, expected[n - 1])

@@ -48,11 +48,11 @@ def test_unstructured_keeps_the_largest_of_a_leaf(packed):
 
 
 def top_of_rows(scores, kept, rows):
-    """The highest of each row; `rows` are the axes along which rows lie."""
+    """Returns the mask of the highest scores of each row; `rows` are row axes."""
     mask = np.zeros(scores.shape, bool)
-    for place in np.ndindex(*(scores.shape[axis] for axis in rows)):
+    for index in np.ndindex(*(scores.shape[axis] for axis in rows)):
         row = [slice(None)] * scores.ndim
-        for axis, i in zip(rows, place, strict=True):
+        for axis, i in zip(rows, index, strict=True):
             row[axis] = i
         mask[tuple(row)] = top(scores[tuple(row)], kept)
     return mask
@@ -114,8 +114,8 @@ def test_one_threshold_across_leaves():
     masks = js.create_masks(TWO, plan)
     together = np.concatenate([abs(KERNEL).ravel(), abs(OTHER).ravel()])
     expected = top(together, 56)  # a quarter of 96 + 128
-    found = [np.asarray(masks[name]["kernel"]).ravel() for name in TWO]
-    np.testing.assert_array_equal(np.concatenate(found), expected)
+    flat = [np.asarray(masks[name]["kernel"]).ravel() for name in TWO]
+    np.testing.assert_array_equal(np.concatenate(flat), expected)
     js.check_sparsity(js.mask_params(TWO, masks), plan)
     with pytest.raises(ValueError, match=r"1 more leaves, 75% unst.*: 224 of 224 wei"):
         js.check_sparsity(TWO, plan)
@@ -131,8 +131,8 @@ def test_across_leaves_of_several_dtypes():
         masks = js.create_masks(tree, plan)
     values = [np.asarray(x["kernel"]).astype(np.float64) for x in tree.values()]
     expected = top(abs(np.concatenate([v.ravel() for v in values])), 112)
-    found = [np.asarray(masks[name]["kernel"]).ravel() for name in tree]
-    np.testing.assert_array_equal(np.concatenate(found), expected)
+    flat = [np.asarray(masks[name]["kernel"]).ravel() for name in tree]
+    np.testing.assert_array_equal(np.concatenate(flat), expected)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 8), (6, 2), (12, 8)])
@@ -229,9 +229,9 @@ def test_plans_and_reports_say_what_is_pruned():
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0, float("nan"), -0.5, 1.5])
 def test_targets_that_are_no_fraction_are_refused(sparsity):
-    said = "more than 0 and less than 1, got"
+    message = "more than 0 and less than 1, got"
     for make in (js.Unstructured, js.Channel, lambda s: js.Block((4, 4), s)):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             make(sparsity)
 
 
@@ -239,7 +239,7 @@ def test_blocks_have_two_sizes():
     for shape in ((4,), (4.0, 4), 4):
         with pytest.raises(TypeError):
             js.Block(shape, 0.5)
-    with pytest.raises(ValueError, match=r"from 1 on, got \(0, 4\)"):
+    with pytest.raises(ValueError, match=r"at least 1, got \(0, 4\)"):
         js.Block((0, 4), 0.5)
 
 
@@ -260,7 +260,7 @@ BOTH = "2:4 transposable"
 
 
 def best_block(block):
-    """Of the 90 masks with two of four in every row and column, the best."""
+    """Returns the best of the 90 masks with two of four in every row and column."""
     rows = [c for c in itertools.product((0, 1), repeat=4) if sum(c) == 2]
     every = np.array(list(itertools.product(rows, repeat=4)))
     valid = every[(every.sum(1) == 2).all(1)]
@@ -314,7 +314,7 @@ def test_transposable_axes_come_from_the_trace():
 @pytest.mark.sweep(keep=["4:8"])
 @pytest.mark.parametrize("pattern", [BOTH, "4:8 transposable"])
 def test_a_gradual_walk_to_a_transposable_mask(pattern):
-    """Each mask is valid both ways and lies within the one before."""
+    """Each mask is valid along both axes and keeps a subset of the one before."""
     n, m = (2, 4) if pattern == BOTH else (4, 8)
     tree = {"Dense_0": {"kernel": jnp.asarray(RNG.normal(size=(16, 24)), "float32")}}
     plan = plan_of(tree, pattern)
@@ -336,7 +336,7 @@ def test_a_gradual_walk_to_a_transposable_mask(pattern):
         counts = [reference.n_per_group(mask, m, axis) for axis in (0, 1)]
         assert np.max(counts) <= kept
         assert not (mask & ~before).any()
-        if m == 4:  # exact: there is always such a mask within the one before
+        if m == 4:  # the exact search always finds a subset of the one before
             assert np.min(counts) == kept
         before = mask
     assert before.mean() > 0.48
@@ -346,7 +346,7 @@ def test_a_gradual_walk_to_a_transposable_mask(pattern):
 @pytest.mark.sweep(keep=["float8_e5m2"])
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "int8"])
 def test_a_walk_of_narrow_dtypes_to_a_transposable_mask(dtype):
-    """Of three in each row and column two stay: formats without infinity as well."""
+    """Each step keeps one less per row and column, in formats without infinity too."""
     tree = {"w": jnp.asarray(20 * RNG.normal(size=(8, 8)), dtype)}
     rules = [js.Rule("w", BOTH, axis=0, sizes=None)]
     schedule = optax.linear_schedule(0.0, 1.0, 2)

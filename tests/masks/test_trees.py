@@ -1,4 +1,4 @@
-"""Tree functions on every kind of tree that a JAX user has."""
+"""Tree functions on all kinds of trees that JAX users have."""
 
 import equinox as eqx
 import jax
@@ -22,7 +22,7 @@ BIAS = np.arange(8.0, dtype=np.float32)
 
 
 def pruned(weight, axis=0):
-    """What 2:4 pruning leaves of a weight, by the oracle."""
+    """Returns a weight pruned to 2:4 by the oracle."""
     mask = reference.best_mask_by_rank(weight, 2, 4, axis)
     return np.where(mask, weight, np.float32(0))
 
@@ -118,8 +118,8 @@ def test_masks_packed_along_any_axis_are_understood(axis, shape):
     weight = kernel(2, shape)
     mask = np.random.default_rng(3).random(shape) < 0.5
     expected = np.where(mask, weight, np.float32(0))
-    for given in (mask, reference.pack(mask, axis)):
-        result = js.mask_params({"w": weight}, {"w": given})["w"]
+    for either in (mask, reference.pack(mask, axis)):
+        result = js.mask_params({"w": weight}, {"w": either})["w"]
         np.testing.assert_array_equal(result, expected)
 
 
@@ -220,11 +220,13 @@ def test_the_magnitude_searcher_returns_params_masks_and_plan():
     params = TREES["dict"]
     plan = js.plan_sparsity(params)
     searcher: js.Searcher = js.MagnitudeSearcher(plan, packed=True)
-    found = searcher.search(params, statistics="not needed")
-    assert found.plan is plan
-    np.testing.assert_array_equal(found.params["a"]["kernel"], pruned(W0))
+    result = searcher.search(params, statistics="not needed")
+    assert result.plan is plan
+    np.testing.assert_array_equal(result.params["a"]["kernel"], pruned(W0))
     oracle = reference.best_mask_by_rank(W0, 2, 4, 0)
-    np.testing.assert_array_equal(found.masks["a"]["kernel"], reference.pack(oracle, 0))
+    np.testing.assert_array_equal(
+        result.masks["a"]["kernel"], reference.pack(oracle, 0)
+    )
 
 
 def test_tree_functions_run_under_vmap_and_strict_promotion():
@@ -242,15 +244,15 @@ AXIS_0 = [js.Rule("a|b", "2:4", axis=0), js.Rule(".*", None)]
 def test_donated_leaves_are_masked_in_their_own_memory():
     params = {"a": jnp.asarray(W0), "dense": jnp.asarray(BIAS), "b": jnp.asarray(W1)}
     masks = js.create_masks(params, AXIS_0)
-    places = {name: leaf.unsafe_buffer_pointer() for name, leaf in params.items()}
+    pointers = {name: leaf.unsafe_buffer_pointer() for name, leaf in params.items()}
     masked = js.mask_params(params, masks, donate=True)
     np.testing.assert_array_equal(masked["a"], pruned(W0))
     np.testing.assert_array_equal(masked["b"], pruned(W1))
     assert masked["dense"] is params["dense"]
     assert params["a"].is_deleted()
     assert not params["dense"].is_deleted()
-    found = {name: leaf.unsafe_buffer_pointer() for name, leaf in masked.items()}
-    assert found == places
+    after = {name: leaf.unsafe_buffer_pointer() for name, leaf in masked.items()}
+    assert after == pointers
 
 
 def test_donation_inside_a_trace_leaves_the_callers_arrays_alone():

@@ -27,21 +27,21 @@ PATTERNS = [(2, 4), (1, 4), (3, 4), (4, 8), (2, 8), (8, 16)]
 
 
 def tie_free(shape, m, axis, dtype, seed=0):
-    """Random signs on magnitudes that differ within each group of `m` along `axis`."""
+    """Returns weights whose magnitudes differ within each group of `m` along `axis`."""
     rng = np.random.default_rng(seed)
     if np.dtype(dtype) == np.int8:
         distinct = np.arange(128, dtype=np.int8)
     else:  # the positive normal numbers that both float8 formats have
         distinct = np.arange(0x24, 0x5F, dtype=np.uint8).view(ml_dtypes.float8_e5m2)
         distinct = distinct.astype(np.float32).astype(dtype)
-    places = np.moveaxis(np.zeros(shape, dtype), axis, -1)
-    for line in places.reshape(-1, shape[axis]):
+    magnitudes = np.moveaxis(np.zeros(shape, dtype), axis, -1)
+    for line in magnitudes.reshape(-1, shape[axis]):
         for start in range(0, shape[axis], m):
             size = min(m, shape[axis] - start)
             drawn = rng.choice(distinct, size, replace=False)
             line[start : start + size] = drawn
     sign = rng.choice(np.array([-1, 1], np.int8), shape).astype(dtype)
-    return (np.moveaxis(places, -1, axis) * sign).astype(dtype)
+    return (np.moveaxis(magnitudes, -1, axis) * sign).astype(dtype)
 
 
 def to_flax(weight):

@@ -1,4 +1,4 @@
-"""The oracles themselves: against hands, bit patterns, and each other."""
+"""The oracles against masks derived by hand, bit patterns, and each other."""
 
 import ml_dtypes
 import numpy as np
@@ -28,7 +28,7 @@ def name_of(thing):
 
 
 def random_bits(dtype, shape, seed):
-    """Any bit pattern of a format: subnormals, and where it has them NaN and inf."""
+    """Returns random bit patterns of a format: subnormals, NaN and infinities too."""
     rng = np.random.default_rng(seed)
     unsigned = np.dtype(f"uint{8 * np.dtype(dtype).itemsize}")
     bits = rng.integers(0, 2 ** (8 * unsigned.itemsize), shape, unsigned)
@@ -41,7 +41,7 @@ def finite(x):
 
 
 def ranks_from_bits(x):
-    """Without the sign bit the bits of floats are in order; every NaN comes last."""
+    """Returns ranks by the bits without the sign bit; all NaNs are equal and last."""
     unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")
     sign = 1 << (8 * x.dtype.itemsize - 1)
     keys = [int(bits) & (sign - 1) for bits in x.view(unsigned)]

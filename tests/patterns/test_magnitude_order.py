@@ -71,7 +71,7 @@ def test_all_nans_are_equal_whatever_their_payload_and_sign(dtype, payloads):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
 def test_every_pair_of_values_of_a_format_is_ordered(dtype):
-    """Every value of an 8-bit format beside every other; a spread of wider ones."""
+    """All pairs of values of an 8-bit format; of wider formats a sample."""
     width = 8 * np.dtype(dtype).itemsize
     bits = np.arange(256) if width == 8 else np.linspace(0, 2**width - 1, 256)
     values = bits.astype(f"uint{width}").view(dtype)

@@ -28,11 +28,11 @@ def name_of(dtype):
 
 
 def from_bits(rng, dtype, shape, distinct):
-    """Neighbours of a few bit patterns, of either sign.
+    """Draws neighbours of a few bit patterns, of either sign.
 
     Near zero they are subnormals, near infinity NaN, near the sign bit the most
-    negative integers, and elsewhere numbers that only their last bits tell apart.
-    At most `distinct` of them are drawn from, so that ties are common.
+    negative integers, and elsewhere numbers that differ only in their last bits. At
+    most `distinct` values are drawn from, so that ties are common.
     """
     width = 8 * np.dtype(dtype).itemsize
     unsigned = np.dtype(f"uint{width}")

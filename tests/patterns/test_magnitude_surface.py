@@ -1,4 +1,4 @@
-"""What the functions take, give and refuse, apart from the search."""
+"""Arguments, results and errors of the functions, apart from the search."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Packed masks, found from columns, against the oracle's mask, packed by NumPy."""
+"""Packed masks against the oracle's mask, packed by NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -38,13 +38,13 @@ def test_packed_masks_are_the_oracles(dtype, pattern, shape, axis):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2"])
-@pytest.mark.parametrize("kept_of", [_keep_distinct, _keep_with_ties])
-def test_both_ways_to_keep_the_first_of_equal_keys(kept_of, dtype):
+@pytest.mark.parametrize("keep", [_keep_distinct, _keep_with_ties])
+def test_both_ways_to_keep_the_first_of_equal_keys(keep, dtype):
     weight = weight_with_ties((8, 500), dtype)
     for n in range(1, 9):
         mask = reference.top_n_mask(weight, n, 8, 0)
-        found = kept_of(list(rank_by_magnitude(weight).keys), n)
-        np.testing.assert_array_equal(jnp.stack(found), mask)
+        kept = keep(list(rank_by_magnitude(weight).keys), n)
+        np.testing.assert_array_equal(jnp.stack(kept), mask)
 
 
 @pytest.mark.parametrize("m", [2, 4, 8, 16, 32])
@@ -69,8 +69,8 @@ def test_the_kernel_is_traced_where_a_gpu_would_run_it(monkeypatch, m, shape, ax
     packed = [n // 8 if i == axis else n for i, n in enumerate(shape)]
     assert jax.eval_shape(bits, weight) == jax.ShapeDtypeStruct(packed, "uint8")
     stacked = jax.ShapeDtypeStruct((2, *shape), "bfloat16")
-    found = jax.eval_shape(jax.vmap(bits), stacked)
-    assert found == jax.ShapeDtypeStruct((2, *packed), "uint8")
+    batch = jax.eval_shape(jax.vmap(bits), stacked)
+    assert batch == jax.ShapeDtypeStruct((2, *packed), "uint8")
 
 
 @pytest.mark.skipif(
@@ -89,5 +89,5 @@ def test_the_kernel_finds_the_oracles_mask(pattern, dtype, shape, axis):
     np.testing.assert_array_equal(find(weight), mask)
     np.testing.assert_array_equal(jax.vmap(find)(jnp.stack([weight, -weight]))[1], mask)
     rules = [js.Rule(".*", pattern, axis=axis, sizes=None)]
-    found = js.create_masks({"kernel": weight}, rules, packed=True)["kernel"]
-    np.testing.assert_array_equal(found, reference.pack(mask, axis))
+    bits = js.create_masks({"kernel": weight}, rules, packed=True)["kernel"]
+    np.testing.assert_array_equal(bits, reference.pack(mask, axis))

@@ -32,13 +32,13 @@ def scores(kind, blocks, m, dtype=np.float32):
 
 
 @partial(jax.jit, static_argnames=("n", "m", "axes"))
-def found(x, n, m, axes=(0, 1)):
+def best_mask(x, n, m, axes=(0, 1)):
     with jax.numpy_dtype_promotion("strict"):
         return best_transposable_mask(x, n, m, axes)
 
 
 def mask_blocks(x, n, m):
-    return as_blocks(np.asarray(found(jnp.asarray(x), n, m)), m)
+    return as_blocks(np.asarray(best_mask(jnp.asarray(x), n, m)), m)
 
 
 def assert_valid(masks, n):
@@ -75,7 +75,9 @@ def test_small_masks_are_those_of_exact_sums_and_ties_go_to_the_first(n, m, kind
 
 def test_of_equal_scores_the_first_mask_is_kept():
     expected = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
-    np.testing.assert_array_equal(found(jnp.ones((4, 4)), 2, 4), np.array(expected) > 0)
+    np.testing.assert_array_equal(
+        best_mask(jnp.ones((4, 4)), 2, 4), np.array(expected) > 0
+    )
 
 
 def test_a_small_weight_decides_beside_a_large_one():
@@ -190,10 +192,10 @@ def test_scale_does_not_matter(m):
 def test_axes_may_lie_anywhere(n, m):
     x = scores("normal", 6, m)
     x = np.stack([x, -x])  # [batch, rows, columns]
-    expected = np.stack([np.asarray(found(jnp.asarray(y), n, m)) for y in x])
+    expected = np.stack([np.asarray(best_mask(jnp.asarray(y), n, m)) for y in x])
     for order in ((1, 0, 2), (2, 0, 1), (2, 1, 0)):
         axes = order.index(1), order.index(2)
-        moved = found(jnp.asarray(x.transpose(order)), n, m, axes)
+        moved = best_mask(jnp.asarray(x.transpose(order)), n, m, axes)
         np.testing.assert_array_equal(moved, expected.transpose(order))
 
 
@@ -202,7 +204,7 @@ def test_axes_may_lie_anywhere(n, m):
 def test_jit_vmap_and_scan_find_the_same(n, m):
     x = jnp.asarray(scores("normal", 12, m).reshape(3, 4 * m, m))
     plain = partial(best_transposable_mask, n=n, m=m, axes=(0, 1))
-    expected = np.stack([np.asarray(found(y, n, m)) for y in x])
+    expected = np.stack([np.asarray(best_mask(y, n, m)) for y in x])
     assert_valid(as_blocks(expected.reshape(-1, m), m), n)
     np.testing.assert_array_equal(jax.jit(jax.vmap(plain))(x), expected)
     _, scanned = jax.lax.scan(lambda c, y: (c, plain(y)), 0, x)
@@ -221,7 +223,7 @@ def test_a_traced_n_finds_the_same_in_one_compilation(m):
         return best_transposable_mask(x, n, m, (0, 1))
 
     for n in (1, m // 2, m):
-        expected = found(x, n, m)
+        expected = best_mask(x, n, m)
         assert_valid(as_blocks(np.asarray(expected), m), n)
         np.testing.assert_array_equal(traced(x, jnp.int32(n)), expected)
     assert len(traces) == 1
@@ -235,10 +237,10 @@ def test_counts_may_be_batched():
     search = lambda x, n: best_transposable_mask(x, n, 4, (0, 1))
     masks = jax.jit(jax.vmap(search))(x, jnp.arange(1, 4))
     for n, (mask, block) in enumerate(zip(masks, x, strict=True), 1):
-        for found, scored in zip(
+        for block_mask, scored in zip(
             as_blocks(np.asarray(mask), 4), as_blocks(block, 4), strict=True
         ):
-            np.testing.assert_array_equal(found, best_by_trial(scored, n))
+            np.testing.assert_array_equal(block_mask, best_by_trial(scored, n))
 
 
 def test_chunks_do_not_matter():

@@ -1,4 +1,4 @@
-"""The highest of whole arrays, against a sort in plain Python."""
+"""The highest scores of whole arrays against a sort in plain Python."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tests import reference
 
 
 def top_mask(ranks, kept):
-    """The places of the highest ranks; of equal ones the first."""
+    """Returns a mask of the highest ranks; of equal ranks the first are kept."""
     order = sorted(range(len(ranks)), key=lambda i: (-ranks[i], i))
     return np.isin(np.arange(len(ranks)), order[:kept])
 
@@ -40,7 +40,7 @@ def test_it_keeps_the_largest_magnitudes(dtype):
         np.testing.assert_array_equal(find(x, jnp.int32(kept)).ravel(), expected)
 
 
-def test_a_number_that_is_known_is_as_good_as_a_traced_one():
+def test_the_number_kept_may_be_static():
     x = draw("float32", (60,), 0)
     (mask,) = best_unstructured_masks([rank_by_magnitude(x)], 7)
     np.testing.assert_array_equal(
@@ -57,16 +57,16 @@ def test_several_arrays_share_a_threshold_and_their_ties():
     for kept in (0, 1, 13, 40, 63, 64):
         masks = find(jnp.int32(kept))
         assert [m.shape for m in masks] == [a.shape for a in arrays]
-        found = np.concatenate([m.ravel() for m in masks])
-        np.testing.assert_array_equal(found, top_mask(together, kept))
+        joined = np.concatenate([m.ravel() for m in masks])
+        np.testing.assert_array_equal(joined, top_mask(together, kept))
 
 
-def test_signed_scores_and_closed_places_rank_in_order():
+def test_signed_scores_and_pruned_weights_rank_in_order():
     scores = jnp.array([-5.0, 3.0, 0.0, -1.0, 3.0, 7.0])
     (mask,) = best_unstructured_masks([rank_by_value(scores)], 3)
     np.testing.assert_array_equal(mask, [0, 1, 0, 0, 1, 1])
-    closed = jnp.array([True, False, True, True, True, False])
-    (mask,) = best_unstructured_masks([rank_within(rank_by_value(scores), closed)], 3)
+    kept = jnp.array([True, False, True, True, True, False])
+    (mask,) = best_unstructured_masks([rank_within(rank_by_value(scores), kept)], 3)
     np.testing.assert_array_equal(mask, [0, 0, 1, 1, 1, 0])
 
 
@@ -75,8 +75,8 @@ def test_a_batch_of_arrays_under_vmap():
     counts = jnp.array([0, 1, 20, 41, 42])
     find = lambda x, k: best_unstructured_masks([rank_by_magnitude(x)], k)[0]
     masks = jax.jit(jax.vmap(find))(x, counts)
-    for one, mask, kept in zip(np.asarray(x), masks, counts, strict=True):
-        expected = top_mask(reference.dense_ranks(one.ravel()), int(kept))
+    for row, mask, kept in zip(np.asarray(x), masks, counts, strict=True):
+        expected = top_mask(reference.dense_ranks(row.ravel()), int(kept))
         np.testing.assert_array_equal(mask.ravel(), expected)
 
 

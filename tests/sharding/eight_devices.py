@@ -1,4 +1,4 @@
-"""Runs Python where a CPU is eight devices."""
+"""Runs Python with the CPU as eight devices."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 
 def run_on_eight_devices(*arguments):
-    # Partitions are found long before LLVM, whose effort is not what is tested here.
+    # Partitioning happens before LLVM, whose optimisations are not under test.
     flags = (
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
         " --xla_llvm_disable_expensive_passes=true"

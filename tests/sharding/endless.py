@@ -2,7 +2,7 @@
 
     python -m tests.sharding.endless FOLDER
 
-All numbers are whole and small, so the state after any step is known exactly.
+All numbers are small integers, so the state after any step can be computed exactly.
 """
 
 import itertools
@@ -20,12 +20,12 @@ import jaxsparse as js
 SHAPE = (1024, 1024)
 WEIGHT = np.arange(SHAPE[0] * SHAPE[1], dtype=np.float32).reshape(SHAPE, order="F") + 1
 
-#: Weights grow along the group axis: of four the last two are kept.
+#: Weights increase along the group axis, so the last two of four are kept.
 KEPT = np.broadcast_to(np.arange(SHAPE[0])[:, None] % 4 >= 2, SHAPE)
 
 
 def optimizer():
-    """At step k it subtracts k: momentum adds up gradients, which are all one."""
+    """Returns an optimizer that subtracts k at step k: momentum sums gradients of 1."""
     return js.wrap_optimizer(optax.sgd(1.0, momentum=1.0), "2:4")
 
 

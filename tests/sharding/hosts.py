@@ -2,8 +2,8 @@
 
     python -m tests.sharding.hosts PROCESS PORT FOLDER
 
-It prints each step that it made. After the twentieth it writes the masks to
-`FOLDER/masks.npz` and trains on until it is killed, or the other one is.
+It prints the number of each step. After the twentieth it writes the masks to
+`FOLDER/masks.npz` and continues to train until one of the processes is killed.
 """
 
 import itertools

@@ -1,9 +1,9 @@
-"""What holds of sharded trees, on the devices that there are.
+"""Checks of sharded trees on all available devices.
 
     python -m tests.sharding.layouts Auto
     python -m tests.sharding.layouts Explicit
 
-The suite runs it on eight devices of the host; on several GPUs run it by hand.
+The test suite runs it on eight CPU devices; on several GPUs run it by hand.
 """
 
 import math
@@ -29,8 +29,8 @@ COLLECTIVES = (
     "reduce-scatter",
 )
 
-#: Pattern, shape and sharding of each leaf; of a stack of layers the last two axes are
-#: a matrix's.
+#: Pattern, shape and sharding of each leaf. The last two axes of a stack are those of a
+#: matrix.
 LAYOUTS = {
     "fsdp": ("2:4", (128, 256), P("data", None)),
     "tensor/up": ("2:4", (128, 256), P(None, "model")),
@@ -41,14 +41,14 @@ LAYOUTS = {
     "pipeline/down": ("2:4", (4, 256, 128), P("data", "model", None)),
 }
 
-#: Leaves whose masks reach along two axes, or along all inputs of an output.
+#: Leaves whose masks depend on blocks of two axes, or on all inputs of an output.
 WIDER = {
     "transposable": (js.NM(2, 4, transposable=True), (32, 64), P("data", "model")),
     "outputs": (js.PerOutput(0.5), (32, 64), P(None, ("data", "model"))),
     "heads": (js.PerOutput(0.5), (32, 8, 16), P(None, "data", "model")),
 }
 
-#: Shapes and shardings that cut groups, or whole bytes of packed masks.
+#: Shapes and shardings that split groups, or bytes of packed masks.
 CUT = {
     "groups": ("2:4", (16, 64), P(("data", "model"), None)),
     "bytes": ("2:4", (32, 64), P(("data", "model"), None)),
@@ -63,18 +63,18 @@ def drawn(seed, shape):
 
 
 def put(tree, shardings, mesh):
-    place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
-    return jax.tree.map(place, tree, shardings)
+    device_put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+    return jax.tree.map(device_put, tree, shardings)
 
 
 def sent(compiled):
-    """The instructions of a compiled function by which devices talk to each other."""
+    """Returns the collective instructions of a compiled function."""
     lines = compiled.as_text().splitlines()
     return [line for line in lines if any(name in line for name in COLLECTIVES)]
 
 
 def assert_alone(fn, *args):
-    """Every device works by itself; what the compiled function returns."""
+    """Asserts that `fn` compiles to no collectives, and returns its result."""
     compiled = jax.jit(fn).lower(*args).compile()
     assert not sent(compiled), sent(compiled)[0]
     return compiled(*args)
@@ -89,7 +89,7 @@ def assert_sharded_alike(tree, params):
 
 
 def check_whole_groups(mesh):
-    """Nothing is sent where groups lie within shards, and all is as on one device."""
+    """No collectives if groups lie within shards; results as on one device."""
     weights, expected, rules = {}, {}, []
     for seed, (path, (pattern, shape, _)) in enumerate(LAYOUTS.items()):
         weights[path], axis = drawn(seed, shape), len(shape) - 2
@@ -114,7 +114,7 @@ def check_whole_groups(mesh):
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    for schedule in (None, js.one_shot_schedule(0)):  # which looks at each step
+    for schedule in (None, js.one_shot_schedule(0)):  # evaluated at each step
         tx = js.wrap_optimizer(optax.adamw(0.1), rules, schedule=schedule)
         shardings = jax.tree.map(lambda x: x.sharding, js.abstract_state(tx, params))
         state = jax.jit(tx.init, out_shardings=shardings)(params)
@@ -127,7 +127,7 @@ def check_whole_groups(mesh):
 
 
 def check_wider_patterns(mesh):
-    """Nor is anything sent for blocks or outputs that lie within shards."""
+    """No collectives for blocks or outputs that lie within shards, either."""
     weights = {path: drawn(0, shape) for path, (_, shape, _) in WIDER.items()}
     params = put(weights, {path: spec for path, (*_, spec) in WIDER.items()}, mesh)
     rules = [
@@ -141,14 +141,14 @@ def check_wider_patterns(mesh):
         weight = abs(weights[path])
         expected = weight >= np.median(weight, axis=0)  # of 32: above the middle of two
         np.testing.assert_array_equal(masks[path], expected)
-    found = as_blocks(np.asarray(masks["transposable"]), 4)
+    block_masks = as_blocks(np.asarray(masks["transposable"]), 4)
     blocks = as_blocks(abs(weights["transposable"]), 4)
-    for mask, block in zip(found, blocks, strict=True):
+    for mask, block in zip(block_masks, blocks, strict=True):
         np.testing.assert_array_equal(mask, best_by_trial(block, 2))
 
 
 def check_cut_groups(mesh):
-    """Masks are right wherever shards end, and the report knows what is sent."""
+    """Masks are right for any sharding, and the report predicts collectives."""
     weights = {path: drawn(0, shape) for path, (_, shape, _) in CUT.items()}
     params = put(weights, {path: spec for path, (*_, spec) in CUT.items()}, mesh)
     rules, expected, packed = [], {}, {}

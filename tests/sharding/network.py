@@ -1,4 +1,4 @@
-"""A small network whose training is sharded in both ways, for tests of long runs."""
+"""A small network with data and tensor parallelism, for tests of long runs."""
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,11 @@ def drawn(seed, shape):
 
 
 def put(tree, mesh, specs=SPECS):
-    """The tree on a mesh, or as it is."""
+    """Puts a tree on a mesh, if there is one."""
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
-    return jax.tree.map(place, tree, specs)
+    device_put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+    return jax.tree.map(device_put, tree, specs)
 
 
 def start(mesh=None):
@@ -37,7 +37,7 @@ def batch(step, mesh=None):
 
 
 def optimizer():
-    """From dense to 2:4 within the first ten steps, by way of 3:4."""
+    """Prunes from dense to 2:4 via 3:4 in the first ten steps."""
     schedule = js.cubic_schedule(2, 10)
     return js.wrap_optimizer(optax.adamw(1e-2), PLAN, schedule=schedule, every=2)
 

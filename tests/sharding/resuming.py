@@ -1,4 +1,4 @@
-"""A run that is interrupted, on several devices, and goes on there and elsewhere.
+"""An interrupted run on several devices that is resumed on these and on others.
 
 python -m tests.sharding.resuming FOLDER
 """
@@ -20,7 +20,7 @@ MIDDLE, END = 5, 12  # 3:4 in the middle, 2:4 from the seventh step on
 
 
 def abstract(mesh):
-    """What to restore: shapes and dtypes, and where on the mesh each array goes."""
+    """Returns what to restore: the shape, dtype and sharding of each array."""
     params = {
         name: jax.ShapeDtypeStruct(
             shape, jnp.float32, sharding=NamedSharding(mesh, spec)
@@ -48,7 +48,7 @@ def main():
     middle = jax.tree.map(np.array, half)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, half)
-        # While it is written the run goes on, in the same memory.
+        # The run continues in the same memory while the checkpoint is written.
         straight = network.train(*half, range(MIDDLE, END), mesh)
         checkpointer.wait_until_finished()
         resumed = checkpointer.restore(folder, abstract(mesh))
@@ -56,13 +56,13 @@ def main():
         assert moved("up").any()
         assert moved("down").any()
         assert_same(network.train(*resumed, range(MIDDLE, END), mesh), straight)
-        for shape, some in (((1, 2), devices[:2]), ((2, 2), devices[2:6])):
-            other = make(shape, some)
+        for shape, subset in (((1, 2), devices[:2]), ((2, 2), devices[2:6])):
+            other = make(shape, subset)
             wanted = abstract(other)
             restored = checkpointer.restore(folder, wanted)
             assert_same(restored, middle)
-            placed = lambda tree: [x.sharding for x in jax.tree.leaves(tree)]
-            assert placed(restored) == placed(wanted)
+            shardings = lambda tree: [x.sharding for x in jax.tree.leaves(tree)]
+            assert shardings(restored) == shardings(wanted)
             _, state = network.train(*restored, range(MIDDLE, END), other)
             assert_same(js.get_masks(state), js.get_masks(straight[1]))
     np.savez(folder.parent / "params.npz", **straight[0])

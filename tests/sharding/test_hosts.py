@@ -1,4 +1,4 @@
-"""Two processes train one sharded network; then one of them is killed."""
+"""Two processes train one sharded network, then one of them is killed."""
 
 import os
 import random
@@ -24,10 +24,10 @@ def free_port():
 
 
 def train_and_kill(folder):
-    """What the survivor returned and said; the other is killed while both save."""
+    """Kills one process while both save; returns the other's exit code and stderr."""
     flags = "--xla_force_host_platform_device_count=2"
     port, environment = free_port(), os.environ | {"XLA_FLAGS": flags}
-    with (folder / "said").open("w") as said:
+    with (folder / "stderr").open("w") as stderr:
         survivor, victim = (
             subprocess.Popen(
                 [
@@ -40,14 +40,14 @@ def train_and_kill(folder):
                 ],
                 env=environment | {"JAX_PLATFORMS": "cpu"},
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=stderr,
                 text=True,
             )
             for i in range(2)
         )
     try:
         reached = f"{hosts.STEPS + 3}\n" in (victim.stdout or ())
-        assert reached, (folder / "said").read_text()
+        assert reached, (folder / "stderr").read_text()
         time.sleep(random.Random(0).uniform(0, 0.3))
         victim.kill()
         survivor.wait(timeout=60)
@@ -55,7 +55,7 @@ def train_and_kill(folder):
         for process in (survivor, victim):
             process.kill()
             process.communicate()
-    return survivor.returncode, (folder / "said").read_text()
+    return survivor.returncode, (folder / "stderr").read_text()
 
 
 def train_alone(count):
@@ -65,7 +65,7 @@ def train_alone(count):
 
 @pytest.mark.sweep
 def test_two_processes_train_as_one_and_a_kill_leaves_whole_checkpoints(tmp_path):
-    returned, said = train_and_kill(tmp_path)
+    returned, stderr = train_and_kill(tmp_path)
 
     masks = js.get_masks(train_alone(hosts.STEPS)[1])
     with np.load(tmp_path / "masks.npz") as together:
@@ -74,8 +74,8 @@ def test_two_processes_train_as_one_and_a_kill_leaves_whole_checkpoints(tmp_path
             kept = reference.unpack(together[name], shape, axis=0)
             np.testing.assert_array_equal(reference.n_per_group(kept, 4, axis=0), 2)
 
-    fatal = "JAX distributed service detected fatal errors" in said
-    assert fatal or "JaxRuntimeError" in said
+    fatal = "JAX distributed service detected fatal errors" in stderr
+    assert fatal or "JaxRuntimeError" in stderr
     assert returned != 0
 
     params = network.start()
@@ -85,10 +85,10 @@ def test_two_processes_train_as_one_and_a_kill_leaves_whole_checkpoints(tmp_path
         assert max(saved) > hosts.STEPS
         for step in saved:
             restore = ocp.args.StandardRestore(target)
-            found, state = checkpoints.restore(step, args=restore)
+            restored, state = checkpoints.restore(step, args=restore)
             expected, alone = train_alone(step)
             masks = js.get_masks(state), js.get_masks(alone)
             jax.tree.map(np.testing.assert_array_equal, *masks)
             close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-            jax.tree.map(close, found, expected)
+            jax.tree.map(close, restored, expected)
             jax.tree.map(close, state.inner_state, alone.inner_state)

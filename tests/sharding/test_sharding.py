@@ -1,11 +1,11 @@
-"""Masks of sharded weights, over automatic and explicit axes, equal one device's."""
+"""Masks of sharded weights, over automatic and explicit axes, as on one device."""
 
 import pytest
 
 from tests.sharding.eight_devices import run_on_eight_devices
 
 
-# A process of its own: the number of devices is fixed once JAX has started.
+# In a separate process, since the number of devices is fixed once JAX has started.
 CODE = """
 import itertools
 import sys
@@ -16,7 +16,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
-from jaxsparse._patterns import nm_kernel
+from jaxsparse._patterns.nm_kernel import nm_mask_on_gpu
 from jaxsparse._patterns.ranking import RankKeys, rank_by_magnitude
 from jaxsparse.kernels import nm_mask
 from tests import reference
@@ -24,7 +24,7 @@ from tests import reference
 kind = AxisType[sys.argv[1]]
 mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
 weight = np.random.default_rng(0).normal(size=(32, 16)).astype("float32")
-# 32 rows on 8 devices: no group of 8 is whole on any of them.
+# 32 rows on 8 devices: every group of 8 is split.
 specs = P("a", "b"), P(("a", "b"), None), P(None, ("a", "b")), P("b", None)
 for pattern, spec in itertools.product([(4, 8), (16, 32)], specs):
     expected = reference.top_n_mask(weight, *pattern, 0)
@@ -48,8 +48,8 @@ for pattern, spec in itertools.product([(4, 8), (16, 32)], specs):
         np.testing.assert_array_equal(pruned, np.where(expected, weight, 0))
 
 
-def by_xla(groups, *, n, axis, packed, **known):  # what the kernel for GPUs does
-    keys = RankKeys(groups, **known).keys
+def by_xla(groups, *, n, axis, packed, **options):  # in place of the GPU kernel
+    keys = RankKeys(groups, **options).keys
     mask = jax.numpy.argsort(jax.numpy.argsort(-keys, axis), axis) < n
     return jax.numpy.packbits(mask, axis, "little") if packed else mask
 
@@ -64,8 +64,7 @@ for rows in (48, 64, 128):
 
         def find(bits):
             groups = ranked._replace(bits=bits.reshape(-1, 16, 4))
-            mask = nm_kernel.nm_mask_on_gpu(groups, 8, 1, packed=packed)
-            return mask.reshape(-1, 4)
+            return nm_mask_on_gpu(groups, 8, 1, packed=packed).reshape(-1, 4)
 
         wanted = reference.pack(expected, 0) if packed else expected
         np.testing.assert_array_equal(jax.jit(find)(ranked.bits), wanted)
@@ -161,17 +160,17 @@ for kind in (AxisType.Auto, AxisType.Explicit):
                 pruned = js.mask_params(params, masks)["w"]
                 np.testing.assert_array_equal(pruned, np.where(expected, weight, 0))
         if spec == specs[0]:
-            for one, found in zip(alone, trained(params, gradients), strict=True):
-                np.testing.assert_array_equal(one != 0, found != 0)
-                np.testing.assert_allclose(one, found, rtol=1e-5, atol=1e-6)
+            for one, many in zip(alone, trained(params, gradients), strict=True):
+                np.testing.assert_array_equal(one != 0, many != 0)
+                np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-6)
     abstract = js.abstract_state(optax.adam(0.1), {"u": jax.numpy.ones(8)} | params)
-    placed = [x.sharding.device_set for x in jax.tree.leaves(abstract)]
-    assert all(devices == set(mesh.devices.flat) for devices in placed)
-    with jax.set_mesh(mesh):  # which an array need not be on
+    device_sets = [x.sharding.device_set for x in jax.tree.leaves(abstract)]
+    assert all(devices == set(mesh.devices.flat) for devices in device_sets)
+    with jax.set_mesh(mesh):  # an array need not be on the current mesh
         for pattern, expected in wanted.items():
             rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
-            found = js.create_masks({"w": weight}, rules)["w"]
-            np.testing.assert_array_equal(found, expected)
+            mask = js.create_masks({"w": weight}, rules)["w"]
+            np.testing.assert_array_equal(mask, expected)
 """
 
 
@@ -201,8 +200,8 @@ x = draw(8, 12, 16)
 
 def fn(params, x):
     y = jnp.tanh(jnp.einsum("bsd,df->bsf", x, params["up"]))
-    # Over explicit axes a sum over a sharded one has to say where it goes.
-    to = P("data") if explicit and given is not x else None
+    # A contraction of explicitly sharded axes must name the sharding of its result.
+    to = P("data") if explicit and batch is not x else None
     y = jnp.einsum("bsf,fd->bsd", y, params["down"], out_sharding=to)
     y = jnp.einsum("bsd,edh->bseh", y, params["experts"])
     return jnp.einsum("bseh,eho->bso", y, params["out"])
@@ -219,30 +218,31 @@ specs["out"] = P()
 
 
 def calibrated(params):
-    known = js.collect_statistics(fn, params, [given, given], plan=rules)
-    wanda = js.WandaSearcher(rules).search(params, known)
-    found = js.SparseGPTSearcher(rules).search(params, known)
-    fitted = js.fit_weights(params, wanda.masks, known)
+    statistics = js.collect_statistics(fn, params, [batch, batch], plan=rules)
+    wanda = js.WandaSearcher(rules).search(params, statistics)
+    sparsegpt = js.SparseGPTSearcher(rules).search(params, statistics)
+    fitted = js.fit_weights(params, wanda.masks, statistics)
     best = js.SparseGPTSearcher(rules, update_weights="optimal")
-    best = best.search(params, known).params
-    moments = {path: one.second_moment for path, one in known.items()}
-    return moments, wanda.masks, found.masks, found.params, fitted, best, wanda.params
+    best = best.search(params, statistics).params
+    moments = {path: leaf.second_moment for path, leaf in statistics.items()}
+    masks = wanda.masks, sparsegpt.masks
+    return moments, *masks, sparsegpt.params, fitted, best, wanda.params
 
 
-given, explicit = x, False
+batch, explicit = x, False
 alone = calibrated(tree)
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 for kind in (AxisType.Auto, AxisType.Explicit):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
     put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
     params = {name: put(leaf, specs[name]) for name, leaf in tree.items()}
-    given, explicit = put(x, P("data")), kind == AxisType.Explicit
+    batch, explicit = put(x, P("data")), kind == AxisType.Explicit
     with jax.set_mesh(mesh):
         together = calibrated(params)
     jax.tree.map(close, alone, together)
-    _, masks, found_masks, found, _, _, pruned = together
+    _, wanda_masks, sparsegpt_masks, sparsegpt, _, _, wanda = together
     for name, leaf in params.items():
-        for after in (found, found_masks, pruned, masks):
+        for after in (sparsegpt, sparsegpt_masks, wanda, wanda_masks):
             same = after[name].sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
             assert same, name
 """

@@ -205,7 +205,7 @@ def test_an_equinox_module_is_its_own_tree():
 
 
 def test_misuse_is_refused():
-    with pytest.raises(ValueError, match="decay must be finite and not negative, got -1"):
+    with pytest.raises(ValueError, match="finite and not negative, got -1"):
         js.add_sr_ste_decay(decay=-1.0)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         js.add_sr_ste_decay(every=0)

@@ -159,7 +159,7 @@ def test_loading_dense_params_under_old_masks_is_found_out():
         ({"plan": "2:4", "masks": given_masks()}, "masks alone"),
         (
             {"masks": given_masks(), "schedule": js.one_shot_schedule(1)},
-            "a plan \\*and\\* a schedule",
+            "a plan and a schedule",
         ),
         ({"plan": "2:4", "every": 0}, "at least 1, got 0"),
         ({"plan": "banana"}, "unknown pattern 'banana'"),
