@@ -60,7 +60,7 @@ def test_nothing_prunable_lists_every_reason():
     with pytest.raises(ValueError, match="nothing prunable") as error:
         js.plan_sparsity(params)
     assert "bias, norm or scalar" in str(error.value)
-    assert "axis 0 does not divide by 4" in str(error.value)
+    assert "axis 0 is not divisible by 4" in str(error.value)
 
 
 @pytest.mark.parametrize("params", [{}, None, {"a": None}, {"f": jax.nn.relu}])

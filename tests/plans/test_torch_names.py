@@ -110,6 +110,6 @@ def test_a_bias_that_is_not_of_axis_0_leaves_doubt():
         }
     )
     for name, bias in (("up.0.weight", 32), ("proj.weight", 192)):
-        words = f"dense: ambiguous: its bias has shape ({bias},), axis 0 has 64"
+        words = f"dense: ambiguous: its bias has shape ({bias},), axis 0 has size 64"
         assert found[name].startswith(words)
     assert found["attn.in_proj_weight"] == "2:4 along axis 1"

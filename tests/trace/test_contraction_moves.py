@@ -114,7 +114,7 @@ def test_cuts_shift_groups_unless_m_divides_them(change, w, ok, bad):
     if bad:
         leaf = through(change, w, bad)
         assert leaf.pattern is None
-        assert "cut" in leaf.reason
+        assert "split at multiples of" in leaf.reason
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_blocks_summed_over_both_axes_hold_groups_of_eight(change, w, fits):
     fn = lambda p, x: jnp.einsum("bij,ijo->bo", x, change(p["w"]))
     leaf = plan_of(fn, shape(2, blocks, within), w=w, pattern="4:8")
     assert (leaf.pattern is not None) == fits
-    assert leaf.axis == 0 if fits else "cut at 4" in leaf.reason
+    assert leaf.axis == 0 if fits else "split at multiples of 4" in leaf.reason
 
 
 def test_a_leaf_without_weights_is_followed_through_any_reshape():
@@ -226,7 +226,7 @@ def test_an_activation_carries_no_parameter():
 
 def test_a_tied_autoencoder_contracts_both_ways():
     leaf = plan_of(lambda p, x: (x @ p["w"]) @ p["w"].T, X)
-    assert leaf.reason == "contracted along axes 0 and 1 in different places"
+    assert leaf.reason == "contracted along axes 0 and 1 by different products"
 
 
 def test_a_leaf_that_is_not_used_says_so():
