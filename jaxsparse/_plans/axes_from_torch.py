@@ -38,7 +38,7 @@ _TRANSPOSED_IN_GPT2 = {"c_attn", "c_fc", "c_proj", "q_attn"}
 def axes_from_torch_names(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, LeafAxes]:
-    """Returns the axes of every leaf, from names joined by dots or slashes, and shapes."""
+    """Returns the axes of every leaf, from paths (with dots or slashes) and shapes."""
     return {path: _leaf_axes(path, shape, shapes) for path, shape in shapes.items()}
 
 

@@ -100,8 +100,8 @@ class LeafPlan:
     def counts(self) -> tuple[int, int]:
         """The number of units to choose from, and the number that the pattern keeps.
 
-        For n:m these are the weights of each group; for `PerOutput`, the weights of each
-        output; for all other patterns, the tiles of the leaf.
+        For n:m these are the weights of each group; for `PerOutput`, the weights of
+        each output; for all other patterns, the tiles of the leaf.
         """
         assert self.shape is not None
         assert self.pattern is not None

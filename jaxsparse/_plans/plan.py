@@ -66,11 +66,10 @@ class NothingPrunableError(PlanError):
       plan: the plan, with the reason for every leaf.
     """
 
-    plan: Plan
-
     def __init__(self, plan: Plan):
-        self.plan = plan
         super().__init__("nothing prunable", "rules")
+        self.plan = plan
+        self.args = (plan,)  # what `pickle` calls the constructor with
 
     def describe(self, remedies: Mapping[Remedy, str]) -> str:
         """Returns the text, the plan included, with remedies in other words."""
@@ -96,7 +95,7 @@ def plan_sparsity(
 
     With `fn` the axis is read from the trace of `fn(params, *args, **kwargs)`, which
     is not run: this works for any JAX model, from shapes alone. Without `fn` it comes
-    from the names that Flax gives its layers; a leaf with an ambiguous name stays dense.
+    from the names that Flax gives its layers; leaves with ambiguous names stay dense.
 
     Args:
       params: a tree of arrays or `jax.ShapeDtypeStruct`: a Linen dict, `nnx.State`, an
@@ -152,7 +151,7 @@ def plan_sparsity(
 
 
 def is_plan_like(plan: Any) -> bool:
-    """Returns whether a plan can be made from this; a tree of masks is not plan-like."""
+    """Returns whether this is a plan, rules or a pattern, not a tree of masks."""
     match plan:
         case str() | (int(), int()):
             return True
@@ -187,7 +186,7 @@ def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
 
 
 def _fit(plan: Plan, leaves: Mapping[str, Any], *, part: bool) -> Plan:
-    """Checks a plan against the leaves of a tree, and restricts it to a part's leaves."""
+    """Checks a plan against leaves, and restricts it to them if they are a part."""
     for path, leaf in leaves.items():
         if is_array(leaf):
             _check_leaf(plan, path, leaf.shape)
@@ -203,8 +202,8 @@ def _check_leaf(plan: Plan, path: str, shape: tuple[int, ...]) -> None:
     planned = plan.by_path.get(path)
     if planned is None:
         raise PlanError(
-            f"the plan has no leaf {path!r} of shape {shape}: make a plan for this tree "
-            "with plan_sparsity",
+            f"the plan has no leaf {path!r} of shape {shape}: make a plan for this "
+            "tree with plan_sparsity",
             path=path,
         )
     if planned.shape != shape:
@@ -220,8 +219,8 @@ def _check_rules(rules: Sequence[Rule], paths: Sequence[str]) -> None:
     for rule in rules if paths else ():
         if not any(map(rule.matches, paths)):
             raise PlanError(
-                f"{rule} matches none of the {len(paths)} leaves. It must match a whole "
-                f"path, such as {paths[0]!r}: write '.*' for anything"
+                f"{rule} matches none of the {len(paths)} leaves. It must match a "
+                f"whole path, such as {paths[0]!r}: write '.*' for anything"
             )
 
 

@@ -1,4 +1,4 @@
-"""Errors about plans, with fields that other interfaces than Python can word anew."""
+"""Errors about plans, whose fields other interfaces than Python put into words."""
 
 import re
 from collections.abc import Mapping
@@ -34,15 +34,16 @@ class PlanError(ValueError):
       path: the path of the leaf; None if it concerns the whole tree.
     """
 
-    problem: str
-    remedy: Remedy | None
-    path: str | None
-
     def __init__(
-        self, problem: str, remedy: Remedy | None = None, *, path: str | None = None
+        self, problem: str, remedy: Remedy | None = None, path: str | None = None
     ):
-        self.problem, self.remedy, self.path = problem, remedy, path
-        super().__init__(self.describe(PYTHON_REMEDIES))
+        super().__init__(problem, remedy, path)
+        self.problem = problem
+        self.remedy: Remedy | None = remedy
+        self.path = path
+
+    def __str__(self) -> str:
+        return self.describe(PYTHON_REMEDIES)
 
     def describe(self, remedies: Mapping[Remedy, str]) -> str:
         """Returns the text with a remedy from a table of other words."""

@@ -1,8 +1,9 @@
 """How a computation uses its parameters, read from its jaxpr without running it.
 
 Every value carries how it shows each parameter (`View`). A value that depends on the
-inputs carries no views: an activation that a bias was added to is not the bias. A use is
-recorded where a view meets a product, a look-up or an operation that is not understood.
+inputs carries no views: an activation that a bias was added to is not the bias. A use
+is recorded where a view meets a product, a look-up or an operation that is not
+understood.
 """
 
 from collections.abc import Callable, Sequence
@@ -201,7 +202,7 @@ def _fixed_point(
     carry: list[AbstractValue],
     record: Record,
 ) -> list[AbstractValue]:
-    """Analyses a loop's body until its carries no longer change, then records its uses."""
+    """Analyses a loop's body until its carries no longer change; then records uses."""
     while True:
         trial = new_record()._replace(path=record.path)
         outputs = step(carry, trial)[: len(carry)]

@@ -1,9 +1,9 @@
 """One interpreter of jaxprs, for code that analyses, runs or rewrites a model.
 
-`interpret` evaluates the equations of a jaxpr on values of any type. A rule decides what
-an equation does, so the same interpreter can propagate axes of parameters (shapes only,
-no compute) or arrays (see `evaluate`). `control_flow` reads the primitives that contain
-jaxprs, for every supported version of JAX.
+`interpret` evaluates the equations of a jaxpr on values of any type. A rule decides
+what an equation does, so the same interpreter can propagate axes of parameters (shapes
+only, no compute) or arrays (see `evaluate`). `control_flow` reads the primitives that
+contain jaxprs, for every supported version of JAX.
 """
 
 from collections.abc import Callable, Sequence
@@ -120,8 +120,8 @@ class PathStep(NamedTuple):
     part: int
 
 
-#: The equations around an equation, from the outermost one, and the equation itself. One
-#: jaxpr may be called by several equations.
+#: The equations around an equation, from the outermost one, and the equation itself.
+#: It identifies the equation: one jaxpr may be called by several equations.
 Path = tuple[PathStep, ...]
 
 
@@ -248,7 +248,7 @@ def _scan(eqn: JaxprEqn) -> Scan:
 
 
 def _liveness(jaxpr: Any) -> tuple[list[int], dict[int, list[Any]]]:
-    """Returns the equations that outputs depend on, and the variables last used by each.
+    """Returns the equations that outputs depend on, and the variables each uses last.
 
     A derivative traced by JAX contains the whole forward pass, needed or not.
     """

@@ -72,7 +72,7 @@ def record_product(
                 shape = var_shape(eqn.invars[i])
                 contractions = record.contractions.setdefault(path, [])
                 contractions.append(Contraction(i, axes, view, shape))
-    # A constant counts as an input: the result is a parameter only if both operands are.
+    # Constants count as inputs: the result is a parameter only if both operands are.
     params_only = all(value.params and not value.inputs for value in operands)
     return AbstractValue(
         inputs=not params_only, params=True, frontier=frozenset({node})

@@ -30,9 +30,9 @@ class AbstractValue(NamedTuple):
     frontier: frozenset[frozenset[str]] = frozenset()
 
     def map_views(self, move: Callable[[View], View | None]) -> "AbstractValue":
-        """Applies `move` to the views that are not lost; it drops those it maps to None.
+        """Applies `move` to the views that are not lost, and drops those that become None.
 
-        Lost views stay as they are.
+        Lost views are kept unchanged.
         """
         moved = [view if view.lost else move(view) for view in self.views]
         return self._replace(views=tuple(view for view in moved if view is not None))
@@ -138,7 +138,7 @@ def new_record() -> Record:
 
 
 def combine(values: Sequence[AbstractValue]) -> AbstractValue:
-    """Returns what is known about a value that depends on all of these, without views."""
+    """Returns a value without views that depends on all of these."""
     return AbstractValue(
         inputs=any(value.inputs for value in values),
         params=any(value.params for value in values),

@@ -70,8 +70,8 @@ def split_program(
 ) -> tuple[list[int], list[Stage]]:
     """Splits a program after the last product of each stage.
 
-    Values that depend on parameters alone are not passed on: each stage recomputes them,
-    from parameters that may have been pruned by then.
+    Values that depend on parameters alone are not passed on: each stage recomputes
+    them, from parameters that may have been pruned by then.
 
     Args:
       program: a program without calls.

@@ -68,8 +68,8 @@ _REMEDIES: Mapping[Remedy, str] = {
     ),
     "rule_axis": "narrow the REGEX of its --rule or correct the AXIS",
     "rules": (
-        "Give a --rule that matches a weight, --rule 'REGEX=2:4@AXIS' where names do not "
-        "determine the axis, and --any-size where the size rule keeps it dense."
+        "Give a --rule that matches a weight, --rule 'REGEX=2:4@AXIS' where names do "
+        "not determine the axis, and --any-size where the size rule keeps it dense."
     ),
 }
 

@@ -31,7 +31,7 @@ COMMANDS = ("inspect", "prune", "check", "compare", "demo")
         ),
         (("check", "MODEL", "--rule", ".*=dense"), "--rule 'REGEX=2:4@AXIS' where"),
         (("check", "MODEL", "--rule", ".*ids=2:4@1"), "gives axis 1 to leaf 'model.po"),
-        (("check", "MODEL", "--rule", "2:4"), "is no REGEX=PATTERN"),
+        (("check", "MODEL", "--rule", "2:4"), "is not REGEX=PATTERN"),
         (("check", "MODEL", "--rule", "(=2:4"), "is a regular expression"),
         (("check", "MODEL", "--layout", "tf"), "--layout"),
         (("prune", "MODEL"), "--output"),

@@ -1,4 +1,4 @@
-"""Weights on their way to a product: what is followed, and what is lost."""
+"""Operations between a weight and its product: which are followed, which are not."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ LOST = {
     "reversed": (lambda w: w[::-1], "rev"),
     "summed out": (lambda w: w.reshape(2, 8, 8).sum(0), "reduce_sum"),
     "looked up": (lambda w: w[jnp.array([1, 0, 3])], "gathered"),
-    "cut at a place known later": (
+    "sliced from a dynamic index": (
         lambda w: lax.dynamic_slice(w, (jnp.int32(1), 0), (4, 8)),
         "dynamic_slice",
     ),
