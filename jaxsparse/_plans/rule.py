@@ -43,8 +43,8 @@ class Rule:
             re.compile(self.path)
         except re.error as error:
             raise ValueError(
-                f"the path of a rule must be a regular expression, {self.path!r} is "
-                f"not: {error}"
+                "the path of a rule is a regular expression, which "
+                f"{self.path!r} is not: {error}"
             ) from error
         if self.pattern is not None:
             object.__setattr__(self, "pattern", as_pattern(self.pattern))

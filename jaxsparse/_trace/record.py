@@ -30,7 +30,7 @@ class AbstractValue(NamedTuple):
     frontier: frozenset[frozenset[str]] = frozenset()
 
     def map_views(self, move: Callable[[View], View | None]) -> "AbstractValue":
-        """Applies `move` to the views that are not lost, and drops those that become None.
+        """Applies `move` to the views that are not lost; drops those that become None.
 
         Lost views are kept unchanged.
         """
