@@ -68,7 +68,7 @@ def _grid(axes: Sequence[tuple[ViewAxis, int]]) -> tuple[dict[int, Any], Any]:
     there = np.ones([size for _, size in axes], bool)
     for k, (dim, size) in enumerate(axes):
         along = [size if i == k else 1 for i in range(len(axes))]
-        number = np.arange(size, dtype=np.int32) - np.int32(dim.place)
+        number = np.arange(size, dtype=np.int32) - np.int32(dim.offset)
         inside = (number >= 0) & (number < dim.covered)
         there = there & inside.reshape(along)
         for axis, place in _digits(dim, np.where(inside, number, 0)).items():
@@ -79,7 +79,7 @@ def _grid(axes: Sequence[tuple[ViewAxis, int]]) -> tuple[dict[int, Any], Any]:
 def _digits(dim: ViewAxis, number: Any) -> dict[int, Any]:
     """The place along each leaf axis of the numbered place of an axis made of them."""
     places: dict[int, Any] = {}
-    for factor in reversed(dim.factors):
+    for factor in reversed(dim.pieces):
         digit = number % np.int32(factor.size)
         number = number // np.int32(factor.size)
         if factor.axis >= 0:

@@ -157,7 +157,7 @@ def _collect(
         weight = None if weights is None else weights(*args)
         rule = observer_rule(program, columns, weight, number)
         given = [*arrays, *program.inputs]
-        return evaluate(program.inner, given, rule, tallies)[1]
+        return evaluate(program.bound, given, rule, tallies)[1]
 
     tallies = {
         path: empty_accumulator(c, products=products) for path, c in columns.items()

@@ -12,9 +12,9 @@ from jaxsparse._plans import LeafPlan
 from jaxsparse._trace import (
     AxisPiece,
     Contraction,
+    EquationRule,
     Path,
     Program,
-    Rule,
     Site,
     Use,
     ViewAxis,
@@ -52,7 +52,7 @@ def observer_rule(
     columns: Mapping[str, LayerMatrices],
     weights: Array | None,
     batch: Array,
-) -> Rule:
+) -> EquationRule:
     """A rule that runs everything as it stands and keeps a tally of each leaf.
 
     The state is a dict of a `Accumulator` for each leaf of `columns`.
@@ -130,23 +130,25 @@ def _axes(leaf: LeafPlan, path: Path, contraction: Contraction) -> LayerMatrices
     summed = [*side.contracted, *side.spatial]
     others = [i for i in range(len(shape)) if i not in (*summed, *side.batch)]
     for i in (*side.batch, *summed):
-        dim = view.dims[i]
-        if dim.opaque and dim.axes:
-            raise ValueError(f"its axes are mixed by {dim.opaque}")
+        dim = view.axes[i]
+        if dim.mixed_by and dim.parameter_axes:
+            raise ValueError(f"its axes are mixed by {dim.mixed_by}")
         # Of pieces only those of the inputs are told apart, by where they lie.
-        partly = dim.place or dim.covered != shape[i]
-        if partly and (i in side.batch or not dim.axes):
+        partly = dim.offset or dim.covered != shape[i]
+        if partly and (i in side.batch or not dim.parameter_axes):
             raise ValueError("it is stacked with others")
     for dim, by in view.indexed:
-        if dim.opaque or (by is None and dim.covered > 1):
-            raise ValueError(f"which of its parts is taken is not known: {dim.opaque}")
+        if dim.mixed_by or (by is None and dim.covered > 1):
+            raise ValueError(
+                f"which of its parts is taken is not known: {dim.mixed_by}"
+            )
     if side.groups > 1:
-        (output,) = (view.dims[i] for i in others)
+        (output,) = (view.axes[i] for i in others)
         if output not in [
             ViewAxis((AxisPiece(i, n),)) for i, n in enumerate(leaf.shape)
         ]:
             raise ValueError("it has not all outputs of its grouped convolution")
-    axes = lambda places: {axis for i in places for axis in view.dims[i].axes}
+    axes = lambda places: {axis for i in places for axis in view.axes[i].parameter_axes}
     inputs = axes(summed)
     batch = (axes(side.batch) | view.batch) - inputs - axes(others)
     if leaf.axis not in inputs:

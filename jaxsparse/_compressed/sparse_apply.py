@@ -37,6 +37,7 @@ from jaxsparse._trace import (
     evaluate,
     run_equation,
     trace,
+    var_shape,
 )
 from jaxsparse._trees import flatten, is_array
 
@@ -93,7 +94,7 @@ def sparse_apply(
         program = trace(flat, shapes, args, kwargs)
         arrays = [leaf for leaf in leaves.values() if is_array(leaf)]
         rule = partial(_rule, implementation)
-        outputs, _ = evaluate(program.inner, [*arrays, *program.inputs], rule)
+        outputs, _ = evaluate(program.bound, [*arrays, *program.inputs], rule)
         return returned[0].unflatten(map(_dense, outputs))
 
     return apply
@@ -130,7 +131,7 @@ def _rule(implementation: str | None, site: Site, inputs: list[Any], state: None
         values = eqn.primitive.bind(inputs[0].values, **eqn.params)
         found = replace(inputs[0], values=values)
     elif name in _RESHAPES and _in_order(eqn):
-        found = reshaped(inputs[0], eqn.outvars[0].aval.shape)
+        found = reshaped(inputs[0], var_shape(eqn.outvars[0]))
     if found is not None:
         return [found], state
     return run_equation(site, [_dense(x) for x in inputs], again, state)

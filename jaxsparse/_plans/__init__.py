@@ -33,6 +33,10 @@ from jaxsparse._plans.plan import (
     plan_or_rules as plan_or_rules,
     plan_sparsity as plan_sparsity,
 )
+from jaxsparse._plans.plan_error import (
+    PlanError as PlanError,
+    Remedy as Remedy,
+)
 from jaxsparse._plans.rule import (
     ASP_SIZES as ASP_SIZES,
     Rule as Rule,

@@ -1,8 +1,8 @@
 """Axes of a leaf from the names that Flax gives its layers.
 
-A name is only a guess: the kernel of rank three may be a convolution's, an attention's
-or a stack of dense layers'. So names decide only where module names, or siblings of
-matching shapes, leave no doubt; everything else is called ambiguous.
+A kernel of rank three may belong to a convolution, to attention or to a stack of dense
+layers. Names decide only if module names, or siblings with matching shapes, determine
+the layer; every other leaf is ambiguous.
 """
 
 import re
@@ -19,21 +19,21 @@ _ATTENTION = ("query", "key", "value", "out")
 
 
 def axes_from_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LeafAxes]:
-    """The axes of every leaf, from canonical paths and shapes."""
+    """Returns the axes of every leaf, from canonical paths and shapes."""
     return {path: _leaf_axes(path, shape, shapes) for path, shape in shapes.items()}
 
 
 def flax_axes(params: PyTree) -> PyTree:
-    """The group axis of every leaf, as Flax's names tell it.
+    """Returns the group axis of every leaf, according to Flax's names.
 
-    Rules, sizes and the exception for heads come later, in `plan_sparsity`.
+    Rules, the size rule and `dense_head` are applied later, by `plan_sparsity`.
 
     Args:
       params: a tree of arrays or `jax.ShapeDtypeStruct`, from Linen or NNX.
 
     Returns:
-      A tree of the same structure: an axis, or None where names tell of no single one
-      (biases, norms, embeddings, depthwise kernels, anything ambiguous).
+      A tree of the same structure: an axis, or None where names determine no single
+      axis (biases, norms, embeddings, depthwise convolutions, ambiguous leaves).
 
     >>> import jax
     >>> params = {"Dense_0": {"kernel": jax.ShapeDtypeStruct((64, 32), "float32"),
@@ -64,18 +64,18 @@ def _leaf_axes(
     if 3 <= rank <= 5 and module.lower().startswith("conv"):
         inner, outer = (rank - 2,), (rank - 1,)
         if shape[-2] == 1:
-            reason = "depthwise, or one input channel"
+            reason = "depthwise convolution or one input channel"
             return LeafAxes(contracted=inner, output=outer, reason=reason)
         return LeafAxes(group=rank - 2, contracted=inner, output=outer, head=head)
     if module in _ATTENTION and _is_attention(modules, shapes):
         if module == "out":
             return LeafAxes(group=1, contracted=(0, 1), output=(2,), head=head)
         return LeafAxes(group=0, contracted=(0,), output=(1, 2), head=head)
-    return _ambiguous(f"a kernel of rank {rank} under {module!r}")
+    return _ambiguous(f"a kernel of rank {rank} in {module!r}")
 
 
 def _is_attention(modules: list[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether query, key, value and out stand beside each other in shapes that agree.
+    """Returns whether query, key, value and out are siblings with matching shapes.
 
     Query, key and value are `(embed, heads, dim)`, out is `(heads, dim, embed)`.
     """
@@ -87,4 +87,4 @@ def _is_attention(modules: list[str], shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def _ambiguous(what: str) -> LeafAxes:
-    return LeafAxes(reason=f"ambiguous: {what}; pass fn=, or Rule(..., axis=...)")
+    return LeafAxes(reason=f"ambiguous: {what}", remedy="fn_or_axis")

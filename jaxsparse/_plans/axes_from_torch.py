@@ -1,8 +1,8 @@
 """Axes of a leaf from the names that PyTorch and Hugging Face give to parameters.
 
-There a weight is `(out, in)`, and that of a convolution `(out, in, height, width)`, so
-groups lie along axis 1. Names end in `.weight` whatever the layer is: the module's name
-tells an embedding from a matrix, and where it leaves doubt the leaf is ambiguous.
+A weight is `(out, in)`, and a convolution's `(out, in, height, width)`, so groups lie
+along axis 1. Every layer's name ends in `.weight`: the module's name distinguishes an
+embedding from a linear layer, and if it does not, the leaf is ambiguous.
 """
 
 import re
@@ -16,7 +16,7 @@ _HEADS = {
     *("head", "heads", "lm_head", "mlm_head", "logits", "embed_out", "output_layer"),
     *("classifier", "score", "qa_outputs", "predictions"),
 }
-#: Whole names of output layers that are heads only as outermost modules.
+#: Names of output layers that are heads only as outermost modules.
 _OUTER_HEADS = {"fc", "output", "proj_out"}
 
 _EMBEDDING = re.compile(
@@ -25,36 +25,36 @@ _EMBEDDING = re.compile(
     r"|embed(ding)?_(in|table|tokens?(_per_layer)?|positions?)",
     re.IGNORECASE,
 )
-#: Weights that PyTorch's own recurrent and attention modules give other names.
+#: Names of weights; PyTorch's recurrent and attention modules have their own.
 _WEIGHT = re.compile(
     r"weight|in_proj_weight|[qkv]_proj_weight|weight_[ih]h_l\d+(_reverse)?"
 )
-#: Names of transposed convolutions, which have `(in, out)` first.
+#: Names of transposed convolutions, whose weights are `(in, out, ...)`.
 TRANSPOSED = re.compile("transpose|deconv|upconv", re.IGNORECASE)
-#: The layers that GPT-2 has as `(in, out)` and other models as `(out, in)`.
-_EITHER_WAY = {"c_attn", "c_fc", "c_proj", "q_attn"}
+#: Layers that are `(in, out)` in GPT-2 and `(out, in)` in other models.
+_TRANSPOSED_IN_GPT2 = {"c_attn", "c_fc", "c_proj", "q_attn"}
 
 
 def axes_from_torch_names(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, LeafAxes]:
-    """The axes of every leaf, from names joined by dots or slashes, and shapes."""
+    """Returns the axes of every leaf, from paths (with dots or slashes) and shapes."""
     return {path: _leaf_axes(path, shape, shapes) for path, shape in shapes.items()}
 
 
 def is_embedding(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether this is a matrix without a bias, in a module named as an embedding."""
+    """Returns whether a leaf is a matrix without a bias in a module named embedding."""
     *modules, _ = _parts(path)
     named = bool(modules) and _EMBEDDING.fullmatch(modules[-1]) is not None
     return named and len(shapes[path]) == 2 and _bias_of(path, shapes) is None
 
 
 def refuse_tensors(leaves: Mapping[str, Any]) -> None:
-    """Raises where leaves are tensors of PyTorch, whose methods are not NumPy's."""
+    """Raises `TypeError` for PyTorch tensors, whose methods are not NumPy's."""
     for path, leaf in leaves.items():
         if type(leaf).__module__.split(".")[0] == "torch":
             raise TypeError(
-                f"leaf {path!r} of shape {tuple(leaf.shape)} is a tensor of PyTorch: "
+                f"leaf {path!r} of shape {tuple(leaf.shape)} is a PyTorch tensor: "
                 "give {name: x.numpy() for name, x in state.items()}, or, for "
                 "bfloat16, save it with safetensors and open it with open_torch"
             )
@@ -76,34 +76,35 @@ def _leaf_axes(
     head = not _HEADS.isdisjoint(modules) or (
         len(modules) == 1 and module in _OUTER_HEADS
     )
-    if rank == 2 and module in _EITHER_WAY:
+    if rank == 2 and module in _TRANSPOSED_IN_GPT2:
         match _inputs_first(shapes):
             case None:
-                return _ambiguous(f"{module!r}, which GPT-2 has as (in, out)")
+                return _ambiguous(f"{module!r} is (in, out) in GPT-2")
             case True:
                 return LeafAxes(group=0, contracted=(0,), output=(1,), head=head)
     if rank == 2 and bias is None and not head and "emb" in module.lower():
         return _ambiguous(f"{module!r} may be an embedding")
     if rank > 2 and TRANSPOSED.search(path):
-        return _ambiguous("a transposed convolution has (in, out) first")
+        return _ambiguous("a transposed convolution may be (in, out, ...)")
     if bias not in (None, shape[:1]):
-        return _ambiguous(f"its bias has shape {bias}, axis 0 has {shape[0]}")
+        return _ambiguous(f"its bias has shape {bias}, axis 0 has size {shape[0]}")
     if rank > 2 and shape[1] == 1:
-        reason = "depthwise, or one input channel"
+        reason = "depthwise convolution or one input channel"
         return LeafAxes(contracted=(1,), output=(0,), reason=reason)
     return LeafAxes(group=1, contracted=(1,), output=(0,), head=head)
 
 
 def _inputs_first(shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
-    """Whether GPT-2's layers are `(in, out)` here, as the sizes of biases tell."""
-    found = set()
+    """Returns whether GPT-2's layers are `(in, out)`; None if biases do not decide."""
+    votes = set()
     for path, shape in shapes.items():
         *modules, name = _parts(path)
         bias = _bias_of(path, shapes)
-        known = name == "weight" and bool(modules) and modules[-1] in _EITHER_WAY
-        if known and bias and len(shape) == 2 and shape[0] != shape[1]:
-            found.add((shape[1],) == bias)
-    return found.pop() if len(found) == 1 else None
+        if name != "weight" or not modules or modules[-1] not in _TRANSPOSED_IN_GPT2:
+            continue
+        if bias and len(shape) == 2 and shape[0] != shape[1]:
+            votes.add((shape[1],) == bias)
+    return votes.pop() if len(votes) == 1 else None
 
 
 def _bias_of(
@@ -117,4 +118,4 @@ def _parts(path: str) -> list[str]:
 
 
 def _ambiguous(what: str) -> LeafAxes:
-    return LeafAxes(reason=f"ambiguous: {what}; pass Rule(..., axis=...)")
+    return LeafAxes(reason=f"ambiguous: {what}", remedy="axis")

@@ -19,23 +19,25 @@ from jaxsparse._trees import array_shapes, flatten, map_named
 def contraction_axes(
     fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
 ) -> PyTree:
-    """The group axis of every leaf, as `fn(params, *args, **kwargs)` contracts it.
+    """Returns the axis of every leaf that `fn(params, *args, **kwargs)` contracts.
 
-    The function is traced and not run: nothing is computed, and shapes are enough.
-    Rules, sizes and the exception for heads come later, in `plan_sparsity`.
+    This is the axis along which groups lie. The function is traced, not run: nothing is
+    computed, and shapes are enough. Rules, the size rule and `dense_head` are applied
+    later, by `plan_sparsity`.
 
     Args:
       fn: any JAX function of the parameters: a forward pass or a loss.
       params: a tree of arrays or `jax.ShapeDtypeStruct`.
-      *args: further arguments; arrays may be `jax.ShapeDtypeStruct`, whatever is no
-        array is handed over as it is.
+      *args: further arguments; arrays may be `jax.ShapeDtypeStruct`, other objects are
+        passed to `fn` unchanged.
       **kwargs: further arguments by name.
 
     Returns:
-      A tree like `params`: an axis, or None where the trace shows no single one.
+      A tree like `params`: an axis, or None if the trace shows no single axis.
 
     Raises:
-      ValueError: two leaves have one path; besides what `fn` raises when traced.
+      ValueError: two leaves have the same path. Errors that `fn` raises when it is
+        traced are passed on.
 
     >>> import jax
     >>> shape = lambda *s: jax.ShapeDtypeStruct(s, "float32")
@@ -50,9 +52,9 @@ def contraction_axes(
 def leaf_uses(
     fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
 ) -> dict[str, tuple[Use, ...]]:
-    """Every use that `fn(params, *args, **kwargs)` makes of each leaf.
+    """Returns every use that `fn(params, *args, **kwargs)` makes of each leaf.
 
-    This is what `plan_sparsity` decides from: for each use the operation, the leaf's
+    `plan_sparsity` decides from these: each use has the operation, the leaf's
     contracted, batch and output axes, the shape of the other operand and the line of
     the program.
 
@@ -63,10 +65,10 @@ def leaf_uses(
       **kwargs: further arguments by name.
 
     Returns:
-      The uses by canonical path; none for a leaf that `fn` does not use.
+      The uses by canonical path; an empty tuple for a leaf that `fn` does not use.
 
     Raises:
-      ValueError: as `contraction_axes`.
+      ValueError: two leaves have the same path.
 
     >>> import jax
     >>> shape = lambda *s: jax.ShapeDtypeStruct(s, "float32")
@@ -84,7 +86,7 @@ def axes_from_trace(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> dict[str, LeafAxes]:
-    """The axes of every array leaf by canonical path."""
+    """Returns the axes of every array leaf by canonical path."""
     program = trace(fn, params, args, kwargs)
     uses, heads = program.uses, _heads(program.record, program.results)
     shapes = array_shapes(flatten(params).by_path).items()
@@ -92,10 +94,10 @@ def axes_from_trace(
 
 
 def _heads(record: Record, results: Sequence[AbstractValue]) -> set[frozenset[str]]:
-    """The products that are output layers.
+    """Returns the products that are output layers.
 
-    No other product with parameters follows, some precede, and to each result that it
-    reaches no other gets without passing through it.
+    No other product with parameters follows an output layer, at least one precedes it,
+    and every path to a result that it reaches passes through it.
     """
     heads = set()
     for node in record.before - record.after:
@@ -109,21 +111,21 @@ def _decide(
     uses: Sequence[Use], shape: tuple[int, ...], heads: set[frozenset[str]]
 ) -> LeafAxes:
     products = [use for use in uses if use.kind == "contraction"]
-    lost = [use for use in uses if use.kind == "lost"]
+    lost = [use.reason or use.primitive for use in uses if use.kind == "lost"]
     if any(use.kind == "gather" for use in uses):
         tied = " and contracted (tied embedding)" if products else ""
         return LeafAxes(reason=f"gathered{tied}")
     if lost:
-        return LeafAxes(reason=f"lost at {lost[0].reason or lost[0].primitive}")
+        return LeafAxes(reason=f"not followed through {lost[0]}")
     if not products:
-        return LeafAxes(reason="only elementwise" if uses else "not used by fn")
+        return LeafAxes(reason="not a matmul operand" if uses else "not used by fn")
     for use in products:
         if use.group is None:
             return LeafAxes(reason=use.reason)
     groups = sorted({use.group for use in products if use.group is not None})
     if len(groups) > 1:
-        text = " and ".join(map(str, groups))
-        return LeafAxes(reason=f"contracted along axes {text} in different places")
+        axes = " and ".join(map(str, groups))
+        return LeafAxes(reason=f"contracted along axes {axes} by different products")
     first = products[0]
     return LeafAxes(
         group=groups[0],

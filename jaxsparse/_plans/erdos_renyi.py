@@ -1,4 +1,4 @@
-"""A sparsity for each leaf, by its shape: large leaves have more to give."""
+"""A sparsity for each leaf, by its shape: large leaves are pruned more."""
 
 import math
 from dataclasses import replace
@@ -6,28 +6,29 @@ from dataclasses import replace
 from jaxsparse._patterns import Unstructured
 from jaxsparse._plans.leaf_plan import LeafPlan
 from jaxsparse._plans.plan import Plan
+from jaxsparse._plans.plan_error import PlanError
 
 
 def distribute_by_erdos_renyi(plan: Plan) -> Plan:
-    """The plan with as many weights in all, shared out among leaves by their shapes.
+    """Distributes the kept weights of a plan among its leaves by their shapes.
 
-    Each leaf keeps a fraction of its weights in proportion to the sum of its sizes over
-    their product, as in the random graphs of Erdos and Renyi: small leaves stay denser
-    than large ones. Mocanu et al. (2018, arXiv:1707.04780) did so for matrices, Evci et
-    al. (2020, arXiv:1911.11134) for convolutions ("ERK"), whose kernel sizes count as
-    inputs and outputs do. Axes that a product contracts together count as one, and so
-    do its output axes. What would keep more than all of its weights is dense.
+    The density of a leaf is proportional to the sum of its sizes divided by their
+    product, as in Erdos-Renyi random graphs: small leaves stay denser than large ones.
+    Mocanu et al. (2018, arXiv:1707.04780) proposed it for matrices, Evci et al. (2020,
+    arXiv:1911.11134) for convolutions ("ERK"), where kernel sizes count like inputs and
+    outputs. The contracted axes of a product count as one axis, and so do its output
+    axes. A leaf whose density would exceed 1 stays dense.
 
     Args:
-      plan: a plan. Of its leaves those that are pruned `Unstructured`, each with a
-        sparsity of its own, are shared out; all others stay as they are.
+      plan: a plan. Leaves with the pattern `Unstructured`, each with a sparsity of its
+        own, get new sparsities; all others are unchanged.
 
     Returns:
-      The plan, in which they keep as many weights as before in all, to within half a
-      weight a leaf.
+      The plan with the new sparsities. In total these leaves keep as many weights as
+      before, to within half a weight per leaf.
 
     Raises:
-      ValueError: no leaf is pruned so.
+      ValueError: no leaf of the plan has such a pattern.
 
     >>> import jax.numpy as jnp
     >>> from jaxsparse import plan_sparsity
@@ -45,35 +46,37 @@ def distribute_by_erdos_renyi(plan: Plan) -> Plan:
         if isinstance(leaf.pattern, Unstructured) and not leaf.pattern.across_leaves
     ]
     if not leaves:
-        raise ValueError(
+        raise PlanError(
             "no leaf of this plan is pruned Unstructured with a sparsity of its own: "
-            "plan with Unstructured(0.9), say, to have it shared out"
+            "plan with a pattern such as Unstructured(0.9)"
         )
     densities = _densities(leaves)
-    shared = [_with_density(leaf, densities.get(leaf.path)) for leaf in plan.leaves]
-    return Plan(tuple(shared))
+    return Plan(
+        tuple(_with_density(leaf, densities.get(leaf.path)) for leaf in plan.leaves)
+    )
 
 
 def _densities(leaves: list[LeafPlan]) -> dict[str, float]:
-    """The fraction that each leaf keeps: in proportion to its worth, but at most 1."""
-    worth = {leaf.path: _worth(leaf) for leaf in leaves}
+    """Returns the density of each leaf: proportional to its share, but at most 1."""
+    shares = {leaf.path: _share(leaf) for leaf in leaves}
     sizes = {leaf.path: leaf.counts[0] for leaf in leaves}
-    left, shared = float(sum(leaf.counts[1] for leaf in leaves)), dict(worth)
+    densities = dict.fromkeys(shares, 1.0)
+    kept = float(sum(leaf.counts[1] for leaf in leaves))
     while True:
-        scale = left / sum(shared[path] * sizes[path] for path in shared)
-        full = [path for path in shared if scale * shared[path] > 1]
+        scale = kept / sum(share * sizes[path] for path, share in shares.items())
+        full = [path for path, share in shares.items() if scale * share > 1]
         if not full:
-            return dict.fromkeys(worth, 1.0) | {p: scale * shared[p] for p in shared}
+            return densities | {path: scale * x for path, x in shares.items()}
         for path in full:
-            del shared[path]
-            left -= sizes[path]
+            del shares[path]
+            kept -= sizes[path]
 
 
-def _worth(leaf: LeafPlan) -> float:
-    """The sum of a leaf's sizes over their product, without those of batch axes."""
+def _share(leaf: LeafPlan) -> float:
+    """Returns the sum of a leaf's sizes over their product, without batch axes."""
     assert leaf.shape is not None
-    joined = (*leaf.contracted, *leaf.output, *leaf.batch)
-    sizes = [size for i, size in enumerate(leaf.shape) if i not in joined]
+    matmul = (*leaf.contracted, *leaf.output, *leaf.batch)
+    sizes = [size for i, size in enumerate(leaf.shape) if i not in matmul]
     sizes += [math.prod(leaf.shape[i] for i in leaf.contracted)]
     sizes += [math.prod(leaf.shape[i] for i in leaf.output)]
     return sum(sizes) / math.prod(sizes)
@@ -85,6 +88,5 @@ def _with_density(leaf: LeafPlan, density: float | None) -> LeafPlan:
     total, _ = leaf.counts
     kept = max(round(density * total), 1)
     if kept == total:
-        reason = "its share by Erdos and Renyi is all of it"
-        return LeafPlan(leaf.path, leaf.shape, reason=reason)
+        return LeafPlan(leaf.path, leaf.shape, reason="Erdos-Renyi density is 1")
     return replace(leaf, pattern=Unstructured(1 - kept / total))

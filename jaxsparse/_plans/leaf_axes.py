@@ -1,22 +1,25 @@
-"""What is known of a leaf's axes before any rule is asked."""
+"""The axes of a leaf, before any rule is applied."""
 
 from dataclasses import dataclass
+
+from jaxsparse._plans.plan_error import Remedy
 
 
 @dataclass(frozen=True)
 class LeafAxes:
-    """The part that each axis of a leaf plays in the product that consumes it.
+    """The role of each axis of a leaf in the product that contracts it.
 
     Attributes:
-      group: the axis along which groups lie, or None where there is no single one.
-      contracted: the axes that the product sums over (a convolution: its input
-        channels, whose spatial axes are in none of the three).
+      group: the axis along which groups lie, or None if there is no single one.
+      contracted: the axes that the product sums over. For a convolution, its input
+        channels; its spatial axes are in none of the three.
       output: the axes that become axes of the result.
       batch: the axes along which there are separate products.
-      alignment: what `m` has to divide so that no group straddles a cut that the
-        computation makes along the axis; 0 where it makes none.
-      reason: why there is no group axis; empty where there is one.
-      note: what is to be known of a leaf that has one.
+      alignment: what `m` must divide so that no group crosses an index at which the
+        computation splits the axis; 0 if it does not split it.
+      reason: why there is no group axis; empty if there is one.
+      remedy: the kind of remedy for that, if there is one.
+      note: a condition on the plan of a leaf that has a group axis.
       head: whether this is the model's output layer.
     """
 
@@ -26,5 +29,6 @@ class LeafAxes:
     batch: tuple[int, ...] = ()
     alignment: int = 0
     reason: str = ""
+    remedy: Remedy | None = None
     note: str = ""
     head: bool = False

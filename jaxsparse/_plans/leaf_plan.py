@@ -1,9 +1,8 @@
 """One leaf of a plan: its pattern and its axes, or why it stays dense."""
 
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,23 +19,30 @@ from jaxsparse._patterns import (
     check_rankable,
 )
 from jaxsparse._plans.leaf_axes import LeafAxes
+from jaxsparse._plans.plan_error import (
+    PYTHON_REMEDIES,
+    PlanDtypeError,
+    PlanError,
+    Remedy,
+)
 from jaxsparse._plans.rule import Rule
 
 
 @dataclass(frozen=True)
 class LeafPlan:
-    """What is to be done with one leaf.
+    """The plan of one leaf.
 
     Attributes:
       path: the canonical path.
-      shape: the leaf's shape; None where the leaf is not an array.
-      pattern: None where the leaf stays dense.
-      axis: the axis along which groups lie, and masks are packed.
+      shape: the leaf's shape; None if the leaf is not an array.
+      pattern: the pattern; None if the leaf stays dense.
+      axis: the axis along which groups lie and masks are packed.
       contracted: the axes that the product sums over.
       output: the axes that become axes of the result.
       batch: the axes along which there are separate products.
-      reason: why the leaf stays dense.
-      note: what is to be known of a leaf that is pruned.
+      reason: why the leaf stays dense, and the remedy in Python's words.
+      note: a condition on the plan of a leaf that is pruned, such as `until merged`.
+      remedy: the kind of the remedy in `reason`, if there is one.
     """
 
     path: str
@@ -48,24 +54,32 @@ class LeafPlan:
     batch: tuple[int, ...] = ()
     reason: str = ""
     note: str = ""
+    remedy: Remedy | None = None
 
     @property
     def decision(self) -> str:
-        """What is done, in words, or `dense` with the reason."""
+        """The pattern and its axes in words, or `dense` with the reason."""
         match self.pattern:
             case None:
                 return f"dense: {self.reason}"
             case NM(transposable=False):
-                where = f" along axis {self.axis}"
+                along = f" along axis {self.axis}"
             case NM() | Block():
-                where = f" along axes {self.axis} and {self.output[-1]}"
+                along = f" along axes {self.axis} and {self.output[-1]}"
             case _:
-                where = ""
-        return f"{self.pattern}{where}" + (f", {self.note}" if self.note else "")
+                along = ""
+        return f"{self.pattern}{along}" + (f", {self.note}" if self.note else "")
+
+    def with_remedies(self, remedies: Mapping[Remedy, str]) -> "LeafPlan":
+        """Returns the plan with the remedy in `reason` from a table of other words."""
+        if self.remedy is None:
+            return self
+        problem = self.reason.removesuffix(f"; {PYTHON_REMEDIES[self.remedy]}")
+        return replace(self, reason=f"{problem}; {remedies[self.remedy]}")
 
     @property
     def tile(self) -> tuple[int, ...]:
-        """What is pruned as a whole, by its size along each axis."""
+        """The size along each axis of the unit that is pruned as a whole."""
         assert self.shape is not None
         match self.pattern:
             case Block(shape=(height, width)):
@@ -79,15 +93,15 @@ class LeafPlan:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The axes along which there are separate outputs."""
+        """The output and batch axes: each of their elements is a separate output."""
         return tuple(sorted(self.output + self.batch))
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many there are to choose from, and how many the pattern keeps of them.
+        """The number of units to choose from, and the number that the pattern keeps.
 
-        For n:m that is in each group, or of each output where the pattern says so; for
-        all other patterns in the leaf, in tiles.
+        For n:m these are the weights of each group; for `PerOutput`, the weights of
+        each output; for all other patterns, the tiles of the leaf.
         """
         assert self.shape is not None
         assert self.pattern is not None
@@ -99,23 +113,31 @@ class LeafPlan:
         return total, round(total * self.pattern.density)
 
 
+def dense_leaf(
+    path: str, shape: tuple[int, ...], problem: str, remedy: Remedy | None
+) -> LeafPlan:
+    """Returns the plan of a leaf that stays dense, with the remedy in its reason."""
+    reason = problem if remedy is None else f"{problem}; {PYTHON_REMEDIES[remedy]}"
+    return LeafPlan(path, shape, reason=reason, remedy=remedy)
+
+
 def counted_groups(
     leaves: Sequence[LeafPlan],
 ) -> list[tuple[list[LeafPlan], int, int]]:
-    """Leaves that share a threshold together, all others alone; with their counts.
+    """Returns groups of leaves that share a threshold, each with its two counts.
 
-    The counts are how many there are to choose from and how many are kept of them; see
-    `LeafPlan.counts`.
+    A leaf that shares no threshold is a group of its own. The counts are the units to
+    choose from and those kept of them; see `LeafPlan.counts`.
     """
     groups: list[tuple[list[LeafPlan], int, int]] = []
-    together: dict[Unstructured, list[LeafPlan]] = {}
+    shared: dict[Unstructured, list[LeafPlan]] = {}
     for leaf in leaves:
         match leaf.pattern:
             case Unstructured(across_leaves=True) as pattern:
-                together.setdefault(pattern, []).append(leaf)
+                shared.setdefault(pattern, []).append(leaf)
             case _:
                 groups.append(([leaf], *leaf.counts))
-    for pattern, group in together.items():
+    for pattern, group in shared.items():
         total = sum(leaf.counts[0] for leaf in group)
         groups.append((group, total, round(total * pattern.density)))
     return groups
@@ -124,23 +146,16 @@ def counted_groups(
 def decide_leaf(
     path: str, leaf: Any, axes: LeafAxes, rules: Sequence[Rule], dense_head: bool
 ) -> LeafPlan:
-    """What the first rule that matches a leaf makes of it.
+    """Returns the plan of a leaf by the first rule that matches it.
 
     Raises:
-      ValueError: the rule gives an axis that the leaf does not have.
-      TypeError: the leaf would be pruned and has a dtype without a magnitude order.
+      PlanError: the rule gives an axis that the leaf does not have.
+      PlanDtypeError: the leaf would be pruned and its dtype has no magnitude order.
     """
     shape = tuple(leaf.shape)
-
-    def dense(reason: str) -> LeafPlan:
-        return LeafPlan(path, shape, reason=reason)
-
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return dense("PRNG key")
-    if leaf.dtype == jnp.bool_:
-        return dense("bool")
-    if 0 in shape:
-        return dense("empty")
+    dense = lambda reason: LeafPlan(path, shape, reason=reason)
+    if reason := _not_a_weight(leaf):
+        return dense(reason)
     rule = next((rule for rule in rules if rule.matches(path)), None)
     if rule is None:
         return dense("no rule matches")
@@ -150,18 +165,12 @@ def decide_leaf(
     if rule.axis is not None:
         axes = _axes_from_rule(path, shape, rule.axis)
     if axes.group is None:
-        return dense(axes.reason)
+        return dense_leaf(path, shape, axes.reason, axes.remedy)
     if axes.head and dense_head:
         return dense("head")
     if reason := _misfit(shape, axes, pattern, rule.sizes):
         return dense(reason)
-    try:
-        check_rankable(leaf.dtype)
-    except TypeError as error:
-        raise TypeError(
-            f"leaf {path!r} of shape {shape}: {error}, or keep the leaf dense with "
-            f"Rule({re.escape(path)!r}, None)"
-        ) from None
+    _check_dtype(path, leaf)
     return LeafPlan(
         path,
         shape,
@@ -174,12 +183,33 @@ def decide_leaf(
     )
 
 
+def _not_a_weight(leaf: Any) -> str:
+    """Returns why an array is not pruned under any rule, or an empty string."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return "PRNG key"
+    if leaf.dtype == jnp.bool_:
+        return "bool"
+    return "empty" if 0 in leaf.shape else ""
+
+
+def _check_dtype(path: str, leaf: Any) -> None:
+    try:
+        check_rankable(leaf.dtype)
+    except TypeError:
+        problem = (
+            f"leaf {path!r} of shape {tuple(leaf.shape)} has dtype {leaf.dtype}, which "
+            "has no magnitude order"
+        )
+        raise PlanDtypeError(problem, "dense", path=path) from None
+
+
 def _axes_from_rule(path: str, shape: tuple[int, ...], axis: int) -> LeafAxes:
     if not -len(shape) <= axis < len(shape):
-        raise ValueError(
+        problem = (
             f"a rule gives axis {axis} to leaf {path!r} of shape {shape}, which has "
-            f"{len(shape)} axes: narrow the rule's path or mend its axis"
+            f"{len(shape)} axes"
         )
+        raise PlanError(problem, "rule_axis", path=path)
     axis %= len(shape)
     others = tuple(i for i in range(len(shape)) if i != axis)
     return LeafAxes(group=axis, contracted=(axis,), output=others)
@@ -191,29 +221,30 @@ def _misfit(
     pattern: Pattern,
     sizes: tuple[int, int] | None,
 ) -> str:
-    """Why sizes keep the leaf dense, or nothing."""
+    """Returns why the sizes of a leaf keep it dense, or an empty string."""
     assert axes.group is not None
     match pattern:
         case NM(transposable=True) | Block() | Channel() if not axes.output:
             return "no output axis"
-        case NM(m=m, transposable=both):
-            if both and shape[axes.output[-1]] % m:
-                return f"axis {axes.output[-1]} does not divide by {m}"
+        case NM(m=m, transposable=True) if shape[axes.output[-1]] % m:
+            return f"axis {axes.output[-1]} is not divisible by {m}"
+        case NM(m=m):
             return _group_misfit(shape, axes, m) or _size_misfit(shape, axes, sizes)
         case Block(shape=(height, width)):
             for axis, size in ((axes.group, height), (axes.output[-1], width)):
                 if shape[axis] % size:
-                    return f"axis {axis} does not divide by {size}"
+                    return f"axis {axis} is not divisible by {size}"
     return ""
 
 
 def _group_misfit(shape: tuple[int, ...], axes: LeafAxes, m: int) -> str:
     assert axes.group is not None
     if shape[axes.group] % m:
-        return f"axis {axes.group} does not divide by {m}"
+        return f"axis {axes.group} is not divisible by {m}"
     if axes.alignment % m:
-        cut = f"axis {axes.group} is cut at {axes.alignment}"
-        return f"{cut}, which does not divide by {m}"
+        return (
+            f"axis {axes.group} is split at multiples of {axes.alignment}, not of {m}"
+        )
     return ""
 
 
@@ -224,9 +255,9 @@ def _size_misfit(
         return ""
     outputs = math.prod(shape[axis] for axis in axes.output)
     inputs = math.prod(shape[axis] for axis in axes.contracted)
-    for what, size, divisor in zip(
+    for name, size, divisor in zip(
         ("outputs", "inputs"), (outputs, inputs), sizes, strict=True
     ):
         if size % divisor:
-            return f"size rule: {size} {what} do not divide by {divisor}"
+            return f"size rule: {size} {name} are not divisible by {divisor}"
     return ""

@@ -13,6 +13,7 @@ from jaxsparse._plans.axes_from_torch import axes_from_torch_names, refuse_tenso
 from jaxsparse._plans.axes_from_trace import axes_from_trace
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf
+from jaxsparse._plans.plan_error import PlanError, Remedy
 from jaxsparse._plans.rule import Rule, RulesLike, as_rules
 from jaxsparse._trees import (
     Tabular,
@@ -26,13 +27,13 @@ from jaxsparse._trees import (
 
 @dataclass(frozen=True)
 class Plan(Tabular):
-    """What is to be done with every leaf of a tree: static, hashable, printable.
+    """The plan of every leaf of a tree: static, hashable, printable.
 
-    A notebook shows it in HTML, a console of rich as a table of its own, and
+    A notebook displays it as HTML, a rich console as a rich table, and
     `json.dumps(plan.as_dict())` is its JSON.
 
     Attributes:
-      leaves: one `LeafPlan` a leaf, in the order of the tree.
+      leaves: one `LeafPlan` for each leaf, in the order of the tree.
     """
 
     leaves: tuple[LeafPlan, ...]
@@ -50,11 +51,33 @@ class Plan(Tabular):
         """The leaves that are pruned."""
         return tuple(leaf for leaf in self.leaves if leaf.pattern is not None)
 
+    def with_remedies(self, remedies: Mapping[Remedy, str]) -> "Plan":
+        """Returns the plan with the remedies in reasons from a table of other words."""
+        return Plan(tuple(leaf.with_remedies(remedies) for leaf in self.leaves))
+
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         return ("leaf", "shape", "plan"), _folded(self.leaves)
 
 
-#: Wherever a plan is taken, what it can be made from is taken too.
+class NothingPrunableError(PlanError):
+    """No leaf of a tree would be pruned.
+
+    Attributes:
+      plan: the plan, with the reason for every leaf.
+    """
+
+    def __init__(self, plan: Plan):
+        super().__init__("nothing prunable", "rules")
+        self.plan = plan
+        self.args = (plan,)  # what `pickle` calls the constructor with
+
+    def describe(self, remedies: Mapping[Remedy, str]) -> str:
+        """Returns the text, the plan included, with remedies in other words."""
+        plan = self.plan.with_remedies(remedies)
+        return f"{self.problem}:\n{plan}\n{remedies['rules']}"
+
+
+#: What functions accept as a plan: a plan, or what one is made from.
 PlanLike = Plan | RulesLike
 
 
@@ -71,33 +94,33 @@ def plan_sparsity(
     """Decides for every leaf whether it is pruned, to what pattern, along which axis.
 
     With `fn` the axis is read from the trace of `fn(params, *args, **kwargs)`, which
-    is not run: it works for any JAX model, from shapes alone. Without, it comes from
-    the names that Flax gives its layers; where they leave doubt the leaf stays dense.
+    is not run: this works for any JAX model, from shapes alone. Without `fn` it comes
+    from the names that Flax gives its layers; leaves with ambiguous names stay dense.
 
     Args:
       params: a tree of arrays or `jax.ShapeDtypeStruct`: a Linen dict, `nnx.State`, an
-        Equinox module or any other pytree. Leaves that are no arrays stay as they are.
-      rules: ordered rules, of which the first that matches a leaf decides; leaves that
-        none matches stay dense. Or one pattern for every leaf.
-      fn: a function of the parameters: a forward pass or the loss, not its gradient,
-        in which weights are contracted the other way too.
+        Equinox module or any other pytree. Leaves that are not arrays are ignored.
+      rules: rules in order: the first that matches a leaf decides, and leaves that none
+        matches stay dense. Or one pattern for every leaf.
+      fn: a function of the parameters: a forward pass or the loss. Not the gradient of
+        the loss, which contracts weights along their other axis too.
       args: its further arguments; arrays may be `jax.ShapeDtypeStruct`.
       kwargs: its further arguments by name.
-      dense_head: keep the output layer dense.
-      layout: whose names and layouts decide without `fn`: `"flax"` or `"torch"`. With
-        the second `params` is a state dict of PyTorch, in which weights are `(out, in)`
-        and those of convolutions `(out, in, height, width)`, as in most files of
-        Hugging Face.
+      dense_head: whether the output layer stays dense.
+      layout: whose names and layout decide without `fn`: `"flax"` or `"torch"`. With
+        `"torch"`, `params` is a PyTorch state dict, in which weights are `(out, in)`
+        and those of convolutions `(out, in, height, width)`, as in most Hugging Face
+        files.
 
     Returns:
-      The plan. Print it to see what is pruned and why the rest is not.
+      The plan. Print it to see what is pruned, and why the rest stays dense.
 
     Raises:
       ValueError: a rule matches no leaf or gives an axis that a leaf does not have; two
-        leaves have one path; nothing is prunable in a tree that has arrays; or a layout
-        that is neither, or `"torch"` with `fn`.
+        leaves have the same path; the tree has arrays and none would be pruned;
+        `layout` is unknown, or `"torch"` with `fn`.
       TypeError: a leaf that would be pruned has a dtype without a magnitude order, or
-        is a tensor of PyTorch.
+        is a PyTorch tensor.
 
     >>> import jax.numpy as jnp
     >>> params = {"Dense_0": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
@@ -111,12 +134,12 @@ def plan_sparsity(
     """
     if layout not in ("flax", "torch") or (fn is not None and layout != "flax"):
         raise ValueError(
-            f"layout={layout!r}: without fn give 'flax' or 'torch'; with fn the trace "
-            "tells the axes, whatever the layout"
+            f"layout={layout!r}: give 'flax' or 'torch' without fn, and no layout with "
+            "fn, whose trace determines the axes"
         )
     rules, leaves = as_rules(rules), flatten(params).by_path
     shapes = array_shapes(leaves)
-    _check_rules(rules, shapes)
+    _check_rules(rules, list(shapes))
     if fn is not None:
         axes = axes_from_trace(fn, params, args, kwargs or {})
     elif layout == "torch":
@@ -128,7 +151,7 @@ def plan_sparsity(
 
 
 def is_plan_like(plan: Any) -> bool:
-    """Whether this is a plan or what one can be made from, not a tree of masks."""
+    """Returns whether this is a plan, rules or a pattern, not a tree of masks."""
     match plan:
         case str() | (int(), int()):
             return True
@@ -138,12 +161,12 @@ def is_plan_like(plan: Any) -> bool:
 
 
 def plan_or_rules(plan: PlanLike) -> Plan | tuple[Rule, ...]:
-    """A plan as it is, or rules, so that what is misspelled is refused at once."""
+    """Returns a plan as it is and anything else as rules, so that errors come early."""
     return plan if isinstance(plan, Plan) else as_rules(plan)
 
 
 def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
-    """The plan itself, checked against the shapes of `params`, or one made for them.
+    """Returns a plan that fits `params`: the plan itself, or one made from rules.
 
     Args:
       params: the tree that the plan will be used on.
@@ -151,8 +174,8 @@ def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
       part: whether `params` may be a part of the tree that the plan was made for.
 
     Raises:
-      ValueError: the plan does not fit, naming leaf and shapes; besides what
-        `plan_sparsity` raises.
+      PlanError: the plan does not fit; the error names the leaf and both shapes.
+      ValueError, TypeError: as `plan_sparsity`.
     """
     return plan_for_leaves(flatten(params).by_path, plan, part=part)
 
@@ -161,39 +184,49 @@ def plan_for_leaves(
     leaves: Mapping[str, Any], plan: PlanLike, *, part: bool = False
 ) -> Plan:
     """As `plan_for`, for the leaves of a tree by canonical path."""
-    if not isinstance(plan, Plan):
-        rules, shapes = as_rules(plan), array_shapes(leaves)
-        if not part:
-            _check_rules(rules, shapes)
-        return _decide(leaves, rules, dense_head=True, axes=axes_from_names(shapes))
-    for path, leaf in leaves.items():
-        if not is_array(leaf):
-            continue
-        if path not in plan.by_path:
-            raise ValueError(
-                f"the plan has no leaf {path!r} of shape {leaf.shape}: make it for "
-                "this tree, with plan_sparsity"
-            )
-        if plan[path].shape != leaf.shape:
-            raise ValueError(
-                f"the plan was made for a leaf {path!r} of shape {plan[path].shape}, "
-                f"this one has shape {leaf.shape}: plan this tree"
-            )
-    missing = [leaf.path for leaf in plan.sparse if leaf.path not in leaves]
-    if missing and not part:
-        raise ValueError(f"the plan prunes {missing}, which this tree does not have")
+    if isinstance(plan, Plan):
+        return _fit(plan, leaves, part=part)
+    rules, shapes = as_rules(plan), array_shapes(leaves)
     if not part:
-        return plan
-    return Plan(tuple(leaf for leaf in plan.leaves if leaf.path in leaves))
+        _check_rules(rules, list(shapes))
+    return _decide(leaves, rules, dense_head=True, axes=axes_from_names(shapes))
 
 
-def _check_rules(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> None:
-    """Raises unless every rule matches a leaf."""
-    paths = list(shapes)
+def _fit(plan: Plan, leaves: Mapping[str, Any], *, part: bool) -> Plan:
+    """Checks a plan against leaves, and restricts it to them if they are a part."""
+    for path, leaf in leaves.items():
+        if is_array(leaf):
+            _check_leaf(plan, path, leaf.shape)
+    if part:
+        return Plan(tuple(leaf for leaf in plan.leaves if leaf.path in leaves))
+    missing = [leaf.path for leaf in plan.sparse if leaf.path not in leaves]
+    if missing:
+        raise PlanError(f"the plan prunes {missing}, which this tree does not have")
+    return plan
+
+
+def _check_leaf(plan: Plan, path: str, shape: tuple[int, ...]) -> None:
+    planned = plan.by_path.get(path)
+    if planned is None:
+        raise PlanError(
+            f"the plan has no leaf {path!r} of shape {shape}: make a plan for this "
+            "tree with plan_sparsity",
+            path=path,
+        )
+    if planned.shape != shape:
+        raise PlanError(
+            f"the plan was made for a leaf {path!r} of shape {planned.shape}, this one "
+            f"has shape {shape}: make a plan for this tree with plan_sparsity",
+            path=path,
+        )
+
+
+def _check_rules(rules: Sequence[Rule], paths: Sequence[str]) -> None:
+    """Raises unless every rule matches a path, if there are any paths."""
     for rule in rules if paths else ():
         if not any(map(rule.matches, paths)):
-            raise ValueError(
-                f"{rule} matches none of the {len(paths)} leaves. It has to match a "
+            raise PlanError(
+                f"{rule} matches none of the {len(paths)} leaves. It must match a "
                 f"whole path, such as {paths[0]!r}: write '.*' for anything"
             )
 
@@ -204,6 +237,7 @@ def _decide(
     dense_head: bool,
     axes: Mapping[str, LeafAxes],
 ) -> Plan:
+    """Plans every leaf, given the axes of those that are arrays."""
     plan = Plan(
         tuple(
             decide_leaf(path, leaf, axes[path], rules, dense_head)
@@ -213,11 +247,7 @@ def _decide(
         )
     )
     if axes and not plan.sparse:
-        raise ValueError(
-            f"nothing prunable:\n{plan}\n"
-            "Give rules that match a weight, with fn=... or axis=... where names do "
-            "not tell the axis, and sizes=None where the size rule keeps it dense."
-        )
+        raise NothingPrunableError(plan)
     return plan
 
 

@@ -1,4 +1,4 @@
-"""Rules: what a user says about leaves, by their paths."""
+"""Rules, which select leaves by path and give them a pattern."""
 
 import re
 from collections.abc import Sequence
@@ -7,26 +7,27 @@ from dataclasses import dataclass, field
 from jaxsparse._patterns import Pattern, PatternLike, as_pattern
 
 
-#: NVIDIA ASP's size rule: outputs divide by 8, inputs by 16.
+#: NVIDIA ASP's size rule: what the numbers of outputs and inputs must be divisible by.
 ASP_SIZES = (8, 16)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What to do with the leaves whose path matches.
+    """The pattern of the leaves whose path matches.
 
     Attributes:
-      path: a regular expression that the whole canonical path has to match, such as
-        `".*mlp.*"`; a path is the names on the way to a leaf, joined by `/`.
+      path: a regular expression that must match the whole canonical path, such as
+        `".*mlp.*"`. A path is the names of a leaf's parents and its own, joined by `/`.
       pattern: `"2:4"`, `(2, 4)`, `NM(2, 4)`, `Unstructured(0.9)`, `Block((4, 4), 0.9)`,
         `PerOutput(0.5)`, `Channel(0.5)`, or None to keep the leaves dense.
-      axis: the axis along which groups lie, over what names say.
-      sizes: leaves are pruned to n:m only if these two divide the product of the
-        output axes and that of the contracted axes. The default, `(8, 16)`, is NVIDIA
-        ASP's rule; None turns it off. The group axis has to divide by `m` in any case.
+      axis: the axis along which groups lie. It overrides names and trace.
+      sizes: leaves are pruned to n:m only if the product of their output sizes is
+        divisible by the first number, and the product of their contracted sizes by the
+        second. The default, `(8, 16)`, is NVIDIA ASP's rule; None turns it off. The
+        size of the group axis must be divisible by `m` in any case.
 
     Raises:
-      ValueError: `path` is no regular expression, or `pattern` no pattern.
+      ValueError: `path` is not a regular expression, or `pattern` is not a pattern.
 
     >>> print(Rule(r".*mlp.*", "1:4").pattern)
     1:4
@@ -42,31 +43,34 @@ class Rule:
             re.compile(self.path)
         except re.error as error:
             raise ValueError(
-                f"the path of a rule is a regular expression, {self.path!r} is none: "
-                f"{error}"
+                "the path of a rule is a regular expression, which "
+                f"{self.path!r} is not: {error}"
             ) from error
         if self.pattern is not None:
             object.__setattr__(self, "pattern", as_pattern(self.pattern))
 
     def matches(self, path: str) -> bool:
-        """Whether the whole of `path` matches; `.` stands for a newline too."""
+        """Returns whether the regular expression matches all of `path`.
+
+        A `.` in it also matches a newline.
+        """
         return re.fullmatch(self.path, path, re.DOTALL) is not None
 
 
-#: What a plan can be made from: rules, or one pattern for every leaf.
+#: What plans are made from: rules, or one pattern for every leaf.
 RulesLike = PatternLike | Sequence[Rule]
 
 
 def as_rules(rules: RulesLike) -> tuple[Rule, ...]:
-    """Reads rules, or one pattern for every leaf, as rules.
+    """Converts one pattern for every leaf, or a sequence of rules, to rules.
 
     Raises:
-      TypeError: neither a pattern nor a sequence of rules.
+      TypeError: `rules` is neither a pattern nor a sequence of rules.
     """
     if isinstance(rules, Sequence) and not isinstance(rules, str):
-        given = tuple(rule for rule in rules if isinstance(rule, Rule))
-        if len(given) == len(rules):
-            return given
+        checked = tuple(rule for rule in rules if isinstance(rule, Rule))
+        if len(checked) == len(rules):
+            return checked
     match rules:
         case str() | (int(), int()):
             return (Rule(".*", rules),)

@@ -1,7 +1,7 @@
 """A model as a jaxpr: which parameter meets which product, and how."""
 
 from jaxsparse._trace.evaluate import (
-    Rule as Rule,
+    EquationRule as EquationRule,
     Site as Site,
     bind as bind,
     evaluate as evaluate,
@@ -16,6 +16,7 @@ from jaxsparse._trace.jaxpr import (
     ShardMap as ShardMap,
     While as While,
     control_flow as control_flow,
+    var_shape as var_shape,
 )
 from jaxsparse._trace.product_inputs import (
     ProductInputs as ProductInputs,

@@ -1,4 +1,4 @@
-"""Runs a jaxpr on arrays: to look at what flows where, or to run it differently."""
+"""Runs a jaxpr on arrays, with some of its equations observed or replaced."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import (
     BoundJaxpr,
@@ -27,148 +28,215 @@ class Site(NamedTuple):
 
     Attributes:
       eqn: the equation.
-      path: where it stands.
-      steps: the number of the step of each scan around it, by the scan's path.
+      path: its path.
+      steps: the index of the current step of each surrounding scan, by the scan's path.
     """
 
-    eqn: Any
+    eqn: JaxprEqn
     path: Path
     steps: Mapping[Path, Any]
 
+    def inside(self, part: int = 0) -> Path:
+        """Returns the path of one of the jaxprs in the equation."""
+        return step_into(self.path[:-1], self.eqn, part)
+
 
 #: `(site, inputs, state) -> (outputs or None, state)`; see `evaluate`.
-Rule = Callable[[Site, list[Any], Any], tuple[Sequence[Any] | None, Any]]
+EquationRule = Callable[[Site, list[Any], Any], tuple[Sequence[Any] | None, Any]]
 
 
-def evaluate(inner: BoundJaxpr, args: Sequence[Any], rule: Rule, state: Any = None):
-    """Runs a jaxpr on arrays, or on pytrees that stand for arrays.
+def evaluate(
+    bound: BoundJaxpr, args: Sequence[Any], rule: EquationRule, state: Any = None
+) -> tuple[list[Any], Any]:
+    """Runs a jaxpr on arrays, or on pytrees that represent arrays.
 
     Args:
-      inner: the jaxpr and its constants.
+      bound: the jaxpr and its constants.
       args: the inputs.
-      rule: `(site, inputs, state) -> (outputs, state)`: outputs of what is to run
-        differently, and None for what is to run as it stands. It is asked inside loops
-        and calls too.
-      state: a pytree of arrays that goes from equation to equation, through loops and
-        branches too: what a walk accumulates.
+      rule: `(site, inputs, state) -> (outputs, state)`: returns the outputs of an
+        equation that it replaces, and None for one that runs unchanged. It is called
+        inside loops and calls too.
+      state: a pytree of arrays that is passed from equation to equation, through loops
+        and branches too, such as a running sum.
 
     Returns:
-      The outputs and the state behind the last equation. Custom derivative rules inside
+      The outputs, and the state after the last equation. Custom derivative rules inside
       are not kept.
     """
-    return _evaluate(inner, args, rule, state, (), {})
+    return _evaluate(bound, args, rule, state, (), {})
 
 
 def keep_equation(site: Site, inputs: list[Any], state: Any) -> tuple[None, Any]:
-    """The rule that changes nothing."""
+    """A rule that replaces nothing."""
     del site, inputs
     return None, state
 
 
-def _evaluate(inner, args, rule, state, path: Path, steps: Mapping[Path, Any]):
-    def apply(eqn, inputs):
-        nonlocal state  # `interpret` hands on values alone
+def _evaluate(
+    bound: BoundJaxpr,
+    args: Sequence[Any],
+    rule: EquationRule,
+    state: Any,
+    path: Path,
+    steps: Mapping[Path, Any],
+) -> tuple[list[Any], Any]:
+    def apply(eqn: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
+        nonlocal state  # `interpret` passes values only
         site = Site(eqn, step_into(path, eqn), steps)
         outputs, state = rule(site, inputs, state)
         if outputs is None:
             outputs, state = run_equation(site, inputs, rule, state)
         return outputs
 
-    outputs = interpret(inner, args, apply)
+    outputs = interpret(bound, args, apply)
     return outputs, state
 
 
 def run_equation(
     site: Site,
     inputs: Sequence[Any],
-    rule: Rule,
+    rule: EquationRule,
     state: Any,
     carried: Callable[[Any], Any] = lambda x: x,
-):
-    """Runs one equation as it stands; the rule is asked for what is inside.
+) -> tuple[Sequence[Any], Any]:
+    """Runs one equation unchanged, and calls the rule for the equations inside it.
 
-    A rule may call it with other inputs than those that it was given, and say what is
-    to be done to all that a loop carries from step to step.
+    Args:
+      site: the equation.
+      inputs: its inputs, which a rule may have changed.
+      rule: the rule.
+      state: the state.
+      carried: applied to each new value that a loop carries to its next step.
+
+    Returns:
+      The outputs and the state.
     """
-    eqn, path, steps = site
-    match control_flow(eqn):
+    match control_flow(site.eqn):
         case Call(body):
-            return _evaluate(body, inputs, rule, state, path, steps)
-        case Cond(branches):
-
-            def branch(i: int):
-                inside = step_into(path[:-1], eqn, i)
-                return lambda state, *x: _evaluate(
-                    branches[i], x, rule, state, inside, steps
-                )
-
-            runs = [branch(i) for i in range(len(branches))]
-            return lax.switch(inputs[0], runs, state, *inputs[1:])
-        case Scan(body, num_consts, num_carry, length, reverse, unroll):
-            consts = inputs[:num_consts]
-            carry = inputs[num_consts : num_consts + num_carry]
-
-            def step(before, each):
-                (carry, state), (number, xs) = before, each
-                values, known = [*consts, *carry, *xs], {**steps, path: number}
-                outputs, state = _evaluate(body, values, rule, state, path, known)
-                kept = [carried(x) for x in outputs[:num_carry]]
-                return (kept, state), outputs[num_carry:]
-
-            xs = (jnp.arange(length, dtype=jnp.int32), inputs[num_consts + num_carry :])
-            (carry, state), ys = lax.scan(
-                step, (carry, state), xs, length=length, reverse=reverse, unroll=unroll
-            )
-            return [*carry, *ys], state
-        case While(condition, body, num_condition, num_body):
-            for_condition = inputs[:num_condition]
-            for_body = inputs[num_condition : num_condition + num_body]
-            test = step_into(path[:-1], eqn, 1)
-            inside = step_into(path[:-1], eqn, body_part(condition))
-
-            def running(before):
-                # What a condition accumulates is lost: it gives back but truths.
-                values = [*for_condition, *before[0]]
-                return _evaluate(condition, values, rule, before[1], test, steps)[0][0]
-
-            def again(before):
-                values = [*for_body, *before[0]]
-                new, state = _evaluate(body, values, rule, before[1], inside, steps)
-                new = [carried(x) for x in new]
-                if body_part(condition):  # of a batch those that are done stay so
-                    new = _where(running(before), new, before[0])
-                return new, state
-
-            carry = inputs[num_condition + num_body :]
-            return lax.while_loop(
-                lambda before: jnp.any(running(before)), again, (carry, state)
-            )
-        case ShardMap(body, mesh, in_specs, out_specs, check_vma, manual_axes):
-            # The state of one shard is not that of the whole.
-            alone = lambda *shards: tuple(
-                _evaluate(body, shards, rule, state, path, steps)[0]
-            )
-            run = jax.shard_map(
-                alone,
-                mesh=mesh,
-                in_specs=in_specs,
-                out_specs=out_specs,
-                axis_names=manual_axes,
-                check_vma=check_vma,
-            )
-            return run(*inputs), state
-    return bind(eqn, inputs), state
+            return _evaluate(body, inputs, rule, state, site.path, site.steps)
+        case Cond() as cond:
+            return _run_cond(cond, site, inputs, rule, state)
+        case Scan() as scan:
+            return _run_scan(scan, site, inputs, rule, state, carried)
+        case While() as loop:
+            return _run_while(loop, site, inputs, rule, state, carried)
+        case ShardMap() as shard_map:
+            return _run_shard_map(shard_map, site, inputs, rule, state), state
+    return bind(site.eqn, inputs), state
 
 
-def bind(eqn, inputs: Sequence[Any]) -> Sequence[Any]:
-    """Runs one equation on arrays as JAX does, custom derivative rules and all."""
+def bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
+    """Runs one equation on arrays as JAX does, including custom derivative rules."""
     params = eqn.primitive.get_bind_params(eqn.params)
     outputs = eqn.primitive.bind(*inputs, **params)
     return outputs if eqn.primitive.multiple_results else [outputs]
 
 
+def _run_cond(
+    cond: Cond, site: Site, inputs: Sequence[Any], rule: EquationRule, state: Any
+) -> tuple[Sequence[Any], Any]:
+    def branch(i: int) -> Callable[..., Any]:
+        body, path = cond.branches[i], site.inside(i)
+        return lambda state, *x: _evaluate(body, x, rule, state, path, site.steps)
+
+    branches = [branch(i) for i in range(len(cond.branches))]
+    return lax.switch(inputs[0], branches, state, *inputs[1:])
+
+
+def _run_scan(
+    scan: Scan,
+    site: Site,
+    inputs: Sequence[Any],
+    rule: EquationRule,
+    state: Any,
+    carried: Callable[[Any], Any],
+) -> tuple[Sequence[Any], Any]:
+    first_carry, first_xs = scan.num_consts, scan.num_consts + scan.num_carry
+    consts, carry = inputs[:first_carry], inputs[first_carry:first_xs]
+
+    def step(before, each):
+        (carry, state), (i, xs) = before, each
+        args, steps = [*consts, *carry, *xs], {**site.steps, site.path: i}
+        outputs, state = _evaluate(scan.body, args, rule, state, site.path, steps)
+        carry = [carried(x) for x in outputs[: scan.num_carry]]
+        return (carry, state), outputs[scan.num_carry :]
+
+    (carry, state), ys = lax.scan(
+        step,
+        (carry, state),
+        (jnp.arange(scan.length, dtype=jnp.int32), inputs[first_xs:]),
+        length=scan.length,
+        reverse=scan.reverse,
+        unroll=scan.unroll,
+    )
+    return [*carry, *ys], state
+
+
+def _run_while(
+    loop: While,
+    site: Site,
+    inputs: Sequence[Any],
+    rule: EquationRule,
+    state: Any,
+    carried: Callable[[Any], Any],
+) -> tuple[Sequence[Any], Any]:
+    first_body, first_carry = loop.num_condition, loop.num_condition + loop.num_body
+    condition_consts = inputs[:first_body]
+    body_consts = inputs[first_body:first_carry]
+    part = body_part(loop.condition)
+
+    def run(bound: BoundJaxpr, consts: Sequence[Any], part: int, before):
+        carry, state = before
+        args, path = [*consts, *carry], site.inside(part)
+        return _evaluate(bound, args, rule, state, path, site.steps)
+
+    def running(before):
+        # The state that the condition returns is dropped: a loop carries none from it.
+        (go_on,), _ = run(loop.condition, condition_consts, 1, before)
+        return go_on
+
+    def step(before):
+        outputs, state = run(loop.body, body_consts, part, before)
+        carry = [carried(x) for x in outputs]
+        if part:  # the loops of a batch that are done keep their values
+            carry = _where(running(before), carry, before[0])
+        return carry, state
+
+    start = inputs[first_carry:], state
+    return lax.while_loop(lambda before: jnp.any(running(before)), step, start)
+
+
+def _run_shard_map(
+    shard_map: ShardMap,
+    site: Site,
+    inputs: Sequence[Any],
+    rule: EquationRule,
+    state: Any,
+) -> Sequence[Any]:
+    """Returns the outputs only: the state of one shard is not that of all shards."""
+
+    def run(*shards: Any) -> tuple[Any, ...]:
+        body, path = shard_map.body, site.path
+        return tuple(_evaluate(body, shards, rule, state, path, site.steps)[0])
+
+    return jax.shard_map(
+        run,
+        mesh=shard_map.mesh,
+        in_specs=shard_map.in_specs,
+        out_specs=shard_map.out_specs,
+        axis_names=shard_map.manual_axes,
+        check_vma=shard_map.check_vma,
+    )(*inputs)
+
+
 def _where(running: Any, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
-    """The new values of the loops of a batch that are running; it leads their axes."""
-    truth = lambda x: running.reshape(running.shape + (1,) * (x.ndim - running.ndim))
-    choose = lambda a, b: lax.select(jnp.broadcast_to(truth(a), a.shape), a, b)
-    return [jax.tree.map(choose, *pair) for pair in zip(new, old, strict=True)]
+    """Selects the new values for the loops of a batch that are still running.
+
+    The axes of `running` are the leading axes of every value.
+    """
+
+    def select(new: Any, old: Any) -> Any:
+        mask = running.reshape(running.shape + (1,) * (new.ndim - running.ndim))
+        return lax.select(jnp.broadcast_to(mask, new.shape), new, old)
+
+    return [jax.tree.map(select, *pair) for pair in zip(new, old, strict=True)]

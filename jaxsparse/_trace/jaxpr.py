@@ -1,32 +1,51 @@
-"""One walker over jaxprs, for whoever reads, runs or rewrites a model.
+"""One interpreter of jaxprs, for code that analyses, runs or rewrites a model.
 
-`interpret` goes through the equations of a jaxpr with values of any kind. What an
-equation means is left to a rule, so that the same walk can carry axes of parameters
-(no compute, shapes only) or arrays (see `evaluate`). `control_flow` reads the
-primitives that hold jaxprs of their own, whichever version of JAX wrote them.
+`interpret` evaluates the equations of a jaxpr on values of any type. A rule decides
+what an equation does, so the same interpreter can propagate axes of parameters (shapes
+only, no compute) or arrays (see `evaluate`). `control_flow` reads the primitives that
+contain jaxprs, for every supported version of JAX.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend import core
+from jax.extend.core import JaxprEqn
 
 
 class BoundJaxpr(NamedTuple):
-    """A jaxpr inside an equation, with the constants that it closes over."""
+    """A jaxpr with the constants that it closes over.
+
+    Attributes:
+      jaxpr: an open jaxpr, or a `SubJaxpr`, which has the same attributes.
+      consts: one value for each of its `constvars`.
+    """
 
     jaxpr: Any
     consts: Sequence[Any]
 
 
 class Call(NamedTuple):
-    """Runs its jaxpr once, on the operands of the equation: `jit`, `remat`, ..."""
+    """An equation that runs its jaxpr once, on its operands: `jit`, `remat`, ...
+
+    Attributes:
+      body: the jaxpr.
+    """
 
     body: BoundJaxpr
 
 
 class Scan(NamedTuple):
-    """Operands are constants, carries and stacked inputs, in this order."""
+    """A `scan`. Its operands are constants, carries and stacked inputs, in this order.
+
+    Attributes:
+      body: the jaxpr of one step.
+      num_consts: the number of constants.
+      num_carry: the number of carries.
+      length: the number of steps.
+      reverse: whether steps run from the last to the first.
+      unroll: the number of steps in one iteration of the compiled loop.
+    """
 
     body: BoundJaxpr
     num_consts: int
@@ -37,7 +56,16 @@ class Scan(NamedTuple):
 
 
 class While(NamedTuple):
-    """Operands are constants of the condition, of the body, and carries."""
+    """A `while` loop.
+
+    Its operands are constants of the condition, constants of the body, and carries.
+
+    Attributes:
+      condition: the jaxpr that decides whether to go on.
+      body: the jaxpr of one step.
+      num_condition: the number of constants of the condition.
+      num_body: the number of constants of the body.
+    """
 
     condition: BoundJaxpr
     body: BoundJaxpr
@@ -46,13 +74,26 @@ class While(NamedTuple):
 
 
 class Cond(NamedTuple):
-    """The first operand is the index of the branch, which takes the others."""
+    """A `cond` or `switch`. Its first operand is the index of the branch.
+
+    Attributes:
+      branches: the jaxprs, each of which takes the other operands.
+    """
 
     branches: tuple[BoundJaxpr, ...]
 
 
 class ShardMap(NamedTuple):
-    """Runs its jaxpr on shards; a spec tells how an operand is cut."""
+    """A `shard_map`, which runs its jaxpr on shards.
+
+    Attributes:
+      body: the jaxpr of one shard.
+      mesh: the mesh.
+      in_specs: how each operand is sharded.
+      out_specs: how each output is sharded.
+      check_vma: as in `jax.shard_map`.
+      manual_axes: the axes of the mesh that it maps over.
+    """
 
     body: BoundJaxpr
     mesh: Any
@@ -66,12 +107,12 @@ ControlFlow = Call | Scan | While | Cond | ShardMap
 
 
 class PathStep(NamedTuple):
-    """An equation on the way to another, or that itself.
+    """One equation on the path to another equation, or the last one itself.
 
     Attributes:
-      identity: tells it from all others of a program.
+      identity: distinguishes it from all other equations of a program.
       primitive: the name of its primitive.
-      part: which of the jaxprs in it.
+      part: the index of the jaxpr in it.
     """
 
     identity: int
@@ -79,17 +120,17 @@ class PathStep(NamedTuple):
     part: int
 
 
-#: Where an equation stands: those around it, from the outermost one, and itself. One
-#: jaxpr may be called from several places.
+#: The equations around an equation, from the outermost one, and the equation itself.
+#: It identifies the equation: one jaxpr may be called by several equations.
 Path = tuple[PathStep, ...]
 
 
-def step_into(path: Path, eqn, part: int = 0) -> Path:
-    """The path of an equation, or of one of the jaxprs in it."""
+def step_into(path: Path, eqn: JaxprEqn, part: int = 0) -> Path:
+    """Returns the path of an equation, or of one of the jaxprs in it."""
     return (*path, PathStep(id(eqn), eqn.primitive.name, part))
 
 
-#: The parameter that holds the jaxpr of a primitive that calls it once.
+#: For primitives that call one jaxpr once: the name of the parameter that holds it.
 _CALLS = {
     "checkpoint": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -104,26 +145,31 @@ _CALLS = {
 }
 
 
-def control_flow(eqn) -> ControlFlow | None:
-    """How an equation runs the jaxprs in it; None for a primitive without any."""
+def var_shape(var: Any) -> tuple[int, ...]:
+    """Returns the shape of a variable or literal; JAX's types declare none."""
+    return tuple(var.aval.shape)
+
+
+def control_flow(eqn: JaxprEqn) -> ControlFlow | None:
+    """Returns how an equation runs the jaxprs in it; None if it contains none."""
     name, params = eqn.primitive.name, eqn.params
     if name in _CALLS:
-        return Call(_inner(params[_CALLS[name]]))
+        return Call(_bind_jaxpr(params[_CALLS[name]]))
     match name:
         case "scan":
             return _scan(eqn)
         case "while":
             return While(
-                _inner(params["cond_jaxpr"]),
-                _inner(params["body_jaxpr"]),
+                _bind_jaxpr(params["cond_jaxpr"]),
+                _bind_jaxpr(params["body_jaxpr"]),
                 params["cond_nconsts"],
                 params["body_nconsts"],
             )
         case "cond":
-            return Cond(tuple(map(_inner, params["branches"])))
+            return Cond(tuple(map(_bind_jaxpr, params["branches"])))
         case "shard_map":
             return ShardMap(
-                _inner(params["jaxpr"]),
+                _bind_jaxpr(params["jaxpr"]),
                 params["mesh"],
                 params["in_specs"],
                 params["out_specs"],
@@ -134,32 +180,32 @@ def control_flow(eqn) -> ControlFlow | None:
 
 
 def body_part(condition: BoundJaxpr) -> int:
-    """The part that a loop's body is: 0, or 2 if it is a batch of loops.
+    """Returns the index of a loop's body: 0, or 2 if it is a batch of loops.
 
-    The steps of such a batch run for all of it until the last is done.
+    A batch of loops runs the body for the whole batch until its last loop is done.
     """
-    return 2 if condition.jaxpr.outvars[0].aval.shape else 0
+    return 2 if var_shape(condition.jaxpr.outvars[0]) else 0
 
 
 def interpret(
-    inner: BoundJaxpr,
+    bound: BoundJaxpr,
     args: Sequence[Any],
-    rule: Callable[[Any, list[Any]], Sequence[Any]],
+    rule: Callable[[JaxprEqn, list[Any]], Sequence[Any]],
     constant: Callable[[Any], Any] = lambda value: value,
 ) -> list[Any]:
-    """Walks through a jaxpr.
+    """Evaluates a jaxpr equation by equation, on values of any type.
 
     Args:
-      inner: the jaxpr and its constants.
-      args: one value of any kind for each input.
-      rule: `(equation, inputs) -> outputs`, in values of that kind.
-      constant: makes such a value of a literal or a constant array.
+      bound: the jaxpr and its constants.
+      args: one value for each input.
+      rule: `(equation, inputs) -> outputs`, on values of that type.
+      constant: converts a literal or a constant array to a value of that type.
 
     Returns:
       The values of the outputs.
     """
-    jaxpr = inner.jaxpr
-    env = dict(zip(jaxpr.constvars, map(constant, inner.consts), strict=True))
+    jaxpr = bound.jaxpr
+    env = dict(zip(jaxpr.constvars, map(constant, bound.consts), strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
     live, last_use = _liveness(jaxpr)
 
@@ -171,29 +217,29 @@ def interpret(
         outputs = rule(eqn, [read(var) for var in eqn.invars])
         env.update(zip(eqn.outvars, outputs, strict=True))
         for var in last_use.get(i, ()):
-            del env[var]  # so that values which are arrays free their memory
+            del env[var]  # frees the memory of arrays
     return [read(var) for var in jaxpr.outvars]
 
 
-def _inner(jaxpr) -> BoundJaxpr:
-    """A closed or an open jaxpr."""
+def _bind_jaxpr(jaxpr: Any) -> BoundJaxpr:
+    """Returns a closed or an open jaxpr with its constants."""
     return BoundJaxpr(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()))
 
 
-def _scan(eqn) -> Scan:
-    """Reads the parts of a scan off the shapes; its parameters differ by version.
+def _scan(eqn: JaxprEqn) -> Scan:
+    """Reads the parts of a scan from shapes; its parameters differ between versions.
 
-    Inside the body a stacked input or output has one axis less than outside.
+    Inside the body a stacked input or output has one axis fewer than outside.
     """
-    body = _inner(eqn.params["jaxpr"])
-    ranks = lambda variables: [len(v.aval.shape) for v in variables]
-    same = lambda inside, outside: sum(
+    body = _bind_jaxpr(eqn.params["jaxpr"])
+    ranks = lambda variables: [len(var_shape(v)) for v in variables]
+    num_unstacked = lambda inside, outside: sum(
         a == b for a, b in zip(ranks(inside), ranks(outside), strict=True)
     )
-    num_carry = same(body.jaxpr.outvars, eqn.outvars)
+    num_carry = num_unstacked(body.jaxpr.outvars, eqn.outvars)
     return Scan(
         body,
-        same(body.jaxpr.invars, eqn.invars) - num_carry,
+        num_unstacked(body.jaxpr.invars, eqn.invars) - num_carry,
         num_carry,
         eqn.params["length"],
         eqn.params["reverse"],
@@ -201,10 +247,10 @@ def _scan(eqn) -> Scan:
     )
 
 
-def _liveness(jaxpr) -> tuple[list[int], dict[int, list[Any]]]:
-    """The equations that results depend on, in order, and what each is the last to use.
+def _liveness(jaxpr: Any) -> tuple[list[int], dict[int, list[Any]]]:
+    """Returns the equations that outputs depend on, and the variables each uses last.
 
-    A derivative traced by JAX holds the whole forward pass, needed or not.
+    A derivative traced by JAX contains the whole forward pass, needed or not.
     """
     variables = lambda vs: [v for v in vs if not isinstance(v, core.Literal)]
     needed = set(variables(jaxpr.outvars))

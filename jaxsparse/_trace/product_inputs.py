@@ -1,100 +1,108 @@
-"""What a product multiplies a parameter by: one row a token, one column an input."""
+"""The inputs that a product multiplies a parameter by: a row per token."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.extend.core import JaxprEqn
 from jaxtyping import Array, Bool, Shaped
 
 from jaxsparse._trace.record import Contraction
 from jaxsparse._trace.view import ViewAxis
 
 
-#: What an axis of an operand shows of the parameter, and its size.
-ShownAxis = tuple[ViewAxis, int]
+#: An axis of an operand, and its size.
+SizedAxis = tuple[ViewAxis, int]
 
 
 class ProductInputs(NamedTuple):
     """The inputs of a product with a parameter.
 
     Attributes:
-      x: one set of rows for each place of the product's batch axes or, of a
-        convolution, for each feature group.
-      batch: what the batch axes show of the parameter; their places make the sets.
-      inputs: what the contracted axes show of it; their places make the inputs.
+      x: the inputs, in one set of tokens for each element of the product's batch axes
+        or, for a convolution, for each feature group.
+      batch: how the batch axes show the parameter; their elements enumerate the sets.
+      inputs: how the contracted axes show it; their elements enumerate the inputs.
       groups: the feature groups of a convolution.
-      members: the tokens that belong to each set, where `x` is one set for all.
+      members: the tokens that belong to each set, if all sets share the one in `x`.
     """
 
     x: Shaped[Array, "set *token input"]
-    batch: Sequence[ShownAxis]
-    inputs: Sequence[ShownAxis]
+    batch: Sequence[SizedAxis]
+    inputs: Sequence[SizedAxis]
     groups: int = 1
     members: Bool[Array, "set token"] | None = None
 
 
-def product_inputs(eqn, contraction: Contraction, inputs: list[Any]) -> ProductInputs:
-    """The inputs of a product with a parameter, by its primitive.
+def product_inputs(
+    eqn: JaxprEqn, contraction: Contraction, inputs: list[Any]
+) -> ProductInputs:
+    """Returns the inputs of a product with a parameter.
 
     Raises:
-      ValueError: the product is of a form whose inputs are not read.
+      ValueError: the inputs of a product of this form cannot be read.
     """
-    return _READ[eqn.primitive.name](eqn, contraction, inputs)
+    return _READERS[eqn.primitive.name](eqn, contraction, inputs)
 
 
-def _dot_rows(eqn, contraction: Contraction, inputs: list[Any]) -> ProductInputs:
+def _dot_inputs(
+    eqn: JaxprEqn, contraction: Contraction, inputs: list[Any]
+) -> ProductInputs:
     operand, _, view, shape = contraction
     x = inputs[1 - operand]
-    # Pairs of an axis of the parameter's operand and one of the inputs.
+    # Pairs of an axis of the parameter's operand and the matching axis of `x`.
     contracted, batch = (
         list(zip(numbers[operand], numbers[1 - operand], strict=True))
         for numbers in eqn.params["dimension_numbers"]
     )
-    # Along an axis that holds copies of the parameter only the inputs vary.
-    shown = lambda pairs: [pair for pair in pairs if view.dims[pair[0]].axes]
-    summed = [axis for mine, axis in contracted if not view.dims[mine].axes]
-    contracted, batch = shown(contracted), shown(batch)
+    # Along an axis that holds copies of the parameter, only the inputs vary.
+    varies = lambda pair: bool(view.axes[pair[0]].parameter_axes)
+    summed = [axis for own, axis in contracted if not varies((own, axis))]
+    contracted, batch = [*filter(varies, contracted)], [*filter(varies, batch)]
     first, last = ([axis for _, axis in pairs] for pairs in (batch, contracted))
     tokens = [i for i in range(x.ndim) if i not in (*first, *last, *summed)]
     x = x.transpose([*summed, *first, *tokens, *last])
     if summed:
         x = x.sum(range(len(summed)))
-    sets, width = (
-        int(np.prod([shape[mine] for mine, _ in pairs], dtype=int))
-        for pairs in (batch, contracted)
+    num_sets, num_inputs = (
+        math.prod(shape[own] for own, _ in pairs) for pairs in (batch, contracted)
     )
-    # Over explicit axes of a mesh only one thing can be reshaped at a time.
+    # Over explicit axes of a mesh, a reshape may merge only one group of axes.
     if len(last) != 1:
-        x = x.reshape(*x.shape[: x.ndim - len(last)], width)
-    x = x[None] if not first else x.reshape(sets, *x.shape[len(first) :])
-    named = lambda pairs: [(view.dims[mine], shape[mine]) for mine, _ in pairs]
-    return ProductInputs(x, named(batch), named(contracted))
+        x = x.reshape(*x.shape[: x.ndim - len(last)], num_inputs)
+    x = x.reshape(num_sets, *x.shape[len(first) :]) if first else x[None]
+    sized = lambda pairs: [(view.axes[own], shape[own]) for own, _ in pairs]
+    return ProductInputs(x, sized(batch), sized(contracted))
 
 
-def _ragged_rows(eqn, contraction: Contraction, inputs: list[Any]) -> ProductInputs:
+def _ragged_inputs(
+    eqn: JaxprEqn, contraction: Contraction, inputs: list[Any]
+) -> ProductInputs:
     operand, _, view, _ = contraction
     numbers = eqn.params["ragged_dot_dimension_numbers"]
-    usual = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
-    if operand != 1 or numbers != usual:
-        raise ValueError("a ragged_dot of these axes is not read")
+    supported = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
+    if operand != 1 or numbers != supported:
+        raise ValueError("inputs of a ragged_dot over these axes cannot be read")
     x, weight, sizes = inputs
     ends = jnp.cumsum(sizes)
     token = jnp.arange(x.shape[0], dtype=ends.dtype)
     members = (token >= (ends - sizes)[:, None]) & (token < ends[:, None])
-    named = lambda axis: [(view.dims[axis], weight.shape[axis])]
-    return ProductInputs(x[None], named(0), named(1), members=members)
+    sized = lambda axis: [(view.axes[axis], weight.shape[axis])]
+    return ProductInputs(x[None], sized(0), sized(1), members=members)
 
 
-def _conv_rows(eqn, contraction: Contraction, inputs: list[Any]) -> ProductInputs:
-    _, side, view, kernel = contraction
+def _conv_inputs(
+    eqn: JaxprEqn, contraction: Contraction, inputs: list[Any]
+) -> ProductInputs:
+    _, axes, view, kernel = contraction
     params = eqn.params
     groups, numbers = params["feature_group_count"], params["dimension_numbers"]
-    width = numbers.rhs_spec[1]
+    (channels,) = axes.contracted
     if params["batch_group_count"] > 1:
-        raise ValueError("a convolution with batch groups is not read")
-    window = [kernel[i] for i in side.spatial]
+        raise ValueError("inputs of a convolution with batch groups cannot be read")
+    window = [kernel[i] for i in axes.spatial]
     in_order = tuple(range(2 + len(window)))
     patches = lax.conv_general_dilated_patches(
         inputs[0],
@@ -106,18 +114,18 @@ def _conv_rows(eqn, contraction: Contraction, inputs: list[Any]) -> ProductInput
         dimension_numbers=lax.ConvDimensionNumbers(
             numbers.lhs_spec, in_order, in_order
         ),
-        precision=lax.Precision.HIGHEST,  # or a GPU rounds what it copies
+        precision=lax.Precision.HIGHEST,  # otherwise a GPU rounds the copied values
     )
     count, _, *image = patches.shape
-    x = patches.reshape(count, groups, kernel[width], -1, *image)
+    x = patches.reshape(count, groups, kernel[channels], -1, *image)
     x = x.transpose(1, 0, *range(4, x.ndim), 3, 2).reshape(groups, count, *image, -1)
-    inside = [*side.spatial, width]
-    return ProductInputs(x, [], [(view.dims[i], kernel[i]) for i in inside], groups)
+    summed = [*axes.spatial, channels]
+    return ProductInputs(x, [], [(view.axes[i], kernel[i]) for i in summed], groups)
 
 
-_READ: dict[str, Callable[..., ProductInputs]] = {
-    "conv_general_dilated": _conv_rows,
-    "dot_general": _dot_rows,
-    "ragged_dot": _ragged_rows,
-    "ragged_dot_general": _ragged_rows,
+_READERS: dict[str, Callable[[JaxprEqn, Contraction, list[Any]], ProductInputs]] = {
+    "conv_general_dilated": _conv_inputs,
+    "dot_general": _dot_inputs,
+    "ragged_dot": _ragged_inputs,
+    "ragged_dot_general": _ragged_inputs,
 }

@@ -1,11 +1,11 @@
-"""Products, where parameters are contracted."""
+"""What each product does with the axes of the parameters that it contracts."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import gcd
-from typing import Any
 
-from jaxsparse._trace.jaxpr import step_into
+from jax.extend.core import JaxprEqn
+
+from jaxsparse._trace.jaxpr import step_into, var_shape
 from jaxsparse._trace.record import (
     AbstractValue,
     Contraction,
@@ -18,12 +18,12 @@ from jaxsparse._trace.record import (
 from jaxsparse._trace.view import View, ViewAxis
 
 
-def _dot_sides(eqn) -> list[OperandAxes | None]:
+def _dot_axes(eqn: JaxprEqn) -> list[OperandAxes | None]:
     contracted, batch = eqn.params["dimension_numbers"]
     return [OperandAxes(contracted[i], batch[i]) for i in (0, 1)]
 
 
-def _ragged_sides(eqn) -> list[OperandAxes | None]:
+def _ragged_axes(eqn: JaxprEqn) -> list[OperandAxes | None]:
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     contracted, batch = numbers.dot_dimension_numbers
     return [
@@ -32,22 +32,25 @@ def _ragged_sides(eqn) -> list[OperandAxes | None]:
     ]
 
 
-def _conv_sides(eqn) -> list[OperandAxes | None]:
+def _conv_axes(eqn: JaxprEqn) -> list[OperandAxes | None]:
     _, inputs, *spatial = eqn.params["dimension_numbers"].rhs_spec
     groups = eqn.params["feature_group_count"]
     return [None, OperandAxes((inputs,), (), tuple(spatial), groups)]
 
 
-_SIDES: dict[str, Callable[[Any], list[OperandAxes | None]]] = {
-    "conv_general_dilated": _conv_sides,
-    "dot_general": _dot_sides,
-    "ragged_dot": _ragged_sides,
-    "ragged_dot_general": _ragged_sides,
+#: `equation -> axes of both operands`; None for an operand that is not a weight.
+_OPERAND_AXES: dict[str, Callable[[JaxprEqn], list[OperandAxes | None]]] = {
+    "conv_general_dilated": _conv_axes,
+    "dot_general": _dot_axes,
+    "ragged_dot": _ragged_axes,
+    "ragged_dot_general": _ragged_axes,
 }
 
 
-def record_product(eqn, inputs: list[AbstractValue], record: Record) -> AbstractValue:
-    """Writes down what a product does with parameters; its result shows none."""
+def record_product(
+    eqn: JaxprEqn, inputs: list[AbstractValue], record: Record
+) -> AbstractValue:
+    """Records how a product contracts parameters; its result carries no views."""
     operands = inputs[:2]
     result = combine(inputs)
     if not any(value.views for value in operands):
@@ -57,107 +60,107 @@ def record_product(eqn, inputs: list[AbstractValue], record: Record) -> Abstract
     record.after.update(others)
     if others:
         record.before.add(node)
-    for i, side in enumerate(_SIDES[eqn.primitive.name](eqn)):
-        # By other parameters alone a parameter is not multiplied by any input.
-        read = operands[1 - i].inputs or not operands[1 - i].params
-        for view in dict.fromkeys(operands[i].views):  # `w + w` shows it twice
-            use = _contraction(eqn, view, side, i, node)
+    path = step_into(record.path, eqn)
+    for i, axes in enumerate(_OPERAND_AXES[eqn.primitive.name](eqn)):
+        # A product of parameters alone does not multiply either of them by an input.
+        other = operands[1 - i]
+        has_input = other.inputs or not other.params
+        for view in dict.fromkeys(operands[i].views):  # `w + w` has two equal views
+            use = _use(eqn, view, axes, i, node)
             record.uses.append((view.leaf, use))
-            if read and side and use.kind == "contraction":
-                here = step_into(record.path, eqn)
-                found = record.contractions.setdefault(here, [])
-                shape = tuple(eqn.invars[i].aval.shape)
-                found.append(Contraction(i, side, view, shape))
-    # A constant is as good as an input: only parameters alone make a parameter.
-    alone = all(value.params and not value.inputs for value in operands)
-    return AbstractValue(inputs=not alone, params=True, frontier=frozenset({node}))
+            if has_input and axes and use.kind == "contraction":
+                shape = var_shape(eqn.invars[i])
+                contractions = record.contractions.setdefault(path, [])
+                contractions.append(Contraction(i, axes, view, shape))
+    # Constants count as inputs: the result is a parameter only if both operands are.
+    params_only = all(value.params and not value.inputs for value in operands)
+    return AbstractValue(
+        inputs=not params_only, params=True, frontier=frozenset({node})
+    )
 
 
-def _contraction(
-    eqn,
+def _use(
+    eqn: JaxprEqn,
     view: View,
-    side: OperandAxes | None,
+    axes: OperandAxes | None,
     operand: int,
     node: frozenset[str],
 ) -> Use:
     """The use of one parameter as the first (0) or the second (1) operand."""
-    lost = partial(Use, eqn.primitive.name, "lost", source=source_line(eqn))
-    if view.lost:
-        return lost(reason=view.lost)
-    if side is None:
-        return lost(reason=eqn.primitive.name)
-    shape = eqn.invars[operand].aval.shape
-    of = lambda places: {axis for i in places for axis in view.dims[i].axes}
-    contracted = of(side.contracted)
-    batch = (of(side.batch) | view.batch) - contracted
-    rest = set(range(len(view.dims))) - {
-        *side.contracted,
-        *side.batch,
-        *side.spatial,
-    }
-    sizes = [shape[i] for i in side.contracted]
-    group, alignment, reason = _group([view.dims[i] for i in side.contracted], sizes)
-    if side.spatial and sizes == [1]:
-        depthwise = side.groups > 1
-        group, reason = None, "depthwise" if depthwise else "one input channel"
+    name, source = eqn.primitive.name, source_line(eqn)
+    if view.lost or axes is None:
+        return Use(name, "lost", reason=view.lost or name, source=source)
+    contracted = _parameter_axes(view, axes.contracted)
+    batch = (_parameter_axes(view, axes.batch) | view.batch) - contracted
+    inner = {*axes.contracted, *axes.batch, *axes.spatial}
+    outer = [i for i in range(len(view.axes)) if i not in inner]
+    group, alignment, reason = _group(view, axes, var_shape(eqn.invars[operand]))
     return Use(
-        eqn.primitive.name,
+        name,
         "contraction",
         contracted=tuple(sorted(contracted)),
         batch=tuple(sorted(batch)),
-        output=tuple(sorted(of(rest) - contracted - batch)),
+        output=tuple(sorted(_parameter_axes(view, outer) - contracted - batch)),
         group=group,
         alignment=alignment,
-        groups=side.groups,
-        other=tuple(eqn.invars[1 - operand].aval.shape),
+        groups=axes.groups,
+        other=var_shape(eqn.invars[1 - operand]),
         merged=view.merged,
         reason=reason,
         node=node,
-        source=source_line(eqn),
+        source=source,
     )
 
 
-def _group(
-    dims: Sequence[ViewAxis], sizes: Sequence[int]
-) -> tuple[int | None, int, str]:
-    """The group axis of a product over these axes, its alignment, or why there is none.
+def _parameter_axes(view: View, axes: Sequence[int]) -> set[int]:
+    return {axis for i in axes for axis in view.axes[i].parameter_axes}
 
-    Of axes contracted separately the last one of the leaf; of axes merged into one the
-    innermost, which has to be there in whole runs.
+
+def _group(
+    view: View, operand: OperandAxes, shape: Sequence[int]
+) -> tuple[int | None, int, str]:
+    """Returns the group axis of a product, its alignment, and why there is none.
+
+    Of axes contracted separately it is the last one of the leaf; of axes merged into
+    one it is the innermost, whose elements must be consecutive.
     """
-    places = [i for i, dim in enumerate(dims) if dim.axes]
-    if not places:
-        return None, 0, "only elementwise"
-    for i in places:
-        if dims[i].opaque:
-            return None, 0, f"mixed axes ({dims[i].opaque})"
-    inner = {i: dims[i].factors[-1] for i in places}
-    last = max(factor.axis for factor in inner.values())
-    for i, factor in inner.items():
-        if factor.axis == last and factor.stride == 1:
-            return last, _alignment(dims, sizes, i), ""
+    axes = [view.axes[i] for i in operand.contracted]
+    sizes = [shape[i] for i in operand.contracted]
+    if operand.spatial and sizes == [1]:
+        depthwise = operand.groups > 1
+        return None, 0, "depthwise convolution" if depthwise else "one input channel"
+    inner = {i: axis.pieces[-1] for i, axis in enumerate(axes) if axis.parameter_axes}
+    if not inner:
+        return None, 0, "not a matmul operand"
+    for i in inner:
+        if axes[i].mixed_by:
+            return None, 0, f"mixed axes ({axes[i].mixed_by})"
+    last = max(piece.axis for piece in inner.values())
+    for i, piece in inner.items():
+        if piece.axis == last and piece.stride == 1:
+            return last, _alignment(axes, sizes, i), ""
     return None, 0, "mixed axes"
 
 
-def _alignment(dims: Sequence[ViewAxis], sizes: Sequence[int], i: int) -> int:
-    """What `m` has to divide for groups along the innermost piece of `dims[i]`.
+def _alignment(axes: Sequence[ViewAxis], sizes: Sequence[int], i: int) -> int:
+    """What `m` must divide for groups along the innermost piece of `axes[i]`.
 
-    A group may neither begin elsewhere in the product than in the leaf, nor go on from
-    one run of consecutive elements into the next.
+    Groups must start at the same elements in the product as in the leaf, and must not
+    extend from one run of consecutive elements into the next.
     """
-    dim, inner = dims[i], dims[i].factors[-1]
-    offset = inner.start - dim.place
-    others = [j for j in range(len(dims)) if j != i and sizes[j] > 1]
-    if len(dim.factors) > 1:
-        return gcd(offset, inner.unit, inner.size, sizes[i] if others else 0)
+    axis, inner = axes[i], axes[i].pieces[-1]
+    offset = inner.start - axis.offset
+    others = [j for j in range(len(axes)) if j != i and sizes[j] > 1]
+    if len(axis.pieces) > 1:
+        return gcd(offset, inner.block, inner.size, sizes[i] if others else 0)
     for j in others:
-        outer = dims[j].factors[-1] if len(dims[j].factors) == 1 else None
+        outer = axes[j].pieces[-1] if len(axes[j].pieces) == 1 else None
         if outer and (outer.axis, outer.stride) == (inner.axis, sizes[i]):
-            # The blocks are summed over as well: together they are the axis again.
-            offset += outer.start - dims[j].place * sizes[i]
+            # The product sums over the blocks too: together they are the whole axis.
+            offset += outer.start - axes[j].offset * sizes[i]
             return gcd(offset, sizes[j] * sizes[i] if len(others) > 1 else 0)
-    return gcd(offset, inner.unit, sizes[i] if others else 0)
+    return gcd(offset, inner.block, sizes[i] if others else 0)
 
 
 #: The primitives that contract.
-PRODUCTS = frozenset(_SIDES)
+PRODUCTS = frozenset(_OPERAND_AXES)

@@ -1,4 +1,4 @@
-"""A function of parameters as a program: its jaxpr, and what that does with them."""
+"""A function of parameters as a program: its jaxpr, and how that uses them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ class Program(NamedTuple):
     """A traced function.
 
     Attributes:
-      inner: its jaxpr, of the arrays among the parameters and then of those among the
-        other arguments.
-      inputs: the latter.
+      bound: its jaxpr, a function of the arrays among the parameters followed by the
+        arrays among the other arguments.
+      inputs: the arrays among the other arguments.
       leaves: all leaves of the parameters by canonical path.
-      record: what the walk through it wrote down.
-      results: what is known of its results.
+      record: what the analysis recorded.
+      results: what is known about its results.
     """
 
-    inner: BoundJaxpr
+    bound: BoundJaxpr
     inputs: list[Any]
     leaves: dict[str, Any]
     record: Record
@@ -36,9 +36,9 @@ class Program(NamedTuple):
     def uses(self) -> dict[str, tuple[Use, ...]]:
         """The uses of each leaf by canonical path."""
         uses: dict[str, list[Use]] = {path: [] for path in self.leaves}
-        for leaf, use in self.record.uses:
-            uses[leaf].append(use)
-        return {path: tuple(found) for path, found in uses.items()}
+        for path, use in self.record.uses:
+            uses[path].append(use)
+        return {path: tuple(of_leaf) for path, of_leaf in uses.items()}
 
 
 def trace(
@@ -49,40 +49,45 @@ def trace(
     *,
     flat: bool = False,
 ) -> Program:
-    """Traces `fn(params, *args, **kwargs)`, from shapes, and walks through it.
+    """Traces `fn(params, *args, **kwargs)`, from shapes, and analyses its jaxpr.
 
-    Where `flat`, what the program calls stands in it: only loops and branches have
-    jaxprs of their own.
+    Args:
+      fn: the function.
+      params: a tree of arrays or `jax.ShapeDtypeStruct`.
+      args: its further arguments.
+      kwargs: its further arguments by name.
+      flat: whether to inline calls, so that only loops and branches contain jaxprs.
     """
     leaves, structure = flatten(params)
-    named = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
-    others, rest = jax.tree.flatten((args, dict(kwargs or {})))
-    places = [i for i, leaf in enumerate(others) if is_array(leaf)]
+    arrays = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
+    arguments, rest = jax.tree.flatten((args, dict(kwargs or {})))
+    indices = [i for i, leaf in enumerate(arguments) if is_array(leaf)]
 
-    def traced(arrays, inputs):
-        whole = {**leaves, **dict(zip(named, arrays, strict=True))}
-        given = list(others)
-        for place, value in zip(places, inputs, strict=True):
-            given[place] = value
-        args, kwargs = rest.unflatten(given)
-        result = fn(structure.unflatten(whole.values()), *args, **kwargs)
+    def on_arrays(params: list[Any], inputs: list[Any]) -> list[Any]:
+        all_leaves = {**leaves, **dict(zip(arrays, params, strict=True))}
+        filled = list(arguments)
+        for i, value in zip(indices, inputs, strict=True):
+            filled[i] = value
+        args, kwargs = rest.unflatten(filled)
+        result = fn(structure.unflatten(all_leaves.values()), *args, **kwargs)
         return [x for x in jax.tree.leaves(result) if is_array(x)]
 
-    inputs = [others[i] for i in places]
-    given = list(named.values()), inputs
-    closed = jax.make_jaxpr(traced)(*given)
+    inputs = [arguments[i] for i in indices]
+    closed = jax.make_jaxpr(on_arrays)([*arrays.values()], inputs)
+    bound = BoundJaxpr(closed.jaxpr, closed.consts)
     if flat:
-        calling = BoundJaxpr(closed.jaxpr, closed.consts)
-        run = lambda arrays, inputs: evaluate(
-            calling, [*arrays, *inputs], keep_equation
-        )
-        closed = jax.make_jaxpr(lambda *given: run(*given)[0])(*given)
+        bound = _inline_calls(bound, [*arrays.values(), *inputs])
     values = [
         AbstractValue(views=(view_of(path, leaf.shape),), params=True)
-        for path, leaf in named.items()
+        for path, leaf in arrays.items()
     ]
-    values += [AbstractValue(inputs=True)] * len(places)
-    inner = BoundJaxpr(closed.jaxpr, closed.consts)
+    values += [AbstractValue(inputs=True)] * len(inputs)
     record = new_record()
-    results = analyse(inner, values, record)
-    return Program(inner, inputs, leaves, record, results)
+    results = analyse(bound, values, record)
+    return Program(bound, inputs, leaves, record, results)
+
+
+def _inline_calls(bound: BoundJaxpr, args: Sequence[Any]) -> BoundJaxpr:
+    run = lambda *args: evaluate(bound, args, keep_equation)[0]
+    closed = jax.make_jaxpr(run)(*args)
+    return BoundJaxpr(closed.jaxpr, closed.consts)

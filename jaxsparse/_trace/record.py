@@ -1,24 +1,26 @@
-"""What a walk through a computation knows of its values, and what it writes down."""
+"""What the analysis knows about values, and what it records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jax.extend import source_info_util
+from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import Path, step_into
 from jaxsparse._trace.view import View
 
 
 class AbstractValue(NamedTuple):
-    """What is known of a value.
+    """What is known about a value.
 
     Attributes:
-      views: what it shows of parameters, if it is made of nothing else.
+      views: how it shows parameters, if it is computed from nothing else.
       inputs: whether it depends on the inputs.
       params: whether it depends on parameters.
       zero: whether it is a constant of zeros.
-      frontier: the products with parameters that reach it through no further one.
+      frontier: the products with parameters that reach it without passing through
+        another one.
     """
 
     views: tuple[View, ...] = ()
@@ -27,20 +29,32 @@ class AbstractValue(NamedTuple):
     zero: bool = False
     frontier: frozenset[frozenset[str]] = frozenset()
 
+    def map_views(self, move: Callable[[View], View | None]) -> "AbstractValue":
+        """Applies `move` to the views that are not lost; drops those that become None.
+
+        Lost views are kept unchanged.
+        """
+        moved = [view if view.lost else move(view) for view in self.views]
+        return self._replace(views=tuple(view for view in moved if view is not None))
+
+
+#: How a computation uses a leaf: "lost" is an operation that is not understood.
+UseKind = Literal["contraction", "gather", "elementwise", "lost"]
+
 
 @dataclass(frozen=True)
 class Use:
-    """One place where a computation uses a leaf.
+    """One operation of a computation that uses a leaf.
 
     Attributes:
-      primitive: the operation.
+      primitive: the name of the operation's JAX primitive.
       kind: "contraction", "gather", "elementwise", or "lost" for an operation that is
         not understood.
       contracted: the leaf's axes that are summed over (a convolution: input channels).
       batch: the leaf's axes along which there are separate products.
       output: the leaf's axes that become axes of the result.
       group: the axis along which groups lie, or None.
-      alignment: what `m` has to divide so that groups fit the product; 0 for anything.
+      alignment: what `m` must divide for groups to fit the product; 0 for any `m`.
       groups: the feature groups of a convolution.
       other: the shape of the other operand.
       merged: whether the leaf was summed with other parameters before.
@@ -50,7 +64,7 @@ class Use:
     """
 
     primitive: str
-    kind: str
+    kind: UseKind
     contracted: tuple[int, ...] = ()
     batch: tuple[int, ...] = ()
     output: tuple[int, ...] = ()
@@ -65,7 +79,14 @@ class Use:
 
 
 class OperandAxes(NamedTuple):
-    """What a product does with the axes of one of its operands."""
+    """What a product does with the axes of one of its operands.
+
+    Attributes:
+      contracted: the axes that are summed over (a convolution: its input channels).
+      batch: the axes along which there are separate products.
+      spatial: the window axes of a convolution's kernel.
+      groups: the feature groups of a convolution.
+    """
 
     contracted: tuple[int, ...]
     batch: tuple[int, ...]
@@ -77,27 +98,27 @@ class Contraction(NamedTuple):
     """A product with a parameter.
 
     Attributes:
-      operand: which of its operands shows the parameter, 0 or 1.
-      side: what the product does with the axes of that operand.
-      view: what the operand shows of the parameter.
+      operand: the index of the operand that shows the parameter, 0 or 1.
+      axes: what the product does with the axes of that operand.
+      view: how the operand shows the parameter.
       shape: the shape of the operand.
     """
 
     operand: int
-    side: OperandAxes
+    axes: OperandAxes
     view: View
     shape: tuple[int, ...]
 
 
 class Record(NamedTuple):
-    """What a walk writes down, and where it is.
+    """What the analysis records, and the equation it is inside of.
 
     Attributes:
-      uses: pairs of a leaf and a use of it.
-      before: products that others precede.
-      after: products that others follow.
-      contractions: products with parameters, by their path.
-      path: the equations around, from the outermost one.
+      uses: pairs of a leaf's path and a use of the leaf.
+      before: products that precede another product.
+      after: products that follow another product.
+      contractions: products with parameters, by the path of their equation.
+      path: the surrounding equations, from the outermost one.
     """
 
     uses: list[tuple[str, Use]]
@@ -106,18 +127,18 @@ class Record(NamedTuple):
     contractions: dict[Path, list[Contraction]]
     path: Path = ()
 
-    def inside(self, eqn, part: int = 0) -> "Record":
-        """The same record, inside an equation."""
+    def inside(self, eqn: JaxprEqn, part: int = 0) -> "Record":
+        """Returns the same record, inside one of the jaxprs of an equation."""
         return self._replace(path=step_into(self.path, eqn, part))
 
 
 def new_record() -> Record:
-    """A record in which nothing is written."""
+    """Returns an empty record."""
     return Record([], set(), set(), {})
 
 
 def combine(values: Sequence[AbstractValue]) -> AbstractValue:
-    """What depends on all of these, without any view."""
+    """Returns a value without views that depends on all of these."""
     return AbstractValue(
         inputs=any(value.inputs for value in values),
         params=any(value.params for value in values),
@@ -125,6 +146,6 @@ def combine(values: Sequence[AbstractValue]) -> AbstractValue:
     )
 
 
-def source_line(eqn) -> str:
-    """The line of the program that an operation comes from."""
+def source_line(eqn: JaxprEqn) -> str:
+    """Returns the line of the program that an equation comes from."""
     return source_info_util.summarize(eqn.source_info)

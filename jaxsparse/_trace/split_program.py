@@ -1,30 +1,38 @@
-"""A program cut into stages: what each needs of those before, and runs itself."""
+"""A program split into stages that run one after the other."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from jax.extend import core
+from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import BoundJaxpr, step_into
 from jaxsparse._trace.program import Program
 
 
 class SubJaxpr(NamedTuple):
-    """Some equations of a jaxpr, as a jaxpr of their own."""
+    """Some equations of a jaxpr, as a jaxpr of their own.
+
+    Attributes:
+      constvars: the variables of the constants.
+      invars: the variables of the inputs.
+      outvars: the variables of the outputs.
+      eqns: the equations, in order.
+    """
 
     constvars: Sequence[Any]
     invars: Sequence[Any]
     outvars: Sequence[Any]
-    eqns: Sequence[Any]
+    eqns: Sequence[JaxprEqn]
 
 
 class Stage(NamedTuple):
-    """What is run for one stage, on the parameters and what is carried to it.
+    """What one stage runs, on the parameters and the values of the stage before.
 
     Attributes:
       observed: runs up to the products with the stage's leaves.
-      forward: runs to the next stage; its results are what is carried there.
+      forward: runs up to the next stage, and returns the values that it needs.
     """
 
     observed: BoundJaxpr
@@ -32,119 +40,133 @@ class Stage(NamedTuple):
 
 
 def order_stages(program: Program, stage_of: Mapping[str, int]) -> list[list[str]]:
-    """The leaves of each stage, in the order in which the program meets them.
+    """Returns the leaves of each stage, in the order in which the program uses them.
 
     Args:
       program: a program without calls.
       stage_of: a number for each leaf, the same for leaves of one stage.
 
     Raises:
-      ValueError: a leaf is contracted inside of a loop or a branch, or two stages lie
-        across each other.
+      ValueError: a leaf is contracted inside a loop or a branch, or two stages overlap.
     """
-    places = _places(program, stage_of)
+    indices = _product_indices(program, stage_of)
     stages: dict[int, list[str]] = {}
-    for path in sorted(places, key=places.__getitem__):
+    for path in sorted(indices, key=indices.__getitem__):
         stages.setdefault(stage_of[path], []).append(path)
     ordered = list(stages.values())
     for before, after in pairwise(ordered):
-        last = max(before, key=lambda path: places[path][-1])
-        if places[last][-1] > places[after[0]][0]:
+        last = max(before, key=lambda path: indices[path][-1])
+        if indices[last][-1] > indices[after[0]][0]:
             raise ValueError(
-                f"leaf {after[0]!r} is contracted before leaf {last!r} for the last "
-                "time, which belongs to an earlier stage: draw boundaries so that both "
-                "are in one"
+                f"leaf {after[0]!r} is contracted before the last product with leaf "
+                f"{last!r}, which belongs to an earlier stage: choose boundaries that "
+                "put both into one stage"
             )
     return ordered
 
 
 def split_program(
-    program: Program, params: int, stages: Sequence[Sequence[str]]
+    program: Program, num_params: int, stages: Sequence[Sequence[str]]
 ) -> tuple[list[int], list[Stage]]:
-    """Cuts a program behind the last product of each stage.
+    """Splits a program after the last product of each stage.
 
-    What depends on parameters alone is not carried: each stage makes it anew, from
-    parameters that may have been pruned by then.
+    Values that depend on parameters alone are not passed on: each stage recomputes
+    them, from parameters that may have been pruned by then.
 
     Args:
       program: a program without calls.
-      params: how many of its inputs are parameters; they come first.
-      stages: the leaves of each, in order.
+      num_params: the number of its inputs that are parameters; they come first.
+      stages: the leaves of each stage, in order.
 
     Returns:
-      Which of the program's other inputs go to the first stage, and the stages.
+      The indices of the program's other inputs that the first stage needs, and the
+      stages.
     """
-    jaxpr = program.inner.jaxpr
-    varies = set(jaxpr.invars[params:])
-    for eqn in jaxpr.eqns:
-        if varies.intersection(_variables(eqn.invars)):
-            varies.update(eqn.outvars)
-    places = _places(program, [path for leaves in stages for path in leaves])
+    jaxpr = program.bound.jaxpr
+    params, inputs = jaxpr.invars[:num_params], jaxpr.invars[num_params:]
+    varying = _dependent(jaxpr, inputs)
+    indices = _product_indices(program, [path for leaves in stages for path in leaves])
     products = [
-        sorted({i for path in leaves for i in places[path]}) for leaves in stages
+        sorted({i for path in leaves for i in indices[path]}) for leaves in stages
     ]
-    ends = [numbers[-1] for numbers in products]
+    ends = [of_stage[-1] for of_stage in products]
     starts = [0, *(end + 1 for end in ends[:-1])]
 
-    cut: list[Stage] = []
-    wanted: list[Any] = []  # by the next stage
-    for start, end, numbers in reversed(list(zip(starts, ends, products, strict=True))):
-        results = [jaxpr.eqns[i].outvars[0] for i in numbers]
-        eqns, needed = _slice(jaxpr, [*results, *wanted], start, end, varies)
-        carried = [v for v in needed if v in varies]
-        invars = [*jaxpr.invars[:params], *carried]
-        piece = SubJaxpr(jaxpr.constvars, invars, results, eqns)
-        observed = BoundJaxpr(piece, program.inner.consts)
-        forward = BoundJaxpr(piece._replace(outvars=wanted), program.inner.consts)
-        cut.append(Stage(observed, forward))
-        wanted = carried
-    entry = {v: i for i, v in enumerate(jaxpr.invars[params:])}
-    return [entry[v] for v in wanted], cut[::-1]
+    split: list[Stage] = []
+    needed: list[Any] = []  # by the next stage
+    for start, end, of_stage in reversed([*zip(starts, ends, products, strict=True)]):
+        results = [jaxpr.eqns[i].outvars[0] for i in of_stage]
+        eqns, variables = _slice(jaxpr, [*results, *needed], start, end, varying)
+        passed_on = [v for v in variables if v in varying]
+        part = SubJaxpr(jaxpr.constvars, [*params, *passed_on], results, eqns)
+        observed = BoundJaxpr(part, program.bound.consts)
+        forward = BoundJaxpr(part._replace(outvars=needed), program.bound.consts)
+        split.append(Stage(observed, forward))
+        needed = passed_on
+    index = {v: i for i, v in enumerate(inputs)}
+    return [index[v] for v in needed], split[::-1]
 
 
-def _slice(jaxpr, outvars, start: int, end: int, varies) -> tuple[list[Any], list[Any]]:
-    """The equations from `start` to `end` that results depend on, and their inputs.
+def _dependent(jaxpr: Any, inputs: Iterable[Any]) -> set[Any]:
+    """Returns the variables that depend on some inputs."""
+    dependent = set(inputs)
+    for eqn in jaxpr.eqns:
+        if dependent.intersection(_variables(eqn.invars)):
+            dependent.update(eqn.outvars)
+    return dependent
 
-    Those that depend on parameters alone are taken from before, too.
+
+def _slice(
+    jaxpr: Any,
+    outvars: Sequence[Any],
+    start: int,
+    end: int,
+    varying: AbstractSet[Any],
+) -> tuple[list[JaxprEqn], list[Any]]:
+    """Returns the equations `start` to `end` that `outvars` need, and their inputs.
+
+    Equations before `start` are included if they depend on parameters alone.
     """
     needed = dict.fromkeys(_variables(outvars))
     eqns = []
     for i in reversed(range(end + 1)):
         eqn = jaxpr.eqns[i]
-        made = [v for v in eqn.outvars if v in needed]
-        if not made or (i < start and any(v in varies for v in made)):
+        outputs = [v for v in eqn.outvars if v in needed]
+        if not outputs or (i < start and any(v in varying for v in outputs)):
             continue
         eqns.append(eqn)
-        for v in made:
+        for v in outputs:
             del needed[v]
         needed.update(dict.fromkeys(_variables(eqn.invars)))
     return eqns[::-1], list(needed)
 
 
-def _places(program: Program, leaves: Iterable[str]) -> dict[str, list[int]]:
-    """The equations that contract each leaf, in order.
+def _product_indices(program: Program, leaves: Iterable[str]) -> dict[str, list[int]]:
+    """Returns the indices of the equations that contract each leaf, in order.
 
     Raises:
-      ValueError: one of them is inside of a loop or a branch, or there is none.
+      ValueError: one of them is inside a loop or a branch, or a leaf has none.
     """
-    numbers = {step_into((), eqn): i for i, eqn in enumerate(program.inner.jaxpr.eqns)}
-    places: dict[str, list[int]] = {leaf: [] for leaf in leaves}
+    eqns = program.bound.jaxpr.eqns
+    index = {step_into((), eqn): i for i, eqn in enumerate(eqns)}
+    indices: dict[str, list[int]] = {leaf: [] for leaf in leaves}
     for path, contractions in program.record.contractions.items():
-        for leaf in places.keys() & {found.view.leaf for found in contractions}:
-            if path not in numbers:
+        contracted = {contraction.view.leaf for contraction in contractions}
+        for leaf in indices.keys() & contracted:
+            if path not in index:
                 raise ValueError(
-                    f"leaf {leaf!r} is contracted inside of a {path[0].primitive}, "
-                    "whose layers are not pruned one after the other: unroll it into a "
-                    "Python loop, or prune all at once from the dense model's inputs, "
-                    "by collect_statistics and search"
+                    f"leaf {leaf!r} is contracted inside a {path[0].primitive}, whose "
+                    "layers cannot be pruned one after the other: unroll it into a "
+                    "Python loop, or prune all layers at once from the dense model's "
+                    "inputs, with collect_statistics and search"
                 )
-            places[leaf].append(numbers[path])
-    for leaf, found in places.items():
-        if not found:
+            indices[leaf].append(index[path])
+    for leaf, of_leaf in indices.items():
+        if not of_leaf:
             raise ValueError(
-                f"leaf {leaf!r} is not contracted by fn: keep it dense by a rule"
+                f"leaf {leaf!r} is not contracted by fn: keep it dense with a rule"
             )
-    return places
+    return indices
 
 
 def _variables(vs: Sequence[Any]) -> list[Any]:

@@ -1,14 +1,17 @@
-"""What the outputs of an operation show of parameters, where it has no other inputs."""
+"""How operations on parameters and constants alone move views to their outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from jaxsparse._trace import view as views
+from jax.extend.core import JaxprEqn
+
+from jaxsparse._trace.jaxpr import var_shape
 from jaxsparse._trace.record import AbstractValue
 from jaxsparse._trace.view import View
 
 
-#: Operations on one operand, element by element, that take zero to zero.
+#: Elementwise operations on one operand that map zero to zero.
 KEEPS_ZEROS = frozenset(
     [
         "abs",
@@ -50,104 +53,117 @@ KEEPS_ZEROS = frozenset(
 )
 
 
-def output_views(eqn, inputs: Sequence[AbstractValue]) -> Sequence[Sequence[View]]:
-    """The views of each output, for inputs made of parameters and constants alone."""
-    if eqn.primitive.name in KEEPS_ZEROS:
+def output_views(
+    eqn: JaxprEqn, inputs: Sequence[AbstractValue]
+) -> Sequence[Sequence[View]]:
+    """Returns the views of each output, for inputs made of parameters and constants."""
+    name = eqn.primitive.name
+    if name in KEEPS_ZEROS:
         return [value.views for value in inputs]
-    if eqn.primitive.name in _COMBINE:
-        return [_COMBINE[eqn.primitive.name](eqn, _spread(eqn, inputs))]
-    return _RULES.get(eqn.primitive.name, _unknown)(eqn, inputs)
+    if name in _ELEMENTWISE:
+        return [_ELEMENTWISE[name](eqn, _broadcast_inputs(eqn, inputs))]
+    if name in _MOVES:
+        shape = var_shape(eqn.invars[0])
+        return [inputs[0].map_views(lambda v: _MOVES[name](v, eqn, shape)).views]
+    return _RULES.get(name, _lose_all)(eqn, inputs)
 
 
-def _ints(numbers) -> list[int]:
-    """JAX keeps some of them as NumPy's."""
+def _ints(numbers: Iterable[Any]) -> list[int]:
+    """Python's integers: JAX keeps some parameters as NumPy's."""
     return [int(number) for number in numbers]
 
 
-def _moved(move: Callable[..., View | None]):
-    """A rule for an operation on one operand that moves its elements."""
-
-    def rule(eqn, inputs):
-        shape = eqn.invars[0].aval.shape
-        moved = [v if v.lost else move(v, eqn, shape) for v in inputs[0].views]
-        return [[view for view in moved if view is not None]]
-
-    return rule
+def _broadcast(view: View, eqn: JaxprEqn, shape: Sequence[int]) -> View:
+    axes = _ints(eqn.params["broadcast_dimensions"])
+    return view.broadcast(shape, eqn.params["shape"], axes)
 
 
-def _reshaped(view: View, eqn, shape) -> View:
-    order = eqn.params["dimensions"]
-    if order is not None:  # the elements are taken in another order than row-major
-        view = views.transpose(view, _ints(order))
-        shape = [shape[i] for i in order]
-    return views.reshape(view, shape, _ints(eqn.params["new_sizes"]))
+def _dynamic_slice(view: View, eqn: JaxprEqn, shape: Sequence[int]) -> View:
+    return view.dynamic_slice(shape, _ints(eqn.params["slice_sizes"]))
 
 
-def _padded(view: View, eqn, _) -> View:
+def _pad(view: View, eqn: JaxprEqn, _: Sequence[int]) -> View:
     for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
         if interior or low < 0 or high < 0:
-            view = views.reorder(view, [axis], "pad")
-        view = views.shift(view, axis, int(low))
+            view = view.reorder([axis], "pad")
+        view = view.shift(axis, int(low))
     return view
 
 
-def _split(eqn, inputs):
-    axis, shape = eqn.params["axis"], eqn.invars[0].aval.shape
-    shown, start = [], 0
-    for size in map(int, eqn.params["sizes"]):
-        starts = [start if i == axis else 0 for i in range(len(shape))]
-        limits = [start + size if i == axis else n for i, n in enumerate(shape)]
-        cut = [
-            v if v.lost else views.cut(v, shape, starts, limits, [1] * len(shape))
-            for v in inputs[0].views
-        ]
-        shown.append([view for view in cut if view is not None])
-        start += size
-    return shown
+def _reshape(view: View, eqn: JaxprEqn, shape: Sequence[int]) -> View:
+    order = eqn.params["dimensions"]
+    if order is not None:  # the elements are read in an order other than row-major
+        view = view.transpose(_ints(order))
+        shape = [shape[i] for i in order]
+    return view.reshape(shape, _ints(eqn.params["new_sizes"]))
 
 
-def _concatenated(eqn, inputs):
-    axis, start, shown = eqn.params["dimension"], 0, []
+def _reverse(view: View, eqn: JaxprEqn, _: Sequence[int]) -> View:
+    return view.reorder(_ints(eqn.params["dimensions"]), "rev")
+
+
+def _slice(view: View, eqn: JaxprEqn, shape: Sequence[int]) -> View | None:
+    starts = _ints(eqn.params["start_indices"])
+    limits = _ints(eqn.params["limit_indices"])
+    return view.slice(
+        shape, starts, limits, _ints(eqn.params["strides"] or [1] * len(shape))
+    )
+
+
+def _squeeze(view: View, eqn: JaxprEqn, _: Sequence[int]) -> View:
+    return view.squeeze(_ints(eqn.params["dimensions"]))
+
+
+def _transpose(view: View, eqn: JaxprEqn, _: Sequence[int]) -> View:
+    return view.transpose(_ints(eqn.params["permutation"]))
+
+
+#: `(view, equation, shape of the operand) -> view` of operations that move elements.
+_MOVES: dict[str, Callable[[View, JaxprEqn, Sequence[int]], View | None]] = {
+    "broadcast_in_dim": _broadcast,
+    "dynamic_slice": _dynamic_slice,
+    "pad": _pad,
+    "reshape": _reshape,
+    "rev": _reverse,
+    "slice": _slice,
+    "squeeze": _squeeze,
+    "transpose": _transpose,
+}
+
+
+def _broadcast_inputs(
+    eqn: JaxprEqn, inputs: Sequence[AbstractValue]
+) -> list[AbstractValue]:
+    """The operands in the shape of the result: axes of size 1 are repeated."""
+    new = var_shape(eqn.outvars[0])
+    expanded = []
     for value, var in zip(inputs, eqn.invars, strict=True):
-        shown += [v if v.lost else views.shift(v, axis, start) for v in value.views]
-        start += var.aval.shape[axis]
-    return [shown]
+        old = var_shape(var)
+        expand = lambda view, old=old: view.broadcast(old, new, range(len(old)))
+        expanded.append(value.map_views(expand))
+    return expanded
 
 
-def _spread(eqn, inputs: Sequence[AbstractValue]) -> list[AbstractValue]:
-    """The operands in the shape of the result: axes of one place are repeated."""
-    new = eqn.outvars[0].aval.shape
-    spread = []
-    for value, var in zip(inputs, eqn.invars, strict=True):
-        old = var.aval.shape
-        axes = range(len(old))
-        parts = [
-            v if v.lost else views.broadcast(v, old, new, axes) for v in value.views
-        ]
-        spread.append(value._replace(views=tuple(parts)))
-    return spread
+def _multiply(_: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
+    """Zeros of either factor stay zeros; a scale is not what a product contracts."""
+    views = _all(inputs)
+    weights = [view for view in views if not view.is_broadcast and not view.lost]
+    return weights or views
 
 
-def _multiplied(_, inputs):
-    """Zeros of either factor stay zeros; a mere scale is not what is contracted."""
-    proper = lambda view: not view.broadcast and not view.lost
-    everything = _all(inputs)
-    return [view for view in everything if proper(view)] or everything
-
-
-def _divided(eqn, inputs):
+def _divide(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
     return inputs[0].views or _lose(eqn, inputs)
 
 
-def _summed(_, inputs):
-    """A sum has its zeros only once its terms were merged and pruned together."""
+def _add(_: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
+    """A sum is sparse only after its terms are merged and pruned together."""
     if any(value.zero for value in inputs):
         return _all(inputs)
     return [replace(view, merged=True) for view in _all(inputs)]
 
 
-def _selected(eqn, inputs):
-    """`where(mask, w, 0)` keeps zeros; of other choices nothing is known."""
+def _select(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
+    """`where(mask, w, 0)` keeps zeros; nothing is known about other choices."""
     cases = inputs[1:]
     if not all(case.views or case.zero for case in cases):
         return _lose(eqn, inputs)
@@ -156,75 +172,73 @@ def _selected(eqn, inputs):
     return [replace(view, unclear="it is one of several") for view in _all(cases)]
 
 
-def _limited(eqn, inputs):
+def _max_or_min(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
     """`max(w, 0)` keeps zeros."""
-    kept = any(value.zero for value in inputs)
-    return _all(inputs) if kept else _lose(eqn, inputs)
+    keeps_zeros = any(value.zero for value in inputs)
+    return _all(inputs) if keeps_zeros else _lose(eqn, inputs)
 
 
 def _all(values: Sequence[AbstractValue]) -> list[View]:
     return [view for value in values for view in value.views]
 
 
-def _lose(eqn, inputs) -> list[View]:
-    return [views.lost(view, eqn.primitive.name) for view in _all(inputs)]
+def _lose(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> list[View]:
+    return [view.lose(eqn.primitive.name) for view in _all(inputs)]
 
 
-_COMBINE: dict[str, Callable[..., Sequence[View]]] = {
-    "add": _summed,
-    "add_any": _summed,
-    "div": _divided,
-    "max": _limited,
-    "min": _limited,
-    "mul": _multiplied,
-    "select_n": _selected,
-    "sub": _summed,
+#: Operations on several operands, element by element, after broadcasting.
+_ELEMENTWISE: dict[
+    str, Callable[[JaxprEqn, Sequence[AbstractValue]], Sequence[View]]
+] = {
+    "add": _add,
+    "add_any": _add,
+    "div": _divide,
+    "max": _max_or_min,
+    "min": _max_or_min,
+    "mul": _multiply,
+    "select_n": _select,
+    "sub": _add,
 }
 
 
-def _powered(eqn, inputs):
-    return [list(inputs[0].views)] if eqn.params["y"] > 0 else _unknown(eqn, inputs)
+def _concatenate(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> list[list[View]]:
+    axis, start = eqn.params["dimension"], 0
+    views: list[View] = []
+    for value, var in zip(inputs, eqn.invars, strict=True):
+        views += value.map_views(lambda v, start=start: v.shift(axis, start)).views
+        start += var_shape(var)[axis]
+    return [views]
 
 
-def _unknown(eqn, inputs):
+def _integer_pow(
+    eqn: JaxprEqn, inputs: Sequence[AbstractValue]
+) -> Sequence[Sequence[View]]:
+    return [inputs[0].views] if eqn.params["y"] > 0 else _lose_all(eqn, inputs)
+
+
+def _split(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[Sequence[View]]:
+    axis, shape = eqn.params["axis"], var_shape(eqn.invars[0])
+    ones, outputs, start = [1] * len(shape), [], 0
+    for size in _ints(eqn.params["sizes"]):
+        starts = [start if i == axis else 0 for i in range(len(shape))]
+        limits = [start + size if i == axis else n for i, n in enumerate(shape)]
+        part = lambda v, starts=starts, limits=limits: v.slice(
+            shape, starts, limits, ones
+        )
+        outputs.append(inputs[0].map_views(part).views)
+        start += size
+    return outputs
+
+
+def _lose_all(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> list[list[View]]:
     return [_lose(eqn, inputs)] * len(eqn.outvars)
 
 
-_RULES: dict[str, Callable[..., Sequence[Sequence[View]]]] = {
-    "broadcast_in_dim": _moved(
-        lambda view, eqn, shape: views.broadcast(
-            view,
-            shape,
-            eqn.params["shape"],
-            _ints(eqn.params["broadcast_dimensions"]),
-        )
-    ),
-    "concatenate": _concatenated,
-    "dynamic_slice": _moved(
-        lambda view, eqn, shape: views.dynamic_slice(
-            view, shape, _ints(eqn.params["slice_sizes"])
-        )
-    ),
-    "integer_pow": _powered,
-    "pad": _moved(_padded),
-    "reshape": _moved(_reshaped),
-    "rev": _moved(
-        lambda view, eqn, _: views.reorder(view, _ints(eqn.params["dimensions"]), "rev")
-    ),
-    "slice": _moved(
-        lambda view, eqn, shape: views.cut(
-            view,
-            shape,
-            _ints(eqn.params["start_indices"]),
-            _ints(eqn.params["limit_indices"]),
-            _ints(eqn.params["strides"] or [1] * len(shape)),
-        )
-    ),
+#: `(equation, inputs) -> views of each output` of all other operations.
+_RULES: dict[
+    str, Callable[[JaxprEqn, Sequence[AbstractValue]], Sequence[Sequence[View]]]
+] = {
+    "concatenate": _concatenate,
+    "integer_pow": _integer_pow,
     "split": _split,
-    "squeeze": _moved(
-        lambda view, eqn, _: views.squeeze(view, _ints(eqn.params["dimensions"]))
-    ),
-    "transpose": _moved(
-        lambda view, eqn, _: views.transpose(view, _ints(eqn.params["permutation"]))
-    ),
 }

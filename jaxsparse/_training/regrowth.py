@@ -269,19 +269,19 @@ def _moved_mask(
     """
     grouped = isinstance(leaf.pattern, NM)
     # Without the path: alike leaves are traced once.
-    static = grouped, leaf.axis, leaf.counts, growth.counted, growth.top
+    static = grouped, leaf.axis, leaf.counts, growth.bit_mask, growth.max_key
     return _move(weight, packed, growth.bits, dropped, static)
 
 
 @partial(jax.jit, static_argnums=4)
 def _move(weight, packed, growth_bits, dropped, static) -> UInt8[Array, "..."]:
-    grouped, axis, (total, n), counted, top = static
+    grouped, axis, (total, n), bit_mask, max_key = static
     kept = as_bool(packed, weight)
     all_kept = n * (weight.size // total)
     (survivors,) = best_unstructured_masks(
         [rank_within(rank_by_magnitude(weight), kept)], kept_count(all_kept, 0, dropped)
     )
-    ranked = rank_above(RankKeys(growth_bits, counted, top), survivors & kept)
+    ranked = rank_above(RankKeys(growth_bits, bit_mask, max_key), survivors & kept)
     if grouped:
         mask = best_nm_mask(ranked, n, total, axis)
     else:

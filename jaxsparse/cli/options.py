@@ -1,8 +1,7 @@
-"""Options that say what is to be pruned, and the plan that they make."""
+"""The options that select what is pruned, and the plan that they make."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Annotated
 
@@ -12,6 +11,8 @@ import typer
 from jaxsparse._plans import (
     ASP_SIZES,
     Plan,
+    PlanError,
+    Remedy,
     Rule,
     plan_sparsity,
 )
@@ -19,7 +20,7 @@ from jaxsparse.cli.leaves import Leaves
 
 
 class Layout(Enum):
-    """Whose names and layouts a file has."""
+    """The framework whose names and layout a file uses."""
 
     torch = "torch"
     flax = "flax"
@@ -32,8 +33,8 @@ LayoutOption = Annotated[
     Layout | None,
     typer.Option(
         "--layout",
-        help="Weights are (out, in) in torch's, (in, out) in flax's layout. "
-        "By default the leaves' names tell.",
+        help="Weights are (out, in) in torch's layout and (in, out) in flax's. "
+        "By default the names of the tensors decide.",
     ),
 ]
 RuleOption = Annotated[
@@ -41,26 +42,35 @@ RuleOption = Annotated[
     typer.Option(
         "--rule",
         metavar="REGEX=PATTERN",
-        help="For the leaves whose whole name matches: n:m, n:m@AXIS or dense. The "
-        "first rule that matches decides, and all come before --pattern.",
+        help="For the tensors whose whole name matches: n:m, n:m@AXIS or dense. The "
+        "first rule that matches decides; --pattern is for the other tensors.",
     ),
 ]
 AnySizeOption = Annotated[
     bool,
     typer.Option(
         "--any-size",
-        help="Also leaves whose outputs do not divide by 8 or inputs by 16.",
+        help="Also prune tensors whose number of outputs is not divisible by 8 or of "
+        "inputs by 16.",
     ),
 ]
-HeadOption = Annotated[bool, typer.Option("--head", help="The output layer too.")]
+HeadOption = Annotated[
+    bool, typer.Option("--head", help="Also prune the output layer.")
+]
 
 
-#: What the library says of its arguments, and the option that does it here.
-_REMEDIES = {
-    r"pass (fn=, or )?Rule\(\.\.\., axis=\.\.\.\)": "give --rule 'REGEX=2:4@AXIS'",
-    r"with fn=\.\.\. or axis=\.\.\.": "--rule 'REGEX=2:4@AXIS'",
-    r"sizes=None": "--any-size",
-    r"Rule\(.*, None\)": "--rule 'REGEX=dense'",
+#: The options that are the remedies of plans.
+_REMEDIES: Mapping[Remedy, str] = {
+    "axis": "give --rule 'REGEX=2:4@AXIS'",
+    "fn_or_axis": "give --rule 'REGEX=2:4@AXIS'",
+    "dense": (
+        "give real floats or integers, or keep the leaf dense with --rule 'REGEX=dense'"
+    ),
+    "rule_axis": "narrow the REGEX of its --rule or correct the AXIS",
+    "rules": (
+        "Give a --rule that matches a weight, --rule 'REGEX=2:4@AXIS' where names do "
+        "not determine the axis, and --any-size where the size rule keeps it dense."
+    ),
 }
 
 
@@ -73,21 +83,21 @@ def plan_leaves(
     any_size: bool,
     head: bool,
 ) -> Plan:
-    """The plan for a file.
+    """Returns the plan for a file.
 
-    The state of an optimizer stays dense: its moments are no weights.
+    The state of an optimizer stays dense: its moments are not weights.
 
     Raises:
-      ValueError: a rule that is none or matches nothing, a layout that names do not
-        tell, or nothing that can be pruned.
+      ValueError: a rule is malformed or matches no tensor, names do not determine the
+        layout, or no tensor would be pruned.
     """
     sizes = None if any_size else ASP_SIZES
     planned = [_rule(text, sizes) for text in rules or ()]
     for text, rule in zip(rules or (), planned, strict=True):
         if not any(map(rule.matches, leaves.specs)):
             raise ValueError(
-                f"--rule {text!r} matches none of the {len(leaves.specs)} leaves. It "
-                "has to match a whole name, such as "
+                f"--rule {text!r} matches none of the {len(leaves.specs)} tensors. It "
+                "must match a whole name, such as "
                 f"{next(iter(leaves.specs), None)!r}: write '.*' for anything"
             )
     state = Rule(r"(.*/)?opt_state/.*", None)
@@ -101,40 +111,33 @@ def plan_leaves(
     layout = layout or _layout_of(leaves)
     try:
         plan = plan_sparsity(shapes, planned, layout=layout.value, dense_head=not head)
-    except (TypeError, ValueError) as error:
-        raise ValueError(_by_options(str(error))) from error
-    return Plan(tuple(replace(x, reason=_by_options(x.reason)) for x in plan.leaves))
-
-
-def _by_options(text: str) -> str:
-    """A text of the library, with the command line's remedies."""
-    for remedy, option in _REMEDIES.items():
-        text = re.sub(remedy, option, text)
-    return text
+    except PlanError as error:
+        raise ValueError(error.describe(_REMEDIES)) from error
+    return plan.with_remedies(_REMEDIES)
 
 
 def _layout_of(leaves: Leaves) -> Layout:
-    """The layout that the leaves' names tell."""
-    last = {re.split(r"[./]", name)[-1] for name in leaves.specs}
-    match "weight" in last, not last.isdisjoint({"embedding", "kernel"}):
+    """Returns the layout that the names of the tensors imply."""
+    names = {re.split(r"[./]", name)[-1] for name in leaves.specs}
+    match "weight" in names, not names.isdisjoint({"embedding", "kernel"}):
         case True, False:
             return Layout.torch
         case False, True:
             return Layout.flax
     raise ValueError(
-        f"{leaves.path}: its names do not tell the layout: give --layout torch, where "
-        "weights are (out, in), or --layout flax, where they are (in, out)"
+        f"{leaves.path}: its names do not determine the layout: give --layout torch if "
+        "weights are (out, in), or --layout flax if they are (in, out)"
     )
 
 
 def _rule(text: str, sizes: tuple[int, int] | None) -> Rule:
     path, _, pattern = text.rpartition("=")
-    spelled = re.fullmatch(r"(.+?)(?:@(-?\d+))?", pattern)
-    if not path or spelled is None:
+    parts = re.fullmatch(r"(.+?)(?:@(-?\d+))?", pattern)
+    if not path or parts is None:
         raise ValueError(
-            f"--rule {text!r} is no REGEX=PATTERN, such as '.*mlp.*=1:4', "
+            f"--rule {text!r} is not REGEX=PATTERN, such as '.*mlp.*=1:4', "
             "'.*experts.*=2:4@1' or '.*attn.*=dense'"
         )
-    axis = None if spelled[2] is None else int(spelled[2])
-    kept = None if spelled[1] == "dense" else spelled[1]
+    axis = None if parts[2] is None else int(parts[2])
+    kept = None if parts[1] == "dense" else parts[1]
     return Rule(path, kept, axis=axis, sizes=sizes)

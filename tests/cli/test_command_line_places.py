@@ -113,4 +113,4 @@ def test_a_file_without_leaves_is_refused(run, tmp_path):
     done = run("prune", path, "-o", tmp_path / "o.safetensors", "--layout", "torch")
     assert (done.code, done.err) == (2, f"error: {path} has no leaves\n")
     done = run("check", path, "--layout", "torch", "--rule", ".*=1:4")
-    assert (done.code, "matches none of the 0 leaves" in done.err) == (2, True)
+    assert (done.code, "matches none of the 0 tensors" in done.err) == (2, True)

@@ -23,7 +23,7 @@ COMMANDS = ("inspect", "prune", "check", "compare", "demo")
         (("check", "none.safetensors"), "there is no file none.safetensors"),
         (("check", "none.bin"), "has to end in .safetensors"),
         (("check", "MODEL", "--pattern", "2-4"), "unknown pattern '2-4'"),
-        (("check", "MODEL", "--rule", "nothing=2:4"), "matches none of the 7 leaves"),
+        (("check", "MODEL", "--rule", "nothing=2:4"), "matches none of the 7 tensors"),
         (("check", "MODEL", "--rule", "no=2:4"), "--rule 'no=2:4' matches none of the"),
         (
             ("check", "MODEL", "--rule", ".*=dense"),
@@ -31,7 +31,7 @@ COMMANDS = ("inspect", "prune", "check", "compare", "demo")
         ),
         (("check", "MODEL", "--rule", ".*=dense"), "--rule 'REGEX=2:4@AXIS' where"),
         (("check", "MODEL", "--rule", ".*ids=2:4@1"), "gives axis 1 to leaf 'model.po"),
-        (("check", "MODEL", "--rule", "2:4"), "is no REGEX=PATTERN"),
+        (("check", "MODEL", "--rule", "2:4"), "is not REGEX=PATTERN"),
         (("check", "MODEL", "--rule", "(=2:4"), "is a regular expression"),
         (("check", "MODEL", "--layout", "tf"), "--layout"),
         (("prune", "MODEL"), "--output"),

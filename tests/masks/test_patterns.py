@@ -199,7 +199,7 @@ def test_what_does_not_fit_stays_dense_with_the_reason():
         ],
         dense_head=False,
     )
-    assert plan["Dense_0/kernel"].decision == "dense: axis 0 does not divide by 5"
+    assert plan["Dense_0/kernel"].decision == "dense: axis 0 is not divisible by 5"
     vector = js.plan_sparsity(
         {"v": np.ones(16), "w": OTHER},
         [js.Rule("v", js.Channel(0.5), axis=0), js.Rule("w", js.Channel(0.5), axis=0)],
@@ -308,7 +308,7 @@ def test_transposable_axes_come_from_the_trace():
     np.testing.assert_array_equal(mask, expected)
     ragged = {"w": np.ones((16, 6)), "v": np.ones((16, 8))}
     plan = js.plan_sparsity(ragged, [js.Rule(".*", BOTH, axis=0, sizes=None)])
-    assert plan["w"].decision == "dense: axis 1 does not divide by 4"
+    assert plan["w"].decision == "dense: axis 1 is not divisible by 4"
 
 
 @pytest.mark.sweep(keep=["4:8"])

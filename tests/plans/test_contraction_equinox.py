@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import pytest
 
-from tests.trace.tracing import found, shape
+from tests.trace.tracing import group_axes, shape
 
 
 EQUINOX = {
@@ -41,11 +41,11 @@ def test_equinox_layers(name, batched):
     if batched:
         inputs = [shape(5, *x.shape) for x in inputs]
         fn = lambda model, *inputs: jax.vmap(model)(*inputs)
-    assert found(fn, make(jax.random.key(0)), *inputs) == expected
+    assert group_axes(fn, make(jax.random.key(0)), *inputs) == expected
 
 
 def test_equinox_attention():
     model = eqx.nn.MultiheadAttention(4, 16, key=jax.random.key(0))
-    axes = found(lambda m, x: m(x, x, x), model, shape(6, 16))
+    axes = group_axes(lambda m, x: m(x, x, x), model, shape(6, 16))
     names = ("query", "key", "value", "output")
     assert axes == {f"{name}_proj/weight": 1 for name in names}

@@ -1,6 +1,6 @@
 """Group axes read from the trace of Linen layers; expected by hand.
 
-Leaves that are left out of an expected table have no axis.
+Leaves that are missing from an expected table have no group axis.
 """
 
 import jax
@@ -9,17 +9,17 @@ import pytest
 from flax import linen as nn
 
 import jaxsparse as js
-from tests.trace.tracing import ATTENTION, IMAGE, SEQUENCE, X, found, shape
+from tests.trace.tracing import ATTENTION, IMAGE, SEQUENCE, X, group_axes, shape
 
 
 def linen(module, *inputs):
-    """The axes found in the parameters of a Linen module, from shapes alone."""
+    """The group axes of the parameters of a Linen module, from shapes alone."""
     variables = jax.eval_shape(
         lambda: module.init(jax.random.key(0), *map(jnp.ones_like, inputs))
     )
     params = variables.pop("params")
     fn = lambda params, rest, *x: module.apply({"params": params, **rest}, *x)
-    return found(fn, params, variables, *inputs)
+    return group_axes(fn, params, variables, *inputs)
 
 
 LINEN = {
@@ -105,7 +105,7 @@ def test_linen_attention_that_decodes():
         variables = {"params": params, "cache": cache}
         return module.apply(variables, token, mutable=["cache"])
 
-    axes = found(fn, variables["params"], variables["cache"], shape(2, 1, 16))
+    axes = group_axes(fn, variables["params"], variables["cache"], shape(2, 1, 16))
     assert axes == ATTENTION
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from tests.trace.tracing import ATTENTION, IMAGE, SEQUENCE, X, found, shape
+from tests.trace.tracing import ATTENTION, IMAGE, SEQUENCE, X, group_axes, shape
 
 
 class NNXStack(nnx.Module):
@@ -141,8 +141,8 @@ def test_nnx_layers(name):
     model = make(nnx.Rngs(0))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     fn = lambda params, rest, x: nnx.merge(graph, params, rest)(x)
-    assert found(fn, params, rest, x) == expected
-    module_axes = found(lambda model, x: model(x), model, x)
+    assert group_axes(fn, params, rest, x) == expected
+    module_axes = group_axes(lambda model, x: model(x), model, x)
     assert {k: v for k, v in module_axes.items() if v is not None} == expected
 
 
@@ -151,4 +151,4 @@ def test_nnx_attention_that_decodes():
     model.init_cache((2, 6, 16))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     fn = lambda params, rest, x: nnx.merge(graph, params, rest)(x)
-    assert found(fn, params, rest, shape(2, 1, 16)) == ATTENTION
+    assert group_axes(fn, params, rest, shape(2, 1, 16)) == ATTENTION

@@ -54,7 +54,7 @@ def test_a_convolution_counts_its_kernel_sizes():
 def test_what_deserves_more_than_all_of_its_weights_is_dense():
     """Half of 16 + 4096 weights; of 8 + 128 shares the small leaf would get 121."""
     plan = js.distribute_by_erdos_renyi(plan_of(shapes(a=(4, 4), b=(64, 64)), 0.5))
-    assert plan["a/kernel"].decision.startswith("dense: its share")
+    assert plan["a/kernel"].decision.startswith("dense: Erdos-Renyi")
     assert kept_of(plan) == {"a/kernel": 16, "b/kernel": 2056 - 16}
 
 

@@ -141,8 +141,8 @@ def test_a_use_tells_where_and_what():
     ("fn", "reason"),
     [
         (lambda _, x: x, "not used by fn"),
-        (lambda p, x: x * p["a"][:2] + p["b"][:2] - p["c"][:2], "only elementwise"),
-        (lambda p, x: x @ jnp.sort(p["a"]), "lost at sort"),
+        (lambda p, x: x * p["a"][:2] + p["b"][:2] - p["c"][:2], "not a matmul operand"),
+        (lambda p, x: x @ jnp.sort(p["a"]), "not followed through sort"),
     ],
 )
 def test_nothing_prunable_gives_the_reason_of_every_leaf(fn, reason):

@@ -1,4 +1,4 @@
-"""Names and trace agree on every layer that names claim to know."""
+"""Names and trace agree on every layer whose axes follow from names."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class NNX(nnx.Module):
 
 
 def compare(fn, params, *args):
-    """Paths on which names know an axis, and on which the trace alone does."""
+    """The paths whose axis follows from names, and from the trace alone."""
     by_name = js.plan_sparsity(
         params, [js.Rule(".*", "1:1", sizes=None)], dense_head=False
     )
@@ -58,20 +58,20 @@ def compare(fn, params, *args):
         args=args,
         dense_head=False,
     )
-    known, more = set(), set()
+    by_both, by_trace_only = set(), set()
     for leaf in by_name.leaves:
         traced = by_trace[leaf.path]
         if leaf.pattern is not None:
-            known.add(leaf.path)
+            by_both.add(leaf.path)
             assert leaf.axis == traced.axis, leaf.path
             assert leaf.contracted == traced.contracted, leaf.path
             assert leaf.output == traced.output, leaf.path
         elif "ambiguous" in leaf.reason:
             if traced.pattern is not None:
-                more.add(leaf.path)
+                by_trace_only.add(leaf.path)
         else:  # biases, norms, embeddings, depthwise kernels
             assert traced.pattern is None, leaf.path
-    return known, more
+    return by_both, by_trace_only
 
 
 def test_linen():
@@ -84,20 +84,25 @@ def test_linen():
     )
     params = variables.pop("params")
     fn = lambda p, rest, *x: Linen().apply({"params": p, **rest}, *x)
-    known, more = compare(fn, params, variables, ids, image)
-    assert len(known) == 8 + 8 + 6 + 3 + 3
-    assert more == {"DenseGeneral_0/kernel", "Einsum_0/kernel"}
+    by_both, by_trace_only = compare(fn, params, variables, ids, image)
+    assert len(by_both) == 8 + 8 + 6 + 3 + 3
+    assert by_trace_only == {"DenseGeneral_0/kernel", "Einsum_0/kernel"}
 
 
 def test_nnx():
     model = NNX(nnx.Rngs(0))
     ids = jax.ShapeDtypeStruct((2, 6), "int32")
-    known, more = compare(lambda m, ids: m(ids), model, ids)
-    assert known == {
+    by_both, by_trace_only = compare(lambda m, ids: m(ids), model, ids)
+    assert by_both == {
         *(f"attention/{name}/kernel" for name in ("query", "key", "value", "out")),
         "conv/kernel",
         "layers/0/kernel",
         "layers/1/kernel",
         "lm_head/kernel",
     }
-    assert more == {"general/kernel", "einsum/kernel", "lora/lora_a", "lora/lora_b"}
+    assert by_trace_only == {
+        "general/kernel",
+        "einsum/kernel",
+        "lora/lora_a",
+        "lora/lora_b",
+    }

@@ -1,9 +1,12 @@
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxsparse as js
+from jaxsparse._plans import PlanError
 
 
 PARAMS = {"Dense_0": {"kernel": jnp.ones((16, 8)), "bias": jnp.ones(8)}}
@@ -21,14 +24,14 @@ def test_numbers_out_of_range_are_refused(pattern):
 
 
 @pytest.mark.parametrize("pattern", [4, None, ["2:4"], (2.0, 4), {"a": "2:4"}])
-def test_what_is_no_pattern_is_refused(pattern):
-    # The first is the library's own word, the second that of the tests' type checker.
-    said = r"give a pattern, a list of Rule or a Plan|Expected type: .*Rule"
-    with pytest.raises(TypeError, match=said):
+def test_other_types_are_refused_as_patterns(pattern):
+    # The library's own error, or that of the type checker that tests run with.
+    words = r"give a pattern, a list of Rule or a Plan|Expected type: .*Rule"
+    with pytest.raises(TypeError, match=words):
         js.plan_sparsity(PARAMS, pattern)
 
 
-def test_a_path_that_is_no_regular_expression_is_refused():
+def test_an_invalid_regular_expression_is_refused():
     with pytest.raises(ValueError, match=r"regular expression.*'\(a'"):
         js.Rule("(a", "2:4")
 
@@ -60,7 +63,35 @@ def test_nothing_prunable_lists_every_reason():
     with pytest.raises(ValueError, match="nothing prunable") as error:
         js.plan_sparsity(params)
     assert "bias, norm or scalar" in str(error.value)
-    assert "axis 0 does not divide by 4" in str(error.value)
+    assert "axis 0 is not divisible by 4" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "rule", "path", "remedy"),
+    [
+        (PARAMS, js.Rule(".*kernel", "2:4", axis=2), "Dense_0/kernel", "rule_axis"),
+        ({"kernel": np.ones((16, 8), "c8")}, js.Rule(".*", "2:4"), "kernel", "dense"),
+        (PARAMS, js.Rule(".*", None), None, "rules"),
+        (PARAMS, js.Rule("nothing", None), None, None),
+    ],
+)
+def test_errors_carry_the_path_and_the_kind_of_the_remedy(params, rule, path, remedy):
+    with pytest.raises(PlanError) as info:
+        js.plan_sparsity(params, [rule])
+    error = pickle.loads(pickle.dumps(info.value))
+    assert (error.path, error.remedy) == (path, remedy)
+    assert str(error) == str(info.value)
+    assert error.problem in str(error)
+
+
+def test_a_leaf_carries_the_kind_of_its_remedy():
+    params = {**PARAMS, "experts": jnp.ones((4, 16, 8))}
+    plan = js.plan_sparsity(params)
+    assert plan["experts"].remedy == "fn_or_axis"
+    assert plan["experts"].reason.endswith("; pass fn=, or Rule(..., axis=...)")
+    reworded = plan["experts"].with_remedies({"fn_or_axis": "use --axis"})
+    assert reworded.reason == "ambiguous: 'experts' of rank 3; use --axis"
+    assert plan["Dense_0/bias"].remedy is None
 
 
 @pytest.mark.parametrize("params", [{}, None, {"a": None}, {"f": jax.nn.relu}])

@@ -13,7 +13,7 @@ def decisions(**shapes):
 
 
 def test_groups_lie_along_the_inputs_of_pytorch():
-    found = decisions(
+    plans = decisions(
         **{
             "model.embed_tokens.weight": (320, 64),
             "model.layers.0.self_attn.q_proj.weight": (32, 64),
@@ -30,7 +30,7 @@ def test_groups_lie_along_the_inputs_of_pytorch():
             "block.fc.weight": (16, 64),
         }
     )
-    along_1 = {path for path, text in found.items() if text == "2:4 along axis 1"}
+    along_1 = {path for path, text in plans.items() if text == "2:4 along axis 1"}
     assert along_1 == {
         "model.layers.0.self_attn.q_proj.weight",
         "model.layers.0.mlp.down_proj.weight",
@@ -38,12 +38,12 @@ def test_groups_lie_along_the_inputs_of_pytorch():
         "rnn.weight_ih_l0",
         "block.fc.weight",
     }
-    assert found["model.embed_tokens.weight"] == "dense: embedding"
-    assert found["model.layers.0.input_layernorm.weight"].startswith("dense: bias")
-    assert found["vision.depthwise.weight"].startswith("dense: depthwise")
-    assert found["lm_head.weight"] == found["fc.weight"] == "dense: head"
+    assert plans["model.embed_tokens.weight"] == "dense: embedding"
+    assert plans["model.layers.0.input_layernorm.weight"].startswith("dense: bias")
+    assert plans["vision.depthwise.weight"].startswith("dense: depthwise")
+    assert plans["lm_head.weight"] == plans["fc.weight"] == "dense: head"
     for path in ("vision.conv_transpose.weight", "experts.gate_up_proj"):
-        assert found[path].startswith("dense: ambiguous")
+        assert plans[path].startswith("dense: ambiguous")
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_biases_tell_the_layout_of_gpt_2(bias, words):
     shapes = {"h.0.attn.c_attn.weight": (64, 192), "h.0.attn.c_proj.weight": (64, 64)}
     if bias:
         shapes["h.0.attn.c_attn.bias"] = (bias,)
-    found = decisions(**shapes, **{"other.weight": (16, 16)})
+    plans = decisions(**shapes, **{"other.weight": (16, 16)})
     for name in ("c_attn", "c_proj"):
-        assert words in found[f"h.0.attn.{name}.weight"]
+        assert words in plans[f"h.0.attn.{name}.weight"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_biases_tell_the_layout_of_gpt_2(bias, words):
     ],
 )
 def test_embeddings_are_matrices_without_bias_by_many_names(module):
-    found = decisions(
+    plans = decisions(
         **{
             f"a.{module}.weight": (320, 64),
             f"vision.{module}.weight": (32, 16, 3, 3),
@@ -77,13 +77,13 @@ def test_embeddings_are_matrices_without_bias_by_many_names(module):
             f"{module}.proj.weight": (32, 64),
         }
     )
-    assert found.pop(f"a.{module}.weight") == "dense: embedding"
-    assert found.pop(f"b.{module}.bias").startswith("dense: bias")
-    assert set(found.values()) == {"2:4 along axis 1"}
+    assert plans.pop(f"a.{module}.weight") == "dense: embedding"
+    assert plans.pop(f"b.{module}.bias").startswith("dense: bias")
+    assert set(plans.values()) == {"2:4 along axis 1"}
 
 
 def test_what_may_be_an_embedding_and_heads_stay_dense():
-    found = decisions(
+    plans = decisions(
         **{
             "speakerEmbTable.weight": (64, 32),
             "model.output_layer.weight": (320, 64),
@@ -92,14 +92,14 @@ def test_what_may_be_an_embedding_and_heads_stay_dense():
             "block.proj_out.weight": (64, 64),
         }
     )
-    maybe = found.pop("speakerEmbTable.weight")
+    maybe = plans.pop("speakerEmbTable.weight")
     assert maybe.startswith("dense: ambiguous: 'speakerEmbTable' may be an embedding")
-    assert found.pop("block.proj_out.weight") == "2:4 along axis 1"
-    assert set(found.values()) == {"dense: head"}
+    assert plans.pop("block.proj_out.weight") == "2:4 along axis 1"
+    assert set(plans.values()) == {"dense: head"}
 
 
 def test_a_bias_that_is_not_of_axis_0_leaves_doubt():
-    found = decisions(
+    plans = decisions(
         **{
             "up.0.weight": (64, 32, 4, 4),
             "up.0.bias": (32,),
@@ -110,6 +110,6 @@ def test_a_bias_that_is_not_of_axis_0_leaves_doubt():
         }
     )
     for name, bias in (("up.0.weight", 32), ("proj.weight", 192)):
-        words = f"dense: ambiguous: its bias has shape ({bias},), axis 0 has 64"
-        assert found[name].startswith(words)
-    assert found["attn.in_proj_weight"] == "2:4 along axis 1"
+        words = f"dense: ambiguous: its bias has shape ({bias},), axis 0 has size 64"
+        assert plans[name].startswith(words)
+    assert plans["attn.in_proj_weight"] == "2:4 along axis 1"

@@ -106,4 +106,4 @@ def test_inside_shard_map_groups_lie_within_shards(spec, shards, pattern, fits):
     leaf = plan_of(lambda p, x: product(x, p["w"]), X, pattern=pattern)
     assert (leaf.axis == 0) == fits
     if not fits:
-        assert "cut at 8" in leaf.reason
+        assert "split at multiples of 8" in leaf.reason

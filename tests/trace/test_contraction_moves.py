@@ -1,4 +1,4 @@
-"""Weights on their way to a product: what is followed, and what is lost."""
+"""Operations between a weight and its product: which are followed, which are not."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ LOST = {
     "reversed": (lambda w: w[::-1], "rev"),
     "summed out": (lambda w: w.reshape(2, 8, 8).sum(0), "reduce_sum"),
     "looked up": (lambda w: w[jnp.array([1, 0, 3])], "gathered"),
-    "cut at a place known later": (
+    "sliced from a dynamic index": (
         lambda w: lax.dynamic_slice(w, (jnp.int32(1), 0), (4, 8)),
         "dynamic_slice",
     ),
@@ -114,7 +114,7 @@ def test_cuts_shift_groups_unless_m_divides_them(change, w, ok, bad):
     if bad:
         leaf = through(change, w, bad)
         assert leaf.pattern is None
-        assert "cut" in leaf.reason
+        assert "split at multiples of" in leaf.reason
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_blocks_summed_over_both_axes_hold_groups_of_eight(change, w, fits):
     fn = lambda p, x: jnp.einsum("bij,ijo->bo", x, change(p["w"]))
     leaf = plan_of(fn, shape(2, blocks, within), w=w, pattern="4:8")
     assert (leaf.pattern is not None) == fits
-    assert leaf.axis == 0 if fits else "cut at 4" in leaf.reason
+    assert leaf.axis == 0 if fits else "split at multiples of 4" in leaf.reason
 
 
 def test_a_leaf_without_weights_is_followed_through_any_reshape():
@@ -226,7 +226,7 @@ def test_an_activation_carries_no_parameter():
 
 def test_a_tied_autoencoder_contracts_both_ways():
     leaf = plan_of(lambda p, x: (x @ p["w"]) @ p["w"].T, X)
-    assert leaf.reason == "contracted along axes 0 and 1 in different places"
+    assert leaf.reason == "contracted along axes 0 and 1 by different products"
 
 
 def test_a_leaf_that_is_not_used_says_so():

@@ -1,4 +1,4 @@
-"""Random programs: a found mask is N:M along the sum as the product sees it."""
+"""Random programs: masks are N:M along the axis that the product contracts."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def random_program(rng):
     """A leaf's shape, what is done to it, and the axes of a product that follows."""
     leaf = tuple(int(n) for n in rng.choice([4, 8, 16, 24], rng.integers(2, 4)))
     steps, shape = random_steps(rng, leaf)
-    places = [int(i) for i in rng.permutation(len(shape))]
+    axes = [int(i) for i in rng.permutation(len(shape))]
     summed = int(rng.integers(1, len(shape) + 1))
     batch = int(rng.integers(0, len(shape) - summed + 1))
 
@@ -51,13 +51,13 @@ def random_program(rng):
             w = step(w)
         return w
 
-    return leaf, change, shape, places[:summed], places[summed : summed + batch]
+    return leaf, change, shape, axes[:summed], axes[summed : summed + batch]
 
 
 def as_matrix(changed, order, contracted):
     """The operand with its contracted axes flattened, in the leaf's own order, first.
 
-    The step that an axis makes through the leaf tells how far outside it lies there.
+    Axes with a larger step through the leaf are further out in it.
     """
     step = lambda i: np.take(order, 1, i).ravel()[0] - order.ravel()[0]
     own = sorted(contracted, key=lambda i: -step(i) if order.shape[i] > 1 else 0)

@@ -1,4 +1,4 @@
-"""What the tests of traced axes share: shapes, and plans of small programs."""
+"""Shapes, and plans of small programs, for tests of axes read from a trace."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ def shape(*sizes, dtype="float32"):
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def found(fn, params, *args, **kwargs):
-    """The leaves that have a group axis, by path."""
-    plan = js.contraction_axes(fn, params, *args, **kwargs)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(plan)
+def group_axes(fn, params, *args, **kwargs):
+    """The group axes by path, for the leaves that have one."""
+    axes = js.contraction_axes(fn, params, *args, **kwargs)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(axes)
     name = lambda path: "/".join(
         str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
     )
@@ -21,13 +21,13 @@ def found(fn, params, *args, **kwargs):
 
 
 def plan_of(fn, *args, w=(16, 8), pattern="2:4", **more):
-    """The plan of `params["w"]`, without the size rule."""
+    """The plan of `params["w"]` in `fn(params, *args)`, without the size rule."""
     params = {"w": shape(*w), **{name: shape(*s) for name, s in more.items()}}
-    params["sure"] = shape(16, 8)  # so that something is always prunable
+    params["other"] = shape(16, 8)  # so that a leaf is always prunable
     return js.plan_sparsity(
         params,
         [js.Rule(".*", pattern, sizes=None)],
-        fn=lambda p, *args: (fn(p, *args), jnp.ones((2, 16)) @ p["sure"]),
+        fn=lambda p, *args: (fn(p, *args), jnp.ones((2, 16)) @ p["other"]),
         args=args,
         dense_head=False,
     )["w"]

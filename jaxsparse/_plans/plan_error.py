@@ -1,0 +1,57 @@
+"""Errors about plans, whose fields other interfaces than Python put into words."""
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+
+#: The kinds of remedies for a leaf that stays dense and for a tree that is refused.
+Remedy = Literal["axis", "fn_or_axis", "dense", "rule_axis", "rules"]
+
+#: The remedies in Python's words. `{path}` is the leaf's path as a regular expression.
+PYTHON_REMEDIES: Mapping[Remedy, str] = {
+    "axis": "pass Rule(..., axis=...)",
+    "fn_or_axis": "pass fn=, or Rule(..., axis=...)",
+    "dense": (
+        "give real floats or integers, or keep the leaf dense with Rule({path!r}, None)"
+    ),
+    "rule_axis": "narrow the rule's path or correct its axis",
+    "rules": (
+        "Give rules that match a weight, with fn=... or axis=... where names do not "
+        "determine the axis, and sizes=None where the size rule keeps it dense."
+    ),
+}
+
+
+class PlanError(ValueError):
+    """A tree cannot be planned as requested, or does not fit a plan.
+
+    Its text is the problem followed by the remedy in Python's words.
+
+    Attributes:
+      problem: what is wrong.
+      remedy: the kind of the remedy; None if `problem` says everything.
+      path: the path of the leaf; None if it concerns the whole tree.
+    """
+
+    def __init__(
+        self, problem: str, remedy: Remedy | None = None, path: str | None = None
+    ):
+        super().__init__(problem, remedy, path)
+        self.problem = problem
+        self.remedy: Remedy | None = remedy
+        self.path = path
+
+    def __str__(self) -> str:
+        return self.describe(PYTHON_REMEDIES)
+
+    def describe(self, remedies: Mapping[Remedy, str]) -> str:
+        """Returns the text with a remedy from a table of other words."""
+        if self.remedy is None:
+            return self.problem
+        words = remedies[self.remedy].format(path=re.escape(self.path or ""))
+        return f"{self.problem}: {words}"
+
+
+class PlanDtypeError(PlanError, TypeError):
+    """A leaf that would be pruned has a dtype without a magnitude order."""
