@@ -27,6 +27,7 @@ project = "jaxsparse"
 release = metadata.version("jaxsparse")
 html_title = f"jaxsparse {release}"
 html_theme = "furo"
+html_show_copyright = False
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
