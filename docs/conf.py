@@ -1,22 +1,109 @@
 """How Sphinx builds the pages: `python -m sphinx -W --keep-going docs out/docs`."""
 
+import typing
+from collections.abc import Callable
 from importlib import metadata
+from inspect import getmembers, isclass, isfunction, unwrap
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+
+
+vars(typing)["GENERATING_DOCUMENTATION"] = (
+    "jaxsparse"  # jaxtyping then names no modules
+)
+
+import jax  # noqa: E402
+import optax  # noqa: E402
+
+import jaxsparse  # noqa: E402
+import jaxsparse.plots  # noqa: E402
+from jaxsparse._patterns.pattern import Pattern, PatternLike  # noqa: E402
+from jaxsparse._plans.plan import PlanLike, RulesLike  # noqa: E402
+from jaxsparse._training.regrowth import DropFraction  # noqa: E402
+from jaxsparse._training.schedule import Schedule  # noqa: E402
 
 
 project = "jaxsparse"
 release = metadata.version("jaxsparse")
 html_title = f"jaxsparse {release}"
 html_theme = "furo"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_show_copyright = False
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 
 # Docstrings have names between single backticks: linked where they are documented.
 default_role = "py:obj"
+autodoc_class_signature = "mixed"
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_typehints = "none"  # docstrings say shapes and dtypes, which types do not
+autodoc_typehints = "both"
+autodoc_typehints_description_target = "documented_params"
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Attributes", "params_style")]
-napoleon_attr_annotations = False
+napoleon_attr_annotations = True
+napoleon_use_ivar = True
 napoleon_use_rtype = False
+python_maximum_signature_line_length = 72
+viewcode_line_numbers = True
 myst_heading_anchors = 2
+
+
+# Python 3.11 forgets the name of a union: types are shown by the names that the
+# source gives them. `reference.md` says what each stands for. Widest first.
+def _stand_in(name: str) -> type:
+    return type(name, (), {"__module__": "builtins"})
+
+
+ALIASES = {
+    PlanLike: _stand_in("PlanLike"),
+    RulesLike: _stand_in("RulesLike"),
+    PatternLike: _stand_in("PatternLike"),
+    Pattern: _stand_in("Pattern"),
+    optax.OptState: _stand_in("OptState"),
+    jax.typing.ArrayLike: _stand_in("ArrayLike"),
+    Schedule: _stand_in("Schedule"),
+    DropFraction: _stand_in("DropFraction"),
+}
+
+
+def _with_aliases(hint: Any) -> Any:
+    """Returns the type hint with unions and callables replaced by their aliases."""
+    if isinstance(hint, type) and "[" in hint.__name__:  # an array with its axes
+        return _stand_in(hint.__name__)
+    origin, args = get_origin(hint), get_args(hint)
+    if not args or origin in (ClassVar, Literal):
+        return hint
+    if hint in ALIASES:
+        return ALIASES[hint]
+    if origin in (Union, UnionType):
+        for alias, stand_in in ALIASES.items():
+            members = get_args(alias)
+            if get_origin(alias) in (Union, UnionType) and set(members) <= set(args):
+                rest = (arg for arg in args if arg not in members)
+                args = (stand_in, *rest)
+        return Union[tuple(_with_aliases(arg) for arg in args)]
+    if args[0] is ...:  # Sphinx would write `Callable[[...], Any]`
+        return _stand_in(f"Callable[..., {args[1].__name__}]")
+    if isinstance(args[0], list):
+        return Callable[[_with_aliases(a) for a in args[0]], _with_aliases(args[1])]
+    return origin[tuple(_with_aliases(arg) for arg in args)]
+
+
+def _name_aliases(owner: Any) -> None:
+    for name, value in getmembers(owner):
+        value = value.fget if isinstance(value, property) else unwrap(value)
+        public = not name.startswith("_") or name in ("__init__", "__new__")
+        if public and (isfunction(value) or isclass(value)):
+            if "jaxsparse" in value.__module__:
+                hints = value.__annotations__
+                hints.update({k: _with_aliases(hint) for k, hint in hints.items()})
+                if isclass(value):
+                    _name_aliases(value)
+
+
+_name_aliases(jaxsparse)
+_name_aliases(jaxsparse.plots)

@@ -1,7 +1,144 @@
-"""What `import jaxsparse` brings along."""
+"""What `import jaxsparse` brings along: the public names, and nothing heavy."""
 
+import importlib
+import inspect
 import subprocess
 import sys
+
+import pytest
+
+import jaxsparse
+
+
+PUBLIC = [
+    "Block",
+    "CalibrationReport",
+    "Channel",
+    "Compressed",
+    "LeafError",
+    "LeafPlan",
+    "LeafReport",
+    "LeafSharding",
+    "LeafStatistics",
+    "MagnitudeSearcher",
+    "NM",
+    "PerOutput",
+    "Plan",
+    "RegrowthState",
+    "Rule",
+    "SearchResult",
+    "Searcher",
+    "ShardingReport",
+    "SparseFile",
+    "SparseFileError",
+    "SparseGPTSearcher",
+    "SparseState",
+    "SparsityReport",
+    "StraightThroughState",
+    "TorchFile",
+    "Unstructured",
+    "Use",
+    "WandaSearcher",
+    "abstract_state",
+    "add_sr_ste_decay",
+    "calibration_report",
+    "check_sparsity",
+    "collect_statistics",
+    "compress",
+    "compress_params",
+    "compute_valid_1d_patterns",
+    "contraction_axes",
+    "create_asp_mask",
+    "create_masks",
+    "cubic_schedule",
+    "decompress",
+    "decompress_params",
+    "distribute_by_erdos_renyi",
+    "fill",
+    "fit_weights",
+    "flax_axes",
+    "from_semi_structured",
+    "from_torch_layout",
+    "get_masks",
+    "get_nmprune_info",
+    "keep_params_sparse",
+    "leaf_uses",
+    "load_sparse",
+    "m4n2_1d",
+    "mask_params",
+    "metrics",
+    "mn_1d_best",
+    "nm_matmul",
+    "one_shot_schedule",
+    "open_sparse",
+    "open_tensors",
+    "open_torch",
+    "plan_sparsity",
+    "prune_sequentially",
+    "random_scores",
+    "regrow_at_random",
+    "regrow_by_gradient",
+    "reshape_1d",
+    "saliency_scores",
+    "save_sparse",
+    "save_torch",
+    "sharding_report",
+    "sparse_apply",
+    "sparsity",
+    "sparsity_report",
+    "straight_through",
+    "to_semi_structured",
+    "to_torch_layout",
+    "wrap_optimizer",
+]
+ELSEWHERE = {
+    "io": [
+        "SparseFile",
+        "SparseFileError",
+        "TorchFile",
+        "from_torch_layout",
+        "load_sparse",
+        "open_sparse",
+        "open_tensors",
+        "open_torch",
+        "save_sparse",
+        "save_torch",
+        "to_torch_layout",
+    ],
+    "magnitude": [
+        "compute_valid_1d_patterns",
+        "create_asp_mask",
+        "fill",
+        "get_nmprune_info",
+        "m4n2_1d",
+        "mn_1d_best",
+        "reshape_1d",
+    ],
+    "report": ["LeafReport", "SparsityReport", "sparsity_report"],
+}
+
+
+def test_the_public_names_are_these():
+    names = [
+        name
+        for name, value in vars(jaxsparse).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    ]
+    assert sorted(names) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("module", ELSEWHERE)
+def test_a_public_module_has_the_same_objects(module):
+    names = ELSEWHERE[module]
+    objects = vars(importlib.import_module(f"jaxsparse.{module}"))
+    assert [name for name in names if objects[name] is not vars(jaxsparse)[name]] == []
+
+
+def test_the_plots_are_these():
+    from jaxsparse import plots
+
+    names = [name for name in vars(plots) if name.startswith("plot_")]
+    assert sorted(names) == ["plot_flip_rate", "plot_leaves", "plot_mask"]
 
 
 def test_the_core_imports_none_of_its_optional_packages():

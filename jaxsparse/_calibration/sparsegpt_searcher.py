@@ -84,7 +84,7 @@ class SparseGPTSearcher:
     packed: bool = False
     statistic: ClassVar[Statistic] = "second_moment"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.damping < math.inf:
             raise ValueError(
                 "damping is a positive fraction of a mean, 0.01 say: got "

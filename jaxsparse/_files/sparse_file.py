@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -42,8 +42,14 @@ from jaxsparse._files.sharded_files import (
 from jaxsparse._trees import PathConflictError, flatten, is_array, nest
 
 
+if TYPE_CHECKING:
+    _Leaves = Mapping[str, Array | Compressed]
+else:
+    _Leaves = Mapping  # without parameters: a check of types would read a leaf
+
+
 @dataclass(frozen=True, eq=False)
-class SparseFile(Mapping):  # no parameters: checkers of types would look at a leaf
+class SparseFile(_Leaves):
     """The leaves of a saved tree by their paths, each read when it is asked for.
 
     Attributes:

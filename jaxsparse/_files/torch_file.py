@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Array, PyTree
 
@@ -14,8 +14,14 @@ from jaxsparse._files.sparse_file import SparseFile, open_tensors, save_leaves
 from jaxsparse._files.torch_layout import Move, apply_move, flax_moves, to_torch_layout
 
 
+if TYPE_CHECKING:
+    _Leaves = Mapping[str, Array | Compressed]
+else:
+    _Leaves = Mapping  # without parameters: a check of types would read a leaf
+
+
 @dataclass(frozen=True, eq=False)
-class TorchFile(Mapping):  # no parameters: checkers of types would look at a leaf
+class TorchFile(_Leaves):
     """The leaves of a file of PyTorch, by Flax's paths and in Flax's layout.
 
     Attributes:

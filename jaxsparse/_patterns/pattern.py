@@ -39,7 +39,7 @@ class NM:
     m: int
     transposable: bool = field(default=False, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in (("n", self.n), ("m", self.m)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(
@@ -81,7 +81,7 @@ class Unstructured:
     sparsity: float
     across_leaves: bool = field(default=False, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_sparsity(self.sparsity)
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ class PerOutput:
 
     sparsity: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_sparsity(self.sparsity)
 
     def __str__(self) -> str:
@@ -145,7 +145,7 @@ class Block:
     shape: tuple[int, int]
     sparsity: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         match self.shape:
             case (int(height), int(width)):
                 if min(height, width) < 1:
@@ -189,7 +189,7 @@ class Channel:
 
     sparsity: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_sparsity(self.sparsity)
 
     def __str__(self) -> str:

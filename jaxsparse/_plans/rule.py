@@ -38,7 +38,7 @@ class Rule:
     axis: int | None = field(default=None, kw_only=True)
     sizes: tuple[int, int] | None = field(default=ASP_SIZES, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             re.compile(self.path)
         except re.error as error:

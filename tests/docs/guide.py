@@ -1,4 +1,4 @@
-"""Runs the code of a page; what it prints has to be as the page says.
+"""Runs the code of a page and checks that it prints what the page says.
 
 python -m tests.docs.guide FILE
 """

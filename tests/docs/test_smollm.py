@@ -100,8 +100,8 @@ def test_the_loss_is_the_mean_surprise_of_the_next_token():
     total = np.log(np.exp(logits).sum(-1))
     chosen = np.take_along_axis(logits, TOKENS[:, 1:, None], -1)[..., 0]
     with jax.default_matmul_precision("highest"):
-        found = loss(model, jnp.asarray(TOKENS))
-    np.testing.assert_allclose(found, (total - chosen).mean(), rtol=1e-5)
+        result = loss(model, jnp.asarray(TOKENS))
+    np.testing.assert_allclose(result, (total - chosen).mean(), rtol=1e-5)
 
 
 @pytest.mark.sweep
@@ -156,12 +156,12 @@ def test_the_pretrained_logits_are_those_of_another_implementation():
     with jax.default_matmul_precision("highest"):
         logits = load_smollm()(jnp.asarray(IDS.split(), int)[None])[0]
     for position, tokens, expected in TOP_FIVE:
-        found = np.argsort(-logits[position])[:5]
-        np.testing.assert_array_equal(found, tokens)
+        best = np.argsort(-logits[position])[:5]
+        np.testing.assert_array_equal(best, tokens)
         # Float32 through 30 blocks was within 1.1e-4 of float64 on other texts, here
         # as in transformers; the literals are rounded by 5e-4.
         np.testing.assert_allclose(
-            logits[position, found], expected, rtol=0, atol=5e-4 + 5e-4
+            logits[position, best], expected, rtol=0, atol=5e-4 + 5e-4
         )
 
 
