@@ -121,9 +121,11 @@ def test_each_group_of_a_convolution_is_a_problem_of_its_own():
     ]
     agree(found, *groups)
     kernel = np.asarray(params["kernel"])  # (3, 3, 4, 6): outputs 0 to 2, then 3 to 5
-    matrices = np.asarray(found.columns.split(params["kernel"]))
+    matrices = np.asarray(found.columns.to_matrices(params["kernel"]))
     np.testing.assert_array_equal(matrices[1], kernel.reshape(36, 6)[:, 3:])
-    np.testing.assert_array_equal(found.columns.join(jnp.asarray(matrices)), kernel)
+    np.testing.assert_array_equal(
+        found.columns.from_matrices(jnp.asarray(matrices)), kernel
+    )
 
 
 def test_pytorch_layout_of_a_convolution():
