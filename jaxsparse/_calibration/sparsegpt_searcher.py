@@ -244,11 +244,11 @@ def _check_leaf(leaf: LeafPlan, weight: Any, matrices: LayerMatrices) -> None:
             f"groups along axis {matrices.inputs[-1]}, but it is planned "
             f"{leaf.decision!r}: collect them with the same plan"
         )
-    rows = set(range(len(matrices.shape))) - set(matrices.inputs)
-    if isinstance(leaf.pattern, PerOutput) and set(leaf.rows) != rows:
+    outputs = set(range(len(matrices.shape))) - set(matrices.inputs)
+    if isinstance(leaf.pattern, PerOutput) and set(leaf.rows) != outputs:
         raise ValueError(
             f"leaf {leaf.path!r} of shape {leaf.shape} has outputs along axes "
-            f"{sorted(rows)} by its statistics, but along {list(leaf.rows)} by the "
+            f"{sorted(outputs)} by its statistics, but along {list(leaf.rows)} by the "
             "plan: plan with fn, without an axis in the rule"
         )
     check_updatable(leaf.path, weight)

@@ -64,8 +64,8 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
 
     scalars = {
         "sparsity": sparsity(params),
-        "masked": _ratio(total("masked"), sum(sizes.values()), of_nothing=0.0),
-        "magnitude_kept": _ratio(total("kept"), total("magnitude"), of_nothing=1.0),
+        "masked": _ratio(total("masked"), sum(sizes.values()), if_empty=0.0),
+        "magnitude_kept": _ratio(total("kept"), total("magnitude"), if_empty=1.0),
     }
     # If several wrappers record a rate, the mean weighted by the sizes of their leaves.
     rates = [
@@ -75,14 +75,14 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
     if rates:
         flipped = sum(rate * size for rate, size in rates)
         size = sum(size for _, size in rates)
-        scalars["flip_rate"] = _ratio(flipped, size, of_nothing=0.0)
+        scalars["flip_rate"] = _ratio(flipped, size, if_empty=0.0)
     for path, values in measured.items():
-        zeros = _ratio(values["zeros"], sizes[path], of_nothing=0.0)
+        zeros = _ratio(values["zeros"], sizes[path], if_empty=0.0)
         scalars[f"sparsity/{path}"] = zeros
     return scalars
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike, *, of_nothing: float) -> Array:
-    """Returns `part / whole`, or `of_nothing` if `whole` is zero."""
-    part, whole = jnp.asarray(part, jnp.float32), jnp.asarray(whole, jnp.float32)
-    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), of_nothing)
+def _ratio(part: ArrayLike, total: ArrayLike, *, if_empty: float) -> Array:
+    """Returns `part / total`, or `if_empty` if `total` is zero."""
+    part, total = jnp.asarray(part, jnp.float32), jnp.asarray(total, jnp.float32)
+    return jnp.where(total > 0, part / jnp.where(total > 0, total, 1), if_empty)

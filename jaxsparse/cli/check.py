@@ -56,7 +56,7 @@ def check(
 
 
 def _faults(leaves: Leaves, leaf: LeafPlan) -> Mapping[str, str]:
-    """Returns the fault of a tensor by its name, or nothing."""
+    """Returns the fault of a tensor by its name; empty if it has none."""
     weight = leaves.read(leaf.path)
     try:
         with as_wide_as(weight.dtype):
