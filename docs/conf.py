@@ -2,8 +2,10 @@
 
 import typing
 from collections.abc import Callable
+from functools import reduce
 from importlib import metadata
 from inspect import getmembers, isclass, isfunction, unwrap
+from operator import or_
 from types import UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -85,7 +87,7 @@ def _with_aliases(hint: Any) -> Any:
             if get_origin(alias) in (Union, UnionType) and set(members) <= set(args):
                 rest = (arg for arg in args if arg not in members)
                 args = (stand_in, *rest)
-        return Union[tuple(_with_aliases(arg) for arg in args)]
+        return reduce(or_, map(_with_aliases, args))
     if args[0] is ...:  # Sphinx would write `Callable[[...], Any]`
         return _stand_in(f"Callable[..., {args[1].__name__}]")
     if isinstance(args[0], list):
@@ -97,12 +99,12 @@ def _name_aliases(owner: Any) -> None:
     for name, value in getmembers(owner):
         value = value.fget if isinstance(value, property) else unwrap(value)
         public = not name.startswith("_") or name in ("__init__", "__new__")
-        if public and (isfunction(value) or isclass(value)):
-            if "jaxsparse" in value.__module__:
-                hints = value.__annotations__
-                hints.update({k: _with_aliases(hint) for k, hint in hints.items()})
-                if isclass(value):
-                    _name_aliases(value)
+        described = public and (isfunction(value) or isclass(value))
+        if described and "jaxsparse" in value.__module__:
+            hints = value.__annotations__
+            hints.update({k: _with_aliases(hint) for k, hint in hints.items()})
+            if isclass(value):
+                _name_aliases(value)
 
 
 _name_aliases(jaxsparse)

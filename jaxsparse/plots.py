@@ -1,7 +1,7 @@
-"""Pictures of reports, masks and training runs, drawn by matplotlib.
+"""Plots of reports, masks and training runs, drawn by matplotlib.
 
-Each function draws into the axes that it is given or makes a figure, and returns the
-axes: `plot_leaves(report).figure.savefig("leaves.png")`.
+Each function draws into the given axes, or creates a figure, and returns the axes:
+`plot_leaves(report).figure.savefig("leaves.png")`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +25,14 @@ from jaxsparse._trees import alike
 
 
 def plot_leaves(report: SparsityReport, *, ax: Any = None) -> Any:
-    """The sparsity of the masks and the magnitude that they keep, leaf by leaf.
+    """Plots the sparsity of each leaf's mask and the magnitude that it keeps.
 
-    Equal layers of a model share a line, with a point for each. Leaves that stay dense
-    are left out.
+    Equal layers of a model share a line, with a point for each. Dense leaves are
+    omitted.
 
     Args:
-      report: what `sparsity_report` returns.
-      ax: axes of matplotlib to draw into; without, a figure is made.
+      report: the result of `sparsity_report`.
+      ax: matplotlib axes to draw into; by default a figure is created.
 
     Returns:
       The axes.
@@ -50,20 +50,20 @@ def plot_leaves(report: SparsityReport, *, ax: Any = None) -> Any:
     pruned = [leaf for leaf in report if leaf.magnitude_kept is not None]
     if not pruned:
         raise ValueError(
-            f"none of the {len(report.leaves)} leaves of this report is pruned: there "
-            "is nothing to plot"
+            f"none of the {len(report.leaves)} leaves of this report is pruned: pass a "
+            "plan or masks that prune some to sparsity_report"
         )
     lines = alike({leaf.path: leaf for leaf in pruned})
     if ax is None:
         ax = _axes((6.4, 1.1 + 0.28 * len(lines)))
     kinds = (("magnitude_kept", "magnitude kept"), ("masked", "pruned"))
     for (name, label), color in zip(kinds, ("tab:blue", "tab:orange"), strict=True):
-        places = [
+        points = [
             (100 * getattr(leaf, name), y)
             for y, leaves in enumerate(lines.values())
             for leaf in leaves
         ]
-        ax.plot(*zip(*places, strict=True), "o", color=color, alpha=0.6, label=label)
+        ax.plot(*zip(*points, strict=True), "o", color=color, alpha=0.6, label=label)
     ax.set_yticks(range(len(lines)), list(lines))
     ax.set_ylim(len(lines) - 0.4, -0.6)
     ax.set_xlim(-2, 102)
@@ -86,19 +86,18 @@ def plot_mask(
     corner: int = 32,
     ax: Any = None,
 ) -> Any:
-    """A corner of a mask: kept weights dark, pruned ones white.
+    """Plots a corner of a mask: kept weights dark, pruned ones white.
 
-    Of a weight of more than two axes, the first place along each of the others.
+    A weight of more than two axes is shown at the first index of all others.
 
     Args:
-      weight: an array of one axis or more, or a compressed weight.
-      mask: bool, of the weight's shape, or packed; the default is the weights that
-        are not zero.
-      leaf: the plan of the leaf, `plan[path]`: it says which two axes are shown, that
-        of the groups and the last output axis, and groups of n:m are ruled off. The
-        default is the last two axes.
-      corner: how many places along each axis are shown at most.
-      ax: axes of matplotlib to draw into; without, a figure is made.
+      weight: an array with at least one axis, or a compressed weight.
+      mask: bool, of the weight's shape, or packed; by default the non-zero weights.
+      leaf: the plan of the leaf, `plan[path]`. If given, the two axes shown are the
+        group axis and the last output axis, with lines between n:m groups; by default
+        they are the last two.
+      corner: the largest number of weights shown along each axis.
+      ax: matplotlib axes to draw into; by default a figure is created.
 
     Returns:
       The axes.
@@ -111,45 +110,36 @@ def plot_mask(
 
     >>> ax = plot_mask(jnp.arange(128.0).reshape(16, 8) % 2)
     >>> ax.get_xlabel(), ax.get_ylabel()
-    ('axis 1, 8 places', 'axis 0, 16 places')
+    ('axis 1, size 8', 'axis 0, size 16')
     """
     w = decompress(weight) if isinstance(weight, Compressed) else jnp.asarray(weight)
     if w.ndim == 0 or corner < 1:
         raise ValueError(
-            f"a weight of shape {w.shape} has no corner of {corner} places: give a "
-            "weight with axes, and a corner from 1 on"
+            f"can't plot a corner of {corner} weights of a weight of shape {w.shape}: "
+            "it must have an axis, and corner must be at least 1"
         )
     if leaf is not None and leaf.shape != w.shape:
         raise ValueError(
-            f"the plan of leaf {leaf.path!r} is for shape {leaf.shape}, the weight has "
-            f"shape {w.shape}: give the plan of this leaf"
+            f"the plan of leaf {leaf.path!r} is for shape {leaf.shape}, but the weight "
+            f"has shape {w.shape}: pass the plan of this leaf"
         )
-    shown = _shown_axes(w.ndim, leaf)
-    part = np.asarray(_kept(w, mask))[
-        tuple(slice(corner) if i in shown else 0 for i in range(w.ndim))
-    ]
-    part = np.atleast_2d(part)
+    axes = _visible_axes(w.ndim, leaf)
+    slices = tuple(slice(corner) if i in axes else 0 for i in range(w.ndim))
+    part = np.atleast_2d(np.asarray(_kept(w, mask))[slices])
     if ax is None:
         height, width = (max(0.15 * size, 1.0) for size in part.shape)
         ax = _axes((width + 1, height + 0.8))
     ax.imshow(part, cmap="Blues", vmin=0, vmax=1.2, interpolation="none")
-    names = [f"axis {i}, {w.shape[i]} places" for i in shown]
+    names = [f"axis {i}, size {w.shape[i]}" for i in axes]
     ax.set_xlabel(names[-1])
-    if len(shown) == 2:
+    if len(axes) == 2:
         ax.set_ylabel(names[0])
     else:
         ax.set_yticks([])
     for lines, size in zip((ax.axhline, ax.axvline), part.shape, strict=True):
         _draw_lines(lines, size, 1, color="white", linewidth=0.5)
     if leaf is not None and isinstance(leaf.pattern, NM):
-        m, both = leaf.pattern.m, leaf.pattern.transposable
-        for axis in (leaf.axis, *leaf.output[-1:] * both):
-            down = len(shown) == 2 and axis == shown[0]
-            lines, ticks = (ax.axhline, ax.yaxis) if down else (ax.axvline, ax.xaxis)
-            size = part.shape[0 if down else 1]
-            _draw_lines(lines, size, m, color="tab:orange", linewidth=1)
-            ticks.set_ticks(range(0, size, m))
-        ax.set_title(leaf.decision, fontsize="medium")
+        _draw_groups(ax, part.shape, axes, leaf, leaf.pattern)
     return ax
 
 
@@ -159,19 +149,19 @@ def plot_flip_rate(
     steps: ArrayLike | Sequence[int] | None = None,
     ax: Any = None,
 ) -> Any:
-    """The flip rate over training: how many weights each change of masks moved.
+    """Plots the flip rate over training: the weights that each change of masks moved.
 
     Args:
-      history: what `metrics` returned step by step: a list of dicts, or the dict of
+      history: the results of `metrics` step by step: a list of dicts, or the dict of
         arrays that `lax.scan` stacks them to.
-      steps: the step of each; the default counts from 0.
-      ax: axes of matplotlib to draw into; without, a figure is made.
+      steps: the step of each result; by default they count from 0.
+      ax: matplotlib axes to draw into; by default a figure is created.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: no flip rate among the metrics, or steps of another number.
+      ValueError: there is no flip rate among the metrics, or not one step for each.
       ImportError: matplotlib is not installed.
 
     >>> history = [{"flip_rate": 0.0}, {"flip_rate": 0.2}, {"flip_rate": 0.1}]
@@ -179,21 +169,21 @@ def plot_flip_rate(
     >>> ax.get_ylabel()
     'weights flipped (%)'
     """
-    columns = history if isinstance(history, Mapping) else _stacked(history)
-    if "flip_rate" not in columns:
+    series = history if isinstance(history, Mapping) else _stack(history)
+    if "flip_rate" not in series:
         raise ValueError(
-            f"no flip rate among the metrics {sorted(columns)}: regrow_by_gradient, "
+            f"no flip rate among the metrics {sorted(series)}: regrow_by_gradient, "
             "regrow_at_random and add_sr_ste_decay record it"
         )
-    rates = np.asarray(columns["flip_rate"])
+    rates = np.asarray(series["flip_rate"])
     steps = np.arange(len(rates)) if steps is None else np.asarray(steps)
     if rates.ndim != 1 or steps.shape != rates.shape:
         raise ValueError(
-            f"flip rates of shape {rates.shape} at steps of shape {steps.shape}: give "
-            "one step for each"
+            f"flip rates of shape {rates.shape} do not fit steps of shape "
+            f"{steps.shape}: pass one step for each"
         )
     ax = _axes((6.4, 3.2)) if ax is None else ax
-    # A rate is that of the last change and stands until the next one.
+    # A rate is that of the last change of masks, and holds until the next one.
     ax.plot(steps, 100 * rates, drawstyle="steps-post")
     ax.set_ylim(bottom=0)
     ax.set_xlabel("step")
@@ -211,13 +201,30 @@ def _axes(size: tuple[float, float]) -> Any:
 
 
 def _draw_lines(line: Callable[..., Any], size: int, every: int, **style: Any) -> None:
-    """Lines between places, after `every` so many."""
-    for place in range(every, size, every):
-        line(place - 0.5, **style)
+    """Draws a line after every `every` of `size` weights."""
+    for index in range(every, size, every):
+        line(index - 0.5, **style)
 
 
-def _shown_axes(ndim: int, leaf: LeafPlan | None) -> list[int]:
-    """Which axes of a weight are shown: one or two, in its own order."""
+def _draw_groups(
+    ax: Any, size: Sequence[int], axes: Sequence[int], leaf: LeafPlan, pattern: NM
+) -> None:
+    """Draws lines and ticks between n:m groups, and the plan as a title."""
+    group_axes = [leaf.axis]
+    if pattern.transposable:
+        group_axes.append(leaf.output[-1])
+    for axis in group_axes:
+        if len(axes) == 2 and axis == axes[0]:
+            lines, ticks, length = ax.axhline, ax.yaxis, size[0]
+        else:
+            lines, ticks, length = ax.axvline, ax.xaxis, size[1]
+        _draw_lines(lines, length, pattern.m, color="tab:orange", linewidth=1)
+        ticks.set_ticks(range(0, length, pattern.m))
+    ax.set_title(leaf.decision, fontsize="medium")
+
+
+def _visible_axes(ndim: int, leaf: LeafPlan | None) -> list[int]:
+    """Returns the one or two axes of a weight that are shown, in its own order."""
     if leaf is None or leaf.axis is None:
         return list(range(ndim))[-2:]
     others = leaf.output or tuple(i for i in range(ndim) if i != leaf.axis)
@@ -232,7 +239,7 @@ def _kept(weight: jax.Array, mask: ArrayLike | None) -> jax.Array:
     return as_bool(mask, weight)
 
 
-def _stacked(history: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """One list for each name that every dict has."""
-    common = set.intersection(*map(set, history)) if history else set()
-    return {name: [float(one[name]) for one in history] for name in common}
+def _stack(history: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Returns a list for each name that every dict has."""
+    names = set.intersection(*map(set, history)) if history else set()
+    return {name: [float(metrics[name]) for metrics in history] for name in names}

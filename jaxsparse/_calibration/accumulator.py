@@ -1,5 +1,6 @@
-"""Sums over the tokens that meet a leaf: of its inputs' squares, or of all products."""
+"""Running sums over the tokens of a leaf's inputs: of their squares or products."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,100 +15,121 @@ from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._trace import ProductInputs
 
 
-#: The batch that a tally names as bad as long as there is none.
+#: The value of `Accumulator.bad_batch` as long as no batch was bad.
 NO_BAD_BATCH = int(np.iinfo(np.int32).max)
 
 
 class Accumulator(NamedTuple):
-    """What was added up of the inputs of a leaf.
+    """The sums over tokens for one leaf.
 
     Attributes:
       sums: `[problem, input]` of squares, or `[problem, input, input]` of products.
-      tokens: how many there were in each problem, by their weights.
-      bad: the first batch in which a sum was not finite, or a weight negative.
+      tokens: the number of tokens of each problem; the sum of their weights, if any.
+      bad_batch: the first batch with a non-finite sum or a negative weight.
     """
 
     sums: Float32[Array, "problem input ..."]
     tokens: Float32[Array, " problem"]
-    bad: Int32[Array, ""]
+    bad_batch: Int32[Array, ""]
 
 
-def empty_accumulator(columns: LayerMatrices, *, products: bool) -> Accumulator:
-    """A tally of nothing: of products of inputs, or of their squares alone."""
-    channels = (columns.channels,) * (2 if products else 1)
+def empty_accumulator(matrices: LayerMatrices, *, products: bool) -> Accumulator:
+    """Returns an accumulator of zeros.
+
+    Args:
+      matrices: the problems, inputs and outputs of the leaf.
+      products: whether to sum the products of every two inputs, not only squares.
+    """
+    problems, inputs = matrices.num_problems, matrices.inputs_per_problem
+    shape = (problems, inputs, inputs) if products else (problems, inputs)
     return Accumulator(
-        jnp.zeros((columns.problems, *channels), jnp.float32),
-        jnp.zeros((columns.problems,), jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((problems,), jnp.float32),
         jnp.asarray(NO_BAD_BATCH, jnp.int32),
     )
 
 
 def accumulate(
-    tally: Accumulator,
-    rows: ProductInputs,
-    places: ChannelIndex,
+    accumulator: Accumulator,
+    inputs: ProductInputs,
+    index: ChannelIndex,
     weights: Array | None,
     batch: Array,
 ) -> Accumulator:
     """Adds the inputs of one product.
 
     Args:
-      tally: what there is.
-      rows: the inputs.
-      places: where they belong.
-      weights: bool or real numbers of the leading token axes, or None.
-      batch: the number of the batch, which is remembered if its sums are not finite.
+      accumulator: the sums so far.
+      inputs: the inputs of the product.
+      index: the problems and inputs of the leaf that they belong to.
+      weights: bool or real token weights along the leading token axes, or None.
+      batch: the number of the batch, recorded if its sums are not finite.
 
     Raises:
-      ValueError: the weights do not fit the tokens.
+      ValueError: the inputs are complex, the weights do not fit the tokens, or experts
+        have their inputs in different orders.
     """
-    products = tally.sums.ndim == 3
-    if jnp.issubdtype(rows.x.dtype, jnp.complexfloating):
-        raise ValueError(f"they are {rows.x.dtype}, only real ones are read")
-    x = _in_channels(rows.x, places.channel, tally.sums.shape[-1])
-    tokens = x.shape[1:-1]
-    weights = _of_tokens(weights, tokens)
-    add = lambda x, weights: _sum(x, weights, products)
-    if rows.members is None:
-        sums, count = jax.vmap(add, (0, None))(x, weights)
-    else:
-        none = jnp.zeros((), weights.dtype)
-        own = lambda members: add(x[0], jnp.where(members, weights, none))
-        sums, count = lax.map(own, rows.members)
-    problem = places.problem
-    if rows.groups > 1:
-        problem = problem * np.int32(rows.groups) + np.arange(
-            rows.groups, dtype=np.int32
+    if jnp.issubdtype(inputs.x.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"their dtype is {inputs.x.dtype}, and only real inputs are supported"
         )
-    fine = jnp.isfinite(sums).all() & (weights >= jnp.zeros((), weights.dtype)).all()
-    return Accumulator(
-        _add_at(tally.sums, problem, sums),
-        _add_at(tally.tokens, problem, count),
-        jnp.where(fine, tally.bad, jnp.minimum(tally.bad, batch)),
+    x = _in_leaf_order(inputs.x, index.input, accumulator.sums.shape[1])
+    weights = _weight_per_token(weights, x.shape[1:-1])
+    sums, tokens = _sum_sets(
+        x, weights, inputs.members, products=accumulator.sums.ndim == 3
     )
+    problem = index.problem
+    if inputs.groups > 1:
+        group = np.arange(inputs.groups, dtype=np.int32)
+        problem = problem * np.int32(inputs.groups) + group
+    is_good = jnp.isfinite(sums).all() & (weights >= jnp.zeros((), weights.dtype)).all()
+    bad_batch = jnp.minimum(accumulator.bad_batch, batch)
+    return Accumulator(
+        _add_at(accumulator.sums, problem, sums),
+        _add_at(accumulator.tokens, problem, tokens),
+        jnp.where(is_good, accumulator.bad_batch, bad_batch),
+    )
+
+
+def _sum_sets(
+    x: Shaped[Array, "set *token input"],
+    weights: Shaped[Array, "*token"],
+    members: Array | None,
+    *,
+    products: bool,
+) -> tuple[Array, Array]:
+    """Returns the weighted sums and the number of tokens, for each set of tokens."""
+    if members is None:
+        return jax.vmap(partial(_sum, products=products), (0, None))(x, weights)
+    zero = jnp.zeros((), weights.dtype)
+
+    def sum_members(members: Array) -> tuple[Array, Array]:
+        return _sum(x[0], jnp.where(members, weights, zero), products=products)
+
+    return lax.map(sum_members, members)
 
 
 def _sum(
     x: Shaped[Array, "*token input"], weights: Shaped[Array, "*token"], products: bool
 ) -> tuple[Array, Array]:
-    """The weighted sum of squares or products over tokens, and that of the weights."""
-    tokens = tuple(range(x.ndim - 1))
+    """Returns the weighted sum over tokens of squares or products, and of weights."""
+    token_axes = tuple(range(x.ndim - 1))
     count = jnp.sum(weights, dtype=jnp.float32)
     counts = weights[..., None] != jnp.zeros((), weights.dtype)
-    x = jnp.where(counts, x, jnp.zeros((), x.dtype))
-    left = x
+    x = jnp.where(counts, x, jnp.zeros((), x.dtype))  # padding may be NaN
+    weighted = x
     narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize <= 2
     if weights.dtype != jnp.bool_ or not narrow:
         # Products of 16-bit floats are exact in float32: they need no wider factors.
         x = x.astype(jnp.float32)
-        left = x * weights[..., None].astype(jnp.float32)
+        weighted = x * weights[..., None].astype(jnp.float32)
     if not products:
-        wide = left.astype(jnp.float32) * x.astype(jnp.float32)
-        return jnp.sum(wide, tokens), count
+        squares = weighted.astype(jnp.float32) * x.astype(jnp.float32)
+        return jnp.sum(squares, token_axes), count
     return lax.dot_general(
-        left,
+        weighted,
         x,
-        ((tokens, tokens), ((), ())),
+        ((token_axes, token_axes), ((), ())),
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
         out_sharding=_replicated(x),
@@ -115,47 +137,55 @@ def _sum(
 
 
 def _replicated(x: Array) -> NamedSharding | None:
-    """Over explicit axes of a mesh a sum over tokens has to say where it goes."""
+    """Returns the sharding of a sum over tokens, which explicit mesh axes require."""
     sharding = jax.typeof(x).sharding
     if all(names is None for names in sharding.spec):
         return None
     return NamedSharding(sharding.mesh, PartitionSpec(None, None))
 
 
-def _of_tokens(weights: Array | None, tokens: tuple[int, ...]) -> Array:
-    """The weight of every token, from those of leading axes."""
+def _weight_per_token(weights: Array | None, tokens: tuple[int, ...]) -> Array:
+    """Returns an array of shape `tokens`, from weights along leading axes."""
     if weights is None:
         return jnp.ones(tokens, jnp.bool_)
     merged = weights.ndim > 1 and tokens[:1] == (weights.size,)
     if not merged and tokens[: weights.ndim] != weights.shape:
         raise ValueError(
             f"weights of shape {weights.shape} do not fit tokens of shape {tokens}: "
-            "they have to be the leading axes, or their product the first one"
+            "their shape must be that of the leading token axes, or have as many "
+            "elements as the first one"
         )
     if merged:
         weights = weights.reshape(-1)
-    rest = (1,) * (len(tokens) - weights.ndim)
-    return jnp.broadcast_to(weights.reshape(*weights.shape, *rest), tokens)
+    trailing = (1,) * (len(tokens) - weights.ndim)
+    return jnp.broadcast_to(weights.reshape(*weights.shape, *trailing), tokens)
 
 
-def _in_channels(x: Array, channel: Any, channels: int) -> Array:
-    """The inputs in the leaf's order of channels, zeros where a product has none."""
-    if _is_range(channel, channels):
+def _in_leaf_order(
+    x: Shaped[Array, "set *token input"], index: Any, size: int
+) -> Shaped[Array, "set *token leaf_input"]:
+    """Returns the inputs in the leaf's order, zero where the product has none."""
+    if _is_arange(index, size):
         return x
-    if len(channel) != len(x):
-        raise ValueError("experts whose inputs are in different orders are not read")
-    put = lambda x, place: (
-        jnp.zeros((*x.shape[:-1], channels), x.dtype).at[..., place].add(x, mode="drop")
-    )
-    return jax.vmap(put)(x, jnp.asarray(channel))
+    if len(index) != len(x):
+        raise ValueError(
+            "experts that have their inputs in different orders are not supported"
+        )
+
+    def scatter(x: Array, index: Array) -> Array:
+        zeros = jnp.zeros((*x.shape[:-1], size), x.dtype)
+        return zeros.at[..., index].add(x, mode="drop")
+
+    return jax.vmap(scatter)(x, jnp.asarray(index))
 
 
-def _add_at(total: Array, place: Any, new: Array) -> Array:
-    whole = _is_range(place, total.shape[0])
-    return total + new if whole else total.at[place].add(new)
+def _add_at(total: Array, problem: Any, new: Array) -> Array:
+    if _is_arange(problem, total.shape[0]):
+        return total + new
+    return total.at[problem].add(new)
 
 
-def _is_range(places: Any, size: int) -> bool:
-    """Whether places that are known beforehand are all, in order."""
-    known = isinstance(places, np.ndarray) and places.shape[-1] == size
-    return known and bool(np.all(places == np.arange(size)))
+def _is_arange(index: Any, size: int) -> bool:
+    """Whether an index is `arange(size)`, and not traced."""
+    is_static = isinstance(index, np.ndarray) and index.shape[-1] == size
+    return is_static and bool(np.all(index == np.arange(size)))

@@ -1,4 +1,4 @@
-"""Batches: the arrays of each, and what is the same in a program for all of them."""
+"""Batches: their arrays, and the static rest that a compiled program depends on."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,38 +10,44 @@ from jaxsparse._trees import is_array
 
 
 class BatchStructure(NamedTuple):
-    """A batch without its arrays: hashable, if what is no array is."""
+    """A batch without its arrays; hashable if its leaves that are not arrays are.
+
+    Attributes:
+      structure: the batch's tree structure.
+      leaves: the type and the value of each leaf, with a marker for each array. The
+        type tells `1` from `True`, which compare equal.
+    """
 
     structure: Any
-    others: tuple[tuple[type, Any], ...]  # 1 and True are equal, and are not the same
+    leaves: tuple[tuple[type, Any], ...]
 
     def fill(self, arrays: Iterable[Any]) -> Any:
-        """The batch with these arrays."""
-        rest = iter(arrays)
-        leaves = [next(rest) if x is _ARRAY else x for _, x in self.others]
+        """Returns the batch with these arrays."""
+        remaining = iter(arrays)
+        leaves = [next(remaining) if x is _ARRAY else x for _, x in self.leaves]
         return self.structure.unflatten(leaves)
 
 
-#: Stands where a batch has an array.
+#: Marks an array among the leaves of a `BatchStructure`.
 _ARRAY = object()
 
 
 def unpack(batch: Any) -> tuple[list[Any], BatchStructure]:
-    """The arrays of a batch, and the rest."""
+    """Returns the arrays of a batch, and its structure without them."""
     leaves, structure = jax.tree.flatten(batch)
-    others = [_ARRAY if is_array(x) else x for x in leaves]
-    frame = BatchStructure(structure, tuple((type(x), x) for x in others))
-    return [x for x in leaves if is_array(x)], frame
+    static = [_ARRAY if is_array(x) else x for x in leaves]
+    batch_structure = BatchStructure(structure, tuple((type(x), x) for x in static))
+    return [x for x in leaves if is_array(x)], batch_structure
 
 
 def as_args(batch: Any) -> tuple[Any, ...]:
-    """The arguments that a batch is: those of a tuple, or the batch itself."""
+    """Returns a batch as arguments: itself if it is a tuple, else the only one."""
     return batch if type(batch) is tuple else (batch,)
 
 
 @contextmanager
 def name_batch_in_errors(number: int, batch: Any) -> Iterator[None]:
-    """Adds a batch's number and shapes to whatever is raised within."""
+    """Adds the number and the shapes of a batch to any error raised inside."""
     try:
         yield
     except Exception as error:
@@ -53,12 +59,24 @@ def name_batch_in_errors(number: int, batch: Any) -> Iterator[None]:
 def progress_bar(
     stream: Iterable[Any], batches: Iterable[Any], name: str, progress: bool
 ) -> Iterable[Any]:
-    """The same stream, with a progress bar if asked for."""
+    """Returns the stream, wrapped in a progress bar if `progress`.
+
+    Args:
+      stream: what is iterated over.
+      batches: an iterable with as many elements, for the total if it has a length.
+      name: the label of the bar.
+      progress: whether to show the bar.
+
+    Raises:
+      ImportError: tqdm is not installed.
+    """
     if not progress:
         return stream
     try:
         from tqdm import tqdm
     except ImportError:
-        raise ImportError("a progress bar needs: python -m pip install tqdm") from None
+        raise ImportError(
+            "progress=True needs tqdm: python -m pip install tqdm"
+        ) from None
     total = len(batches) if hasattr(batches, "__len__") else None  # pyright: ignore[reportArgumentType]
     return tqdm(stream, desc=name, total=total, unit="batch")

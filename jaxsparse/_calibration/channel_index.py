@@ -1,4 +1,8 @@
-"""Where the places of a product's operand lie in the parameter that it shows."""
+"""Which problem and which input of a leaf each element of an operand belongs to.
+
+The operand of a product may show a leaf transposed, merged, in part or indexed by a
+loop. The sums over tokens are kept in the leaf's own order of problems and inputs.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,18 +19,18 @@ from jaxsparse._trace import (
 
 
 class ChannelIndex(NamedTuple):
-    """The problem and the input channel of each place of an operand.
+    """Indices into the problems and the inputs of a leaf.
 
-    Numbers, or traced ones where a loop's step decides.
+    They are NumPy arrays, or traced arrays if they depend on the step of a loop.
 
     Attributes:
-      problem: `[problem]`, of each place of the product's batch axes.
-      channel: `[problem, input]`, of each place of the axes contracted, there; behind
-        the last channel for a place that is not the parameter's.
+      problem: `[set]`, int32: the problem of each element of the product's batch axes.
+      input: `[set, input]`, int32: the input of each element of its contracted axes;
+        the number of inputs, which is out of bounds, for elements not of this leaf.
     """
 
     problem: Any
-    channel: Any
+    input: Any
 
 
 def channel_index(
@@ -34,63 +38,71 @@ def channel_index(
     contracted: Sequence[tuple[ViewAxis, int]],
     indexed: Sequence[IndexedAxis],
     steps: Mapping[Path, Any],
-    columns: LayerMatrices,
+    matrices: LayerMatrices,
 ) -> ChannelIndex:
-    """Finds the places.
+    """Returns the problems and inputs that the axes of an operand enumerate.
 
     Args:
-      batch: what each batch axis of the operand shows, and its size.
-      contracted: the same of each contracted axis.
-      indexed: the axes of which one place was taken.
-      steps: the number of the step of each scan around.
-      columns: what the parameter's axes are to be.
+      batch: the view and the size of each batch axis of the operand.
+      contracted: the view and the size of each contracted axis.
+      indexed: the axes of which the operand shows a single index.
+      steps: the current step of each enclosing scan, by its path.
+      matrices: the problems, inputs and outputs of the leaf.
     """
-    known, there = _grid([*batch, *contracted])
-    shape = [size for _, size in [*batch, *contracted]]
-    nowhere = np.zeros(shape, np.int32)
-    places = [nowhere + known.get(i, 0) for i in range(len(columns.shape))]
-    for dim, by in indexed:
-        for axis, place in _digits(dim, 0 if by is None else steps[by]).items():
-            places[axis] = places[axis] + place
-    ravel = lambda axes: _ravel([(places[i], columns.shape[i]) for i in axes], nowhere)
-    problem, channel = ravel(columns.batch), ravel(columns.inputs)
-    if not np.all(there):
-        outside = np.int32(columns.channels)
+    axes = [*batch, *contracted]
+    sizes = [size for _, size in axes]
+    zeros = np.zeros(sizes, np.int32)
+    grid, is_leaf = _index_grid(axes)
+    indices = [zeros + grid.get(axis, 0) for axis in range(len(matrices.shape))]
+    for view_axis, scan in indexed:
+        step = 0 if scan is None else steps[scan]
+        for axis, index in _unravel(view_axis, step).items():
+            indices[axis] = indices[axis] + index
+
+    problem = _ravel(indices, matrices.batch, matrices.shape, zeros)
+    channel = _ravel(indices, matrices.inputs, matrices.shape, zeros)
+    if not np.all(is_leaf):
+        out_of_bounds = np.int32(matrices.inputs_per_problem)
         where = np.where if isinstance(channel, np.ndarray) else jnp.where
-        channel = where(there, channel, outside)
-    count = int(np.prod(shape[: len(batch)], dtype=int))
-    return ChannelIndex(problem.reshape(count, -1)[:, 0], channel.reshape(count, -1))
+        channel = where(is_leaf, channel, out_of_bounds)
+    sets = int(np.prod(sizes[: len(batch)], dtype=int))
+    return ChannelIndex(problem.reshape(sets, -1)[:, 0], channel.reshape(sets, -1))
 
 
-def _grid(axes: Sequence[tuple[ViewAxis, int]]) -> tuple[dict[int, Any], Any]:
-    """Each leaf axis's places over a grid of an operand's axes, and which are there."""
-    places: dict[int, Any] = {}
-    there = np.ones([size for _, size in axes], bool)
-    for k, (dim, size) in enumerate(axes):
+def _index_grid(axes: Sequence[tuple[ViewAxis, int]]) -> tuple[dict[int, Any], Any]:
+    """Returns the index along each leaf axis over the grid of an operand's axes.
+
+    The second result is False for elements of the grid that are not of the leaf.
+    """
+    indices: dict[int, Any] = {}
+    is_leaf = np.ones([size for _, size in axes], bool)
+    for k, (view_axis, size) in enumerate(axes):
         along = [size if i == k else 1 for i in range(len(axes))]
-        number = np.arange(size, dtype=np.int32) - np.int32(dim.offset)
-        inside = (number >= 0) & (number < dim.covered)
-        there = there & inside.reshape(along)
-        for axis, place in _digits(dim, np.where(inside, number, 0)).items():
-            places[axis] = places.get(axis, 0) + place.reshape(along)
-    return places, there
+        element = np.arange(size, dtype=np.int32) - np.int32(view_axis.offset)
+        inside = (element >= 0) & (element < view_axis.covered)
+        is_leaf = is_leaf & inside.reshape(along)
+        for axis, index in _unravel(view_axis, np.where(inside, element, 0)).items():
+            indices[axis] = indices.get(axis, 0) + index.reshape(along)
+    return indices, is_leaf
 
 
-def _digits(dim: ViewAxis, number: Any) -> dict[int, Any]:
-    """The place along each leaf axis of the numbered place of an axis made of them."""
-    places: dict[int, Any] = {}
-    for factor in reversed(dim.pieces):
-        digit = number % np.int32(factor.size)
-        number = number // np.int32(factor.size)
-        if factor.axis >= 0:
-            place = np.int32(factor.start) + np.int32(factor.stride) * digit
-            places[factor.axis] = places.get(factor.axis, 0) + place
-    return places
+def _unravel(view_axis: ViewAxis, element: Any) -> dict[int, Any]:
+    """Returns the index along each leaf axis of elements of an axis made of them."""
+    indices: dict[int, Any] = {}
+    for piece in reversed(view_axis.pieces):
+        digit = element % np.int32(piece.size)
+        element = element // np.int32(piece.size)
+        if piece.axis >= 0:
+            index = np.int32(piece.start) + np.int32(piece.stride) * digit
+            indices[piece.axis] = indices.get(piece.axis, 0) + index
+    return indices
 
 
-def _ravel(places: Sequence[tuple[Any, int]], start: Any) -> Any:
-    """The flat number of a place, over axes of some sizes."""
-    flat = start
-    for place, size in places:
-        flat = flat * np.int32(size) + place
+def _ravel(
+    indices: Sequence[Any], axes: Sequence[int], shape: Sequence[int], zeros: Any
+) -> Any:
+    """Returns the flat index over some axes, from the index along each axis."""
+    flat = zeros
+    for axis in axes:
+        flat = flat * np.int32(shape[axis]) + indices[axis]
     return flat

@@ -1,4 +1,4 @@
-"""The best weights for masks that are given, on whole trees."""
+"""Least-squares weights for given masks, on whole trees."""
 
 from typing import Any
 
@@ -20,29 +20,28 @@ from jaxsparse._trees import flatten, map_named
 
 
 def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
-    """The weights that, with these masks, keep the outputs of each layer best.
+    """Returns the weights under these masks that best preserve each layer's outputs.
 
-    For each output of each layer the least squares over the weights that its mask
-    keeps, whatever the pattern: `v` that minimises `norm(x @ w - x @ v)` over the
-    inputs `x` of the statistics. For one layer of 4096 x 4096 that is 4096 systems of
-    equations: `SparseGPTSearcher` comes close in a fraction of the time.
+    For each output of a layer, solves the least squares over the weights that its mask
+    keeps, whatever the pattern: the `v` that minimises `norm(x @ w - x @ v)` over the
+    inputs `x` of the statistics. A 4096 x 4096 layer takes 4096 linear solves;
+    `SparseGPTSearcher` comes close in a fraction of the time.
 
     Args:
       params: a tree of arrays: the weights before pruning.
-      masks: a tree of bool or packed masks, or of None for leaves that stay as they
-        are.
-      statistics: second moments, from `collect_statistics`, of every leaf with a mask.
+      masks: a tree of bool or packed masks, with None for leaves to leave unchanged.
+      statistics: second moments of every leaf with a mask, from `collect_statistics`.
 
     Returns:
-      A tree like `params`, of the same dtypes, with exact zeros at masked places.
+      A tree like `params`, with the same dtypes and exact zeros at masked positions.
 
     Raises:
-      ValueError: masks or statistics that do not fit, only mean squares, or weights
-        that are not finite.
-      TypeError: a masked leaf of integers.
+      ValueError: masks or statistics do not fit, only mean squares were collected, or
+        weights are not finite.
+      TypeError: a masked leaf has an integer dtype.
 
     Warns:
-      UserWarning: fewer tokens than inputs.
+      UserWarning: a leaf has fewer tokens than inputs.
 
     >>> from jaxsparse import collect_statistics, create_masks
     >>> params = {"kernel": jnp.ones((16, 8))}
@@ -56,22 +55,24 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
     masked = [path for path, mask in matched.items() if mask is not None]
     for path in masked:
         check_updatable(path, leaves[path])
-    known = match_statistics({path: leaves[path].shape for path in masked}, statistics)
-    warn_of_few_tokens(known)
-    fit = lambda path, leaf: device_put_like(
-        _fit(leaf, matched[path], known[path]), leaf
-    )
-    return map_named(
-        lambda path, leaf: fit(path, leaf) if path in known else leaf, params
-    )
+    shapes = {path: leaves[path].shape for path in masked}
+    by_path = match_statistics(shapes, statistics)
+    warn_of_few_tokens(by_path)
+
+    def fit(path: str, leaf: Any) -> Any:
+        if path not in by_path:
+            return leaf
+        return device_put_like(_fit(leaf, matched[path], by_path[path]), leaf)
+
+    return map_named(fit, params)
 
 
 @jax.jit
 def _fit(leaf: Array, mask: Array, statistics: LeafStatistics) -> Array:
-    columns, mask = statistics.columns, as_bool(mask, leaf)
-    weights = columns.split(leaf.astype(jnp.float32))
-    masks = columns.split(mask)
+    matrices, mask = statistics.columns, as_bool(mask, leaf)
+    weights = matrices.to_matrices(leaf.astype(jnp.float32))
+    masks = matrices.to_matrices(mask)
     moments = replicate(statistics.second_moment)
     fitted = jax.vmap(masked_least_squares)(weights, masks, moments)
-    weight = reshard_like(columns.join(fitted), leaf).astype(leaf.dtype)
+    weight = reshard_like(matrices.from_matrices(fitted), leaf).astype(leaf.dtype)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

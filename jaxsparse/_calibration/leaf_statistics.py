@@ -1,4 +1,4 @@
-"""What calibration knows of a leaf, and whether it is what a plan needs."""
+"""Statistics of one leaf's inputs, and checks that they fit a plan and its weights."""
 
 import warnings
 from collections.abc import Mapping
@@ -14,8 +14,7 @@ from jaxtyping import Array, Float32
 from jaxsparse._calibration.matrices import LayerMatrices
 
 
-#: What is known of the inputs: the mean square of each, or the mean product of every
-#: two.
+#: What is measured: the mean square of each input, or the mean product of every two.
 Statistic = Literal["mean_square", "second_moment"]
 
 
@@ -28,14 +27,16 @@ Statistic = Literal["mean_square", "second_moment"]
 class LeafStatistics:
     """Statistics of the inputs of one leaf.
 
-    A leaf has a problem for each expert, for each layer of a stack or for each feature
-    group of a convolution; mostly that is one.
+    A leaf has one problem for each expert, each layer of a stack, or each feature group
+    of a convolution. Most leaves have a single problem.
 
     Attributes:
-      moments: float32 means over tokens, of the square of each input, `[problem,
-        input]`, or of the product of every two, `[problem, input, input]`.
-      tokens: float32, how many there were, by their weights, `[problem]`.
-      columns: which axes of the leaf are inputs.
+      moments: float32 means over tokens: of the square of each input, of shape
+        `[problem, input]`, or of the product of every two inputs, of shape `[problem,
+        input, input]`.
+      tokens: the number of tokens of each problem, float32, of shape `[problem]`; the
+        sum of their weights if tokens were weighted.
+      columns: how the axes of the leaf map to problems, inputs and outputs.
     """
 
     moments: Any  # trees of it may hold shapes or shardings as well
@@ -66,87 +67,92 @@ class LeafStatistics:
 def match_statistics(
     shapes: Mapping[str, tuple[int, ...] | None], statistics: Any
 ) -> dict[str, LeafStatistics]:
-    """The statistics of leaves by path, checked against their shapes.
+    """Returns the statistics of leaves by path, checked against their shapes.
 
     Raises:
-      ValueError: there are none of a leaf, they are of another shape, not finite, or
-        all zero.
+      ValueError: statistics of a leaf are missing, are for another shape, are not
+        finite, or are all zero.
     """
-    matched = {path: _of(path, shape, statistics) for path, shape in shapes.items()}
-    found = {path: _look_at(one.mean_square) for path, one in matched.items()}
-    for path, (finite, zero) in jax.device_get(found).items():
+    matched = {
+        path: _statistics_of(path, shape, statistics) for path, shape in shapes.items()
+    }
+    checks = {path: _check_values(leaf.mean_square) for path, leaf in matched.items()}
+    for path, (finite, zero) in jax.device_get(checks).items():
         shape = matched[path].columns.shape
         if not finite:
             raise ValueError(
-                f"the statistics of leaf {path!r} of shape {shape} are not finite"
+                f"the statistics of leaf {path!r} of shape {shape} are not finite: "
+                "collect them again"
             )
         if zero.any():
-            number = int(np.argmax(zero))
-            which = f" of its problem {number} of {zero.size}" if zero.size > 1 else ""
+            problem = int(np.argmax(zero))
+            which = f" of problem {problem} of {zero.size}" if zero.size > 1 else ""
             raise ValueError(
                 f"all inputs{which} of leaf {path!r} of shape {shape} were zero in "
-                "every batch, so nothing is known of them: give batches that reach it, "
+                "every batch, so its statistics are empty: use batches that reach it, "
                 "or keep it dense by a rule"
             )
     return matched
 
 
 @jax.jit
-def _look_at(mean_square: Array) -> tuple[Array, Array]:
-    """Whether all of it is finite, and which problems are all zero."""
+def _check_values(mean_square: Array) -> tuple[Array, Array]:
+    """Returns whether all values are finite, and which problems are all zero."""
     return jnp.isfinite(mean_square).all(), (mean_square == 0).all(1)
 
 
-def _of(path: str, shape: tuple[int, ...] | None, statistics: Any) -> LeafStatistics:
-    known = statistics if isinstance(statistics, Mapping) else {}
-    found = known.get(path)
-    if not isinstance(found, LeafStatistics):
+def _statistics_of(
+    path: str, shape: tuple[int, ...] | None, statistics: Any
+) -> LeafStatistics:
+    by_path = statistics if isinstance(statistics, Mapping) else {}
+    leaf = by_path.get(path)
+    if not isinstance(leaf, LeafStatistics):
         raise ValueError(
-            f"there are no statistics of leaf {path!r} of shape {shape}: give "
-            "collect_statistics(fn, params, batches, plan=plan), of the same plan"
+            f"there are no statistics of leaf {path!r} of shape {shape}: pass "
+            "collect_statistics(fn, params, batches, plan=plan), with the same plan"
         )
-    if found.columns.shape != shape:
+    if leaf.columns.shape != shape:
         raise ValueError(
-            f"the statistics of leaf {path!r} are of shape {found.columns.shape}, it "
-            f"is of shape {shape}: collect them with these parameters"
+            f"the statistics of leaf {path!r} are for shape {leaf.columns.shape}, but "
+            f"it has shape {shape}: collect them with these parameters"
         )
-    return found
+    return leaf
 
 
 def check_updatable(path: str, weight: Any) -> None:
-    """Raises unless a leaf can have other weights than its own.
+    """Raises unless the weights of a leaf can be updated.
 
     Raises:
-      TypeError: its weights are no floats.
-      ValueError: one of them is NaN or infinite, and would spread to others.
+      TypeError: the weights are not floats.
+      ValueError: a weight is NaN or infinite, and would spread to others.
     """
     if not jnp.issubdtype(weight.dtype, jnp.floating):
         raise TypeError(
-            f"leaf {path!r} of shape {weight.shape} has dtype {weight.dtype}: only "
-            "weights that are floats can be updated"
+            f"leaf {path!r} of shape {weight.shape} has dtype {weight.dtype}, and only "
+            "floats can be updated: keep it dense by a rule"
         )
     if not jnp.isfinite(weight).all():
         raise ValueError(
             f"leaf {path!r} of shape {weight.shape} has weights that are not finite, "
-            "which would spread to all that make up for them: mend them, or keep it "
-            "dense by a rule"
+            "which would spread to the weights that compensate for them: replace them, "
+            "or keep the leaf dense by a rule"
         )
 
 
 def warn_of_few_tokens(statistics: Mapping[str, LeafStatistics]) -> None:
-    """Warns where weights would be fitted to fewer tokens than they have inputs."""
-    seen = jax.device_get({path: jnp.min(s.tokens) for path, s in statistics.items()})
-    few = {
-        path: (float(tokens), statistics[path].columns.channels)
-        for path, tokens in seen.items()
-        if tokens < statistics[path].columns.channels
+    """Warns if weights would be fitted to fewer tokens than they have inputs."""
+    fewest = jax.device_get({path: jnp.min(s.tokens) for path, s in statistics.items()})
+    too_few = {
+        path: (float(tokens), statistics[path].columns.inputs_per_problem)
+        for path, tokens in fewest.items()
+        if tokens < statistics[path].columns.inputs_per_problem
     }
-    if few:
-        path, (tokens, channels) = min(few.items(), key=lambda x: x[1][0] / x[1][1])
+    if too_few:
+        path, (tokens, inputs) = min(too_few.items(), key=lambda x: x[1][0] / x[1][1])
         warnings.warn(
-            f"{len(few)} of {len(statistics)} leaves have fewer tokens than inputs: "
-            f"leaf {path!r} has {tokens:g} tokens for {channels} inputs. Weights will "
-            "be fitted to these tokens and to no others: give four times as many "
-            "tokens as inputs, or more",
+            f"{len(too_few)} of {len(statistics)} leaves have fewer tokens than "
+            f"inputs: leaf {path!r} has {tokens:g} tokens for {inputs} inputs. Its "
+            "weights will be overfitted to these tokens: use at least four times as "
+            "many tokens as inputs",
             stacklevel=3,
         )

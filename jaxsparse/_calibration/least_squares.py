@@ -1,7 +1,7 @@
-"""The weights that, with a given mask, come closest to a layer's outputs.
+"""The weights under a mask that best preserve a layer's outputs.
 
-Each output has normal equations of its own, over the inputs that its mask keeps. What
-is solved for is the change of those weights that makes up for the pruned ones.
+Each output has its own normal equations, over the inputs that its mask keeps. They are
+solved for the change of the kept weights that compensates for the pruned ones.
 """
 
 import jax.numpy as jnp
@@ -10,11 +10,14 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float32
 
 
-#: Bytes of the equations that are solved at once.
-_AT_ONCE = 2**28
+#: The bytes of normal equations that are solved at once.
+_BATCH_BYTES = 2**28
 
 #: The first damping, as a fraction of the mean of the diagonal.
 _DAMPING = 1e-6
+
+#: How often the solution is corrected for rounding and damping.
+_REFINEMENTS = 3
 
 
 def masked_least_squares(
@@ -26,40 +29,60 @@ def masked_least_squares(
 
     Args:
       weight: `w`, the weights of a layer.
-      mask: True where `v` may differ from zero.
-      moment: the second moment of the layer's inputs. Weights of inputs that were
-        always zero stay as they are where they are kept.
+      mask: True where `v` may be non-zero.
+      moment: the second moment of the layer's inputs. Kept weights of inputs that were
+        always zero are left unchanged.
 
     Returns:
-      `v`, with exact zeros outside the mask. A second moment that is singular, or
-      nearly, leaves several such `v`: it is one close to `w`.
+      `v`, with exact zeros outside the mask. If the second moment is singular, or
+      nearly so, there are several minimisers, and `v` is one close to `w`.
     """
     diagonal = jnp.diagonal(moment)
     dead = diagonal == 0
     scale = jnp.sum(diagonal) / jnp.maximum(jnp.sum(~dead), 1).astype(jnp.float32)
 
-    def one(column):
-        weight, mask = column
+    def solve_output(output):
+        weight, mask = output
         free = mask & ~dead
-        both = free[:, None] & free[None, :]
-        equations = jnp.where(both, moment, 0) + jnp.diag(jnp.where(free, 0, scale))
-
-        def attempt(damping):
-            lifted = equations + damping * scale * jnp.eye(len(dead), dtype=jnp.float32)
-            return jnp.linalg.cholesky(lifted, symmetrize_input=False)
-
-        failed = lambda tried: ~jnp.isfinite(tried[1]).all() & (tried[0] < 1)
-        again = lambda tried: (10 * tried[0], attempt(10 * tried[0]))
-        first = jnp.asarray(_DAMPING, jnp.float32)
-        _, lower = lax.while_loop(failed, again, (first, attempt(first)))
-
-        kept = jnp.where(mask, weight, 0)
-        for _ in range(3):  # again for what rounding and damping left
-            slope = jnp.matmul(moment, weight - kept, precision=lax.Precision.HIGHEST)
+        lower = _factor_free(moment, free, scale)
+        fitted = jnp.where(mask, weight, 0)
+        for _ in range(_REFINEMENTS):
+            slope = jnp.matmul(moment, weight - fitted, precision=lax.Precision.HIGHEST)
             change = cho_solve((lower, True), jnp.where(free, slope, 0))
-            kept += jnp.where(free, change, 0)
-        return kept
+            fitted += jnp.where(free, change, 0)
+        return fitted
 
-    at_once = max(1, _AT_ONCE // moment.nbytes)
-    columns = (weight.T, mask.T)
-    return lax.map(one, columns, batch_size=min(at_once, len(columns[0]))).T
+    outputs = weight.shape[1]
+    batch_size = min(max(1, _BATCH_BYTES // moment.nbytes), outputs)
+    return lax.map(solve_output, (weight.T, mask.T), batch_size=batch_size).T
+
+
+def _factor_free(
+    moment: Float32[Array, "input input"],
+    free: Bool[Array, " input"],
+    scale: Float32[Array, ""],
+) -> Float32[Array, "input input"]:
+    """Returns the Cholesky factor of the damped equations of the free weights.
+
+    The equations of all other weights are those of a diagonal matrix. Damping grows
+    tenfold until the factor is finite, or the damping reaches 1.
+    """
+    both_free = free[:, None] & free[None, :]
+    equations = jnp.where(both_free, moment, 0) + jnp.diag(jnp.where(free, 0, scale))
+    identity = jnp.eye(len(free), dtype=jnp.float32)
+
+    def factor(damping):
+        damped = equations + damping * scale * identity
+        return jnp.linalg.cholesky(damped, symmetrize_input=False)
+
+    def has_failed(carry):
+        damping, lower = carry
+        return ~jnp.isfinite(lower).all() & (damping < 1)
+
+    def retry(carry):
+        damping = 10 * carry[0]
+        return damping, factor(damping)
+
+    first = jnp.asarray(_DAMPING, jnp.float32)
+    _, lower = lax.while_loop(has_failed, retry, (first, factor(first)))
+    return lower

@@ -1,7 +1,7 @@
-"""Weights as a stack of matrices: inputs down, outputs across.
+"""Weights as a stack of matrices, `[problem, input, output]`.
 
-What calibration needs of a layer is one product `x @ w` for each of its problems: the
-experts, the layers of a stack, the feature groups of a convolution.
+Calibration sees a layer as one product `x @ w` for each of its problems: the experts,
+the layers of a stack, or the feature groups of a convolution.
 """
 
 import math
@@ -14,14 +14,15 @@ from jaxsparse._sharding import replicate
 
 @dataclass(frozen=True)
 class LayerMatrices:
-    """Which axes of a leaf are inputs, and which make problems of their own.
+    """How the axes of a leaf map to problems, inputs and outputs.
 
     Attributes:
       shape: the leaf's shape.
-      inputs: the axes that are summed over, spatial ones of a convolution too, the
-        outermost first; n:m groups lie along the last.
+      inputs: the contracted axes, including the spatial axes of a convolution. The last
+        one is the n:m group axis; the others are in ascending order.
       batch: the axes along which there are separate products.
-      groups: the feature groups of a convolution, into which its outputs are divided.
+      groups: the number of feature groups of a convolution. Its output axis is divided
+        into that many problems.
     """
 
     shape: tuple[int, ...]
@@ -32,39 +33,43 @@ class LayerMatrices:
     @property
     def outputs(self) -> tuple[int, ...]:
         """All other axes."""
-        known = self.inputs + self.batch
-        return tuple(i for i in range(len(self.shape)) if i not in known)
+        others = self.inputs + self.batch
+        return tuple(i for i in range(len(self.shape)) if i not in others)
 
     @property
-    def channels(self) -> int:
-        """How many inputs a product has."""
+    def inputs_per_problem(self) -> int:
+        """The number of inputs of each matrix."""
         return math.prod(self.shape[axis] for axis in self.inputs)
 
     @property
-    def problems(self) -> int:
-        """How many separate products there are."""
-        return self.groups * math.prod(self.shape[axis] for axis in self.batch)
-
-    def split(
-        self, leaf: Shaped[Array, "..."]
-    ) -> Shaped[Array, "problem input output"]:
-        """The leaf as matrices, one for each problem.
-
-        What is sharded over explicit axes of a mesh is gathered.
-        """
-        moved = replicate(leaf).transpose(self.batch + self.inputs + self.outputs)
-        grouped = moved.reshape(-1, self.channels, self.groups, self._width)
-        matrices = grouped.transpose(0, 2, 1, 3)
-        return matrices.reshape(self.problems, self.channels, self._width)
-
-    def join(self, matrices: Shaped[Array, "problem input output"]) -> Array:
-        """The leaf again."""
-        grouped = matrices.reshape(-1, self.groups, self.channels, self._width)
-        order = self.batch + self.inputs + self.outputs
-        moved = grouped.transpose(0, 2, 1, 3).reshape([self.shape[i] for i in order])
-        return moved.transpose([order.index(i) for i in range(len(order))])
-
-    @property
-    def _width(self) -> int:
+    def outputs_per_problem(self) -> int:
+        """The number of outputs of each matrix."""
         outputs = math.prod(self.shape[axis] for axis in self.outputs)
         return outputs // self.groups
+
+    @property
+    def num_problems(self) -> int:
+        """The number of matrices."""
+        return self.groups * math.prod(self.shape[axis] for axis in self.batch)
+
+    def to_matrices(
+        self, leaf: Shaped[Array, "..."]
+    ) -> Shaped[Array, "problem input output"]:
+        """Returns the leaf as a stack of matrices, one for each problem.
+
+        A leaf sharded over explicit mesh axes is gathered.
+        """
+        inputs, outputs = self.inputs_per_problem, self.outputs_per_problem
+        transposed = replicate(leaf).transpose(self.batch + self.inputs + self.outputs)
+        grouped = transposed.reshape(-1, inputs, self.groups, outputs)
+        matrices = grouped.transpose(0, 2, 1, 3)
+        return matrices.reshape(self.num_problems, inputs, outputs)
+
+    def from_matrices(self, matrices: Shaped[Array, "problem input output"]) -> Array:
+        """Returns the leaf whose matrices are given; the inverse of `to_matrices`."""
+        inputs, outputs = self.inputs_per_problem, self.outputs_per_problem
+        grouped = matrices.reshape(-1, self.groups, inputs, outputs)
+        order = self.batch + self.inputs + self.outputs
+        sizes = [self.shape[axis] for axis in order]
+        transposed = grouped.transpose(0, 2, 1, 3).reshape(sizes)
+        return transposed.transpose([order.index(i) for i in range(len(order))])

@@ -1,4 +1,4 @@
-"""Runs a program and adds up what its products multiply the leaves by."""
+"""Runs a program and accumulates the inputs that its products multiply leaves by."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,138 +25,178 @@ from jaxsparse._trace import (
 def matrices_of(
     program: Program, leaves: Iterable[LeafPlan]
 ) -> dict[str, LayerMatrices]:
-    """Which axes of each leaf are inputs, read from the program that contracts it.
+    """Returns the problems, inputs and outputs of each leaf, read from its products.
 
     Raises:
-      ValueError: the inputs of a leaf can't be told, or are not what the plan groups.
+      ValueError: the inputs of a leaf cannot be read, or are not along the axis that
+        the plan groups.
     """
-    found: dict[str, list[tuple[Path, Contraction]]] = {}
+    products: dict[str, list[tuple[Path, Contraction]]] = {}
     for path, contractions in program.record.contractions.items():
         for contraction in contractions:
-            found.setdefault(contraction.view.leaf, []).append((path, contraction))
-    uses, columns = program.uses, {}
+            products.setdefault(contraction.view.leaf, []).append((path, contraction))
+    uses, matrices = program.uses, {}
     for leaf in leaves:
         try:
-            mine = found.get(leaf.path, [])
-            columns[leaf.path] = _columns(leaf, uses[leaf.path], mine)
+            _check_uses(uses[leaf.path])
+            matrices[leaf.path] = _common_matrices(leaf, products.get(leaf.path, []))
         except ValueError as error:
             raise ValueError(
                 f"the inputs of leaf {leaf.path!r} of shape {leaf.shape} can't be "
                 f"read: {error}. Keep it dense by a rule, or plan with the same fn"
             ) from None
-    return columns
+    return matrices
 
 
 def observer_rule(
     program: Program,
-    columns: Mapping[str, LayerMatrices],
+    matrices: Mapping[str, LayerMatrices],
     weights: Array | None,
     batch: Array,
 ) -> EquationRule:
-    """A rule that runs everything as it stands and keeps a tally of each leaf.
+    """Returns a rule that runs every equation unchanged and accumulates inputs.
 
-    The state is a dict of a `Accumulator` for each leaf of `columns`.
+    Its state is a dict with an `Accumulator` for each leaf of `matrices`.
+
+    Args:
+      program: the traced function.
+      matrices: the problems, inputs and outputs of the leaves to observe.
+      weights: bool or real token weights, or None.
+      batch: the number of the batch.
     """
     contractions = program.record.contractions
 
-    def add(site: Site, inputs: list[Any], tallies: dict[str, Accumulator]):
+    def observe(site: Site, inputs: list[Any], accumulators: dict[str, Accumulator]):
         for contraction in contractions.get(site.path, ()):
-            leaf = contraction.view.leaf
-            if leaf in columns:
-                tally = _added(
+            path = contraction.view.leaf
+            if path in matrices:
+                accumulator = _accumulate_product(
                     site,
                     contraction,
                     inputs,
-                    columns[leaf],
-                    tallies[leaf],
+                    matrices[path],
+                    accumulators[path],
                     weights,
                     batch,
                 )
-                tallies = {**tallies, leaf: tally}
-        return None, tallies
+                accumulators = {**accumulators, path: accumulator}
+        return None, accumulators
 
-    return add
+    return observe
 
 
-def _added(site, contraction, inputs, columns, tally, weights, batch) -> Accumulator:
+def _accumulate_product(
+    site: Site,
+    contraction: Contraction,
+    operands: list[Any],
+    matrices: LayerMatrices,
+    accumulator: Accumulator,
+    weights: Array | None,
+    batch: Array,
+) -> Accumulator:
+    """Adds the inputs of one product; its errors name the leaf."""
+    view = contraction.view
     try:
-        rows = product_inputs(site.eqn, contraction, inputs)
-        indexed = contraction.view.indexed
-        places = channel_index(rows.batch, rows.inputs, indexed, site.steps, columns)
-        return accumulate(tally, rows, places, weights, batch)
+        inputs = product_inputs(site.eqn, contraction, operands)
+        index = channel_index(
+            inputs.batch, inputs.inputs, view.indexed, site.steps, matrices
+        )
+        return accumulate(accumulator, inputs, index, weights, batch)
     except ValueError as error:
         raise ValueError(
-            f"the inputs of leaf {contraction.view.leaf!r} of shape {columns.shape}: "
+            f"can't read the inputs of leaf {view.leaf!r} of shape {matrices.shape}: "
             f"{error}"
         ) from None
 
 
-def _columns(
-    leaf: LeafPlan, uses: Sequence[Use], found: Sequence[tuple[Path, Contraction]]
-) -> LayerMatrices:
-    """Which axes of a leaf are inputs, if that is the same in all products."""
+def _check_uses(uses: Sequence[Use]) -> None:
+    """Raises if a leaf is used other than in products that can be followed."""
     for use in uses:
         if use.kind in ("gather", "lost"):
             raise ValueError(f"{use.reason or use.primitive} at {use.source}")
         if use.kind == "elementwise" and not use.reason:
             raise ValueError(
-                f"it meets what depends on the inputs in {use.primitive} at "
-                f"{use.source}, and what comes of that is not followed"
+                f"{use.primitive} at {use.source} combines it with a value that "
+                "depends on the inputs, and the result is not followed"
             )
-    if not found:
+
+
+def _common_matrices(
+    leaf: LeafPlan, products: Sequence[tuple[Path, Contraction]]
+) -> LayerMatrices:
+    """Returns the problems, inputs and outputs of a leaf, the same in all products."""
+    if not products:
         raise ValueError("fn does not multiply inputs by it")
-    read = {_axes(leaf, path, contraction) for path, contraction in found}
-    if len(read) > 1:
-        raise ValueError("its axes play different parts in different products")
-    (columns,) = read
-    return columns
+    choices = {_matrices(leaf, path, product) for path, product in products}
+    if len(choices) > 1:
+        raise ValueError("different products use its axes differently")
+    (matrices,) = choices
+    return matrices
 
 
-def _axes(leaf: LeafPlan, path: Path, contraction: Contraction) -> LayerMatrices:
-    """Which axes of a leaf are inputs of one product.
+def _matrices(leaf: LeafPlan, path: Path, contraction: Contraction) -> LayerMatrices:
+    """Returns the problems, inputs and outputs of a leaf in one product.
 
     Raises:
-      ValueError: inputs might be counted that are not meant for the leaf.
+      ValueError: the inputs may not all be meant for the leaf.
     """
     _, side, view, shape = contraction
     assert leaf.shape is not None
     assert leaf.axis is not None
-    if any(step.primitive == "shard_map" for step in path):
-        raise ValueError("it is inside shard_map; collect from the function without")
-    if any(step.primitive == "while" and step.part for step in path):
-        raise ValueError("it is in the condition of a loop, or in a batch of loops")
-    if view.unclear:
-        raise ValueError(view.unclear)
+    _check_path(path)
+    _check_view(contraction)
     summed = [*side.contracted, *side.spatial]
     others = [i for i in range(len(shape)) if i not in (*summed, *side.batch)]
-    for i in (*side.batch, *summed):
-        dim = view.axes[i]
-        if dim.mixed_by and dim.parameter_axes:
-            raise ValueError(f"its axes are mixed by {dim.mixed_by}")
-        # Of pieces only those of the inputs are told apart, by where they lie.
-        partly = dim.offset or dim.covered != shape[i]
-        if partly and (i in side.batch or not dim.parameter_axes):
-            raise ValueError("it is stacked with others")
-    for dim, by in view.indexed:
-        if dim.mixed_by or (by is None and dim.covered > 1):
-            raise ValueError(
-                f"which of its parts is taken is not known: {dim.mixed_by}"
-            )
     if side.groups > 1:
         (output,) = (view.axes[i] for i in others)
-        if output not in [
-            ViewAxis((AxisPiece(i, n),)) for i, n in enumerate(leaf.shape)
-        ]:
-            raise ValueError("it has not all outputs of its grouped convolution")
-    axes = lambda places: {axis for i in places for axis in view.axes[i].parameter_axes}
-    inputs = axes(summed)
-    batch = (axes(side.batch) | view.batch) - inputs - axes(others)
+        whole = [ViewAxis((AxisPiece(i, size),)) for i, size in enumerate(leaf.shape)]
+        if output not in whole:
+            raise ValueError("its grouped convolution uses only some of its outputs")
+
+    def leaf_axes(operand_axes: Sequence[int]) -> set[int]:
+        return {axis for i in operand_axes for axis in view.axes[i].parameter_axes}
+
+    inputs = leaf_axes(summed)
+    batch = (leaf_axes(side.batch) | view.batch) - inputs - leaf_axes(others)
     if leaf.axis not in inputs:
-        known = " and ".join(map(str, sorted(inputs)))
-        raise ValueError(f"its groups lie along axis {leaf.axis}, fn sums over {known}")
+        contracted = " and ".join(map(str, sorted(inputs)))
+        raise ValueError(
+            f"its groups lie along axis {leaf.axis}, but fn contracts {contracted}"
+        )
     return LayerMatrices(
         leaf.shape,
         inputs=(*sorted(inputs - {leaf.axis}), leaf.axis),
         batch=tuple(sorted(axis for axis in batch if leaf.shape[axis] > 1)),
         groups=side.groups,
     )
+
+
+def _check_path(path: Path) -> None:
+    """Raises if what is accumulated at a product is lost or of one shard only."""
+    if any(step.primitive == "shard_map" for step in path):
+        raise ValueError(
+            "it is multiplied inside shard_map; collect from the function without it"
+        )
+    if any(step.primitive == "while" and step.part for step in path):
+        raise ValueError(
+            "it is multiplied in the condition of a loop, or in a batched loop"
+        )
+
+
+def _check_view(contraction: Contraction) -> None:
+    """Raises if the inputs of an operand may not all be meant for its leaf."""
+    _, side, view, shape = contraction
+    if view.unclear:
+        raise ValueError(view.unclear)
+    for i in (*side.batch, *side.contracted, *side.spatial):
+        view_axis = view.axes[i]
+        if view_axis.mixed_by and view_axis.parameter_axes:
+            raise ValueError(f"its axes are mixed by {view_axis.mixed_by}")
+        # Inputs of a piece are recognised by its offset; problems and copies are not.
+        is_piece = view_axis.offset or view_axis.covered != shape[i]
+        if is_piece and (i in side.batch or not view_axis.parameter_axes):
+            raise ValueError("it is stacked with others")
+    for view_axis, scan in view.indexed:
+        if view_axis.mixed_by or (scan is None and view_axis.covered > 1):
+            after = f" after {view_axis.mixed_by}" if view_axis.mixed_by else ""
+            raise ValueError(f"the index that is taken of it is unknown{after}")

@@ -1,4 +1,4 @@
-"""Pruning in the order of the computation: what is pruned first is seen by the rest."""
+"""Sequential pruning: each stage is calibrated on the pruned stages before it."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, PyTree
 
-from jaxsparse._calibration.accumulator import empty_accumulator
+from jaxsparse._calibration.accumulator import Accumulator, empty_accumulator
 from jaxsparse._calibration.batches import (
     as_args,
     name_batch_in_errors,
@@ -51,30 +51,30 @@ def prune_sequentially(
     weights: Callable[..., Array] | None = None,
     progress: bool = False,
 ) -> SearchResult:
-    """Prunes a model stage by stage, each calibrated on what those before now give.
+    """Prunes a model stage by stage, each calibrated on the pruned stages before it.
 
-    So every layer makes up for the errors before it, too. The batches run through the
-    model once; between stages their activations are kept on the device.
+    Every layer thus compensates for the errors of earlier layers, too. The batches run
+    through the model once; between stages their activations stay on the device.
 
     Args:
       fn: a function `fn(params, *batch)`: a forward pass or a loss.
       params: a tree of arrays.
-      batches: each a tuple of the further arguments, or the only one.
-      searcher: a `SparseGPTSearcher` or a `WandaSearcher`; its plan decides what is
-        pruned.
-      boundaries: regular expressions of whole paths. The leaves that one matches are
-        pruned together, the first that matches a leaf decides, and stages follow each
-        other as the trace meets them: `[rf"layers/{i}/.*" for i in range(12)]`.
-      weights: how much tokens count, as for `collect_statistics`.
-      progress: whether to show a progress bar (needs `tqdm`).
+      batches: an iterable of batches, each a tuple of the further arguments of `fn`, or
+        the only one.
+      searcher: a `SparseGPTSearcher` or a `WandaSearcher`; its plan decides which
+        leaves are pruned.
+      boundaries: regular expressions that match whole paths. Each defines a stage, the
+        leaves that it is the first to match, which are pruned together. Stages run in
+        the order of the trace: `[rf"layers/{i}/.*" for i in range(12)]`.
+      weights: token weights, as for `collect_statistics`.
+      progress: whether to show a progress bar (requires `tqdm`).
 
     Returns:
       The pruned parameters, their masks and the plan.
 
     Raises:
-      ValueError: a leaf that no boundary matches, one that is contracted inside of a
-        loop, stages across each other; besides what `collect_statistics` and the
-        searcher raise.
+      ValueError: no boundary matches a leaf, a leaf is contracted inside a loop, or
+        stages overlap; besides the errors of `collect_statistics` and the searcher.
 
     >>> import jax.numpy as jnp
     >>> from jaxsparse import Rule
@@ -83,8 +83,10 @@ def prune_sequentially(
     >>> fn = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]
     >>> batches = [jax.random.normal(key, (64, 16)) for key in keys[1:]]
     >>> searcher = SparseGPTSearcher([Rule(".*", "2:4", axis=0)])
-    >>> found = prune_sequentially(fn, params, batches, searcher, boundaries=["a", "b"])
-    >>> print((found.params["b"] == 0).mean())
+    >>> result = prune_sequentially(
+    ...     fn, params, batches, searcher, boundaries=["a", "b"]
+    ... )
+    >>> print((result.params["b"] == 0).mean())
     0.5
     """
     batches = list(batches)
@@ -96,53 +98,63 @@ def prune_sequentially(
     with name_batch_in_errors(0, batches[0]):
         first = trace(fn, params, as_args(batches[0]), flat=True)
         stages = order_stages(first, stage_of)
-    # One for every shape of a batch.
-    cuts = {_shapes(batches[0]): _cut(first, params, stages)}
-    flows = []
+    programs = {_signature(batches[0]): _split(first, params, stages)}
+    carried = []
     for number, batch in enumerate(batches):
         with name_batch_in_errors(number, batch):
-            key = _shapes(batch)
-            if key not in cuts:
+            key = _signature(batch)
+            if key not in programs:
                 program = trace(fn, params, as_args(batch), flat=True)
-                cuts[key] = _cut(program, params, stages)
-            flows.append(_begin(cuts[key], key, batch, weights))
+                programs[key] = _split(program, params, stages)
+            carried.append(_first_inputs(programs[key], key, batch, weights))
 
-    found = SearchResult(params, map_named(lambda *_: None, params), plan)
+    result = SearchResult(params, map_named(lambda *_: None, params), plan)
     for i, paths in enumerate(stages):
-        columns = matrices_of(first, [plan[path] for path in paths])
+        matrices = matrices_of(first, [plan[path] for path in paths])
+        arrays, name = _arrays(result.params), f"stage {i + 1} of {len(stages)}"
+        stream = progress_bar(carried, carried, name, progress)
         products = searcher.statistic == "second_moment"
-        tallies = [
-            empty_accumulator(one, products=products) for one in columns.values()
+        observers = {
+            key: _observer(program, i, matrices) for key, program in programs.items()
+        }
+        accumulators = [
+            empty_accumulator(leaf, products=products) for leaf in matrices.values()
         ]
-        observe = {key: _observer(cut, i, columns) for key, cut in cuts.items()}
-        arrays, name = _arrays(found.params), f"stage {i + 1} of {len(stages)}"
-        for number, (key, values, weight) in enumerate(
-            progress_bar(flows, flows, name, progress)
-        ):
+        for number, (key, values, weight) in enumerate(stream):
             with name_batch_in_errors(number, batches[number]):
-                tallies = observe[key](arrays, values, weight, number, tallies)
-        known = dict(zip(columns, tallies, strict=True))
-        found = _search(searcher, found, paths, finish_statistics(known, columns))
+                accumulators = observers[key](
+                    arrays, values, weight, number, accumulators
+                )
+        by_path = dict(zip(matrices, accumulators, strict=True))
+        statistics = finish_statistics(by_path, matrices)
+        result = _prune_stage(searcher, result, paths, statistics)
         if i + 1 < len(stages):
-            forward = {key: _forwarder(cut, i) for key, cut in cuts.items()}
-            arrays = _arrays(found.params)
-            flows = [
-                flow._replace(values=forward[flow.key](arrays, flow.values))
-                for flow in flows
-            ]
-    return found
+            carried = _run_stage(programs, i, _arrays(result.params), carried)
+    return result
 
 
-class _Cut(NamedTuple):
-    """A program, cut into stages, and which of its inputs go to the first."""
+class _SplitProgram(NamedTuple):
+    """A program split into stages.
+
+    Attributes:
+      program: the whole program.
+      entry: the indices of its inputs that the first stage takes.
+      stages: the stages.
+    """
 
     program: Program
     entry: list[int]
     stages: list[Stage]
 
 
-class _Flow(NamedTuple):
-    """A batch on its way: the key of its program, what is carried, its weights."""
+class _CarriedBatch(NamedTuple):
+    """A batch between two stages.
+
+    Attributes:
+      key: the key of its program.
+      values: the inputs of the next stage.
+      weights: its token weights, or None.
+    """
 
     key: Any
     values: list[Any]
@@ -151,20 +163,23 @@ class _Flow(NamedTuple):
 
 def _check_boundaries(plan: Plan, boundaries: Sequence[str]) -> None:
     if isinstance(boundaries, str):
-        raise TypeError(f"boundaries are a list of expressions, got {boundaries!r}")
+        raise TypeError(
+            f"boundaries must be a list of regular expressions, got {boundaries!r}"
+        )
     for leaf in plan.sparse:
         match leaf.pattern:
             case Unstructured(across_leaves=True):
                 raise ValueError(
                     f"leaf {leaf.path!r} of shape {leaf.shape} is planned "
-                    f"{leaf.decision}, and one threshold for leaves of several stages "
-                    "can't be found in order: give leaves sparsities of their own"
+                    f"{leaf.decision!r}, and one threshold for leaves of several "
+                    "stages can't be computed stage by stage: plan a sparsity for each "
+                    "leaf, with across_leaves=False"
                 )
     for boundary in boundaries:
         if not any(re.fullmatch(boundary, leaf.path) for leaf in plan.sparse):
             raise ValueError(
                 f"boundary {boundary!r} matches none of the {len(plan.sparse)} leaves "
-                f"that are pruned. It has to match a whole path, such as "
+                "that are pruned. It must match a whole path, such as "
                 f"{plan.sparse[0].path!r}"
             )
 
@@ -175,25 +190,34 @@ def _stage_number(leaf: LeafPlan, boundaries: Sequence[str]) -> int:
             return number
     raise ValueError(
         f"no boundary matches leaf {leaf.path!r} of shape {leaf.shape}, which is "
-        f"planned {leaf.decision}: add one that matches the whole path, or keep the "
+        f"planned {leaf.decision!r}: add one that matches the whole path, or keep the "
         "leaf dense"
     )
 
 
-def _shapes(batch: Any) -> Any:
-    """What batches of one program have in common."""
-    arrays, frame = unpack(batch)
-    return frame, tuple((x.shape, x.dtype) for x in arrays)
+def _signature(batch: Any) -> Any:
+    """Returns what batches that share a program have in common."""
+    arrays, structure = unpack(batch)
+    return structure, tuple((x.shape, x.dtype) for x in arrays)
 
 
-def _cut(program: Program, params: PyTree, stages: Sequence[Sequence[str]]) -> _Cut:
-    return _Cut(program, *split_program(program, len(_arrays(params)), stages))
+def _split(
+    program: Program, params: PyTree, stages: Sequence[Sequence[str]]
+) -> _SplitProgram:
+    entry, split = split_program(program, len(_arrays(params)), stages)
+    return _SplitProgram(program, entry, split)
 
 
-def _begin(cut: _Cut, key: Any, batch: Any, weights: Callable[..., Array] | None):
-    inputs, _ = unpack(as_args(batch))
-    weight = None if weights is None else weights(*as_args(batch))
-    return _Flow(key, [inputs[i] for i in cut.entry], weight)
+def _first_inputs(
+    program: _SplitProgram,
+    key: Any,
+    batch: Any,
+    weights: Callable[..., Array] | None,
+) -> _CarriedBatch:
+    args = as_args(batch)
+    inputs, _ = unpack(args)
+    weight = None if weights is None else weights(*args)
+    return _CarriedBatch(key, [inputs[i] for i in program.entry], weight)
 
 
 def _arrays(params: PyTree) -> list[Any]:
@@ -201,40 +225,63 @@ def _arrays(params: PyTree) -> list[Any]:
 
 
 def _observer(
-    cut: _Cut, i: int, columns: Mapping[str, LayerMatrices]
-) -> Callable[..., Any]:
+    program: _SplitProgram, i: int, matrices: Mapping[str, LayerMatrices]
+) -> Callable[..., list[Accumulator]]:
+    """Returns a compiled function that accumulates the inputs of stage `i`."""
+
     @partial(jax.jit, donate_argnums=4)
-    def observe(arrays, values, weights, number, tallies):
-        rule = observer_rule(cut.program, columns, weights, number)
-        # Without names in it, the program of one layer is that of the next: with a
-        # compilation cache JAX compiles it once.
-        known = dict(zip(columns, tallies, strict=True))
-        stage = cut.stages[i].observed
-        _, known = evaluate(stage, [*arrays, *values], rule, known)
-        return [known[path] for path in columns]
+    def observe(arrays, values, weights, number, accumulators):
+        rule = observer_rule(program.program, matrices, weights, number)
+        # A list holds no names, so equal layers lower to the same program, and with a
+        # compilation cache JAX compiles it only once.
+        by_path = dict(zip(matrices, accumulators, strict=True))
+        stage = program.stages[i].observed
+        _, by_path = evaluate(stage, [*arrays, *values], rule, by_path)
+        return [by_path[path] for path in matrices]
 
     return observe
 
 
-def _forwarder(cut: _Cut, i: int) -> Callable[..., Any]:
-    stage = cut.stages[i].forward
-    run = lambda arrays, values: evaluate(stage, [*arrays, *values], keep_equation)[0]
-    return jax.jit(run)
+def _run_stage(
+    programs: Mapping[Any, _SplitProgram],
+    i: int,
+    arrays: list[Any],
+    carried: Sequence[_CarriedBatch],
+) -> list[_CarriedBatch]:
+    """Returns the batches after stage `i`, run on pruned parameters."""
+    forward = {key: _forward(program.stages[i]) for key, program in programs.items()}
+    return [
+        batch._replace(values=forward[batch.key](arrays, batch.values))
+        for batch in carried
+    ]
 
 
-def _search(
+def _forward(stage: Stage) -> Callable[..., Any]:
+    @jax.jit
+    def run(arrays, values):
+        return evaluate(stage.forward, [*arrays, *values], keep_equation)[0]
+
+    return run
+
+
+def _prune_stage(
     searcher: SparseGPTSearcher | WandaSearcher,
-    found: SearchResult,
+    result: SearchResult,
     paths: Sequence[str],
     statistics: Mapping[str, LeafStatistics],
 ) -> SearchResult:
-    """The result after another stage."""
-    dense = lambda leaf: LeafPlan(leaf.path, leaf.shape, reason="another stage")
-    leaves = [leaf if leaf.path in paths else dense(leaf) for leaf in found.plan.leaves]
-    own = replace(searcher, plan=Plan(tuple(leaves)))
-    params, new, _ = own.search(found.params, statistics)
-    masks = flatten_masks(found.masks)
-    masks |= {path: m for path, m in flatten_masks(new).items() if m is not None}
-    return SearchResult(
-        params, map_named(lambda path, _: masks[path], params), found.plan
+    """Returns the result with the leaves of another stage pruned."""
+    leaves = tuple(
+        leaf
+        if leaf.path in paths
+        else LeafPlan(leaf.path, leaf.shape, reason="another stage")
+        for leaf in result.plan.leaves
     )
+    stage_searcher = replace(searcher, plan=Plan(leaves))
+    params, stage_masks, _ = stage_searcher.search(result.params, statistics)
+    masks = flatten_masks(result.masks)
+    for path, mask in flatten_masks(stage_masks).items():
+        if mask is not None:
+            masks[path] = mask
+    tree = map_named(lambda path, _: masks[path], params)
+    return SearchResult(params, tree, result.plan)

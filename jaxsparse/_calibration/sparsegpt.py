@@ -1,12 +1,12 @@
-"""SparseGPT: masks chosen column by column, and weights that make up for them.
+"""SparseGPT: masks chosen input by input, and weights that compensate for them.
 
 Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in
-One-Shot" (2023, arXiv:2301.00774). A layer `x @ w` is to keep its outputs. Its inputs
-are gone through in order; where one is pruned for an output, the weights of that output
-for the inputs still to come are changed so that the error is least. With `h` the second
-moment of the inputs, all it takes is the upper triangular `u` with `u.T @ u = inv(h)`:
-row `i` of `u` says what the later weights have to do for an error of the `i`-th, whose
-cost is `(w[i] / u[i, i]) ** 2`.
+One-Shot" (2023, arXiv:2301.00774). The outputs of a layer `x @ w` are to be preserved.
+Its inputs are processed in order. Where an input is pruned for an output, that output's
+weights for later inputs are changed to minimise the error. With `h` the second moment
+of the inputs, this takes only the upper triangular `u` with `u.T @ u = inv(h)`: pruning
+`w[i]` costs `(w[i] / u[i, i]) ** 2`, and subtracts `w[i] / u[i, i] * u[i]` from the
+weights, which are zero at input `i` then and change only at later ones.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32
 
 
-#: Of about so many inputs the errors are handed on to all later ones together.
+#: The number of inputs, at most, whose errors are passed on to all later ones in one
+#: matmul.
 BLOCK = 128
 
 _Matrix = Float32[Array, "input output"]
 _Mask = Bool[Array, "input output"]
 
-#: `(scores, first input) -> mask`, of some consecutive inputs.
-Choose = Callable[[Float32[Array, "some output"], Array], Bool[Array, "some output"]]
+#: `(scores, first input) -> mask`, for consecutive inputs.
+Choose = Callable[[Float32[Array, "slice output"], Array], Bool[Array, "slice output"]]
 
 
 class Factor(NamedTuple):
@@ -34,10 +35,10 @@ class Factor(NamedTuple):
 
     Attributes:
       upper: `u`, with `u.T @ u` the inverse of the damped second moment.
-      dead: the inputs that were always zero; they are pruned first, and have no part
-        in any error.
-      damping: what was added to the diagonal, as a fraction of its mean over all other
-        inputs.
+      dead: the inputs that were always zero. They are pruned first, and do not enter
+        any error.
+      damping: the value added to the diagonal, as a fraction of its mean over all
+        other inputs.
     """
 
     upper: Float32[Array, "input input"]
@@ -52,32 +53,38 @@ def inverse_factor(
 
     Args:
       moment: the second moment.
-      damping: a fraction of the mean of the diagonal that is added to it; ten times as
-        much each time that there is no finite factor.
-      tries: how often that may be.
+      damping: the fraction of the mean of the diagonal that is added to the diagonal;
+        increased tenfold each time that the factor is not finite.
+      tries: how often damping may be increased.
 
     Returns:
-      The factor, not finite where every try failed.
+      The factor, not finite if every try failed.
     """
     diagonal = jnp.diagonal(moment)
     dead = diagonal == 0
     live = jnp.maximum(jnp.sum(~dead), 1).astype(jnp.float32)
     mean = jnp.sum(diagonal) / live
-    own = jnp.where(dead, mean, jnp.zeros((), jnp.float32))
+    dead_diagonal = jnp.where(dead, mean, jnp.zeros((), jnp.float32))
 
-    def attempt(damping):
-        damped = moment + jnp.diag(own + damping * mean)
-        # Cholesky gives lower @ lower.T; read backwards the factors are upper ones.
+    def factor(damping):
+        damped = moment + jnp.diag(dead_diagonal + damping * mean)
+        # Cholesky returns lower @ lower.T; reversed, the factors are upper triangular.
         lower = jnp.linalg.cholesky(damped[::-1, ::-1], symmetrize_input=False)
         identity = jnp.eye(len(moment), dtype=jnp.float32)
         return solve_triangular(lower[::-1, ::-1], identity, lower=False)
 
+    def has_failed(carry):
+        _, upper, tried = carry
+        return ~jnp.isfinite(upper).all() & (tried < tries)
+
+    def retry(carry):
+        damping, _, tried = carry
+        return 10 * damping, factor(10 * damping), tried + 1
+
     first = jnp.asarray(damping, jnp.float32)
-    failed = lambda tried: ~jnp.isfinite(tried[1]).all() & (tried[2] < tries)
-    again = lambda tried: (10 * tried[0], attempt(10 * tried[0]), tried[2] + 1)
-    start = (first, attempt(first), jnp.zeros((), jnp.int32))
-    damped, upper, _ = lax.while_loop(failed, again, start)
-    return Factor(upper, dead, damped)
+    start = (first, factor(first), jnp.zeros((), jnp.int32))
+    last, upper, _ = lax.while_loop(has_failed, retry, start)
+    return Factor(upper, dead, last)
 
 
 def sparsegpt(
@@ -87,64 +94,90 @@ def sparsegpt(
 
     Args:
       weight: the weights.
-      factor: of the inverse second moment of the inputs.
-      choose: makes the mask of inputs of which the scores are known; True = kept.
-      at_once: for how many inputs; up to `BLOCK`.
+      factor: the factor of the inverse second moment of the inputs.
+      choose: returns the mask of consecutive inputs from their scores; True = kept.
+      at_once: the number of inputs whose mask is chosen together, up to `BLOCK`.
 
     Returns:
-      The weights, updated, with exact zeros at pruned places, and the mask.
+      The updated weights, with exact zeros where they are pruned, and the mask.
     """
-    size, outputs = weight.shape
+    inputs, outputs = weight.shape
     block = BLOCK // at_once * at_once
-    padding = -size % block
-    # Inputs that nothing depends on fill the last block.
+    padding = -inputs % block
+    # The last block is filled with inputs that nothing depends on.
     weight = jnp.pad(weight, ((0, padding), (0, 0)))
     upper = jnp.pad(factor.upper, ((0, padding), (0, padding)))
-    upper += jnp.diag((jnp.arange(size + padding) >= size).astype(jnp.float32))
+    is_padding = jnp.arange(inputs + padding) >= inputs
+    upper += jnp.diag(is_padding.astype(jnp.float32))
     dead = jnp.pad(factor.dead, (0, padding), constant_values=True)
     cost = jnp.where(dead, 0, 1 / jnp.diagonal(upper))
 
-    def one_block(weight, start):
-        rows = lax.dynamic_slice_in_dim(upper, start, block)
-        inner = lax.dynamic_slice_in_dim(rows, start, block, axis=1)
-        own = lax.dynamic_slice_in_dim(weight, start, block)
+    def prune_block(weight, start):
+        upper_rows = lax.dynamic_slice_in_dim(upper, start, block)
+        upper_block = lax.dynamic_slice_in_dim(upper_rows, start, block, axis=1)
+        weights = lax.dynamic_slice_in_dim(weight, start, block)
         costs = lax.dynamic_slice_in_dim(cost, start, block)
-        own, mask, errors = _block(own, inner, costs, choose, at_once, start)
-        weight -= jnp.matmul(rows.T, errors, precision=lax.Precision.HIGHEST)
-        return lax.dynamic_update_slice_in_dim(weight, own, start, axis=0), mask
+        weights, mask, errors = _prune_block(
+            weights, upper_block, costs, choose, at_once, start
+        )
+        weight -= jnp.matmul(upper_rows.T, errors, precision=lax.Precision.HIGHEST)
+        return lax.dynamic_update_slice_in_dim(weight, weights, start, axis=0), mask
 
-    starts = jnp.arange(0, size + padding, block, dtype=jnp.int32)
-    weight, masks = lax.scan(one_block, weight, starts)
-    mask = masks.reshape(-1, outputs)[:size]
-    return weight[:size], mask
+    starts = jnp.arange(0, inputs + padding, block, dtype=jnp.int32)
+    weight, masks = lax.scan(prune_block, weight, starts)
+    mask = masks.reshape(-1, outputs)[:inputs]
+    return weight[:inputs], mask
 
 
-def _block(own, upper, costs, choose: Choose, at_once: int, start):
-    """Prunes the inputs of a block; their errors are for all that follow."""
-    size, outputs = own.shape
+def _prune_block(
+    weights: _Matrix,
+    upper: Float32[Array, "input input"],
+    costs: Float32[Array, " input"],
+    choose: Choose,
+    at_once: int,
+    start: Array,
+) -> tuple[_Matrix, _Mask, _Matrix]:
+    """Prunes the inputs of one block.
 
-    def some(carried, first):
-        own, errors = carried
-        part = lax.dynamic_slice_in_dim(own, first, at_once)
-        weighed = lax.dynamic_slice_in_dim(costs, first, at_once)
-        mask = choose(jnp.abs(part) * weighed[:, None], start + first)
+    Returns:
+      The weights, the mask, and the errors to be passed on to later blocks.
+    """
+    inputs, outputs = weights.shape
 
-        def one(i, carried):
-            own, errors = carried
-            row = lax.dynamic_index_in_dim(own, first + i, keepdims=False)
-            after = lax.dynamic_index_in_dim(upper, first + i, keepdims=False)
+    def prune_inputs(carry, first):
+        weights, errors = carry
+        candidates = lax.dynamic_slice_in_dim(weights, first, at_once)
+        cost = lax.dynamic_slice_in_dim(costs, first, at_once)
+        mask = choose(jnp.abs(candidates) * cost[:, None], start + first)
+
+        def prune_input(i, carry):
             kept = lax.dynamic_index_in_dim(mask, i, keepdims=False)
-            error = jnp.where(kept, 0, row / after[first + i])
-            own -= after[:, None] * error
-            pruned = jnp.where(kept, row, 0)
-            own = lax.dynamic_update_index_in_dim(own, pruned, first + i, axis=0)
-            return own, lax.dynamic_update_index_in_dim(
-                errors, error, first + i, axis=0
-            )
+            weights, errors = carry
+            return _prune_input(weights, errors, upper, kept, first + i)
 
-        carried = lax.fori_loop(0, at_once, one, (own, errors), unroll=at_once <= 16)
-        return carried, mask
+        carry = lax.fori_loop(
+            0, at_once, prune_input, (weights, errors), unroll=at_once <= 16
+        )
+        return carry, mask
 
-    firsts = jnp.arange(0, size, at_once, dtype=jnp.int32)
-    (own, errors), masks = lax.scan(some, (own, jnp.zeros_like(own)), firsts)
-    return own, masks.reshape(size, outputs), errors
+    firsts = jnp.arange(0, inputs, at_once, dtype=jnp.int32)
+    carry = weights, jnp.zeros_like(weights)
+    (weights, errors), masks = lax.scan(prune_inputs, carry, firsts)
+    return weights, masks.reshape(inputs, outputs), errors
+
+
+def _prune_input(
+    weights: _Matrix,
+    errors: _Matrix,
+    upper: Float32[Array, "input input"],
+    kept: Bool[Array, " output"],
+    i: Array,
+) -> tuple[_Matrix, _Matrix]:
+    """Prunes input `i` where it is not kept, and updates the later inputs."""
+    weight = lax.dynamic_index_in_dim(weights, i, keepdims=False)
+    factors = lax.dynamic_index_in_dim(upper, i, keepdims=False)
+    error = jnp.where(kept, 0, weight / factors[i])
+    weights -= factors[:, None] * error
+    pruned = jnp.where(kept, weight, 0)
+    weights = lax.dynamic_update_index_in_dim(weights, pruned, i, axis=0)
+    return weights, lax.dynamic_update_index_in_dim(errors, error, i, axis=0)

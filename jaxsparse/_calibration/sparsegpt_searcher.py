@@ -1,4 +1,4 @@
-"""SparseGPT on whole trees."""
+"""SparseGPT on whole trees of parameters."""
 
 import math
 import warnings
@@ -50,23 +50,24 @@ Update = bool | Literal["optimal"]
 
 @dataclass(frozen=True)
 class SparseGPTSearcher:
-    """Prunes weight by weight, and changes those that are left to make up for it.
+    """Prunes weight by weight, and updates the remaining weights to compensate.
 
     Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned
-    in One-Shot" (2023, arXiv:2301.00774). For n:m, `PerOutput` and `Unstructured`; the
-    unstructured ones prune every block of 128 inputs equally, as in the paper. For
-    other patterns make masks and hand them to `fit_weights`.
+    in One-Shot" (2023, arXiv:2301.00774). Supports n:m, `PerOutput` and `Unstructured`;
+    the unstructured ones prune every block of 128 inputs equally, as in the paper. For
+    other patterns create masks and pass them to `fit_weights`.
 
     Attributes:
       plan: a plan, rules or a pattern.
-      damping: what is added to the diagonal of the second moment, as a fraction of its
-        mean. Ten times as much, with a warning, where there is no finite factor.
+      damping: the value added to the diagonal of the second moment, as a fraction of
+        its mean. Increased tenfold, with a warning, while there is no finite factor.
       update_weights: True for the algorithm's weights, False for its masks alone,
-        `"optimal"` for the least squares with those masks.
-      packed: whether masks come packed, one bit a weight.
+        `"optimal"` for the least-squares weights under those masks.
+      packed: whether to return packed masks, one bit a weight.
 
     Raises:
-      ValueError: a damping that is not positive, or an update that there is not.
+      ValueError: `damping` is not positive and finite, or `update_weights` is none of
+        the above.
 
     >>> from jaxsparse import collect_statistics
     >>> pairs = jnp.repeat(jax.random.normal(jax.random.key(0), (99, 8)), 2, axis=1)
@@ -87,45 +88,46 @@ class SparseGPTSearcher:
     def __post_init__(self) -> None:
         if not 0 < self.damping < math.inf:
             raise ValueError(
-                "damping is a positive fraction of a mean, 0.01 say: got "
+                "damping must be a positive fraction of a mean, such as 0.01, got "
                 f"{self.damping}"
             )
         if self.update_weights not in (True, False, "optimal"):
             raise ValueError(
-                "update_weights is True, False or 'optimal', got "
+                "update_weights must be True, False or 'optimal', got "
                 f"{self.update_weights!r}"
             )
 
     def search(self, params: PyTree, statistics: Any = None) -> SearchResult:
-        """Prunes `params`; it reads values, so it runs outside `jit`.
+        """Prunes `params`. It reads values, so it runs outside `jit`.
 
         Args:
           params: a tree of arrays.
-          statistics: the second moments that `collect_statistics` measured.
+          statistics: second moments, from `collect_statistics`.
 
         Returns:
-          The pruned parameters, in their own dtypes, their masks and the plan.
+          The pruned parameters, with their dtypes, their masks and the plan.
 
         Raises:
-          ValueError: statistics that are missing, do not fit, are not finite or all
-            zero; weights that are not finite; a pattern that there is no such search
-            for; a second moment without a factor; each naming the leaf.
-          TypeError: a leaf of integers, which can't be updated.
+          ValueError: statistics of a leaf are missing, do not fit, are not finite or
+            all zero; weights are not finite; the pattern is not supported; a second
+            moment has no factor. Each error names the leaf.
+          TypeError: a leaf has an integer dtype, which cannot be updated.
 
         Warns:
-          UserWarning: fewer tokens than inputs, or a larger damping than asked for.
+          UserWarning: a leaf has fewer tokens than inputs, or took more damping than
+            `damping`.
         """
         plan = plan_for(params, self.plan)
         leaves, _ = flatten(params)
         shapes = {leaf.path: leaf.shape for leaf in plan.sparse}
-        known = match_statistics(shapes, statistics)
+        by_path = match_statistics(shapes, statistics)
         for leaf in plan.sparse:
-            _check_leaf(leaf, leaves[leaf.path], known[leaf.path].columns)
-        warn_of_few_tokens(known)
-        found = {
+            _check_leaf(leaf, leaves[leaf.path], by_path[leaf.path].columns)
+        warn_of_few_tokens(by_path)
+        pruned = {
             leaf.path: _prune(
                 leaves[leaf.path],
-                known[leaf.path],
+                by_path[leaf.path],
                 leaf.pattern,
                 leaf.counts[1],
                 self.damping,
@@ -133,22 +135,24 @@ class SparseGPTSearcher:
             )
             for leaf in plan.sparse
         }
-        _check_damping(found, leaves, self.damping)
+        _check_damping(pruned, leaves, self.damping)
 
         def mask(path, leaf):
-            if path not in found:
+            if path not in pruned:
                 return None
-            kept, axis = device_put_like(found[path].mask, leaf), plan[path].axis
+            kept, axis = device_put_like(pruned[path].mask, leaf), plan[path].axis
             return pack_mask(kept, axis) if self.packed and axis is not None else kept
 
         def weight(path, leaf):
-            return device_put_like(found[path].weight, leaf) if path in found else leaf
+            if path not in pruned:
+                return leaf
+            return device_put_like(pruned[path].weight, leaf)
 
         return SearchResult(map_named(weight, params), map_named(mask, params), plan)
 
 
 class _Pruned(NamedTuple):
-    """One leaf: its weights, its mask, and the damping that each problem took."""
+    """A pruned leaf, its mask, and the damping that each problem took."""
 
     weight: Array
     mask: Array
@@ -164,111 +168,111 @@ def _prune(
     damping: ArrayLike,
     update: Update,
 ) -> _Pruned:
-    columns, moments = statistics.columns, statistics.second_moment
-    weights, moments = columns.split(leaf.astype(jnp.float32)), replicate(moments)
-    limits = _limits(pattern, kept, columns)
+    matrices, moments = statistics.columns, replicate(statistics.second_moment)
+    weights = matrices.to_matrices(leaf.astype(jnp.float32))
+    limits = _kept_before_blocks(pattern, kept, matrices)
 
-    def one(weight, moment, limits):
+    def prune_problem(weight, moment, limits):
         factor = inverse_factor(moment, damping)
-        choose, at_once = _choice(pattern, limits)
+        choose, at_once = _mask_choice(pattern, limits)
         updated, mask = sparsegpt(weight, factor, choose, at_once)
-        fine = jnp.isfinite(factor.upper).all()
-        return updated, mask, jnp.where(fine, factor.damping, jnp.inf)
+        is_finite = jnp.isfinite(factor.upper).all()
+        return updated, mask, jnp.where(is_finite, factor.damping, jnp.inf)
 
-    updated, masks, damped = jax.vmap(one)(weights, moments, limits)
+    updated, masks, dampings = jax.vmap(prune_problem)(weights, moments, limits)
     if update == "optimal":
         updated = jax.vmap(masked_least_squares)(weights, masks, moments)
-    mask = reshard_like(columns.join(masks), leaf)
-    weight = reshard_like(columns.join(updated), leaf).astype(leaf.dtype)
+    mask = reshard_like(matrices.from_matrices(masks), leaf)
+    weight = reshard_like(matrices.from_matrices(updated), leaf).astype(leaf.dtype)
     source = weight if update else leaf
-    return _Pruned(jnp.where(mask, source, jnp.zeros((), leaf.dtype)), mask, damped)
+    return _Pruned(jnp.where(mask, source, jnp.zeros((), leaf.dtype)), mask, dampings)
 
 
-def _choice(pattern: Pattern, limits: Array) -> tuple[Choose, int]:
-    """How masks are chosen, and of how many inputs at once."""
-    match pattern:
-        case NM(n=n, m=m):
-            return lambda scores, _: best_nm_mask(
-                rank_by_magnitude(scores), n, m, axis=0
-            ), m
-        case PerOutput():
-            best = lambda ranked, kept: best_row_mask(ranked, kept, rows=(1,))
-        case _:
-            best = lambda ranked, kept: best_unstructured_masks([ranked], kept)[0]
+def _mask_choice(pattern: Pattern, limits: Array) -> tuple[Choose, int]:
+    """Returns how masks are chosen, and for how many inputs at once."""
+    if isinstance(pattern, NM):
+        n, m = pattern.n, pattern.m
 
-    def choose(scores, first):
+        def choose_groups(scores, _):
+            return best_nm_mask(rank_by_magnitude(scores), n, m, axis=0)
+
+        return choose_groups, m
+
+    def choose_block(scores, first):
         block = first // np.int32(BLOCK)
-        return best(rank_by_magnitude(scores), limits[block + 1] - limits[block])
+        kept = limits[block + 1] - limits[block]
+        ranked = rank_by_magnitude(scores)
+        if isinstance(pattern, PerOutput):
+            return best_row_mask(ranked, kept, rows=(1,))
+        return best_unstructured_masks([ranked], kept)[0]
 
-    return choose, BLOCK
+    return choose_block, BLOCK
 
 
-def _limits(pattern: Pattern, kept: int, columns: LayerMatrices) -> np.ndarray:
-    """How many weights are kept before each block of inputs, of each problem.
+def _kept_before_blocks(
+    pattern: Pattern, kept: int, matrices: LayerMatrices
+) -> np.ndarray:
+    """Returns the number of weights kept before each block of inputs, per problem.
 
-    Every input keeps the same share, to the nearest weight.
+    Every input keeps the same share, rounded down to whole weights.
     """
-    problems = columns.problems
-    ends = np.minimum(
-        np.arange(-(-columns.channels // BLOCK) + 1) * BLOCK, columns.channels
-    )
-    match pattern:
-        case PerOutput():
-            shares = [kept] * problems
-        case _:  # of the whole leaf
-            shares = [
-                kept * (i + 1) // problems - kept * i // problems
-                for i in range(problems)
-            ]
-    limits = [
-        [share * int(end) // columns.channels for end in ends] for share in shares
-    ]
+    problems, inputs = matrices.num_problems, matrices.inputs_per_problem
+    ends = np.minimum(np.arange(-(-inputs // BLOCK) + 1) * BLOCK, inputs)
+    if isinstance(pattern, PerOutput):
+        shares = [kept] * problems
+    else:  # `kept` counts the weights of the whole leaf
+        ranks = range(problems)
+        shares = [kept * (i + 1) // problems - kept * i // problems for i in ranks]
+    limits = [[share * int(end) // inputs for end in ends] for share in shares]
     return np.array(limits, np.int32)
 
 
-def _check_leaf(leaf: LeafPlan, weight: Any, columns: LayerMatrices) -> None:
+def _check_leaf(leaf: LeafPlan, weight: Any, matrices: LayerMatrices) -> None:
+    """Raises unless SparseGPT supports the pattern, and the statistics fit its axes."""
     match leaf.pattern:
         case NM(transposable=False) | PerOutput() | Unstructured(across_leaves=False):
             pass
         case _:
             raise ValueError(
-                f"leaf {leaf.path!r} of shape {leaf.shape} is planned {leaf.decision}, "
-                "which SparseGPT does not search: make masks by create_masks or "
-                "WandaSearcher, and weights for them by fit_weights"
+                f"leaf {leaf.path!r} of shape {leaf.shape} is planned "
+                f"{leaf.decision!r}, which SparseGPT does not support: create masks by "
+                "create_masks or WandaSearcher, and weights for them by fit_weights"
             )
-    if isinstance(leaf.pattern, NM) and columns.inputs[-1] != leaf.axis:
+    if isinstance(leaf.pattern, NM) and matrices.inputs[-1] != leaf.axis:
         raise ValueError(
             f"the statistics of leaf {leaf.path!r} of shape {leaf.shape} are for "
-            f"groups along axis {columns.inputs[-1]}, it is planned {leaf.decision}: "
-            "collect them with the same plan"
+            f"groups along axis {matrices.inputs[-1]}, but it is planned "
+            f"{leaf.decision!r}: collect them with the same plan"
         )
-    rows = set(range(len(columns.shape))) - set(columns.inputs)
-    if isinstance(leaf.pattern, PerOutput) and set(leaf.rows) != rows:
+    outputs = set(range(len(matrices.shape))) - set(matrices.inputs)
+    if isinstance(leaf.pattern, PerOutput) and set(leaf.rows) != outputs:
         raise ValueError(
             f"leaf {leaf.path!r} of shape {leaf.shape} has outputs along axes "
-            f"{sorted(rows)} by its statistics, along {list(leaf.rows)} by the plan: "
-            "plan with fn, without an axis in the rule"
+            f"{sorted(outputs)} by its statistics, but along {list(leaf.rows)} by the "
+            "plan: plan with fn, without an axis in the rule"
         )
     check_updatable(leaf.path, weight)
 
 
 def _check_damping(
-    found: Mapping[str, _Pruned], leaves: Mapping[str, Any], damping: float
+    pruned: Mapping[str, _Pruned], leaves: Mapping[str, Any], damping: float
 ) -> None:
-    """Raises for a leaf without a factor, warns where one took more damping."""
-    took = jax.device_get({path: jnp.max(one.damping) for path, one in found.items()})
-    for path, most in took.items():
-        if not np.isfinite(most):
+    """Raises if a leaf has no factor, and warns if one took more damping."""
+    largest = jax.device_get(
+        {path: jnp.max(leaf.damping) for path, leaf in pruned.items()}
+    )
+    for path, used in largest.items():
+        if not np.isfinite(used):
             raise ValueError(
                 f"the second moment of leaf {path!r} of shape {leaves[path].shape} has "
-                f"no Cholesky factor, with damping from {damping} on: it is no second "
-                "moment, or needs a larger damping"
+                f"no Cholesky factor, with damping from {damping} on: it is not a "
+                "second moment, or needs more damping"
             )
-    raised = {path: float(most) for path, most in took.items() if most > 2 * damping}
+    raised = {path: float(used) for path, used in largest.items() if used > 2 * damping}
     if raised:
-        path, most = max(raised.items(), key=lambda item: item[1])
+        path, used = max(raised.items(), key=lambda item: item[1])
         warnings.warn(
-            f"the second moments of {len(raised)} of {len(found)} leaves had no "
-            f"Cholesky factor with damping {damping}; leaf {path!r} took {most:.3g}",
+            f"the second moments of {len(raised)} of {len(pruned)} leaves had no "
+            f"Cholesky factor with damping {damping}; leaf {path!r} took {used:.3g}",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Wanda: weights ranked by what they add to a layer's outputs."""
+"""Wanda: scores that weigh each weight by the norm of its input."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,15 +25,15 @@ from jaxsparse._trees import map_named
 
 @dataclass(frozen=True)
 class WandaSearcher:
-    """Keeps the weights of largest `abs(w) * norm(x)`, `x` being the weight's input.
+    """Keeps the weights of largest `abs(w) * norm(x)`, where `x` is the weight's input.
 
     Sun et al., "A Simple and Effective Pruning Approach for Large Language Models"
-    (2024, arXiv:2306.11695). Any pattern; weights that are kept do not change. The
-    paper's unstructured pattern is `PerOutput`.
+    (2024, arXiv:2306.11695). Supports any pattern and leaves kept weights unchanged.
+    The paper's unstructured pattern is `PerOutput`.
 
     Attributes:
       plan: a plan, rules or a pattern.
-      packed: whether masks come packed, one bit a weight.
+      packed: whether to return packed masks, one bit a weight.
 
     >>> from jaxsparse import collect_statistics
     >>> params = {"kernel": jnp.ones((16, 8))}
@@ -49,34 +49,35 @@ class WandaSearcher:
     statistic: ClassVar[Statistic] = "mean_square"
 
     def search(self, params: PyTree, statistics: Any = None) -> SearchResult:
-        """Prunes `params`; it reads values, so it runs outside `jit`.
+        """Prunes `params`. It reads values, so it runs outside `jit`.
 
         Args:
           params: a tree of arrays.
-          statistics: what `collect_statistics` measured, of either kind.
+          statistics: the result of `collect_statistics`, with either statistic.
 
         Returns:
           The pruned parameters, their masks and the plan.
 
         Raises:
-          ValueError: statistics that are missing, do not fit, are not finite or all
-            zero, naming the leaf; besides what `create_masks` raises.
+          ValueError: statistics of a leaf, which is named, are missing, do not fit, are
+            not finite or all zero; besides the errors of `create_masks`.
         """
         plan = plan_for(params, self.plan)
-        known = match_statistics(
-            {leaf.path: leaf.shape for leaf in plan.sparse}, statistics
+        shapes = {leaf.path: leaf.shape for leaf in plan.sparse}
+        by_path = match_statistics(shapes, statistics)
+        scores = map_named(
+            lambda path, leaf: _score(leaf, by_path[path]) if path in by_path else leaf,
+            params,
         )
-        score = lambda path, leaf: _score(leaf, known[path]) if path in known else leaf
-        scores = map_named(score, params)
         masks = create_masks(params, plan, scores=scores, packed=self.packed)
         return SearchResult(mask_params(params, masks), masks, plan)
 
 
 @jax.jit
 def _score(weight: Array, statistics: LeafStatistics) -> Array:
-    columns = statistics.columns
+    matrices = statistics.columns
     norm = jnp.sqrt(statistics.mean_square)[:, :, None]
-    width = weight.size // norm.size
-    norms = columns.join(jnp.broadcast_to(norm, (*norm.shape[:2], width)))
+    shape = (*norm.shape[:2], matrices.outputs_per_problem)
+    norms = matrices.from_matrices(jnp.broadcast_to(norm, shape))
     wide = wide_float(weight.dtype)
     return jnp.abs(weight.astype(wide)) * reshard_like(norms.astype(wide), weight)

@@ -1,4 +1,4 @@
-"""Is it as planned, how sparse is it, what did it cost?"""
+"""Reports and checks: is it as planned, how sparse is it, what did it cost?"""
 
 from jaxsparse._reports.calibration_report import (
     CalibrationReport as CalibrationReport,
@@ -6,6 +6,7 @@ from jaxsparse._reports.calibration_report import (
     calibration_report as calibration_report,
 )
 from jaxsparse._reports.check import (
+    SparsityError as SparsityError,
     check_sparsity as check_sparsity,
 )
 from jaxsparse._reports.measure import (

@@ -1,4 +1,4 @@
-"""Reports of calibrated pruning: what it does to the outputs of each layer."""
+"""Reports of calibrated pruning: the error of the outputs of each layer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from jaxsparse._masks import (
     search_masks,
 )
 from jaxsparse._patterns import as_bool
+from jaxsparse._plans import LeafPlan
 from jaxsparse._trees import (
     Tabular,
     flatten,
@@ -29,12 +30,12 @@ class LeafError:
 
     Attributes:
       path: the canonical path.
-      shape: its shape.
-      decision: what was planned, in words.
-      tokens: how many its statistics are of.
+      shape: the leaf's shape.
+      decision: the plan for the leaf, in words.
+      tokens: the number of tokens of its statistics.
       error: the relative error of its outputs, `norm(x @ (w - v)) / norm(x @ w)` over
-        the inputs `x` of the statistics; nothing is ever lost of outputs that are zero.
-      magnitude_error: the same if it were pruned by magnitude.
+        the inputs `x` of the statistics; 0 if the outputs are zero.
+      magnitude_error: the same error if it were pruned by magnitude.
     """
 
     path: str
@@ -47,10 +48,10 @@ class LeafError:
 
 @dataclass(frozen=True)
 class CalibrationReport(Tabular):
-    """A report on every leaf that was pruned. Print it for a table.
+    """A report on every pruned leaf, which prints as a table.
 
     Attributes:
-      leaves: one `LeafError` a leaf.
+      leaves: a `LeafError` for each leaf.
     """
 
     leaves: tuple[LeafError, ...]
@@ -59,36 +60,29 @@ class CalibrationReport(Tabular):
         return iter(self.leaves)
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        cells = lambda leaf: (
-            shape_text(leaf.shape),
-            f"{leaf.tokens:g}",
-            f"{leaf.error:.3f}",
-            f"{leaf.magnitude_error:.3f}",
-            leaf.decision,
-        )
         header = ("leaf", "shape", "tokens", "error", "magnitude", "plan")
-        return header, fold((leaf.path, cells(leaf)) for leaf in self.leaves)
+        return header, fold((leaf.path, _cells(leaf)) for leaf in self.leaves)
 
 
 def calibration_report(
     params: PyTree, result: SearchResult, statistics: Any
 ) -> CalibrationReport:
-    """The relative error of every pruned layer's outputs, beside magnitude's.
+    """Reports the relative error of every pruned layer's outputs, beside magnitude's.
 
-    It comes from second moments alone, so it is the error on the inputs that were
-    collected: those of the dense model, unless statistics of another one are given. To
-    see what weights that were fitted do on other inputs, give statistics of those.
+    The error is computed from second moments alone, so it is the error on the inputs
+    that were collected: those of the dense model, unless the statistics are of another
+    one. To measure fitted weights on other inputs, pass the statistics of those.
 
     Args:
       params: the parameters before pruning.
-      result: what a searcher made of them.
+      result: the result of a searcher.
       statistics: second moments, from `collect_statistics`.
 
     Returns:
       A `CalibrationReport`.
 
     Raises:
-      ValueError: statistics that do not fit, or only mean squares.
+      ValueError: statistics do not fit, or only mean squares were collected.
 
     >>> from jaxsparse import MagnitudeSearcher, collect_statistics
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -101,25 +95,30 @@ def calibration_report(
     """
     sparse = result.plan.sparse
     before, after = flatten(params)[0], flatten(result.params)[0]
-    known = match_statistics({leaf.path: leaf.shape for leaf in sparse}, statistics)
+    shapes = {leaf.path: leaf.shape for leaf in sparse}
+    by_path = match_statistics(shapes, statistics)
     magnitude = search_masks(before, sparse)
     errors = {
         path: (
-            _error(before[path], after[path], one),
-            _error(before[path], _masked(before[path], magnitude[path]), one),
-            jnp.sum(one.tokens),
+            _error(before[path], after[path], leaf),
+            _error(before[path], _masked(before[path], magnitude[path]), leaf),
+            jnp.sum(leaf.tokens),
         )
-        for path, one in known.items()
+        for path, leaf in by_path.items()
     }
     numbers = jax.device_get(errors)
-    rows = []
-    for leaf in sparse:
-        assert leaf.shape is not None
-        error, of_magnitude, tokens = map(float, numbers[leaf.path])
-        rows.append(
-            LeafError(leaf.path, leaf.shape, leaf.decision, tokens, error, of_magnitude)
-        )
-    return CalibrationReport(tuple(rows))
+    return CalibrationReport(
+        tuple(_leaf_error(leaf, *map(float, numbers[leaf.path])) for leaf in sparse)
+    )
+
+
+def _leaf_error(
+    leaf: LeafPlan, error: float, magnitude_error: float, tokens: float
+) -> LeafError:
+    assert leaf.shape is not None
+    return LeafError(
+        leaf.path, leaf.shape, leaf.decision, tokens, error, magnitude_error
+    )
 
 
 @jax.jit
@@ -128,16 +127,32 @@ def _masked(leaf: Array, mask: Array) -> Array:
 
 
 @jax.jit
-def _error(before: Array, after: Array, known: LeafStatistics) -> Float32[Array, ""]:
-    split = lambda leaf: known.columns.split(leaf.astype(jnp.float32))
-    # Problems of more tokens count for more: their norms are sums over tokens.
-    tokens = known.tokens[:, None, None]
+def _error(
+    before: Array, after: Array, statistics: LeafStatistics
+) -> Float32[Array, ""]:
+    """Returns the relative error of the outputs of a leaf, over all its problems."""
+    matrices = statistics.columns
+    # Norms are sums over tokens, so problems with more tokens weigh more.
+    tokens = statistics.tokens[:, None, None]
 
     def norm(w):
-        product = jnp.matmul(known.second_moment, w, precision=lax.Precision.HIGHEST)
-        # Of next to nothing rounding can leave less than nothing.
+        product = jnp.matmul(
+            statistics.second_moment, w, precision=lax.Precision.HIGHEST
+        )
+        # Rounding can make a sum that is close to zero negative.
         return jnp.sqrt(jnp.maximum(jnp.sum(tokens * w * product), 0))
 
-    whole = norm(split(before))
-    lost = norm(split(before) - split(after))
-    return jnp.where(whole > 0, lost / whole, jnp.zeros((), jnp.float32))
+    weights = matrices.to_matrices(before.astype(jnp.float32))
+    pruned = matrices.to_matrices(after.astype(jnp.float32))
+    outputs, error = norm(weights), norm(weights - pruned)
+    return jnp.where(outputs > 0, error / outputs, jnp.zeros((), jnp.float32))
+
+
+def _cells(leaf: LeafError) -> tuple[str, ...]:
+    return (
+        shape_text(leaf.shape),
+        f"{leaf.tokens:g}",
+        f"{leaf.error:.3f}",
+        f"{leaf.magnitude_error:.3f}",
+        leaf.decision,
+    )

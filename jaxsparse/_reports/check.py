@@ -1,6 +1,5 @@
-"""Does a tree obey its plan?"""
+"""Checks that a tree is as sparse as its plan says."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +19,8 @@ from jaxsparse._compressed import (
 )
 from jaxsparse._patterns import (
     NM,
+    Block,
+    Channel,
     PerOutput,
     is_zero,
     reduce_tiles,
@@ -33,118 +34,166 @@ from jaxsparse._plans import (
 from jaxsparse._trees import flatten
 
 
+class SparsityError(ValueError):
+    """A tree is not as sparse as its plan says.
+
+    Attributes:
+      faults: the fault of each leaf that has one, by its path. Leaves that share a
+        threshold share their fault.
+    """
+
+    def __init__(self, summary: str, faults: Mapping[str, str]):
+        super().__init__(summary, faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        """The summary, with a line for each fault."""
+        lines = "\n".join(dict.fromkeys(self.faults.values())).splitlines()
+        return "\n".join([f"{self.args[0]}:", *(f"  {line}" for line in lines)])
+
+
 def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
-    """Raises unless every leaf that the plan prunes obeys its pattern.
+    """Raises an error unless every leaf that the plan prunes has its pattern.
 
     It reads values, so it runs outside `jit`: after a restore, before an export.
 
     Args:
-      params: a tree of arrays, of which some may be `Compressed`: those hold no more
-        than their pattern, so it is the pattern and the axis that have to be the
-        plan's.
+      params: a tree of arrays, some of which may be `Compressed`. A compressed leaf
+        keeps no more than its own pattern, so only its pattern and axis are compared
+        with the plan's.
       plan: a plan, rules or a pattern.
 
     Raises:
-      ValueError: groups with more than `n` non-zero weights (NaN is one), naming every
-        leaf that has any and its first bad group, or more weights, blocks or channels
-        than the pattern keeps; a compressed leaf that the plan does not prune so; or
-        the plan does not fit.
+      ValueError: a group has more than `n` non-zero weights (NaN counts as one), or a
+        leaf has more non-zero weights, blocks or channels than its pattern keeps. The
+        error names every such leaf and its first bad group, and has the text for each
+        leaf by path in its attribute `faults`. Also if a compressed leaf is not
+        compressed as the plan says, or the plan does not fit.
 
     >>> params = {"kernel": jnp.ones((16, 8))}
-    >>> check_sparsity(params, "2:4")
-    Traceback (most recent call last):
-    ValueError: not sparse as planned; mask_params(params, masks) makes it so:
+    >>> try:
+    ...     check_sparsity(params, "2:4")
+    ... except ValueError as error:
+    ...     print(error)
+    not sparse as planned; mask_params(params, masks) prunes it:
       'kernel' of shape (16, 8), 2:4 along axis 0: 32 of 32 groups keep more than 2; the
       first, with 4, starts at (0, 0)
     """
     plan = plan_for(as_dense_shapes(params), plan)
     leaves, _ = flatten(params, is_leaf=is_compressed)
-    stored = {path: leaf for path, leaf in leaves.items() if is_compressed(leaf)}
-    faults = [plan_mismatch(path, leaf, plan[path]) for path, leaf in stored.items()]
-    faults = [f"  {fault}" for fault in faults if fault]
-    if faults:
-        raise ValueError("not compressed as planned:\n" + "\n".join(faults))
+    mismatches = {
+        path: fault
+        for path, leaf in leaves.items()
+        if is_compressed(leaf) and (fault := plan_mismatch(path, leaf, plan[path]))
+    }
+    if mismatches:
+        raise SparsityError("not compressed as planned", mismatches)
+    faults: dict[str, str] = {}
     for group, total, kept in counted_groups(plan.sparse):
-        leaf = group[0]
-        match leaf.pattern:
-            case NM(transposable=both):
-                assert leaf.axis is not None
-                # By its storage a compressed leaf obeys along its axis.
-                axes = () if leaf.path in stored else (leaf.axis,)
-                for axis in (*axes, *leaf.output[-1:] * both):
-                    faults += _group_faults(leaf, leaves[leaf.path], kept, total, axis)
-            case PerOutput():
-                faults += _row_faults(leaf, leaves[leaf.path], kept)
-            case _:
-                faults += _count_faults(group, leaves, total, kept)
+        if lines := _faults(group, leaves, total, kept):
+            faults |= dict.fromkeys((leaf.path for leaf in group), "\n".join(lines))
     if faults:
-        raise ValueError(
-            "not sparse as planned; mask_params(params, masks) makes it so:\n"
-            + "\n".join(faults)
-        )
+        summary = "not sparse as planned; mask_params(params, masks) prunes it"
+        raise SparsityError(summary, faults)
 
 
-def _group_faults(
-    leaf: LeafPlan, weight: ArrayLike | Compressed, n: int, m: int, axis: int
+def _faults(
+    group: Sequence[LeafPlan], leaves: Mapping[str, Any], total: int, kept: int
 ) -> list[str]:
-    """What is wrong with the groups along an axis of a leaf, if anything is."""
+    """Returns the faults of leaves that are counted together, one a line."""
+    leaf = group[0]
+    weight = leaves[leaf.path]
+    match leaf.pattern:
+        case NM(m=m):
+            faults = [
+                _group_fault(leaf, weight, kept, m, axis)
+                for axis in _axes_to_check(leaf, weight)
+            ]
+        case PerOutput():
+            faults = [_output_fault(leaf, weight, kept)]
+        case _:
+            faults = [_count_fault(group, leaves, total, kept)]
+    return [fault for fault in faults if fault]
+
+
+def _axes_to_check(leaf: LeafPlan, weight: ArrayLike | Compressed) -> list[int]:
+    """Returns the axes along which an n:m leaf may have bad groups."""
+    assert leaf.axis is not None
+    assert isinstance(leaf.pattern, NM)
+    # The storage of a compressed leaf guarantees its pattern along its axis.
+    axes = [] if is_compressed(weight) else [leaf.axis]
+    if leaf.pattern.transposable:
+        axes.append(leaf.output[-1])
+    return axes
+
+
+def _group_fault(
+    leaf: LeafPlan, weight: ArrayLike | Compressed, n: int, m: int, axis: int
+) -> str:
+    """Returns what is wrong with the groups along an axis of a leaf, if anything."""
     assert leaf.shape is not None
     tile = tuple(m if i == axis else 1 for i in range(len(leaf.shape)))
     counts = np.asarray(_nonzero_sums(weight, tile))
     bad = counts > n
     if not bad.any():
-        return []
+        return ""
     along = "" if axis == leaf.axis else f" along axis {axis}"
     group = np.argwhere(bad)[0]
     start = [int(i) for i in group]
     start[axis] *= m
-    return [
-        f"  {leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
+    return (
+        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
         f"{bad.size} groups keep more than {n}; the first, with "
         f"{counts[tuple(group)]}, starts at {tuple(start)}{along}"
-    ]
+    )
 
 
-def _row_faults(leaf: LeafPlan, weight: ArrayLike, kept: int) -> list[str]:
-    """What is wrong with the outputs of a leaf, if anything is."""
+def _output_fault(leaf: LeafPlan, weight: ArrayLike, kept: int) -> str:
+    """Returns what is wrong with the outputs of a leaf, if anything."""
     assert leaf.shape is not None
-    row = tuple(1 if i in leaf.rows else n for i, n in enumerate(leaf.shape))
-    counts = np.asarray(_nonzero_sums(weight, row))
+    tile = tuple(1 if i in leaf.rows else n for i, n in enumerate(leaf.shape))
+    counts = np.asarray(_nonzero_sums(weight, tile))
     bad = counts > kept
     if not bad.any():
-        return []
+        return ""
     first = tuple(int(i) for i in np.argwhere(bad)[0])
-    return [
-        f"  {leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
+    return (
+        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
         f"{bad.size} outputs keep more than {kept}; the first, with {counts[first]}, "
         f"starts at {first}"
-    ]
+    )
 
 
-def _count_faults(
+def _count_fault(
     group: Sequence[LeafPlan], leaves: Mapping[str, Any], total: int, kept: int
-) -> list[str]:
-    """What is wrong with leaves of which a number is kept, if anything is."""
-    found = sum(int(_nonzero_tiles(leaves[leaf.path], leaf.tile)) for leaf in group)
-    if found <= kept:
-        return []
+) -> str:
+    """Returns what is wrong with leaves that keep a number of tiles, if anything."""
+    nonzero = sum(int(_nonzero_tiles(leaves[leaf.path], leaf.tile)) for leaf in group)
+    if nonzero <= kept:
+        return ""
     first, *more = group
     others = f" and {len(more)} more leaves" if more else ""
-    unit = "weights" if math.prod(first.tile) == 1 else "of them"
-    return [
-        f"  {first.path!r} of shape {first.shape}{others}, {first.decision}: {found} "
-        f"of {total} {unit} are not zero, {kept} may be"
-    ]
+    match first.pattern:
+        case Block():
+            unit = "blocks"
+        case Channel():
+            unit = "channels"
+        case _:
+            unit = "weights"
+    return (
+        f"{first.path!r} of shape {first.shape}{others}, {first.decision}: {nonzero} "
+        f"of {total} {unit} are not zero, but at most {kept} may be"
+    )
 
 
 @partial(jax.jit, static_argnums=1)
 def _nonzero_sums(weight: jax.Array | Compressed, tile: tuple[int, ...]) -> jax.Array:
-    """The number of non-zero weights in every tile."""
+    """Returns the number of non-zero weights in every tile."""
     weight = decompress(weight) if isinstance(weight, Compressed) else weight
     return reduce_tiles(partial(jnp.sum, dtype=jnp.int32), ~is_zero(weight), tile)
 
 
 @partial(jax.jit, static_argnums=1)
 def _nonzero_tiles(weight: jax.Array, tile: tuple[int, ...]) -> jax.Array:
-    """The number of tiles that have a non-zero weight."""
+    """Returns the number of tiles that have a non-zero weight."""
     return jnp.sum(reduce_tiles(jnp.any, ~is_zero(weight), tile), dtype=jnp.uint32)

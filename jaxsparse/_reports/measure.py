@@ -1,4 +1,4 @@
-"""What reports and metrics measure of one leaf."""
+"""Measurements of one leaf, for reports and metrics, and the sparsity of a tree."""
 
 import math
 
@@ -16,7 +16,7 @@ from jaxsparse._patterns import (
 from jaxsparse._trees import flatten, is_numeric
 
 
-#: Of magnitudes, before they are added up.
+#: Scales magnitudes before they are summed, so that sums over any leaf are finite.
 _SCALE = 2.0**-32
 
 
@@ -24,39 +24,38 @@ _SCALE = 2.0**-32
 def measure_leaf(
     leaf: jax.Array | Compressed, mask: jax.Array | None
 ) -> dict[str, jax.Array]:
-    """Numbers of a leaf of real numbers, and what its mask keeps of it.
+    """Measures a real-valued leaf, and what its mask keeps of it.
 
     Args:
       leaf: an array, or a compressed weight, whose zeros count.
       mask: bool or packed, of the leaf's shape; None keeps everything.
 
     Returns:
-      Scalars: how many `zeros`, `nonfinite` and `masked` values, and the sums of the
-      finite magnitudes, `magnitude` of all and `kept` of those that are not masked, of
-      which only ratios mean anything.
+      Scalars: the numbers of `zeros`, `nonfinite` and `masked` values; and the sums of
+      the finite magnitudes, `magnitude` of all and `kept` of those that the mask keeps.
+      The two sums are scaled, so only their ratio is meaningful.
     """
     weight = decompress(leaf) if is_compressed(leaf) else jnp.asarray(leaf)
     finite = jnp.isfinite(weight)
     magnitude = jnp.abs(weight.astype(wide_float(weight.dtype)))
-    # Scaled, so that sums of any size of leaf are finite.
     magnitude = jnp.where(finite, magnitude * _SCALE, 0)
-    keeps = jnp.ones((), bool) if mask is None else as_bool(mask, weight)
+    kept = jnp.ones((), bool) if mask is None else as_bool(mask, weight)
     return {
         "zeros": count_true(is_zero(weight)),
         "nonfinite": count_true(~finite),
-        "masked": count_true(jnp.broadcast_to(~keeps, weight.shape)),
+        "masked": count_true(jnp.broadcast_to(~kept, weight.shape)),
         "magnitude": jnp.sum(magnitude),
-        "kept": jnp.sum(jnp.where(keeps, magnitude, 0)),
+        "kept": jnp.sum(jnp.where(kept, magnitude, 0)),
     }
 
 
 def sparsity(params: PyTree) -> Float32[Array, ""]:
-    """The fraction of zeros among all weights; traceable.
+    """Returns the fraction of zeros among all weights. Traceable.
 
     Args:
-      params: a tree; leaves that hold no real numbers are left out. Biases, norms and
-        whatever else stays dense count too, and so do the zeros that a `Compressed`
-        leaf does not store.
+      params: a tree of arrays; leaves that do not hold real numbers are ignored. All
+        dense leaves count, such as biases and norms, and so do the zeros that a
+        `Compressed` leaf does not store.
 
     Returns:
       A float32 scalar, `0.0` for a tree without weights.
@@ -68,6 +67,6 @@ def sparsity(params: PyTree) -> Float32[Array, ""]:
     weights = [leaf for leaf in leaves.values() if is_numeric(leaf)]
     total = sum(math.prod(leaf.shape) for leaf in weights)
     stored = [leaf.values if is_compressed(leaf) else leaf for leaf in weights]
-    left_out = jnp.asarray(total - sum(leaf.size for leaf in stored), jnp.float32)
-    zeros = sum((count_true(is_zero(leaf)) for leaf in stored), left_out)
+    not_stored = jnp.asarray(total - sum(leaf.size for leaf in stored), jnp.float32)
+    zeros = sum((count_true(is_zero(leaf)) for leaf in stored), not_stored)
     return zeros / max(total, 1)

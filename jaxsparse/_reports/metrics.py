@@ -1,4 +1,4 @@
-"""Numbers of a sparse training run for any logger."""
+"""Metrics of a sparse training run, for any logger."""
 
 import math
 
@@ -17,31 +17,31 @@ from jaxsparse._trees import flatten
 
 
 def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
-    """What a sparse training run is to be watched by: a flat dict of scalars.
+    """Returns the metrics of a sparse training run, as a flat dict of scalars.
 
-    Traceable: call it in the compiled step and return what it gives, or in `lax.scan`
-    and have it stacked.
+    Traceable: call it in the compiled step and return its result, or stack it in
+    `lax.scan`.
 
     Args:
-      opt_state: a state with masks in it, through any nesting, as for `get_masks`.
+      opt_state: a state with masks in it, at any nesting, as for `get_masks`.
       params: the parameters, a tree of arrays.
 
     Returns:
       Float32 scalars by name:
 
       - `sparsity`: the fraction of zeros among all weights.
-      - `masked`: of the weights of all leaves that have masks, the fraction that is
-        masked.
-      - `magnitude_kept`: of the sum of the magnitudes of these leaves, the share that
-        the masks keep: 1 for a network that is sparse, less under `straight_through`
-        or before the first update.
-      - `flip_rate`: the fraction of these leaves' weights that the last change of
-        masks opened or closed; only where the state records it, which it does in
+      - `masked`: the fraction of pruned weights, among the weights of all leaves with
+        masks.
+      - `magnitude_kept`: the share of the sum of magnitudes of these leaves that the
+        masks keep: 1 for a sparse network, less under `straight_through` or before the
+        first update.
+      - `flip_rate`: the fraction of these leaves' weights that the last change of masks
+        pruned or regrew. Only for states that record it, those of
         `regrow_by_gradient`, `regrow_at_random` and `add_sr_ste_decay`.
-      - `sparsity/` and a path: the fraction of zeros of each leaf that has a mask.
+      - `sparsity/` and a path: the fraction of zeros of each leaf with a mask.
 
     Raises:
-      ValueError: no masks in the state, or they do not fit the parameters.
+      ValueError: there are no masks in the state, or they do not fit the parameters.
 
     >>> from jaxsparse import wrap_optimizer
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8), "bias": jnp.ones(8)}
@@ -58,13 +58,16 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
     masked = {path: mask for path, mask in masks.items() if mask is not None}
     sizes = {path: math.prod(leaves[path].shape) for path in masked}
     measured = {path: measure_leaf(leaves[path], mask) for path, mask in masked.items()}
-    total = lambda name: sum(values[name] for values in measured.values())
-    found = {
+
+    def total(name: str) -> ArrayLike:
+        return sum(values[name] for values in measured.values())
+
+    scalars = {
         "sparsity": sparsity(params),
-        "masked": _ratio(total("masked"), sum(sizes.values()), of_nothing=0.0),
-        "magnitude_kept": _ratio(total("kept"), total("magnitude"), of_nothing=1.0),
+        "masked": _ratio(total("masked"), sum(sizes.values()), if_empty=0.0),
+        "magnitude_kept": _ratio(total("kept"), total("magnitude"), if_empty=1.0),
     }
-    # Where several wrappers record a rate, that of all their leaves together.
+    # If several wrappers record a rate, the mean weighted by the sizes of their leaves.
     rates = [
         (rate, sum(sizes[path] for path in paths))
         for rate, paths in flip_rates(opt_state)
@@ -72,12 +75,14 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
     if rates:
         flipped = sum(rate * size for rate, size in rates)
         size = sum(size for _, size in rates)
-        found["flip_rate"] = _ratio(flipped, size, of_nothing=0.0)
+        scalars["flip_rate"] = _ratio(flipped, size, if_empty=0.0)
     for path, values in measured.items():
-        found[f"sparsity/{path}"] = _ratio(values["zeros"], sizes[path], of_nothing=0.0)
-    return found
+        zeros = _ratio(values["zeros"], sizes[path], if_empty=0.0)
+        scalars[f"sparsity/{path}"] = zeros
+    return scalars
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike, *, of_nothing: float) -> Array:
-    part, whole = jnp.asarray(part, jnp.float32), jnp.asarray(whole, jnp.float32)
-    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), of_nothing)
+def _ratio(part: ArrayLike, total: ArrayLike, *, if_empty: float) -> Array:
+    """Returns `part / total`, or `if_empty` if `total` is zero."""
+    part, total = jnp.asarray(part, jnp.float32), jnp.asarray(total, jnp.float32)
+    return jnp.where(total > 0, part / jnp.where(total > 0, total, 1), if_empty)

@@ -1,4 +1,4 @@
-"""Which shardings cut what a pattern decides as a whole, and what would not."""
+"""Reports of sharding: which searches need communication, and how to avoid it."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -25,16 +25,16 @@ from jaxsparse._trees import (
 
 @dataclass(frozen=True)
 class LeafSharding:
-    """How one leaf that is pruned is sharded.
+    """How one pruned leaf is sharded.
 
     Attributes:
       path: the canonical path.
       shape: the leaf's shape.
-      spec: how it is sharded; None where it has no `NamedSharding`.
-      cut: what shards cut, so that devices talk to each other when the mask is
-        searched; empty where nothing is.
-      instead: a sharding over the same axes of the mesh that cuts nothing, None where
-        nothing is cut. Axes for which there is no room are left out.
+      spec: its partition spec; None if it has no `NamedSharding`.
+      cut: the groups, outputs, blocks, channels or bytes that shards cut, so that the
+        search needs communication; empty if none are.
+      instead: a partition spec over the same mesh axes that cuts nothing; None if
+        nothing is cut. It omits mesh axes that fit along no axis of the leaf.
     """
 
     path: str
@@ -46,10 +46,10 @@ class LeafSharding:
 
 @dataclass(frozen=True)
 class ShardingReport(Tabular):
-    """A report on every leaf that is pruned. Print it for a table.
+    """A report on every pruned leaf, which prints as a table.
 
     Attributes:
-      leaves: one `LeafSharding` a leaf.
+      leaves: a `LeafSharding` for each leaf.
     """
 
     leaves: tuple[LeafSharding, ...]
@@ -57,27 +57,27 @@ class ShardingReport(Tabular):
     def __iter__(self) -> Iterator[LeafSharding]:
         return iter(self.leaves)
 
-    def _table(self):
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         header = ("leaf", "shape", "sharding", "what is cut", "instead")
         return header, fold((leaf.path, _cells(leaf)) for leaf in self.leaves)
 
 
 def sharding_report(params: PyTree, plan: PlanLike = "2:4") -> ShardingReport:
-    """Reports for which leaves a search sends something, why, and the remedy.
+    """Reports which leaves need communication to search their masks, why, and a remedy.
 
-    A mask is found without communication where every shard holds whole groups, and
-    whole bytes of the packed mask, of eight weights along the group axis. Where shards
-    cut them the result is the same, but the search gathers the leaf along that axis,
-    and its packed mask is not sharded along it. Steps of an optimizer gather nothing.
-    Of outputs, blocks and channels that are cut over automatic axes of a mesh only
-    counts or sums are sent.
+    A mask is searched without communication if every shard holds whole groups, and
+    whole bytes of the packed mask, of eight weights along the group axis. If shards cut
+    them the result is the same, but the search requires an all-gather along that axis,
+    and the packed mask is not sharded along it. Optimizer steps need no communication.
+    Outputs, blocks and channels that are cut over automatic mesh axes communicate only
+    counts or sums.
 
     Args:
       params: a tree of arrays, or of `jax.ShapeDtypeStruct` with shardings.
       plan: a plan, rules or a pattern.
 
     Returns:
-      A `ShardingReport` on the leaves that are pruned.
+      A `ShardingReport` on the pruned leaves.
 
     Raises:
       ValueError, TypeError: the plan does not fit.
@@ -105,47 +105,48 @@ def _report(leaf: LeafPlan, weight: Any) -> LeafSharding:
     cuts = []
     for axis, unit in _units(leaf).items():
         size, shards = leaf.shape[axis], shards_along(sharding, axis)
-        if shards > 1 and size % (shards * unit.both):
-            of_what = f"{unit.name} of {unit.size}"
-            what = of_what if size % (shards * unit.size) else "bytes of 8"
+        if shards > 1 and size % (shards * unit.packed_size):
+            cuts_units = size % (shards * unit.size) != 0
+            what = f"{unit.name} of {unit.size}" if cuts_units else "bytes of 8"
             cuts.append(
                 f"{shards} shards of {size // shards} along axis {axis} cut {what}"
             )
-    instead = _uncut(leaf, sharding) if cuts else None
+    instead = _uncut_spec(leaf, sharding) if cuts else None
     return LeafSharding(
         leaf.path, leaf.shape, sharding.spec, " and ".join(cuts), instead
     )
 
 
 class _Unit(NamedTuple):
-    """What has to be whole along an axis.
+    """What each shard must hold whole along an axis.
 
     Attributes:
-      name: what it is called.
-      size: how many weights it has along the axis.
-      both: how many make whole ones and whole bytes of a packed mask.
+      name: the plural name of the units.
+      size: the number of weights of a unit along the axis.
+      packed_size: the least number of weights of whole units that are also whole bytes
+        of a packed mask, if that is packed along the axis.
     """
 
     name: str
     size: int
-    both: int
+    packed_size: int
 
 
 def _units(leaf: LeafPlan) -> dict[int, _Unit]:
-    """What has to be whole along which axes."""
+    """Returns the units along each axis that shards must not cut."""
     assert leaf.shape is not None
     assert leaf.axis is not None
     sizes = dict(enumerate(leaf.tile))
     match leaf.pattern:
-        case NM(m=m, transposable=both):
-            name, along = (
-                "groups",
-                (leaf.axis, leaf.output[-1]) if both else (leaf.axis,),
-            )
-            sizes |= dict.fromkeys(along, m)
+        case NM(m=m):
+            name = "groups"
+            sizes[leaf.axis] = m
+            if leaf.pattern.transposable:
+                sizes[leaf.output[-1]] = m
         case PerOutput():
-            name, inner = "outputs", set(sizes) - set(leaf.rows)
-            sizes |= {axis: leaf.shape[axis] for axis in inner}
+            name = "outputs"
+            for axis in set(sizes) - set(leaf.rows):
+                sizes[axis] = leaf.shape[axis]
         case Channel():
             name = "channels"
         case _:
@@ -157,34 +158,34 @@ def _units(leaf: LeafPlan) -> dict[int, _Unit]:
     }
 
 
-def _uncut(leaf: LeafPlan, sharding: NamedSharding) -> PartitionSpec:
-    """The same axes of the mesh, each moved to where there is room, or left out."""
+def _uncut_spec(leaf: LeafPlan, sharding: NamedSharding) -> PartitionSpec:
+    """Returns a spec with each mesh axis moved to an axis it fits along, or omitted."""
     shape, mesh, units = leaf.shape, sharding.mesh.shape, _units(leaf)
     assert shape is not None
-    taken: list[tuple[str, ...]] = [()] * len(shape)
+    assigned: list[tuple[str, ...]] = [()] * len(shape)
 
     def fits(axis: int, names: tuple[str, ...]) -> bool:
         shards = math.prod(mesh[name] for name in names)
-        unit = units[axis].both if axis in units else 1
+        unit = units[axis].packed_size if axis in units else 1
         return shards == 1 or shape[axis] % (shards * unit) == 0
 
-    def place(name: str, axes: Iterable[int]) -> bool:
-        axis = next((i for i in axes if fits(i, (*taken[i], name))), None)
+    def assign(name: str, axes: Iterable[int]) -> bool:
+        axis = next((i for i in axes if fits(i, (*assigned[i], name))), None)
         if axis is not None:
-            taken[axis] = (*taken[axis], name)
+            assigned[axis] = (*assigned[axis], name)
         return axis is not None
 
-    homeless = [
+    unassigned = [
         name
         for axis in range(len(shape))
         for name in names_along(sharding, axis)
-        if not place(name, [axis])
+        if not assign(name, [axis])
     ]
-    by_room = sorted(range(len(shape)), key=lambda i: (i in units, -shape[i]))
-    for name in homeless:
-        place(name, by_room)
+    by_preference = sorted(range(len(shape)), key=lambda i: (i in units, -shape[i]))
+    for name in unassigned:
+        assign(name, by_preference)
     return PartitionSpec(
-        *(names[0] if len(names) == 1 else names or None for names in taken)
+        *(names[0] if len(names) == 1 else names or None for names in assigned)
     )
 
 

@@ -1,4 +1,4 @@
-"""Reports: what was pruned, how much of it, and what that cost."""
+"""Reports of sparsity: what was pruned, how much of it, and what that cost."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -46,18 +46,20 @@ class LeafReport:
 
     Attributes:
       path: the canonical path.
-      shape: None where the leaf is not an array.
-      sparsity: the fraction of zeros it has; None where it holds no real numbers.
+      shape: the leaf's shape; None if it is not an array.
+      sparsity: the fraction of zeros in it; None if it does not hold real numbers.
       masked: the fraction of its weights that its mask prunes; None without a mask.
-      magnitude_kept: of the sum of its magnitudes, the share that its mask keeps.
+      magnitude_kept: the share of the sum of its magnitudes that its mask keeps; None
+        without a mask.
       nonfinite: the number of NaN and infinities in it.
-      pattern: the pattern planned, None if dense or unknown.
-      axis: the group axis planned, None if dense or unknown.
-      decision: what was planned, in words.
+      pattern: the planned pattern; None if dense or unknown.
+      axis: the planned group axis; None if dense or unknown.
+      decision: the plan for the leaf, in words.
       reason: why it stays dense; empty for a pruned leaf.
       stored: how it is compressed, in words; empty for an array.
-      stored_bytes: its size in bytes; None where the leaf is not an array.
-      dense_bytes: what it takes, or would take, with its zeros.
+      stored_bytes: its size in bytes; None if it is not an array.
+      dense_bytes: its size in bytes if its zeros are stored; None if it is not an
+        array.
     """
 
     path: str
@@ -77,13 +79,13 @@ class LeafReport:
 
 @dataclass(frozen=True)
 class SparsityReport(Tabular):
-    """A report on every leaf of a tree. Print it for a table.
+    """A report on every leaf of a tree, which prints as a table.
 
-    A notebook shows it in HTML, a console of rich as a table of its own, and
+    Notebooks display it as HTML and `rich` as its own table;
     `json.dumps(report.as_dict())` is its JSON.
 
     Attributes:
-      leaves: one `LeafReport` a leaf.
+      leaves: a `LeafReport` for each leaf.
     """
 
     leaves: tuple[LeafReport, ...]
@@ -92,21 +94,24 @@ class SparsityReport(Tabular):
         return iter(self.leaves)
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        sizes = any(leaf.stored for leaf in self.leaves)
-        header = ("leaf", "shape", "sparsity", "kept", *["bytes"] * sizes, "plan")
-        rows = ((leaf.path, _cells(leaf, sizes)) for leaf in self.leaves)
+        has_bytes = any(leaf.stored for leaf in self.leaves)
+        if has_bytes:
+            header = ("leaf", "shape", "sparsity", "kept", "bytes", "plan")
+        else:
+            header = ("leaf", "shape", "sparsity", "kept", "plan")
+        rows = ((leaf.path, _cells(leaf, has_bytes)) for leaf in self.leaves)
         return header, fold(rows)
 
 
 def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> SparsityReport:
-    """Reports on every leaf: zeros, magnitude kept, or why it stays dense.
+    """Reports on every leaf: its zeros and the magnitude kept, or why it stays dense.
 
     It reads values, so it runs outside `jit`.
 
     Args:
-      params: a tree of arrays, pruned or not, of which some may be `Compressed`.
-      plan: a plan, rules or a pattern: the magnitude kept is that of the best masks for
-        these weights. Or a tree of masks: it is what these keep.
+      params: a tree of arrays, pruned or not, some of which may be `Compressed`.
+      plan: a plan, rules or a pattern, to report the magnitude that the best masks for
+        these weights would keep; or a tree of masks, to report what these keep.
 
     Returns:
       A `SparsityReport`.
@@ -125,17 +130,15 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
     shapes = as_dense_shapes(params)
     if is_plan_like(plan):
         plan = plan_for(shapes, plan)
-        decisions = {
-            path: plan.by_path.get(path, LeafPlan(path, None, reason="not an array"))
-            for path in leaves
-        }
         masks = _best_masks(leaves, plan)
+        no_array = {
+            path: LeafPlan(path, None, reason="not an array") for path in leaves
+        }
+        decisions = {**no_array, **plan.by_path}
     else:
         masks = match_masks(flatten(shapes).by_path, plan)
         decisions = {
-            path: LeafPlan(
-                path, None, reason="" if masks[path] is not None else "no mask"
-            )
+            path: LeafPlan(path, None, reason="no mask" if masks[path] is None else "")
             for path in leaves
         }
     return SparsityReport(
@@ -147,15 +150,18 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
 
 
 def _best_masks(leaves: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The masks of the plan; none for leaves compressed as planned."""
-    as_planned = lambda leaf: (
-        is_compressed(leaves[leaf.path]) and is_as_planned(leaves[leaf.path], leaf)
-    )
-    searched = [leaf for leaf in plan.sparse if not as_planned(leaf)]
-    weights = [leaves[leaf.path] for leaf in searched]
-    dense = [decompress(w) if is_compressed(w) else w for w in weights]
-    paths = [leaf.path for leaf in searched]
-    return search_masks(dict(zip(paths, dense, strict=True)), searched)
+    """Returns the masks of the plan, without leaves that are compressed as planned."""
+    weights: dict[str, Any] = {}
+    searched: list[LeafPlan] = []
+    for leaf in plan.sparse:
+        weight = leaves[leaf.path]
+        if is_compressed(weight):
+            if is_as_planned(weight, leaf):
+                continue
+            weight = decompress(weight)
+        weights[leaf.path] = weight
+        searched.append(leaf)
+    return search_masks(weights, searched)
 
 
 def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafReport:
@@ -185,7 +191,7 @@ def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafRep
 
 
 def _bytes(leaf: Any) -> tuple[int | None, int | None]:
-    """The bytes of a leaf as it is stored, and with its zeros."""
+    """Returns the bytes of a leaf as it is stored, and with its zeros."""
     if not is_array(leaf):
         return None, None
     dense = math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -193,13 +199,13 @@ def _bytes(leaf: Any) -> tuple[int | None, int | None]:
 
 
 def _share(values: Mapping[str, np.ndarray]) -> float:
-    """The share of a magnitude that is kept; all of nothing is kept."""
+    """Returns the share of the magnitude that is kept; 1 if there is none."""
     return float(values["kept"] / values["magnitude"]) if values["magnitude"] else 1.0
 
 
-def _cells(leaf: LeafReport, sizes: bool) -> tuple[str, ...]:
-    masked = leaf.pattern is None and not leaf.reason
-    plan = "masked" if masked else leaf.decision
+def _cells(leaf: LeafReport, has_bytes: bool) -> tuple[str, ...]:
+    has_mask_only = leaf.pattern is None and not leaf.reason
+    plan = "masked" if has_mask_only else leaf.decision
     if leaf.stored and leaf.stored != f"{leaf.pattern} along axis {leaf.axis}":
         plan += f"; stored {leaf.stored}"
     if leaf.nonfinite:
@@ -209,9 +215,10 @@ def _cells(leaf: LeafReport, sizes: bool) -> tuple[str, ...]:
         "-" if leaf.sparsity is None else f"{leaf.sparsity:.1%}",
         "-" if leaf.magnitude_kept is None else f"{leaf.magnitude_kept:.1%}",
     ]
-    if sizes:
+    if has_bytes:
         stored, dense = leaf.stored_bytes, leaf.dense_bytes
-        cells.append(
-            "-" if stored is None or dense is None else bytes_text(stored, dense)
-        )
+        if stored is None or dense is None:
+            cells.append("-")
+        else:
+            cells.append(bytes_text(stored, dense))
     return (*cells, plan)

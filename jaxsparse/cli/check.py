@@ -1,5 +1,6 @@
 """The command `check`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -8,7 +9,7 @@ from jaxsparse._plans import (
     LeafPlan,
     Plan,
 )
-from jaxsparse._reports import check_sparsity
+from jaxsparse._reports import SparsityError, check_sparsity
 from jaxsparse.cli.console import print_json, print_line, with_progress
 from jaxsparse.cli.inspect import FileArgument, JsonOption
 from jaxsparse.cli.leaves import Leaves, as_wide_as, open_leaves
@@ -33,39 +34,39 @@ def check(
 ) -> None:
     """Say, by the exit code too, whether a file is sparse.
 
-    It is where every leaf that would be pruned obeys its pattern already.
+    It is if every tensor that would be pruned has its pattern already.
     """
     leaves = open_leaves(file)
     plan = plan_leaves(leaves, pattern, layout, rule, any_size=any_size, head=head)
     planned = {leaf.path: leaf for leaf in plan.sparse}
-    faults = {
-        name: fault
-        for name in with_progress([*planned], "check")
-        if (fault := _fault(leaves, planned[name]))
-    }
+    faults: dict[str, str] = {}
+    for name in with_progress([*planned], "check"):
+        faults |= _faults(leaves, planned[name])
     if json:
         print_json(_as_json(leaves, plan, faults))
     elif faults:
-        print_line(f"{len(faults)} of {len(planned)} leaves do not obey:")
+        print_line(
+            f"{len(faults)} of {len(planned)} tensors are not sparse as planned:"
+        )
         for fault in faults.values():
             print_line(fault)
     else:
-        print_line(f"all {len(planned)} leaves obey")
+        print_line(f"all {len(planned)} tensors are sparse as planned")
     raise typer.Exit(1 if faults else 0)
 
 
-def _fault(leaves: Leaves, leaf: LeafPlan) -> str:
-    """What is wrong with a leaf, or nothing."""
+def _faults(leaves: Leaves, leaf: LeafPlan) -> Mapping[str, str]:
+    """Returns the fault of a tensor by its name; empty if it has none."""
     weight = leaves.read(leaf.path)
     try:
         with as_wide_as(weight.dtype):
             check_sparsity({leaf.path: weight}, Plan((leaf,)))
-    except ValueError as error:
-        return str(error).split("\n", 1)[1].strip()
-    return ""
+    except SparsityError as error:
+        return error.faults
+    return {}
 
 
-def _as_json(leaves: Leaves, plan: Plan, faults: dict[str, str]) -> dict[str, Any]:
+def _as_json(leaves: Leaves, plan: Plan, faults: Mapping[str, str]) -> dict[str, Any]:
     return {
         "file": str(leaves.path),
         "obeys": not faults,

@@ -1,7 +1,7 @@
-"""SparseGPT as it is defined, input by input, in float64: no factor and no blocks.
+"""SparseGPT as defined, input by input, in float64, without a factor or blocks.
 
-Of the inputs that are left, the inverse of their second moment says what to do: pruning
-the first of them costs `w**2 / inverse[0, 0]`, and changes the others by
+With `inverse` the inverse second moment of the remaining inputs, pruning the first of
+them costs `w**2 / inverse[0, 0]`, and changes the others by
 `-w / inverse[0, 0] * inverse[:, 0]` (Frantar and Alistarh 2023, equation 3).
 """
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def damped(moment, damping):
-    """The second moment, lifted; inputs that are always zero stand alone."""
+    """Returns the damped second moment, and which inputs are always zero."""
     moment = np.asarray(moment, np.float64)
     dead = np.diag(moment) == 0
     mean = np.trace(moment) / (~dead).sum()
@@ -17,7 +17,7 @@ def damped(moment, damping):
 
 
 def sparsegpt(weight, moment, choose, at_once, damping=0.01):
-    """Prunes `(inputs, outputs)`; `choose(costs, first)` gives the mask of some."""
+    """Prunes `[input, output]`; `choose(costs, first)` returns a mask of inputs."""
     weight = np.array(weight, np.float64)
     moment, dead = damped(moment, damping)
     inputs = len(weight)
@@ -39,7 +39,7 @@ def sparsegpt(weight, moment, choose, at_once, damping=0.01):
 
 
 def keep_highest(kept):
-    """Chooses so many of the inputs of every output, the first of equal ones."""
+    """Keeps the `kept` inputs of highest cost for every output, the first of ties."""
 
     def choose(costs, _):
         order = np.argsort(-costs, axis=0, kind="stable")
@@ -49,6 +49,6 @@ def keep_highest(kept):
 
 
 def correlated(rng, tokens, inputs):
-    """Inputs of which each is a mixture, of very different sizes."""
+    """Returns correlated inputs, of very different magnitudes."""
     mixture = rng.normal(size=(inputs, inputs)) * rng.exponential(size=inputs)
     return (rng.normal(size=(tokens, inputs)) @ mixture).astype(np.float32)

@@ -1,6 +1,9 @@
-"""Statistics of layer inputs by NumPy in float64."""
+"""Statistics of layer inputs by NumPy in float64, and a model to collect them of."""
 
+import flax.linen as nn
 import numpy as np
+
+import jaxsparse as js
 
 
 def agree(statistics, *inputs, tokens=None):
@@ -17,3 +20,17 @@ def agree(statistics, *inputs, tokens=None):
 
 def normal(*sizes, seed=0):
     return np.random.default_rng(seed).normal(size=sizes).astype(np.float32)
+
+
+def collect(fn, params, *batches, pattern="2:4", **options):
+    """Collects the statistics of all leaves that `fn` contracts, of any size."""
+    first = batches[0] if isinstance(batches[0], tuple) else batches[:1]
+    rules = [js.Rule(".*", pattern, sizes=None)]
+    plan = js.plan_sparsity(params, rules, fn=fn, args=first, dense_head=False)
+    return js.collect_statistics(fn, params, list(batches), plan=plan, **options)
+
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, name="b")(nn.relu(nn.Dense(8, name="a")(x)))

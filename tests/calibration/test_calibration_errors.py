@@ -96,11 +96,11 @@ def in_a_condition(params, x):
         (sorted_first, "sort"),
         (not_multiplied, "fn does not multiply inputs by it"),
         (sharded, "inside shard_map"),
-        (two_parts, "its axes play different parts|groups lie along axis 0"),
+        (two_parts, "products use its axes differently|groups lie along axis 0"),
         (in_a_condition, "condition of a loop|does not multiply"),
     ],
 )
-def test_leaves_whose_inputs_cannot_be_told(fn, why):
+def test_leaves_whose_inputs_cannot_be_read(fn, why):
     message = rf"inputs of leaf 'w' of shape \(16, 8\) can't be read: .*({why})"
     with pytest.raises(ValueError, match=message):
         collect(X, fn=fn)
@@ -108,7 +108,7 @@ def test_leaves_whose_inputs_cannot_be_told(fn, why):
 
 def test_groups_along_another_axis_than_the_function_sums_over():
     rules = [js.Rule(".*", "2:4", axis=1, sizes=None)]
-    with pytest.raises(ValueError, match="groups lie along axis 1, fn sums over 0"):
+    with pytest.raises(ValueError, match="groups lie along axis 1, but fn contracts 0"):
         collect(X, rules=rules)
 
 
@@ -120,12 +120,14 @@ def test_statistics_that_a_search_cannot_use(kind):
     with pytest.raises(ValueError, match="no statistics of leaf 'w'"):
         searcher.search(PARAMS, {})
     other = collect(X, params={"w": np.ones((16, 24), np.float32)})
-    with pytest.raises(ValueError, match=r"shape \(16, 24\), it is of shape \(16, 8"):
+    with pytest.raises(ValueError, match=r"shape \(16, 24\), but it has shape \(16, 8"):
         searcher.search(PARAMS, other)
     with pytest.raises(ValueError, match=r"all inputs of leaf 'w' .* were zero"):
         searcher.search(PARAMS, collect(0 * X))
-    known = collect(X)["w"]
-    broken = js.LeafStatistics(known.moments * jnp.nan, known.tokens, known.columns)
+    statistics = collect(X)["w"]
+    broken = js.LeafStatistics(
+        statistics.moments * jnp.nan, statistics.tokens, statistics.columns
+    )
     with pytest.raises(ValueError, match=r"statistics of leaf 'w' .* are not finite"):
         searcher.search(PARAMS, {"w": broken})
 
@@ -134,34 +136,34 @@ def test_an_expert_that_no_token_reached_is_named():
     fn = lambda params, x, sizes: lax.ragged_dot(x, params["w"], sizes)
     params = {"w": np.ones((3, 16, 8), np.float32)}
     rules = [js.Rule(".*", "2:4", axis=1)]
-    known = collect((X, np.array([12, 0, 8])), fn=fn, params=params, rules=rules)
-    with pytest.raises(ValueError, match="its problem 1 of 3 of leaf 'w'"):
-        js.WandaSearcher(rules).search(params, known)
+    statistics = collect((X, np.array([12, 0, 8])), fn=fn, params=params, rules=rules)
+    with pytest.raises(ValueError, match="of problem 1 of 3 of leaf 'w'"):
+        js.WandaSearcher(rules).search(params, statistics)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_weights_that_would_spread_are_refused(value):
-    known, params = collect(X), {"w": np.ones((16, 8), np.float32)}
+    statistics, params = collect(X), {"w": np.ones((16, 8), np.float32)}
     params["w"][3, 2] = value
     message = r"leaf 'w' of shape \(16, 8\) has weights that are not finite"
     with pytest.raises(ValueError, match=message):
-        js.SparseGPTSearcher(RULES).search(params, known)
+        js.SparseGPTSearcher(RULES).search(params, statistics)
     masks = js.create_masks(params, RULES)
     with pytest.raises(ValueError, match=message):
-        js.fit_weights(params, masks, known)
+        js.fit_weights(params, masks, statistics)
 
 
 def test_what_sparsegpt_does_not_search():
-    known = collect(X)
+    statistics = collect(X)
     block = [js.Rule(".*", js.Block((4, 4), 0.5), axis=0)]
     with pytest.raises(ValueError, match=r"leaf 'w' .*4x4 blocks.* fit_weights"):
-        js.SparseGPTSearcher(block).search(PARAMS, known)
+        js.SparseGPTSearcher(block).search(PARAMS, statistics)
     squares = collect(X, statistic="mean_square")
     with pytest.raises(ValueError, match="statistic='second_moment'"):
         js.SparseGPTSearcher(RULES).search(PARAMS, squares)
     whole = {"w": np.ones((16, 8), np.int8)}
     with pytest.raises(TypeError, match=r"leaf 'w' of shape \(16, 8\) has dtype int8"):
-        js.SparseGPTSearcher(RULES).search(whole, known)
+        js.SparseGPTSearcher(RULES).search(whole, statistics)
     for wrong in (0.0, -1.0, np.nan):
-        with pytest.raises(ValueError, match="damping is a positive fraction"):
+        with pytest.raises(ValueError, match="damping must be a positive fraction"):
             js.SparseGPTSearcher(damping=wrong)

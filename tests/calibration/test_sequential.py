@@ -1,4 +1,4 @@
-"""Pruning stage by stage equals collecting anew from the model pruned so far."""
+"""Pruning stage by stage equals collecting again from the model pruned so far."""
 
 import jax
 import jax.numpy as jnp
@@ -31,20 +31,20 @@ def network(params, x):
 @pytest.mark.parametrize("kind", [js.SparseGPTSearcher, js.WandaSearcher])
 def test_each_stage_sees_what_the_pruned_ones_before_it_give(kind):
     searcher = kind(RULES)
-    found = js.prune_sequentially(
+    result = js.prune_sequentially(
         network, PARAMS, BATCHES, searcher, boundaries=["[ab]", "c", "d"]
     )
     expected, masks = PARAMS, {}
     for stage in ("ab", "c", "d"):
         rules = [js.Rule(f"[{stage}]", "2:4", axis=0)]
-        known = js.collect_statistics(network, expected, BATCHES, plan=rules)
-        expected, new, _ = kind(rules).search(expected, known)
+        statistics = js.collect_statistics(network, expected, BATCHES, plan=rules)
+        expected, new, _ = kind(rules).search(expected, statistics)
         masks |= {name: new[name] for name in stage}
     for name in PARAMS:
-        np.testing.assert_array_equal(found.masks[name], masks[name])
-        np.testing.assert_allclose(found.params[name], expected[name], atol=1e-4)
-    js.check_sparsity(found.params, found.plan)
-    assert found.plan.sparse == js.plan_sparsity(PARAMS, RULES).sparse
+        np.testing.assert_array_equal(result.masks[name], masks[name])
+        np.testing.assert_allclose(result.params[name], expected[name], atol=1e-4)
+    js.check_sparsity(result.params, result.plan)
+    assert result.plan.sparse == js.plan_sparsity(PARAMS, RULES).sparse
 
 
 def test_padding_does_not_count_and_a_model_is_pruned_in_its_state():
@@ -75,7 +75,7 @@ def test_padding_does_not_count_and_a_model_is_pruned_in_its_state():
     alone = run(rows, None)
     for path in range(3):
         one, other = (
-            found.params["layers"][path]["kernel"][...] for found in (padded, alone)
+            result.params["layers"][path]["kernel"][...] for result in (padded, alone)
         )
         np.testing.assert_allclose(one, other, atol=1e-4)
     masks = padded.masks["layers"][0]

@@ -38,18 +38,18 @@ def moment_of(x):
 @pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (4, 8), (2, 3)])
 def test_n_of_m_equals_the_sequential_reference(pattern, seed):
     params, x = layer(seed, 24, 9, 200)
-    found = js.SparseGPTSearcher(rules(pattern)).search(
+    result = js.SparseGPTSearcher(rules(pattern)).search(
         params, calibrated(params, x, pattern)
     )
     n, m = pattern
     weight, mask = oracle.sparsegpt(
         params["w"], moment_of(x), oracle.keep_highest(n), m
     )
-    np.testing.assert_array_equal(found.masks["w"], mask)
+    np.testing.assert_array_equal(result.masks["w"], mask)
     scale = abs(weight).max()
-    np.testing.assert_allclose(found.params["w"], weight, atol=1e-5 * scale)
-    np.testing.assert_array_equal(np.asarray(found.params["w"]) != 0, mask)
-    js.check_sparsity(found.params, rules(pattern))
+    np.testing.assert_allclose(result.params["w"], weight, atol=1e-5 * scale)
+    np.testing.assert_array_equal(np.asarray(result.params["w"]) != 0, mask)
+    js.check_sparsity(result.params, rules(pattern))
 
 
 @pytest.mark.sweep
@@ -67,29 +67,29 @@ def test_unstructured_patterns_equal_the_reference_and_keep_their_number():
         (js.Unstructured(0.7), whole),
     ):
         searcher = js.SparseGPTSearcher(rules(pattern))
-        found = searcher.search(params, calibrated(params, x, pattern))
+        result = searcher.search(params, calibrated(params, x, pattern))
         weight, mask = oracle.sparsegpt(params["w"], moment, choose, 128)
-        np.testing.assert_array_equal(found.masks["w"], mask)
+        np.testing.assert_array_equal(result.masks["w"], mask)
         scale = abs(weight).max()
-        np.testing.assert_allclose(found.params["w"], weight, atol=2e-5 * scale)
-        js.check_sparsity(found.params, rules(pattern))
+        np.testing.assert_allclose(result.params["w"], weight, atol=2e-5 * scale)
+        js.check_sparsity(result.params, rules(pattern))
 
 
 def test_blocks_do_not_change_the_result_for_a_given_mask():
     params, x = layer(1, 150, 8, 1500)  # a block of 128 and one of 22
     mask = np.random.default_rng(2).random((150, 8)) < 0.5
     padded = jnp.asarray(np.pad(mask, ((0, 106), (0, 0))))
-    given = lambda scores, first: jax.lax.dynamic_slice_in_dim(
+    choose = lambda scores, first: jax.lax.dynamic_slice_in_dim(
         padded, first, len(scores)
     )
     moment = moment_of(x)
     factor = inverse_factor(jnp.asarray(moment, jnp.float32), 0.01)
-    found, kept = sparsegpt(jnp.asarray(params["w"]), factor, given, 4)
+    result, kept = sparsegpt(jnp.asarray(params["w"]), factor, choose, 4)
     expected, _ = oracle.sparsegpt(
         params["w"], moment, lambda costs, i: mask[i : i + len(costs)], 4
     )
     np.testing.assert_array_equal(kept, mask)
-    difference = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    difference = np.linalg.norm(result - expected) / np.linalg.norm(expected)
     assert difference < 1e-4
 
 
@@ -106,8 +106,8 @@ def test_it_beats_wanda_and_magnitude_on_inputs_that_it_has_not_seen():
     assert statistics["w"].second_moment.shape == (50, 64, 64)
 
     def errors(searcher):
-        found = np.asarray(searcher.search(params, statistics).params["w"], np.float64)
-        lost = np.einsum("lti,lio->lto", unseen, weight - found)
+        result = np.asarray(searcher.search(params, statistics).params["w"], np.float64)
+        lost = np.einsum("lti,lio->lto", unseen, weight - result)
         return np.linalg.norm(lost, axis=(1, 2))
 
     plan = rules("2:4", axis=1)
@@ -136,11 +136,11 @@ def test_optimal_weights_are_the_least_squares(seed):
     params, x = layer(seed, 32, 10, 400)
     statistics = calibrated(params, x, "2:4")
     searcher = js.SparseGPTSearcher(rules("2:4"), update_weights="optimal")
-    found = searcher.search(params, statistics)
-    mask, moment = np.asarray(found.masks["w"]), moment_of(x)
-    assert np.array_equal(np.asarray(found.params["w"]) != 0, mask)
+    result = searcher.search(params, statistics)
+    mask, moment = np.asarray(result.masks["w"]), moment_of(x)
+    assert np.array_equal(np.asarray(result.params["w"]) != 0, mask)
     best = objective(params["w"], least_squares(params["w"], mask, x), moment)
-    ours = objective(params["w"], found.params["w"], moment)
+    ours = objective(params["w"], result.params["w"], moment)
     assert best * (1 - 1e-9) <= ours <= best * (1 + 1e-4)
     # And for masks from elsewhere, of a pattern that SparseGPT does not search.
     block = js.create_masks(params, rules(js.Block((4, 2), 0.5)))
@@ -159,11 +159,11 @@ def test_masks_alone_leave_the_weights_as_they_are():
     statistics = calibrated(params, x, "2:4")
     updated = js.SparseGPTSearcher(rules("2:4")).search(params, statistics)
     alone = js.SparseGPTSearcher(rules("2:4"), update_weights=False, packed=True)
-    found = alone.search(params, statistics)
+    result = alone.search(params, statistics)
     kept = np.asarray(updated.masks["w"])
-    np.testing.assert_array_equal(found.params["w"], np.where(kept, params["w"], 0))
+    np.testing.assert_array_equal(result.params["w"], np.where(kept, params["w"], 0))
     np.testing.assert_array_equal(
-        found.masks["w"], np.packbits(kept, axis=0, bitorder="little")
+        result.masks["w"], np.packbits(kept, axis=0, bitorder="little")
     )
 
 
@@ -184,7 +184,7 @@ def test_convolutions_are_pruned_along_their_input_channels():
 
     statistics = calibrated({"w": kernel}, image, "2:4", fn, axis=2)
     searcher = js.SparseGPTSearcher(rules("2:4", axis=2))
-    found = np.asarray(searcher.search({"w": kernel}, statistics).params["w"])
+    result = np.asarray(searcher.search({"w": kernel}, statistics).params["w"])
     for group, channels in enumerate((slice(0, 8), slice(8, 16))):
         windows = np.stack(
             [
@@ -200,7 +200,7 @@ def test_convolutions_are_pruned_along_their_input_channels():
             oracle.keep_highest(2),
             4,
         )
-        ours = found[..., outputs].reshape(32, 3)
+        ours = result[..., outputs].reshape(32, 3)
         np.testing.assert_array_equal(ours != 0, mask)
         np.testing.assert_allclose(ours, weight, atol=1e-5)
 
@@ -208,17 +208,17 @@ def test_convolutions_are_pruned_along_their_input_channels():
 def test_inputs_that_are_always_zero_are_pruned_first_and_change_nothing():
     params, x = layer(4, 16, 4, 100)
     x[:, [1, 4, 5, 6, 15]] = 0
-    found = js.SparseGPTSearcher(rules("2:4")).search(
+    result = js.SparseGPTSearcher(rules("2:4")).search(
         params, calibrated(params, x, "2:4")
     )
     weight, mask = oracle.sparsegpt(
         params["w"], moment_of(x), oracle.keep_highest(2), 4
     )
-    np.testing.assert_array_equal(found.masks["w"], mask)
-    np.testing.assert_allclose(found.params["w"], weight, atol=1e-5)
-    assert not np.asarray(found.masks["w"])[[1, 15]].any()
+    np.testing.assert_array_equal(result.masks["w"], mask)
+    np.testing.assert_allclose(result.params["w"], weight, atol=1e-5)
+    assert not np.asarray(result.masks["w"])[[1, 15]].any()
     # Of inputs 4 to 6 one is kept, with input 7; its weight was and is of no effect.
-    np.testing.assert_array_equal(found.params["w"][4], params["w"][4])
+    np.testing.assert_array_equal(result.params["w"][4], params["w"][4])
 
 
 def test_bfloat16_weights_come_back_in_bfloat16():
@@ -228,10 +228,10 @@ def test_bfloat16_weights_come_back_in_bfloat16():
     statistics = calibrated(wide, x, "2:4")
     searcher = js.SparseGPTSearcher(rules("2:4"))
     with jax.numpy_dtype_promotion("strict"):
-        found = searcher.search(narrow, statistics).params["w"]
+        result = searcher.search(narrow, statistics).params["w"]
     expected = searcher.search(wide, statistics).params["w"]
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16))
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(result, expected.astype(jnp.bfloat16))
 
 
 def with_moment(params, moment, tokens=100.0):
@@ -253,12 +253,12 @@ def test_a_moment_without_a_factor_takes_more_damping_and_says_so():
     statistics = with_moment(params, moment)
     searcher = js.SparseGPTSearcher(rules("2:4"))
     with pytest.warns(UserWarning, match=r"of 1 of 1 leaves .* leaf 'w' took 0.1$"):
-        found = searcher.search(params, statistics)
+        result = searcher.search(params, statistics)
     weight, mask = oracle.sparsegpt(
         params["w"], moment, oracle.keep_highest(2), 4, damping=0.1
     )
-    np.testing.assert_array_equal(found.masks["w"], mask)
-    np.testing.assert_allclose(found.params["w"], weight, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(result.masks["w"], mask)
+    np.testing.assert_allclose(result.params["w"], weight, rtol=1e-4, atol=1e-5)
     hopeless = with_moment(
         params, moment - 1e6 * np.outer(rotation[:, 0], rotation[:, 0])
     )
@@ -273,10 +273,10 @@ def test_fewer_tokens_than_inputs_are_warned_of_with_both_numbers():
     statistics = calibrated(params, x, "2:4")
     few = r"leaf 'w' has 5 tokens for 16 inputs.*four times as many"
     with pytest.warns(UserWarning, match=few):
-        found = js.SparseGPTSearcher(rules("2:4")).search(params, statistics)
-    assert np.isfinite(np.asarray(found.params["w"])).all()
+        result = js.SparseGPTSearcher(rules("2:4")).search(params, statistics)
+    assert np.isfinite(np.asarray(result.params["w"])).all()
     with pytest.warns(UserWarning, match=few):
-        fitted = js.fit_weights(params, found.masks, statistics)
+        fitted = js.fit_weights(params, result.masks, statistics)
     assert np.isfinite(np.asarray(fitted["w"])).all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Wanda fits nothing
@@ -287,6 +287,6 @@ def test_outputs_that_are_not_those_of_the_statistics_are_refused():
     params, x = {"w": np.ones((3, 16, 8), np.float32)}, np.ones((99, 3, 16), np.float32)
     fn = lambda params, x: jnp.einsum("tsi,sio->to", x, params["w"])
     plan = rules(js.PerOutput(0.5), axis=1)  # to the rule axis 0 has outputs
-    known = js.collect_statistics(fn, params, [x], plan=plan)
+    statistics = js.collect_statistics(fn, params, [x], plan=plan)
     with pytest.raises(ValueError, match=r"axes \[2\] by its stat.* along \[0, 2"):
-        js.SparseGPTSearcher(plan).search(params, known)
+        js.SparseGPTSearcher(plan).search(params, statistics)

@@ -9,24 +9,10 @@ import pytest
 from flax import nnx
 from jax import lax
 
-import jaxsparse as js
-from tests.calibration.statistics_oracle import agree, normal
+from tests.calibration.statistics_oracle import MLP, agree, collect, normal
 
 
 KEY = jax.random.key(0)
-
-
-def collect(fn, params, *batches, pattern="2:4", **options):
-    first = batches[0] if isinstance(batches[0], tuple) else batches[:1]
-    rules = [js.Rule(".*", pattern, sizes=None)]
-    plan = js.plan_sparsity(params, rules, fn=fn, args=first, dense_head=False)
-    return js.collect_statistics(fn, params, list(batches), plan=plan, **options)
-
-
-class MLP(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(4, name="b")(nn.relu(nn.Dense(8, name="a")(x)))
 
 
 def hidden(x, layer):
@@ -37,10 +23,10 @@ def test_batches_of_unequal_size_weigh_by_their_tokens():
     model, x = MLP(), normal(13, 16)
     params = model.init(KEY, x)["params"]
     fn = lambda params, x: model.apply({"params": params}, x)
-    found = collect(fn, params, x[:3], x[3:4], x[4:])
-    agree(found["a/kernel"], x)
-    agree(found["b/kernel"], hidden(x, params["a"]))
-    assert found["a/kernel"].columns.inputs == (0,)
+    statistics = collect(fn, params, x[:3], x[3:4], x[4:])
+    agree(statistics["a/kernel"], x)
+    agree(statistics["b/kernel"], hidden(x, params["a"]))
+    assert statistics["a/kernel"].columns.inputs == (0,)
 
 
 def test_an_nnx_model_and_mean_squares_alone():
@@ -53,28 +39,30 @@ def test_an_nnx_model_and_mean_squares_alone():
             return self.b(nnx.relu(self.a(x)))
 
     net, x = Net(nnx.Rngs(0)), normal(2, 5, 16)
-    found = collect(lambda net, x: net(x), net, x, statistic="mean_square")
+    statistics = collect(lambda net, x: net(x), net, x, statistic="mean_square")
     assert net.a.bias is not None
     expected = hidden(x, {"kernel": net.a.kernel[...], "bias": net.a.bias[...]})
     squares = (expected.reshape(-1, 8) ** 2).mean(0)
-    np.testing.assert_allclose(found["b/kernel"].mean_square[0], squares, rtol=1e-5)
+    np.testing.assert_allclose(
+        statistics["b/kernel"].mean_square[0], squares, rtol=1e-5
+    )
     with pytest.raises(ValueError, match="only mean squares were collected"):
-        _ = found["b/kernel"].second_moment
+        _ = statistics["b/kernel"].second_moment
 
 
 def test_an_equinox_model_whose_kernels_are_transposed():
     net, x = eqx.nn.MLP(16, 4, 8, depth=1, key=KEY), normal(6, 16)
-    found = collect(lambda net, x: jax.vmap(net)(x), net, x)
+    statistics = collect(lambda net, x: jax.vmap(net)(x), net, x)
     first: eqx.nn.Linear = net.layers[0]
     assert first.bias is not None
-    agree(found["layers/0/weight"], x)
+    agree(statistics["layers/0/weight"], x)
     layer = {"kernel": np.asarray(first.weight).T, "bias": first.bias}
-    agree(found["layers/1/weight"], hidden(x, layer))
-    assert found["layers/0/weight"].columns.inputs == (1,)
+    agree(statistics["layers/1/weight"], hidden(x, layer))
+    assert statistics["layers/0/weight"].columns.inputs == (1,)
 
 
 def patches(x, window, strides, padding, dilation):
-    """Windows of images (N, H, W, C), each as (h, w, c); NumPy, one place a time."""
+    """Windows of images (N, H, W, C), each as (h, w, c), one at a time."""
     x = np.pad(x, [(0, 0), *padding, (0, 0)])
     reach = [(n - 1) * d + 1 for n, d in zip(window, dilation, strict=True)]
     rows = [
@@ -103,9 +91,9 @@ def test_a_convolution_sees_windows(strides, padding, dilation):
     )
     x = normal(2, 7, 8, 4)
     params = model.init(KEY, x)["params"]
-    found = collect(lambda p, x: model.apply({"params": p}, x), params, x)
-    agree(found["kernel"], patches(x, (3, 2), strides, padding, dilation))
-    assert found["kernel"].columns.inputs == (0, 1, 2)
+    statistics = collect(lambda p, x: model.apply({"params": p}, x), params, x)
+    agree(statistics["kernel"], patches(x, (3, 2), strides, padding, dilation))
+    assert statistics["kernel"].columns.inputs == (0, 1, 2)
 
 
 def test_each_group_of_a_convolution_is_a_problem_of_its_own():
@@ -114,16 +102,20 @@ def test_each_group_of_a_convolution_is_a_problem_of_its_own():
         normal(2, 5, 5, 8),
     )
     params = model.init(KEY, x)["params"]
-    found = collect(lambda p, x: model.apply({"params": p}, x), params, x)["kernel"]
+    statistics = collect(lambda p, x: model.apply({"params": p}, x), params, x)[
+        "kernel"
+    ]
     groups = [
         patches(part, (3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
         for part in (x[..., :4], x[..., 4:])
     ]
-    agree(found, *groups)
+    agree(statistics, *groups)
     kernel = np.asarray(params["kernel"])  # (3, 3, 4, 6): outputs 0 to 2, then 3 to 5
-    matrices = np.asarray(found.columns.split(params["kernel"]))
+    matrices = np.asarray(statistics.columns.to_matrices(params["kernel"]))
     np.testing.assert_array_equal(matrices[1], kernel.reshape(36, 6)[:, 3:])
-    np.testing.assert_array_equal(found.columns.join(jnp.asarray(matrices)), kernel)
+    np.testing.assert_array_equal(
+        statistics.columns.from_matrices(jnp.asarray(matrices)), kernel
+    )
 
 
 def test_pytorch_layout_of_a_convolution():
@@ -131,19 +123,20 @@ def test_pytorch_layout_of_a_convolution():
     fn = lambda p, x: lax.conv_general_dilated(
         x, p["w"], (1, 1), "VALID", dimension_numbers=("NCHW", "OIHW", "NCHW")
     )
-    found = collect(fn, {"w": kernel}, x)["w"]
+    statistics = collect(fn, {"w": kernel}, x)["w"]
     agree(
-        found, patches(x.transpose(0, 2, 3, 1), (3, 2), (1, 1), ((0, 0),) * 2, (1, 1))
+        statistics,
+        patches(x.transpose(0, 2, 3, 1), (3, 2), (1, 1), ((0, 0),) * 2, (1, 1)),
     )
-    assert found.columns.inputs == (2, 3, 1)
+    assert statistics.columns.inputs == (2, 3, 1)
 
 
 def test_attention():
     model = nnx.MultiHeadAttention(2, 16, decode=False, rngs=nnx.Rngs(0))
     x = normal(3, 5, 16)
-    found = collect(lambda model, x: model(x), model, x)
+    statistics = collect(lambda model, x: model(x), model, x)
     for name in ("query", "key", "value"):
-        agree(found[f"{name}/kernel"], x)
+        agree(statistics[f"{name}/kernel"], x)
 
     def project(layer):  # (batch, token, head, 8)
         kernel, bias = np.asarray(layer.kernel[...]), np.asarray(layer.bias[...])
@@ -154,8 +147,8 @@ def test_attention():
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     mixed = np.einsum("bhst,bthd->bshd", weights, value).reshape(3, 5, 16)
-    agree(found["out/kernel"], mixed)  # heads and their 8 features, in this order
-    assert found["out/kernel"].columns.inputs == (0, 1)
+    agree(statistics["out/kernel"], mixed)  # heads and their 8 features, in this order
+    assert statistics["out/kernel"].columns.inputs == (0, 1)
 
 
 def test_a_scanned_stack_has_a_problem_for_each_layer():
@@ -172,13 +165,13 @@ def test_a_scanned_stack_has_a_problem_for_each_layer():
     )()
     x = normal(6, 8)
     params = stack.init(KEY, x, None)["params"]
-    found = collect(lambda p, x: stack.apply({"params": p}, x, None), params, x)
+    statistics = collect(lambda p, x: stack.apply({"params": p}, x, None), params, x)
     inputs = [x]
     for i in range(2):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["dense"])
         inputs.append(hidden(inputs[-1], layer))
-    agree(found["dense/kernel"], *inputs)
-    assert found["dense/kernel"].columns.batch == (0,)
+    agree(statistics["dense/kernel"], *inputs)
+    assert statistics["dense/kernel"].columns.batch == (0,)
 
 
 def test_loops_within_loops_and_stacks_in_pieces():
@@ -190,12 +183,12 @@ def test_loops_within_loops_and_stacks_in_pieces():
         three = lambda x, ws: lax.scan(four, x, ws, reverse=True)
         return lax.scan(three, x, params["w"].reshape(3, 4, 8, 8))[0]
 
-    found = collect(fn, {"w": weight}, x)["w"]
+    statistics = collect(fn, {"w": weight}, x)["w"]
     inputs, value = [None] * 12, x.astype(np.float64)
     for i in (3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8):
         inputs[i] = value
         value = np.tanh(value @ weight[i])
-    agree(found, *inputs)
+    agree(statistics, *inputs)
 
 
 def test_experts_that_see_all_tokens_and_then_their_own():
@@ -206,10 +199,10 @@ def test_experts_that_see_all_tokens_and_then_their_own():
         outputs = jnp.einsum("teh,ehd->ted", hidden, params["second"])
         return jnp.einsum("ted,te->td", outputs, x[:, :3])
 
-    found = collect(fn, {"first": first, "second": second}, x)
-    agree(found["first"], x)
+    statistics = collect(fn, {"first": first, "second": second}, x)
+    agree(statistics["first"], x)
     apart = np.maximum(np.einsum("td,edh->teh", x, first), 0)
-    agree(found["second"], *apart.transpose(1, 0, 2))
+    agree(statistics["second"], *apart.transpose(1, 0, 2))
 
 
 @pytest.mark.parametrize("statistic", ["second_moment", "mean_square"])
@@ -217,19 +210,19 @@ def test_ragged_experts_see_their_tokens_alone(statistic):
     x, weight = normal(9, 8), normal(3, 8, 4, seed=1)
     sizes = np.array([4, 2, 3], np.int32)
     fn = lambda p, x, sizes: lax.ragged_dot(x, p["w"], sizes)
-    found = collect(fn, {"w": weight}, (x, sizes), statistic=statistic)["w"]
+    statistics = collect(fn, {"w": weight}, (x, sizes), statistic=statistic)["w"]
     parts = np.split(x.astype(np.float64), [4, 6])
     squares = np.stack([(part**2).mean(0) for part in parts])
-    np.testing.assert_allclose(found.mean_square, squares, rtol=1e-5)
+    np.testing.assert_allclose(statistics.mean_square, squares, rtol=1e-5)
     if statistic == "second_moment":
-        agree(found, *parts)
+        agree(statistics, *parts)
 
 
 def test_a_leaf_that_is_used_twice_has_the_inputs_of_both():
     x, weight = normal(6, 8), normal(8, 8, seed=1) / 3
     fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"]
-    found = collect(fn, {"w": weight}, x)["w"]
-    agree(found, np.concatenate([x, np.tanh(x @ weight)]))
+    statistics = collect(fn, {"w": weight}, x)["w"]
+    agree(statistics, np.concatenate([x, np.tanh(x @ weight)]))
 
 
 def test_pieces_of_the_inputs_meet_their_own_rows():
@@ -238,56 +231,23 @@ def test_pieces_of_the_inputs_meet_their_own_rows():
     def fn(params, x, y):
         return x @ params["w"][12:] + y[:, ::-1][:, ::-1] @ params["w"][:12]
 
-    found = collect(fn, {"w": weight}, (x, y))["w"]
+    statistics = collect(fn, {"w": weight}, (x, y))["w"]
     whole = np.zeros(
         (12, 16)
     )  # each product is a use, with zeros where it has no input
     whole[:6, :12], whole[6:, 12:] = y, x
-    agree(found, whole)
+    agree(statistics, whole)
 
 
 def test_parts_of_a_fused_kernel_are_problems_where_an_index_takes_them():
     x, weight = normal(6, 8), normal(8, 3, 4, seed=1)
     fn = lambda p, x: jnp.tanh(x @ p["w"][:, 0]) + (2 * x) @ p["w"][:, 2]
-    found = collect(fn, {"w": weight}, x)["w"]
+    statistics = collect(fn, {"w": weight}, x)["w"]
     np.testing.assert_allclose(
-        found.second_moment[2], 4 * found.second_moment[0], rtol=1e-5
+        statistics.second_moment[2], 4 * statistics.second_moment[0], rtol=1e-5
     )
-    np.testing.assert_array_equal(found.tokens, [6, 0, 6])
-    np.testing.assert_array_equal(found.second_moment[1], np.zeros((8, 8)))
-
-
-@pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("padding", [0.0, np.nan])
-def test_padding_is_left_out(merged, padding):
-    x, weight = normal(2, 5, 8), normal(8, 4, seed=1)
-    lengths = np.array([5, 2])
-    real = np.arange(5) < lengths[:, None]
-    padded = np.where(real[..., None], x, padding)
-
-    def fn(params, x, _):
-        return (x.reshape(-1, 8) if merged else x) @ params["w"]
-
-    weights = lambda _, lengths: jnp.arange(5) < lengths[:, None]
-    found = collect(fn, {"w": weight}, (padded, lengths), weights=weights)["w"]
-    agree(found, x[real])
-
-
-def test_weights_that_are_numbers():
-    x, weight = normal(4, 8), normal(8, 4, seed=1)
-    count = np.array([1, 3, 0, 2], np.float32)
-    fn = lambda params, x: x @ params["w"]
-    found = collect(fn, {"w": weight}, x, weights=lambda _: jnp.asarray(count))["w"]
-    agree(found, np.repeat(x, count.astype(int), axis=0))
-
-
-def test_bfloat16_inputs_are_summed_in_float32():
-    x, weight = (
-        jnp.asarray(normal(4000, 8), jnp.bfloat16),
-        jnp.ones((8, 4), jnp.bfloat16),
-    )
-    found = collect(lambda p, x: x @ p["w"], {"w": weight}, x)["w"]
-    agree(found, np.asarray(x, np.float32))
+    np.testing.assert_array_equal(statistics.tokens, [6, 0, 6])
+    np.testing.assert_array_equal(statistics.second_moment[1], np.zeros((8, 8)))
 
 
 def test_branches_and_loops_that_count():
@@ -307,47 +267,3 @@ def test_branches_and_loops_that_count():
         lambda c: c[1] < 3, lambda c: (jnp.tanh(c[0] @ p["w"]), c[1] + 1), (x, 0)
     )
     agree(collect(forever, {"w": weight}, x)["w"], whole)
-
-
-def test_little_memory_takes_several_passes():
-    model, x = MLP(), normal(9, 16)
-    params = model.init(KEY, x)["params"]
-    fn = lambda params, x: model.apply({"params": params}, x)
-    at_once = collect(fn, params, x[:4], x[4:])
-    in_turns = collect(fn, params, x[:4], x[4:], memory_limit=1100)  # 16 * 16 * 4 bytes
-    jax.tree.map(np.testing.assert_array_equal, in_turns, at_once)
-    rules = [js.Rule(".*kernel", "2:4", axis=0, sizes=None)]
-    with pytest.raises(ValueError, match=r"needs 2 passes .* give a list"):
-        js.collect_statistics(fn, params, iter([x]), plan=rules, memory_limit=1100)
-
-
-def test_a_progress_bar_counts_the_batches_of_each_pass(capsys):
-    params, batches = {"w": normal(16, 8)}, [normal(3, 16)] * 4
-    plan = [js.Rule("w", "2:4", axis=0)]
-    fn = lambda params, x: x @ params["w"]
-    js.collect_statistics(fn, params, batches, plan=plan, progress=True)
-    shown = capsys.readouterr().err
-    assert "pass 1 of 1: 100%" in shown
-    assert "4/4" in shown
-
-
-def test_one_program_for_each_shape():
-    traced = []
-
-    def fn(params, x):
-        traced.append(x.shape)
-        return x @ params["w"]
-
-    params = {"w": normal(16, 8)}
-    plan = js.plan_sparsity(params, [js.Rule("w", "2:4", axis=0)])
-    batches = [normal(3, 16), normal(5, 16), normal(3, 16), normal(5, 16)]
-    js.collect_statistics(fn, params, batches, plan=plan)
-    assert traced == [(3, 16), (3, 16), (5, 16)]  # the first one to see what is there
-
-
-def test_under_strict_promotion():
-    with jax.numpy_dtype_promotion("strict"):
-        x, weight = jnp.ones((2, 8), jnp.bfloat16), jnp.ones((3, 8, 8), jnp.bfloat16)
-        fn = lambda p, x: lax.scan(lambda x, w: (x @ w, None), x, p["w"])[0]
-        found = collect(fn, {"w": weight}, x, weights=lambda _: jnp.ones(2))["w"]
-    np.testing.assert_array_equal(found.mean_square[:, 0], [1, 64, 4096])

@@ -1,6 +1,6 @@
 """Weights that are stacked, chosen, cut or changed on the way to their product.
 
-Their inputs are told apart, or it is an error: they are never mixed up.
+Their inputs are kept separate, or an error is raised: they are never mixed up.
 """
 
 import jax
@@ -45,11 +45,11 @@ def test_single_layers_that_are_stacked_and_taken_apart_again():
             x = jnp.tanh(x @ stacked(params)[i])
         return x
 
-    found = collect(fn, PARAMS, X)
+    statistics = collect(fn, PARAMS, X)
     for name, inputs in zip(
         "uvw", inputs_of_layers(list(PARAMS.values())), strict=True
     ):
-        agree(found[name], inputs)
+        agree(statistics[name], inputs)
 
 
 def chosen(condition):
@@ -85,7 +85,7 @@ UNCLEAR = {
     "chosen by a parameter": (chosen(lambda p, _: p["w"][0, 0] > 0), "one of several"),
     "chosen by an input": (chosen(lambda _, x: x[0, 0] > 0), "depends on the inputs"),
     "carried in turns": (in_turns, "one of several"),
-    "chosen place by place": (where, "one of several"),
+    "chosen element by element": (where, "one of several"),
     "dropped by inputs": (dropped, "depends on the inputs"),
     "parameters alone": (
         lambda p, x: x @ (p["u"] @ p["v"]) @ p["w"],
@@ -123,15 +123,15 @@ def test_a_part_that_is_copied_keeps_its_index():
         first = jnp.einsum("std,sdo->sto", jnp.stack([x, 2 * x, 3 * x]), copies)
         return first.sum(0) + y @ params["a"][1]
 
-    found = collect(fn, {"a": STACKS["a"]}, X, Y, axis=1)["a"]
-    agree(found, np.concatenate([X, 2 * X, 3 * X]), Y)
+    statistics = collect(fn, {"a": STACKS["a"]}, X, Y, axis=1)["a"]
+    agree(statistics, np.concatenate([X, 2 * X, 3 * X]), Y)
 
 
 def test_pieces_of_the_outputs_are_no_problems_of_their_own():
     weight = normal(8, 12)
     fn = lambda p, x: [jnp.tanh(x @ p["w"].reshape(8, 3, 4)[:, i]) for i in range(3)]
-    found = collect(fn, {"w": weight}, X)["w"]
-    agree(found, np.concatenate([X] * 3))
+    statistics = collect(fn, {"w": weight}, X)["w"]
+    agree(statistics, np.concatenate([X] * 3))
 
 
 def grouped(params, x):
@@ -149,7 +149,9 @@ def grouped(params, x):
 def test_grouped_convolutions_of_pieces_are_refused(piece):
     image, kernel = normal(2, 6, 8), normal(3, 4, 8, seed=1)
     fn = lambda params, x: grouped({"w": piece(params["w"])}, x)
-    with pytest.raises(ValueError, match="not all outputs of its grouped convolution"):
+    with pytest.raises(
+        ValueError, match="grouped convolution uses only some of its outputs"
+    ):
         collect(fn, {"w": kernel}, image, axis=1)
 
 
@@ -196,15 +198,15 @@ def test_numbers_of_one_value_and_another_type_have_programs_of_their_own():
         x @ params["u"] * (3 if scale is True else 1) @ params["v"]
     )
     rules = [js.Rule(".*", "2:4", axis=0, sizes=None)]
-    some = {name: PARAMS[name] for name in "uv"}
+    params = {name: PARAMS[name] for name in "uv"}
     batches = [(X, 1), (X, True)]
-    found = js.collect_statistics(fn, some, batches, plan=rules)["v"]
-    agree(found, np.concatenate([X @ PARAMS["u"], 3 * X @ PARAMS["u"]]))
+    statistics = js.collect_statistics(fn, params, batches, plan=rules)["v"]
+    agree(statistics, np.concatenate([X @ PARAMS["u"], 3 * X @ PARAMS["u"]]))
 
 
 def test_complex_inputs_and_negative_weights_are_refused():
     fn = lambda params, x: (x * 1j) @ params["u"]
-    with pytest.raises(ValueError, match=r"leaf 'u' .*complex64, only real"):
+    with pytest.raises(ValueError, match=r"leaf 'u' .*complex64, and only real"):
         collect(fn, {"u": PARAMS["u"]}, X)
     real = lambda params, x: x @ params["u"]
     with pytest.raises(ValueError, match="weights are negative, in batch 0"):

@@ -175,7 +175,9 @@ def test_channels_with_the_largest_sums_stay_layer_by_layer():
         masks["w"], np.broadcast_to(expected[:, None, :], stack.shape)
     )
     js.check_sparsity(js.mask_params({"w": stack}, masks), plan)
-    with pytest.raises(ValueError, match="16 of 16 of them are not zero, 12 may be"):
+    with pytest.raises(
+        ValueError, match="16 of 16 channels are not zero, but at most 12"
+    ):
         js.check_sparsity({"w": stack}, plan)
 
 

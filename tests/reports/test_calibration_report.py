@@ -31,10 +31,10 @@ def test_errors_are_those_of_the_outputs():
         js.Rule("experts", "1:4", axis=1, sizes=None),
     ]
     plan = js.plan_sparsity(params, rules, fn=fn, args=(x,), dense_head=False)
-    known = js.collect_statistics(fn, params, [x], plan=plan)
-    result = js.SparseGPTSearcher(plan).search(params, known)
+    statistics = js.collect_statistics(fn, params, [x], plan=plan)
+    result = js.SparseGPTSearcher(plan).search(params, statistics)
     magnitude = js.MagnitudeSearcher(plan).search(params).params
-    report = js.calibration_report(params, result, known)
+    report = js.calibration_report(params, result, statistics)
     for leaf in report:
         inputs, before = {"kernel": x, "experts": apart}[leaf.path], params[leaf.path]
         ours = relative_error(inputs, before, result.params[leaf.path])
@@ -49,9 +49,9 @@ def test_a_layer_whose_outputs_are_zero_loses_nothing():
     params = {"w": np.zeros((16, 8), np.float32)}
     rules = [js.Rule("w", "2:4", axis=0)]
     fn = lambda params, x: x @ params["w"]
-    known = js.collect_statistics(fn, params, [np.eye(16)], plan=rules)
+    statistics = js.collect_statistics(fn, params, [np.eye(16)], plan=rules)
     result = js.MagnitudeSearcher(rules).search(params)
-    (leaf,) = js.calibration_report(params, result, known)
+    (leaf,) = js.calibration_report(params, result, statistics)
     assert (leaf.error, leaf.magnitude_error) == (0, 0)
     squares = js.collect_statistics(
         fn, params, [np.eye(16)], plan=rules, statistic="mean_square"

@@ -1,3 +1,7 @@
+"""`check_sparsity` names the faults of every leaf; reports state what masks keep."""
+
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +25,29 @@ def test_check_names_every_leaf_and_its_first_bad_group():
     assert "1 of 32 groups" in lines[1]
     assert lines[1].endswith("the first, with 3, starts at (8, 5)")
     assert lines[2].endswith("the first, with 4, starts at (1, 4, 0)")
+
+
+def test_an_error_has_the_faults_of_leaves_by_path():
+    dense = np.ones((16, 8), np.float32)
+    rules = [
+        js.Rule("a", js.NM(2, 4, transposable=True), axis=0),
+        js.Rule("[bc]", js.Unstructured(0.5, across_leaves=True), axis=0),
+    ]
+    tree = {"a": dense, "b": dense, "c": dense}
+    with pytest.raises(ValueError, match="not sparse as planned") as error:
+        js.check_sparsity(tree, rules)
+    copy = pickle.loads(pickle.dumps(error.value))
+    assert str(copy) == str(error.value)
+    faults = copy.faults
+    assert sorted(faults) == ["a", "b", "c"]
+    along_both = faults["a"].splitlines()
+    assert [line.startswith("'a' of shape (16, 8)") for line in along_both] == [
+        True
+    ] * 2
+    # Leaves that share a threshold share their fault, which the text states once.
+    assert faults["b"] == faults["c"]
+    lines = str(error.value).splitlines()[1:]
+    assert lines == [f"  {line}" for line in (*along_both, faults["b"])]
 
 
 def test_subnormal_weights_are_not_zeros():

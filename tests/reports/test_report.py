@@ -30,10 +30,10 @@ def planned():
     return js.plan_sparsity(tree(), RULES, dense_head=False)
 
 
-def on_a_console(shown):
+def on_a_console(table):
     console = Console(width=80, force_terminal=False, record=True)
     with console.capture() as captured:
-        console.print(shown)
+        console.print(table)
     return captured.get()
 
 
@@ -42,15 +42,15 @@ def test_text_html_and_rich_tables_have_the_same_cells():
     mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
     rows = jax.sharding.NamedSharding(mesh, jax.P(("data", "model"), None))
     cut = {"up": jax.ShapeDtypeStruct((32, 256), jnp.float32, sharding=rows)}
-    for shown in (
+    for table in (
         plan,
         js.sparsity_report(js.compress_params(tree(), plan), plan),
         js.sharding_report(cut, [js.Rule(".*", "2:4", axis=0)]),
     ):
-        words = str(shown).split()
-        html = ElementTree.fromstring(shown._repr_html_())  # well formed
+        words = str(table).split()
+        html = ElementTree.fromstring(table._repr_html_())  # well formed
         assert " ".join(html.itertext()).split() == words
-        rich = on_a_console(shown)
+        rich = on_a_console(table)
         assert max(map(len, rich.splitlines())) <= 80
         letters = lambda text: sorted(text.replace("─", "").replace(" ", ""))
         assert letters(rich.replace("\n", "")) == letters("".join(words))
@@ -58,8 +58,8 @@ def test_text_html_and_rich_tables_have_the_same_cells():
 
 def test_html_is_escaped():
     params = {"<b>&": jnp.ones((16, 8))}
-    shown = js.plan_sparsity(params, [js.Rule(".*", "2:4", axis=0)])
-    assert "<td>&lt;b&gt;&amp;</td>" in shown._repr_html_()
+    plan = js.plan_sparsity(params, [js.Rule(".*", "2:4", axis=0)])
+    assert "<td>&lt;b&gt;&amp;</td>" in plan._repr_html_()
 
 
 def test_a_report_is_plain_data():
@@ -111,9 +111,9 @@ def test_a_report_adds_up_magnitudes_of_any_size(size):
 
 def test_a_transposable_leaf_that_is_stored_as_planned_is_shown_so():
     small = js.compress_params(tree(), planned())
-    shown = str(js.sparsity_report(small, planned()))
-    assert "2:4 transposable along axes 0 and 1" in shown
-    assert "; stored" not in shown
+    text = str(js.sparsity_report(small, planned()))
+    assert "2:4 transposable along axes 0 and 1" in text
+    assert "; stored" not in text
 
 
 def test_a_report_states_the_bytes_of_compressed_leaves():
@@ -136,8 +136,8 @@ def test_a_report_on_another_plan_says_how_leaves_are_stored():
     rows = {row: sum(8 * row + i + 1 for i in range(8)) for row in (3, 7, 11, 15)}
     kept = (rows[7] + rows[15]) / sum(rows.values())
     assert kernel.magnitude_kept == pytest.approx(kept)
-    shown = str(js.sparsity_report(small, other))
-    assert "1:8 along axis 0; stored 1:4 along axis 0" in shown
+    text = str(js.sparsity_report(small, other))
+    assert "1:8 along axis 0; stored 1:4 along axis 0" in text
     masks = js.create_masks(tree(), other)
     (kernel,) = (x for x in js.sparsity_report(small, masks) if x.path == "a/kernel")
     assert kernel.magnitude_kept == pytest.approx(kept)
@@ -183,25 +183,25 @@ def test_metrics_are_those_of_the_arrays():
     kept = weight.reshape(4, 4, 8)[:, 3].sum() / weight.sum()
     np.testing.assert_allclose(before["magnitude_kept"], kept, rtol=1e-6)
     params, state, _ = step(params, state)
-    params, state, found = step(params, state)
+    params, state, metrics = step(params, state)
     zeros = sum(np.sum(np.asarray(x) == 0) for x in jax.tree.leaves(params))
-    np.testing.assert_allclose(found["sparsity"], zeros / (128 + 128 + 8), rtol=1e-6)
-    assert found["masked"] == found["sparsity/a/kernel"] == 0.75
-    assert found["magnitude_kept"] == 1
+    np.testing.assert_allclose(metrics["sparsity"], zeros / (128 + 128 + 8), rtol=1e-6)
+    assert metrics["masked"] == metrics["sparsity/a/kernel"] == 0.75
+    assert metrics["magnitude_kept"] == 1
     old = js.create_masks(tree(), RULES[:1])["a"]["kernel"]
     new = np.asarray(params["a"]["kernel"]) != 0
-    np.testing.assert_allclose(found["flip_rate"], np.mean(old != new))
-    assert 0 < found["flip_rate"] < 1
+    np.testing.assert_allclose(metrics["flip_rate"], np.mean(old != new))
+    assert 0 < metrics["flip_rate"] < 1
 
 
 def test_metrics_read_the_states_of_nnx_and_of_parts():
     net = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
     tx = optax.chain(js.add_sr_ste_decay([js.Rule("kernel", "2:4")]), optax.sgd(0.1))
     optimizer = nnx.Optimizer(net, tx, wrt=nnx.Param)
-    found = js.metrics(optimizer.opt_state, nnx.state(net, nnx.Param))
-    assert found["masked"] == 0.5
-    assert found["flip_rate"] == 0
-    assert "sparsity/kernel" in found
+    metrics = js.metrics(optimizer.opt_state, nnx.state(net, nnx.Param))
+    assert metrics["masked"] == 0.5
+    assert metrics["flip_rate"] == 0
+    assert "sparsity/kernel" in metrics
 
     labels = {"a": "a", "[b]": "b"}
     wrapped = {
@@ -209,9 +209,9 @@ def test_metrics_read_the_states_of_nnx_and_of_parts():
         "b": js.wrap_optimizer(optax.sgd(0.1), [js.Rule(".*kernel", "2:4", axis=0)]),
     }
     tx = optax.partition(wrapped, labels)
-    found = js.metrics(tx.init(tree()), tree())
-    assert found["masked"] == (96 + 64) / 256
-    assert "flip_rate" not in found  # none of these states records one
+    metrics = js.metrics(tx.init(tree()), tree())
+    assert metrics["masked"] == (96 + 64) / 256
+    assert "flip_rate" not in metrics  # none of these states records one
 
 
 def test_flip_rates_of_several_wrappers_count_by_their_leaves():
@@ -221,8 +221,8 @@ def test_flip_rates_of_several_wrappers_count_by_their_leaves():
     small["a"]["kernel"] = small["a"]["kernel"][:8]
     one = js.RegrowthState(jnp.zeros((), int), large, (), jnp.float32(0.5))
     other = js.StraightThroughState(jnp.zeros((), int), small, jnp.float32(0.1))
-    found = js.metrics((one, other), params)
-    np.testing.assert_allclose(found["flip_rate"], (128 * 0.5 + 64 * 0.1) / 192)
+    metrics = js.metrics((one, other), params)
+    np.testing.assert_allclose(metrics["flip_rate"], (128 * 0.5 + 64 * 0.1) / 192)
 
 
 def test_plots_draw_what_they_are_given():
@@ -248,8 +248,8 @@ def test_plots_draw_what_they_are_given():
 
     history = {"flip_rate": jnp.array([0.0, 0.5, 0.25])}
     one_by_one = [{"flip_rate": rate} for rate in history["flip_rate"]]
-    for given in (history, one_by_one):
-        (line,) = plots.plot_flip_rate(given, steps=[0, 10, 20]).get_lines()
+    for series in (history, one_by_one):
+        (line,) = plots.plot_flip_rate(series, steps=[0, 10, 20]).get_lines()
         np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [10, 50], [20, 25]])
 
 
