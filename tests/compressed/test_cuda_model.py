@@ -12,6 +12,9 @@ from tests.compressed.layout_oracle import as_compressed, masked, random_mask
 from tests.compressed.products import problem
 
 
+pytestmark = pytest.mark.gpu
+
+
 @pytest.mark.usefixtures("available")
 def test_a_model_by_xla_can_be_exported():
     x, _, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)

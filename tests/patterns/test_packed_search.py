@@ -15,6 +15,7 @@ from jaxsparse._patterns.packed_nm_search import (
 )
 from jaxsparse._patterns.ranking import rank_by_magnitude
 from tests import reference
+from tests.gpu import needs_hopper
 
 
 def weight_with_ties(shape, dtype, seed=0):
@@ -73,9 +74,7 @@ def test_the_kernel_is_traced_where_a_gpu_would_run_it(monkeypatch, m, shape, ax
     assert batch == jax.ShapeDtypeStruct((2, *packed), "uint8")
 
 
-@pytest.mark.skipif(
-    jax.default_backend() != "gpu", reason="the kernel of wide groups runs on a GPU"
-)
+@needs_hopper
 @pytest.mark.parametrize("pattern", [(4, 8), (2, 8), (8, 16), (16, 32), (20, 64)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2", "int8"])
 @pytest.mark.parametrize(("shape", "axis"), [((128, 24), 0), ((24, 128), 1)])
