@@ -40,12 +40,15 @@ def measure_leaf(
     magnitude = jnp.abs(weight.astype(wide_float(weight.dtype)))
     magnitude = jnp.where(finite, magnitude * _SCALE, 0)
     kept = jnp.ones((), bool) if mask is None else as_bool(mask, weight)
+    # Added up apart, so that the share that a mask keeps is never above one.
+    kept_sum = jnp.sum(jnp.where(kept, magnitude, 0))
+    pruned_sum = jnp.sum(jnp.where(kept, 0, magnitude))
     return {
         "zeros": count_true(is_zero(weight)),
         "nonfinite": count_true(~finite),
         "masked": count_true(jnp.broadcast_to(~kept, weight.shape)),
-        "magnitude": jnp.sum(magnitude),
-        "kept": jnp.sum(jnp.where(kept, magnitude, 0)),
+        "magnitude": kept_sum + pruned_sum,
+        "kept": kept_sum,
     }
 
 

@@ -99,7 +99,7 @@ def test_masks_that_do_not_fit_are_refused_by_the_leaf_of_a_restored_state(tmp_p
         checkpointer.wait_until_finished()
         state = checkpointer.restore(tmp_path / "state", js.abstract_state(tx, params))
     wider = params | {"b": {"kernel": np.ones((16, 16), np.float32)}}
-    with pytest.raises(ValueError, match=r"leaf 'b/kernel' has shape \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"\(2, 8\) .* not fit leaf 'b/kernel'"):
         tx.update(wider, state, wider)
     more = params | {"c": {"kernel": weights(2)}}
     with pytest.raises(ValueError, match="no entry for leaf 'c/kernel'"):
