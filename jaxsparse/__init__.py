@@ -97,3 +97,6 @@ from jaxsparse.magnitude import (
     mn_1d_best as mn_1d_best,
     reshape_1d as reshape_1d,
 )
+
+
+__version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command `jaxsparse`, also `python -m jaxsparse`."""
+"""The command `jaxsparse`, also run as `python -m jaxsparse`."""
 
 import io
 import os
@@ -6,8 +6,8 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line; says what to install where its packages are missing."""
-    _mend_streams()
+    """Runs the command line, or prints what to install if its packages are missing."""
+    _prepare_streams()
     try:
         from jaxsparse.cli.app import run
 
@@ -16,7 +16,7 @@ def main() -> None:
         if error.name not in ("rich", "typer"):
             raise
         print(
-            f"error: the command line needs {error.name}: "
+            f"error: the command line requires {error.name}: "
             "python -m pip install 'jaxsparse[cli]'",
             file=sys.stderr,
         )
@@ -26,11 +26,12 @@ def main() -> None:
         sys.exit(130)
 
 
-def _mend_streams() -> None:
-    """Lets results be printed whatever stdout and stderr are.
+def _prepare_streams() -> None:
+    """Makes every text printable on stdout and stderr.
 
-    One that is closed leads nowhere, else the next file that is opened would take its
-    place. Of other encodings than UTF-8 the rest is escaped.
+    A closed stream is opened on the null device; otherwise the next file that is opened
+    would get its file descriptor. Characters that the encoding of a stream lacks are
+    escaped.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

@@ -1,8 +1,8 @@
-"""Sparse trees as files: safetensors, in which n:m weights are without their zeros.
+"""Sparse trees as safetensors files, with n:m weights stored without their zeros.
 
-`save_sparse`, `load_sparse`, and `open_sparse` for single leaves; `open_tensors` for
-the files of others. PyTorch's layout of them: `open_torch`, `save_torch`,
-`to_torch_layout` and `from_torch_layout`.
+`save_sparse` and `load_sparse` are for whole trees, `open_sparse` for single leaves,
+and `open_tensors` for files of other programs. `open_torch`, `save_torch`,
+`to_torch_layout` and `from_torch_layout` are for PyTorch's layout.
 """
 
 from jaxsparse._files import (

@@ -1,10 +1,4 @@
-"""Compressed weights: those that are kept, group by group, and where they were.
-
-The value in slot `j` of group `g` is `values[..., g * n + j, ...]`; what slots are, and
-the layout of `indices` to the bit, see `indices.py`. For the usual `[k, out]`, threads
-that work on neighbouring outputs read neighbouring values and indices, and a tile of
-groups is one block of rows of either array.
-"""
+"""Compresses one weight: stores the kept values and their positions in the groups."""
 
 from functools import partial
 
@@ -43,33 +37,33 @@ def compress(
     mask: ArrayLike | None = None,
     axis: int | None = None,
 ) -> Compressed:
-    """Stores an n:m sparse weight without its zeros.
+    """Returns an n:m sparse weight stored without its zeros.
 
-    What is kept is kept to the bit as `mask_params` keeps it: signed zeros, subnormals
-    and payloads of NaN too. (Either way a CPU makes signalling NaNs of narrow floats
-    quiet.)
+    Kept weights are preserved bit for bit, as by `mask_params`, including signed zeros,
+    subnormals and NaN payloads. (Both quieten signalling NaNs of narrow floats on a
+    CPU.)
 
     Args:
-      w: a weight of any dtype, one axis or more. Without x64, NumPy's float64 becomes
-        float32 first, as everywhere in JAX.
+      w: a weight of any dtype with at least one axis. Without x64, NumPy's float64
+        becomes float32 first, as everywhere in JAX.
       pattern: n:m, with an `m` of 4, 8 or 16.
-      mask: bool, True = kept, of the weight's shape, or packed along one axis as
-        `create_masks` packs it. The default is the best mask by magnitude, which
-        changes no weight that obeys the pattern already.
+      mask: a bool mask of the weight's shape, True = kept, or a mask packed along one
+        axis by `create_masks`. The default is the best mask by magnitude, which leaves
+        a weight that obeys the pattern unchanged.
       axis: the axis along which groups lie. The default is the input axis of Flax's
         Dense and Conv, `-2` (the only axis of a vector), as in `create_asp_mask`.
 
     Returns:
-      The compressed weight. Where the mask keeps fewer than `n` of a group, spare
-      places hold plus zero.
+      The compressed weight. If the mask keeps fewer than `n` weights of a group, the
+      remaining slots hold plus zero.
 
     Raises:
-      ValueError: another pattern, an axis out of range or that `m` does not divide, a
-        mask of another shape, or one that keeps more than `n` of a group. That is seen
-        if the mask's values are known; of a traced mask the first `n` of such a group
-        are kept.
-      TypeError: a mask that is neither bool nor uint8; without one, a dtype without a
-        magnitude order or a transposable pattern.
+      ValueError: the pattern cannot be compressed; the axis is out of range, or its
+        size is not divisible by `m`; the mask has another shape, or keeps more than `n`
+        weights of a group. The last is checked only if the mask is concrete. If a
+        traced mask keeps more, only the first `n` of the group are kept.
+      TypeError: the mask is neither bool nor uint8. Without a mask: the dtype has no
+        magnitude order, or the pattern is transposable.
 
     >>> w = jnp.array([[1.0], [-3.0], [0.0], [2.0]])
     >>> compress(w, "2:4").values
@@ -81,20 +75,20 @@ def compress(
     shape = f"a weight of shape {w.shape}"
     if not isinstance(pattern, NM) or pattern.m not in POSITION_BITS:
         raise ValueError(
-            f"{pattern} is not stored compressed ({shape}): give n:m in groups of 4, 8 "
-            "or 16, or keep the weight dense"
+            f"{pattern} cannot be compressed ({shape}): give n:m in groups of 4, 8 or "
+            "16, or keep the weight dense"
         )
     axis = group_axis(w.shape, pattern, axis)
     if w.shape[axis] % pattern.m:
         raise ValueError(
-            f"axis {axis} of {shape} does not divide by {pattern.m} of {pattern}: pad "
-            "it with zeros, give another axis, or keep the weight dense"
+            f"axis {axis} of {shape} is not divisible by the {pattern.m} of {pattern}: "
+            "pad it with zeros, give another axis, or keep the weight dense"
         )
     if mask is None:
         if pattern.transposable:
             raise TypeError(
-                f"the best mask of {pattern} is not one of groups along axis {axis} "
-                f"alone ({shape}): pass mask=, from create_masks"
+                f"the best mask of {pattern} does not follow from groups along axis "
+                f"{axis} alone ({shape}): pass mask=, from create_masks"
             )
         mask = magnitude_mask(w, pattern, axis)
     else:
@@ -104,7 +98,7 @@ def compress(
     return Compressed(values, indices, pattern, axis - w.ndim)
 
 
-# Two programs: of one, a CPU's compiler makes one that takes three times their time.
+# Two programs: XLA on a CPU makes a single one three times as slow as both together.
 @partial(jax.jit, static_argnames=("pattern", "axis"))
 def _values_of(w: Array, mask: Array, pattern: NM, axis: int) -> Array:
     w = gather_groups(w, pattern.m, axis)
@@ -115,9 +109,9 @@ def _values_of(w: Array, mask: Array, pattern: NM, axis: int) -> Array:
     )
     values = jnp.zeros((), w.dtype)
     for slot, weight in zip(slots, weights, strict=True):
-        number = iota_along(pattern.n, w.ndim - axis - 1)
-        here = jnp.expand_dims(slot, axis + 1) == number
-        values = jnp.where(here, jnp.expand_dims(weight, axis + 1), values)
+        all_slots = iota_along(pattern.n, w.ndim - axis - 1)
+        in_slot = jnp.expand_dims(slot, axis + 1) == all_slots
+        values = jnp.where(in_slot, jnp.expand_dims(weight, axis + 1), values)
     return merge_groups(values, axis)
 
 

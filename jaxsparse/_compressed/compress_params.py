@@ -1,4 +1,4 @@
-"""Compressed weights for a whole tree."""
+"""Compresses and decompresses the weights of a whole tree."""
 
 from typing import Any
 
@@ -21,28 +21,28 @@ from jaxsparse._trees import flatten
 def compress_params(
     params: PyTree, plan: PlanLike = "2:4", *, masks: PyTree | None = None
 ) -> PyTree:
-    """The parameters, masked, with the leaves of n:m patterns stored without zeros.
+    """Returns masked parameters whose n:m leaves are stored without their zeros.
 
-    `decompress_params` gives back, to the bit, what `mask_params` makes of the same
+    `decompress_params` of the result equals, bit for bit, `mask_params` of the same
     parameters and masks.
 
     Args:
       params: a tree of arrays.
-      plan: a plan, rules or a pattern: where groups lie.
-      masks: a tree of bool or packed masks, or of None for leaves that stay dense. The
-        default is the plan's best masks by magnitude, which change no weight of a tree
-        that obeys the plan already.
+      plan: a plan, rules or a pattern, which give the group axis of each leaf.
+      masks: a tree of masks, bool or packed, with None for leaves that stay dense. The
+        default is the best masks by magnitude, which leave a tree that obeys the plan
+        unchanged.
 
     Returns:
-      A tree like `params` with a `Compressed` for every leaf that has a mask and n:m
-      in groups of 4, 8 or 16. Leaves of other patterns are masked arrays, and leaves
-      without a mask are as they were.
+      A tree like `params` with a `Compressed` for every leaf that has a mask and an n:m
+      pattern in groups of 4, 8 or 16. Leaves with other patterns are masked arrays.
+      Leaves without a mask are unchanged.
 
     Raises:
-      ValueError: the plan or a mask does not fit, or a mask keeps more than `n` of a
-        group, or has a leaf that the plan keeps dense; besides what `plan_sparsity`
-        raises.
-      TypeError: a mask that is neither bool nor packed (uint8).
+      ValueError: the plan or a mask does not fit the parameters, a mask keeps more than
+        `n` weights of a group, or a leaf that the plan keeps dense has a mask. Also
+        what `plan_sparsity` raises.
+      TypeError: a mask is neither bool nor packed uint8.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones((64, 32), jnp.bfloat16), "bias": jnp.ones(32)}
@@ -52,26 +52,27 @@ def compress_params(
     """
     leaves = flatten(params)
     plan = plan_for_leaves(leaves.by_path, plan)
-    masks = create_masks(params, plan) if masks is None else masks
-    matched = match_masks(leaves.by_path, masks)
+    if masks is None:
+        masks = create_masks(params, plan)
+    masks_by_path = match_masks(leaves.by_path, masks)
     return leaves.unflatten(
         {
-            path: leaf
-            if matched[path] is None
-            else _compress_leaf(leaf, plan[path], matched[path])
+            path: _compress_leaf(leaf, plan[path], masks_by_path[path])
             for path, leaf in leaves.by_path.items()
         }
     )
 
 
 def decompress_params(params: PyTree) -> PyTree:
-    """The tree of arrays that was compressed, with its zeros.
+    """Returns the tree with every compressed leaf as an array, zeros included.
+
+    Traceable, and differentiable in the values of the compressed leaves.
 
     Args:
       params: a tree in which leaves may be `Compressed`.
 
     Returns:
-      The tree with an array for each of them; traceable and differentiable.
+      A tree of the same structure, with arrays only.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones((64, 32))}
@@ -86,9 +87,11 @@ def decompress_params(params: PyTree) -> PyTree:
 
 
 def _compress_leaf(leaf: Any, plan: LeafPlan, mask: Any) -> Any:
+    if mask is None:
+        return leaf
     if plan.pattern is None:
         raise ValueError(
-            f"leaf {plan.path!r} of shape {plan.shape} has a mask, but the plan says "
+            f"leaf {plan.path!r} of shape {plan.shape} has a mask, but its plan is "
             f"{plan.decision!r}: give the plan that the masks were made for"
         )
     if not isinstance(plan.pattern, NM) or plan.pattern.m not in POSITION_BITS:

@@ -1,9 +1,9 @@
-"""A weight without its zeros: what it kept, group by group, and where that was.
+"""A weight stored without its zeros: the kept values and their positions in groups.
 
-The value in slot `j` of group `g` is `values[..., g * n + j, ...]`; what slots are, and
-the layout of `indices` to the bit, see `indices`. For the usual `[k, out]`, threads
-that work on neighbouring outputs read neighbouring values and indices, and a tile of
-groups is one block of rows of either array.
+The value in slot `j` of group `g` is `values[..., g * n + j, ...]`. The module
+`indices` defines slots and the layout of `indices` to the bit. For the usual
+`[k, out]`, threads that work on neighbouring outputs read neighbouring values and
+indices, and a tile of groups is one block of rows of either array.
 """
 
 from dataclasses import dataclass, field
@@ -24,20 +24,21 @@ class Compressed:
     """An n:m sparse weight without its zeros: a pytree of two arrays.
 
     A weight `[..., k, ...]` takes `k * n / m` values and, for 2:4, 4:8 and 8:16, one
-    bit a weight beside them: 9/16 of the bytes of a bfloat16 weight, 10/16 of int8.
+    more bit per weight: 9/16 of the bytes of a bfloat16 weight, 10/16 of int8.
 
-    `jax.vmap`, `lax.scan` and stacking add or take away *leading* axes of both arrays;
-    the axis is counted from the end, so what they return is a compressed weight again.
-    Integers have no gradients: differentiate with respect to `values`, with
+    `jax.vmap`, `lax.scan` and stacking add or remove *leading* axes of both arrays. The
+    axis is counted from the end, so their results are compressed weights again. The
+    integer indices have no gradients: differentiate with respect to `values`, with
     `dataclasses.replace(compressed, values=values)` inside the function.
 
     Attributes:
-      values: the kept weights, like the weight with the group axis shortened to
-        `k * n / m`. In each group they are in the weight's own order.
-      indices: uint8, where the values were, packed along the group axis. For each group
-        in turn, lowest bit first, 1:4 and 2:4 have the place of each value in two
-        bits, 1:8, 2:8 and up to 4:16 in four bits, and all others one bit for each of
-        the `m` places, set where there is a value.
+      values: the kept weights; of the weight's shape, but with the group axis shortened
+        to `k * n / m`. Within each group they keep the order of the weight.
+      indices: uint8, the positions of the values in their groups, packed along the
+        group axis. One group follows the other, lowest bit first. 1:4 and 2:4 have the
+        position of each value in two bits; 1:8, 2:8 and 1:16 to 4:16 in four bits; all
+        other patterns have one bit for each of the `m` positions, set if it has a
+        value.
       pattern: n:m, with an `m` of 4, 8 or 16.
       axis: the group axis, counted from the end: negative.
 
@@ -61,7 +62,7 @@ class Compressed:
 
     @property
     def ndim(self) -> int:
-        """How many axes the weight has."""
+        """The number of axes of the weight."""
         return self.values.ndim
 
     @property
@@ -71,13 +72,13 @@ class Compressed:
 
     @property
     def nbytes(self) -> int:
-        """The size of values and indices in bytes."""
+        """The total size of values and indices in bytes."""
         return self.values.nbytes + self.indices.nbytes
 
 
 @jax.jit
 def decompress(compressed: Compressed) -> Array:
-    """The weight with its zeros: to the bit what masking it would have made of it.
+    """Returns the weight with its zeros, bit for bit as `mask_params` returns it.
 
     Differentiable in the values.
 
@@ -85,7 +86,7 @@ def decompress(compressed: Compressed) -> Array:
       compressed: a compressed weight.
 
     Returns:
-      An array of its shape and dtype; places without a value hold plus zero.
+      An array of its shape and dtype. Pruned weights are plus zero.
 
     >>> from jaxsparse import compress
     >>> w = jnp.array([-0.0, 5.0, 1.0, 7.0])
@@ -94,42 +95,39 @@ def decompress(compressed: Compressed) -> Array:
     """
     pattern, axis = compressed.pattern, compressed.axis % compressed.ndim
     values = gather_groups(compressed.values, pattern.n, axis)
-    kept = group_positions(values, pattern.n, axis)
-    found = decode(compressed.indices, pattern, kept[0].shape[axis], axis)
-    slots = jnp.stack([reshard_to(slot, kept[0]) for slot in found], axis + 1)
+    by_slot = group_positions(values, pattern.n, axis)
+    slots = decode(compressed.indices, pattern, by_slot[0].shape[axis], axis)
+    slots = jnp.stack([reshard_to(slot, by_slot[0]) for slot in slots], axis + 1)
     weights = jnp.zeros((), values.dtype)
-    for j, value in enumerate(kept):
+    for j, value in enumerate(by_slot):
         weights = jnp.where(slots == j, jnp.expand_dims(value, axis + 1), weights)
     return merge_groups(weights, axis)
 
 
 def is_compressed(leaf: Any) -> TypeGuard[Compressed]:
-    """Whether a node of a tree is a compressed weight."""
+    """Returns whether a node of a tree is a compressed weight."""
     return isinstance(leaf, Compressed)
 
 
 def compressed_shapes(
     shape: tuple[int, ...], pattern: NM, axis: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of the values and the indices of a weight of `shape`."""
+    """Returns the shapes of the values and of the indices of a weight of `shape`."""
     axis %= len(shape)
     size = shape[axis] // pattern.m * pattern.n
     values = (*shape[:axis], size, *shape[axis + 1 :])
     return values, code_shape(shape, pattern, axis)
 
 
-def stand_in(leaf: Compressed) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of a compressed weight."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
 def as_dense_shapes(params: PyTree) -> PyTree:
-    """The tree with a `jax.ShapeDtypeStruct` for every compressed leaf.
+    """Returns the tree with a `jax.ShapeDtypeStruct` for every compressed leaf.
 
-    It has the paths and shapes of the tree that was compressed.
+    It has the paths, shapes and dtypes of the tree that was compressed.
     """
-    return jax.tree.map(
-        lambda leaf: stand_in(leaf) if is_compressed(leaf) else leaf,
-        params,
-        is_leaf=is_compressed,
-    )
+
+    def dense_shape(leaf: Any) -> Any:
+        if not is_compressed(leaf):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(dense_shape, params, is_leaf=is_compressed)

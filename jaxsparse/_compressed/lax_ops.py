@@ -1,12 +1,13 @@
-"""What a compressed weight does as it is: be transposed, reshaped, multiplied by."""
+"""Transpose, reshape and `dot_general` of compressed weights as they are stored."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
 from jaxsparse._compressed import cuda_matmul
@@ -20,29 +21,36 @@ from jaxsparse._compressed.nm_matmul import nm_matmul
 from jaxsparse._sharding import is_automatic
 
 
-def transposed(weight: Compressed, order: Sequence[int]) -> Compressed:
-    """The weight with its axes in another order."""
-    axis = list(order).index(weight.axis + weight.ndim) - weight.ndim
-    values, indices = weight.values.transpose(order), weight.indices.transpose(order)
-    return Compressed(values, indices, weight.pattern, axis)
+def transpose(weight: Compressed, permutation: Sequence[int]) -> Compressed:
+    """Returns the weight with its axes permuted."""
+    axis = list(permutation).index(weight.axis + weight.ndim) - weight.ndim
+    return Compressed(
+        weight.values.transpose(permutation),
+        weight.indices.transpose(permutation),
+        weight.pattern,
+        axis,
+    )
 
 
-def reshaped(weight: Compressed, shape: tuple[int, ...]) -> Compressed | None:
-    """The weight in another shape, if its groups stay whole and codes whole bytes."""
-    old, pattern = weight.shape, weight.pattern
-    behind = math.prod(old[weight.axis + weight.ndim + 1 :])
-    fits = [
-        i
-        for i, size in enumerate(shape)
-        if size > 1 and math.prod(shape[i + 1 :]) == behind
+def reshape(weight: Compressed, shape: tuple[int, ...]) -> Compressed | None:
+    """Returns the weight with another shape, or None if it must be decompressed.
+
+    It is reshaped if no group and no byte of `indices` is split between two indices of
+    another axis.
+    """
+    old_shape, pattern = weight.shape, weight.pattern
+    trailing = math.prod(old_shape[weight.axis + weight.ndim + 1 :])
+    group_axes = [
+        axis
+        for axis, size in enumerate(shape)
+        if size > 1 and math.prod(shape[axis + 1 :]) == trailing
     ]
-    if math.prod(shape) != math.prod(old) or not fits:
+    if math.prod(shape) != math.prod(old_shape) or not group_axes:
         return None
-    axis, bits = fits[0], code_bits(pattern)
-    sizes = old[weight.axis], shape[axis]
-    whole = all(size % pattern.m == 0 for size in sizes)
-    if not whole or any(size // pattern.m * bits % 8 for size in sizes):
-        return None
+    axis = group_axes[0]
+    for size in (old_shape[weight.axis], shape[axis]):
+        if size % pattern.m or size // pattern.m * code_bits(pattern) % 8:
+            return None
     values, indices = compressed_shapes(shape, pattern, axis)
     return Compressed(
         weight.values.reshape(values),
@@ -53,118 +61,133 @@ def reshaped(weight: Compressed, shape: tuple[int, ...]) -> Compressed | None:
 
 
 class _Operands(NamedTuple):
-    """Of a `dot_general`: the weight, the other, and their axes that are contracted."""
+    """The operands of a `dot_general` and their contracted axes."""
 
     weight: Any
     x: Any
-    mine: tuple[int, ...]
-    others: tuple[int, ...]
+    weight_axes: tuple[int, ...]
+    x_axes: tuple[int, ...]
 
 
-def dot_general(eqn, left: Any, right: Any, implementation: str | None) -> Array | None:
-    """A `dot_general` by `nm_matmul`, or None where it is better left as it is.
+def dot_general(
+    eqn: JaxprEqn, lhs: Any, rhs: Any, implementation: str | None
+) -> Array | None:
+    """Computes a `dot_general` by `nm_matmul`, or returns None to decompress instead.
 
-    For the kernel any axes may be contracted, the groups' among them, and any others be
-    left, as in the projections of attention. Where XLA multiplies, products other than
-    by a matrix are left as they are: it knows better how to cut them over devices.
+    The kernel takes any contracted axes that include the group axis, and any other
+    axes, as in the projections of attention. If the kernel is not used, only products
+    by a matrix are computed here: XLA shards the others better by itself.
+
+    Args:
+      eqn: the equation.
+      lhs: its left operand.
+      rhs: its right operand. At least one of the two is compressed.
+      implementation: as in `nm_matmul`.
 
     Raises:
-      ValueError: where the kernel cannot be had, if the implementation is `"cuda"`.
+      ValueError: the implementation is `"cuda"`, but the kernel is not available.
     """
-    left, right = jax.tree.map(jnp.asarray, (left, right))
-    contracted, _ = eqn.params["dimension_numbers"]
-    on_the_right = is_compressed(right)
-    mine, others = contracted[::-1] if on_the_right else contracted
-    both = (right, left) if on_the_right else (left, right)
-    operands, matrix = _Operands(*both, tuple(mine), tuple(others)), None
-    if not (reason := _why_not(eqn, operands)):
-        operands = _groups_last(operands)
+    lhs, rhs = jax.tree.map(jnp.asarray, (lhs, rhs))
+    (lhs_axes, rhs_axes), _ = eqn.params["dimension_numbers"]
+    weight_is_rhs = is_compressed(rhs)
+    if weight_is_rhs:
+        operands = _Operands(rhs, lhs, tuple(rhs_axes), tuple(lhs_axes))
+    else:
+        operands = _Operands(lhs, rhs, tuple(lhs_axes), tuple(rhs_axes))
+    matrix = None
+    if not (reason := _unsupported_reason(eqn, operands)):
+        operands = _move_group_axis_last(operands)
         matrix = _as_matrix(operands)
         reason = "" if matrix else "codes of an axis of the weight end within a byte"
-    if matrix is None and implementation == "cuda":
-        raise ValueError(
-            f"implementation 'cuda' cannot be had: {reason}; the product is of shapes "
-            f"{left.shape} and {right.shape}, axes {contracted}: give 'xla', or None "
-            "to take what there is"
-        )
     if matrix is None:
+        if implementation == "cuda":
+            raise ValueError(
+                f"implementation 'cuda' is not available: {reason}; the operands have "
+                f"shapes {lhs.shape} and {rhs.shape}, contracted over "
+                f"{(lhs_axes, rhs_axes)}: give 'xla' or None"
+            )
         return None
-    by_xla = implementation == "xla" or cuda_matmul.unsupported_reason(
-        operands.x, matrix
-    )
-    if implementation != "cuda" and by_xla and not _is_matrix(operands):
-        return None
-    return _multiply(operands, matrix, implementation, on_the_right)
+    if implementation != "cuda" and not _is_matrix_product(operands):
+        uses_xla = implementation == "xla"
+        if uses_xla or cuda_matmul.unsupported_reason(operands.x, matrix):
+            return None
+    return _multiply(operands, matrix, implementation, weight_is_rhs)
 
 
-def _why_not(eqn, operands: _Operands) -> str:
-    weight, x, mine, _ = operands
-    params, dtype = eqn.params, eqn.outvars[0].aval.dtype
+def _unsupported_reason(eqn: JaxprEqn, operands: _Operands) -> str:
+    """Returns why `nm_matmul` cannot compute the product, or an empty string."""
+    weight, x, weight_axes, _ = operands
+    params, output = eqn.params, cast(Any, eqn.outvars[0].aval)
     if is_compressed(x):
         return "both operands are compressed"
     if params["dimension_numbers"][1][0]:
         return "the product has batch axes"
-    if weight.axis + weight.ndim not in mine:
+    if weight.axis + weight.ndim not in weight_axes:
         return "groups lie along an axis that is not contracted"
-    # Products of narrow integers would come back wider.
+    # nm_matmul returns int32 for narrower integers, dot_general their own dtype.
     if not jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
         return f"the dtype is {x.dtype}"
-    if not x.dtype == weight.dtype == dtype:
-        return f"{x.dtype} by {weight.dtype} is to give {dtype}"
+    if not x.dtype == weight.dtype == output.dtype:
+        return f"the product of {x.dtype} and {weight.dtype} must be {output.dtype}"
     if params["out_sharding"] is not None:
-        return "the product asks for a sharding"
+        return "the product specifies an output sharding"
     automatic = is_automatic(x) and is_automatic(weight.values)
-    if not (automatic or _is_matrix(operands)):
+    if not (automatic or _is_matrix_product(operands)):
         return "a mesh has axes that are not automatic"
-    if params["precision"] is not None and not _is_exact(params["precision"], x.dtype):
-        return f"the product asks for precision {params['precision']}"
+    precision = params["precision"]
+    if precision is not None and not _is_met_by_float32(precision, x.dtype):
+        return f"the product specifies precision {precision}"
     return ""
 
 
-def _is_matrix(operands: _Operands) -> bool:
-    return operands.weight.ndim == 2 and len(operands.mine) == 1
+def _is_matrix_product(operands: _Operands) -> bool:
+    return operands.weight.ndim == 2 and len(operands.weight_axes) == 1
 
 
-def _is_exact(precision: Any, dtype: Any) -> bool:
-    """Whether exact products, added up in float32, are all that it asks for."""
-    asked = precision if isinstance(precision, tuple) else (precision,)
-    named = all(isinstance(one, lax.Precision) for one in asked)
-    return named and dtype in (jnp.bfloat16, jnp.float16)
+def _is_met_by_float32(precision: Any, dtype: Any) -> bool:
+    """Returns whether exact products, accumulated in float32, meet the precision."""
+    precisions = precision if isinstance(precision, tuple) else (precision,)
+    are_enums = all(isinstance(p, lax.Precision) for p in precisions)
+    return are_enums and dtype in (jnp.bfloat16, jnp.float16)
 
 
-def _groups_last(operands: _Operands) -> _Operands:
-    """The same with the axis of the groups as the last that is contracted."""
-    weight, x, mine, others = operands
-    at = mine.index(weight.axis + weight.ndim)
-    last = lambda axes: (*axes[:at], *axes[at + 1 :], axes[at])
-    return _Operands(weight, x, last(mine), last(others))
+def _move_group_axis_last(operands: _Operands) -> _Operands:
+    """Returns the operands with the group axis last among the contracted axes."""
+    weight, x, weight_axes, x_axes = operands
+    i = weight_axes.index(weight.axis + weight.ndim)
+
+    def move(axes: tuple[int, ...]) -> tuple[int, ...]:
+        return (*axes[:i], *axes[i + 1 :], axes[i])
+
+    return _Operands(weight, x, move(weight_axes), move(x_axes))
 
 
 def _as_matrix(operands: _Operands) -> Compressed | None:
-    """`[k, out]`, where all that is contracted is one axis and all else the other."""
-    weight, mine = operands.weight, operands.mine
-    order = (*mine, *(i for i in range(weight.ndim) if i not in mine))
-    if order != tuple(range(weight.ndim)):
-        weight = transposed(weight, order)
-    if _is_matrix(operands):
+    """Returns the weight as `[k, out]`, its contracted axes merged into `k`."""
+    weight, axes = operands.weight, operands.weight_axes
+    permutation = (*axes, *(i for i in range(weight.ndim) if i not in axes))
+    if permutation != tuple(range(weight.ndim)):
+        weight = transpose(weight, permutation)
+    if _is_matrix_product(operands):
         return weight
-    k = math.prod(weight.shape[: len(mine)])
-    return reshaped(weight, (k, math.prod(weight.shape[len(mine) :])))
+    k = math.prod(weight.shape[: len(axes)])
+    return reshape(weight, (k, math.prod(weight.shape[len(axes) :])))
 
 
 def _multiply(
     operands: _Operands,
     matrix: Compressed,
     implementation: str | None,
-    on_the_right: bool,
+    weight_is_rhs: bool,
 ) -> Array:
-    weight, x, mine, others = operands
-    outer = [i for i in range(x.ndim) if i not in others]
-    rows = x.transpose((*outer, *others))
-    rows = rows.reshape(*rows.shape[: len(outer)], matrix.shape[0])
-    found = nm_matmul(rows, matrix, implementation=implementation)
-    kept = [size for i, size in enumerate(weight.shape) if i not in mine]
-    found = found.reshape(*rows.shape[:-1], *kept)
-    if on_the_right:
-        return found
-    return jnp.moveaxis(found, range(len(outer)), range(-len(outer), 0))
+    weight, x, weight_axes, x_axes = operands
+    outer_axes = [i for i in range(x.ndim) if i not in x_axes]
+    tokens = x.transpose((*outer_axes, *x_axes))
+    tokens = tokens.reshape(*tokens.shape[: len(outer_axes)], matrix.shape[0])
+    product = nm_matmul(tokens, matrix, implementation=implementation)
+    outputs = [size for i, size in enumerate(weight.shape) if i not in weight_axes]
+    product = product.reshape(*tokens.shape[:-1], *outputs)
+    if weight_is_rhs:
+        return product
+    outer = len(outer_axes)
+    return jnp.moveaxis(product, range(outer), range(-outer, 0))

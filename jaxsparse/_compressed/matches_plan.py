@@ -1,6 +1,4 @@
-"""Compressed leaves beside what a plan says of them."""
-
-from typing import Any
+"""Checks compressed leaves against a plan."""
 
 from jaxsparse._compressed.compressed_array import (
     Compressed,
@@ -10,28 +8,29 @@ from jaxsparse._plans import LeafPlan
 
 
 def is_as_planned(leaf: Compressed, planned: LeafPlan) -> bool:
-    """Whether pattern and axis are those of the plan."""
+    """Returns whether the leaf has the pattern and the group axis of its plan."""
     return (leaf.pattern, leaf.axis + leaf.ndim) == (planned.pattern, planned.axis)
 
 
 def describe_storage(leaf: Compressed) -> str:
-    """`2:4 along axis 0`."""
+    """Returns a text such as `2:4 along axis 0`."""
     return f"{leaf.pattern} along axis {leaf.axis + leaf.ndim}"
 
 
 def plan_mismatch(path: str, leaf: Compressed, planned: LeafPlan) -> str:
-    """Why a compressed leaf is not what the plan says, or nothing."""
+    """Returns how a compressed leaf differs from its plan, or an empty string."""
     if not is_as_planned(leaf, planned):
         return (
-            f"leaf {path!r} of shape {leaf.shape} is compressed, "
-            f"{describe_storage(leaf)}; the plan says {planned.decision!r}: give the "
+            f"leaf {path!r} of shape {leaf.shape} is compressed "
+            f"{describe_storage(leaf)}, but its plan is {planned.decision!r}: give the "
             "plan that it was compressed by"
         )
-    wanted = compressed_shapes(leaf.shape, leaf.pattern, leaf.axis)
-    there: tuple[Any, ...] = tuple(leaf.values.shape), tuple(leaf.indices.shape)
-    if there != wanted:
+    expected = compressed_shapes(leaf.shape, leaf.pattern, leaf.axis)
+    shapes = tuple(leaf.values.shape), tuple(leaf.indices.shape)
+    if shapes != expected:
         return (
-            f"leaf {path!r} of shape {leaf.shape} is compressed, with values and "
-            f"indices of shapes {there}; {wanted} belong together"
+            f"leaf {path!r} of shape {leaf.shape} is compressed with values and "
+            f"indices of shapes {shapes}, expected {expected}: map over values alone, "
+            "as in dataclasses.replace(leaf, values=...)"
         )
     return ""

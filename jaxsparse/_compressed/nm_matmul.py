@@ -1,4 +1,4 @@
-"""Products with compressed weights."""
+"""Products with compressed weights, by the CUDA kernel or by XLA."""
 
 from dataclasses import replace
 from functools import partial
@@ -10,39 +10,41 @@ from jaxtyping import Array
 
 from jaxsparse._compressed import cuda_matmul
 from jaxsparse._compressed.compressed_array import Compressed, decompress
-from jaxsparse._compressed.xla_matmul import wide_dot
+from jaxsparse._compressed.xla_matmul import tensordot, xla_matmul
 
 
 def nm_matmul(
     x: ArrayLike, compressed: Compressed, *, implementation: str | None = None
 ) -> Array:
-    """The product of `x` and a compressed weight: `jnp.dot(x, decompress(compressed))`.
+    """Returns `x @ decompress(compressed)`, computed from the compressed weight.
 
-    Narrow floats are added up in float32, narrow integers in int32. Differentiable, in
-    reverse mode, in `x` and in the values: their gradient has the values' shape, and
-    the dense weight is not kept for it.
+    Floats narrower than 32 bits are accumulated in float32, integers in int32.
+    Differentiable in reverse mode, in `x` and in the values. The gradient of the values
+    has their shape; the dense weight is not stored for the backward pass.
 
     Args:
-      x: `[..., k]`, any leading axes.
-      compressed: a weight of shape `[k, out]` with groups along its first axis. Stacks
-        of weights are multiplied under `jax.vmap`, with one axis of `values` and
-        `indices` mapped; a kernel with more axes is compressed as a matrix.
-      implementation: `"xla"` decompresses the weight on the fly: any device, pattern
-        and dtype. `"cuda"` uses the sparse tensor cores of an H100 or H200: 2:4,
-        bfloat16 or float16, multiples of 8 by 16, no explicit mesh or `shard_map`. It
-        is compiled on first use by the nvcc that `jax[cuda13]` brings, reads the weight
-        as it is stored, and skips what was pruned: an infinity in `x` there does not
-        count. The default is the kernel where it can be had, else XLA.
+      x: `[..., k]`, with any leading axes.
+      compressed: a weight of shape `[k, out]` with groups along its first axis. For a
+        stack of weights use `jax.vmap`, mapped over one axis of `values` and `indices`.
+        Compress a kernel with more than two axes as a matrix.
+      implementation: `"xla"` decompresses the weight on the fly, on any device, for any
+        pattern and dtype. `"cuda"` uses the sparse tensor cores of an H100 or H200. It
+        requires 2:4, bfloat16 or float16, a `k` divisible by 8 and an `out` divisible
+        by 16, and allows neither an explicit mesh nor `shard_map`. The kernel is
+        compiled on first use by the nvcc that `jax[cuda13]` installs. It reads only the
+        stored values, so an infinity in `x` at a pruned weight has no effect. By
+        default `"cuda"` is used if it is available, otherwise `"xla"`.
 
     Returns:
-      `[..., out]`, of the dtype that `jnp.dot` gives, but int32 for narrower integers.
+      `[..., out]`, of the dtype of `jnp.dot`, but int32 for narrower integers.
 
     Raises:
-      ValueError: a weight of another rank or with groups along its output axis, an `x`
-        that does not fit, or an implementation that is unknown or cannot be had here.
+      ValueError: the weight has another rank, or groups along its output axis; `x` does
+        not fit the weight; or the implementation is unknown or not available.
 
     Warns:
-      UserWarning: once, on a GPU that has the tensor cores but no compiler beside it.
+      UserWarning: once, on a GPU with sparse tensor cores, if no CUDA compiler is
+        installed.
 
     >>> from jaxsparse import compress
     >>> w = compress(jnp.array([[1.0], [0.0], [3.0], [0.0]]), "2:4")
@@ -56,30 +58,30 @@ def nm_matmul(
             "nm_matmul takes a weight [k, out] with groups along axis 0, got shape "
             f"{compressed.shape} with groups along axis "
             f"{compressed.axis + compressed.ndim}: compress it as such a matrix, with "
-            "axis=0; use jax.vmap for a stack of them"
+            "axis=0, or use jax.vmap for a stack of matrices"
         )
     if x.ndim == 0 or x.shape[-1] != compressed.shape[0]:
         raise ValueError(
             f"x of shape {x.shape} does not fit a weight of shape {compressed.shape}: "
-            f"its last axis has to be {compressed.shape[0]}"
+            f"its last axis must have size {compressed.shape[0]}"
         )
     dtype = jnp.result_type(x, compressed.values)
     x = x.astype(dtype)
     values = jnp.asarray(compressed.values).astype(dtype)
     weight = replace(compressed, values=values, indices=jnp.asarray(compressed.indices))
-    reason = (
-        "" if implementation == "xla" else cuda_matmul.unsupported_reason(x, weight)
-    )
+    if implementation == "xla":
+        return _matmul(False, x, weight)
+    reason = cuda_matmul.unsupported_reason(x, weight)
     if implementation == "cuda" and reason:
         raise ValueError(
-            f"implementation 'cuda' cannot be had: {reason}; x has shape {x.shape} "
-            f"and the weight {weight.shape}: give 'xla', or None to take what there is"
+            f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "
+            f"and the weight {weight.shape}: give 'xla' or None"
         )
-    return _product(implementation != "xla" and not reason, x, weight)
+    return _matmul(not reason, x, weight)
 
 
 def check_implementation(name: str | None) -> None:
-    """Raises unless there is such an implementation."""
+    """Raises `ValueError` if the implementation is unknown."""
     if name not in (None, "xla", "cuda"):
         raise ValueError(
             f"implementation {name!r} is unknown: give 'xla', 'cuda' or None"
@@ -87,27 +89,31 @@ def check_implementation(name: str | None) -> None:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(by_kernel: bool, x: Array, compressed: Compressed) -> Array:
+def _matmul(by_kernel: bool, x: Array, compressed: Compressed) -> Array:
     if by_kernel:
         return cuda_matmul.cuda_matmul(x, compressed)
-    return wide_dot(x, decompress(compressed), [x.ndim - 1], [0])
+    return xla_matmul(x, compressed)
 
 
-def _forward(by_kernel: bool, x: Array, compressed: Compressed):
-    return _product(by_kernel, x, compressed), (x, compressed)
+def _forward(
+    by_kernel: bool, x: Array, compressed: Compressed
+) -> tuple[Array, tuple[Array, Compressed]]:
+    return _matmul(by_kernel, x, compressed), (x, compressed)
 
 
-def _backward(_, residuals, gradient: Array):
+def _backward(
+    _: bool, residuals: tuple[Array, Compressed], gradient: Array
+) -> tuple[Array, Compressed]:
     x, compressed = residuals
-    # Decompressing is linear: its transpose picks the places of the values.
-    dense, to_values = jax.vjp(
+    # Decompressing is linear; its transpose gathers the positions of the values.
+    dense, gather_values = jax.vjp(
         lambda values: decompress(replace(compressed, values=values)),
         compressed.values,
     )
-    rows = list(range(x.ndim - 1))
-    (values,) = to_values(wide_dot(x, gradient, rows, rows))
-    for_x = wide_dot(gradient, dense, [gradient.ndim - 1], [1])
-    return for_x, replace(compressed, values=values, indices=None)
+    leading = list(range(x.ndim - 1))
+    (values,) = gather_values(tensordot(x, gradient, leading, leading))
+    x_gradient = tensordot(gradient, dense, [gradient.ndim - 1], [1])
+    return x_gradient, replace(compressed, values=values, indices=None)
 
 
-_product.defvjp(_forward, _backward)
+_matmul.defvjp(_forward, _backward)

@@ -1,16 +1,17 @@
 """PyTorch's 2:4 format: the metadata of CUTLASS's sparse matrix products.
 
-A weight has rows of outputs there, with groups of four along the columns. Of each group
-two bits tell the place of the first kept weight and the next two that of the second,
-which is the code of 2:4 here too. Codes follow each other from the lowest bits on, four
-in an int16 beside weights of two bytes, eight in an int32 beside weights of one.
+There a weight has a row for each output, with groups of four along the columns. For
+each group, two bits hold the position of the first kept weight and the next two that of
+the second, which is also the code of 2:4 in `Compressed`. Codes are packed from the
+lowest bits on: four in an int16 for weights of two bytes, eight in an int32 for weights
+of one byte.
 
-These words, of shape `[rows, columns]`, lie in memory as a warp's threads load them. A
-block has 32 rows of int16, or 16 of int32, in runs of 8. Rows are first put in another
-order, in which the first rows of all runs come first, then the second ones. Then in
-every square of two such rows and two columns the corners off the diagonal change
-places. Pairs of columns are stored one after the other, each row by row. All of this
-only moves bits of the address about, so one transposition does it.
+These words, of shape `[rows, columns]`, are stored in the order in which the threads of
+a warp load them. A block has 32 rows of int16, or 16 of int32, in runs of 8. Within a
+block the rows are reordered: first the first row of each run, then the second of each,
+and so on. Then in every square of two such rows and two columns the two off-diagonal
+words are swapped. Pairs of columns are stored one after the other, each row by row. All
+of this is a permutation of the bits of the address, so one transpose performs it.
 """
 
 import jax
@@ -25,13 +26,14 @@ from jaxsparse._patterns import NM
 def to_semi_structured(
     compressed: Compressed,
 ) -> tuple[Shaped[Array, "out kept"], Int[Array, "out words"]]:
-    """A compressed matrix in PyTorch's semi-structured format, that of CUTLASS.
+    """Returns a compressed matrix in PyTorch's semi-structured format (CUTLASS).
 
-    The two are what `torch.sparse.SparseSemiStructuredTensorCUTLASS` holds as `packed`
-    and `meta`, for the weight as PyTorch has it, of shape `(out, k)`.
+    The results are the `packed` and `meta` of a
+    `torch.sparse.SparseSemiStructuredTensorCUTLASS`, for the weight in PyTorch's
+    layout, `(out, k)`.
 
     Args:
-      compressed: a matrix of 2:4 in bfloat16, float16 or int8, of shape `[k, out]` with
+      compressed: a 2:4 matrix of bfloat16, float16 or int8, of shape `[k, out]` with
         groups along axis 0, or `[out, k]` with groups along axis 1.
 
     Returns:
@@ -39,8 +41,8 @@ def to_semi_structured(
       `[out, k / 32]` for int8.
 
     Raises:
-      ValueError: another rank, pattern or dtype; an `out` that 32 (int8: 16) or a `k`
-        that 32 (int8: 64) does not divide.
+      ValueError: another rank, pattern or dtype; or `out` is not divisible by 32 (int8:
+        16), or `k` by 32 (int8: 64).
 
     >>> from jaxsparse import compress
     >>> w = compress(jnp.ones((32, 32), jnp.bfloat16), "2:4")
@@ -54,31 +56,31 @@ def to_semi_structured(
     values, codes = compressed.values, compressed.indices
     if compressed.axis == -2:
         values, codes = values.T, codes.T
-    word = _word(values.dtype)
+    word = _metadata_dtype(values.dtype)
     words = lax.bitcast_convert_type(
         codes.reshape(codes.shape[0], -1, word.itemsize), word
     )
-    blocks = words.reshape(-1, _rows(word) // 16, 2, 8, words.shape[1] // 2, 2)
-    moved = blocks.transpose(4, 0, 3, 1, 5, 2)
-    return values, moved.reshape(words.shape)
+    blocks = words.reshape(-1, _block_rows(word) // 16, 2, 8, words.shape[1] // 2, 2)
+    return values, blocks.transpose(4, 0, 3, 1, 5, 2).reshape(words.shape)
 
 
 def from_semi_structured(
     values: jax.typing.ArrayLike, meta: jax.typing.ArrayLike, *, axis: int = 0
 ) -> Compressed:
-    """A compressed matrix from PyTorch's semi-structured format, that of CUTLASS.
+    """Returns a compressed matrix from PyTorch's semi-structured format (CUTLASS).
 
     Args:
-      values: `packed` of PyTorch, `[out, k / 2]`: bfloat16, float16 or int8.
-      meta: the metadata beside it: int16 `[out, k / 16]`, or int32 `[out, k / 32]`.
-      axis: 0 for Flax's `[k, out]`, 1 for PyTorch's `[out, k]`: where groups lie.
+      values: PyTorch's `packed`, `[out, k / 2]`: bfloat16, float16 or int8.
+      meta: PyTorch's `meta`: int16 `[out, k / 16]`, or int32 `[out, k / 32]` for int8.
+      axis: the group axis of the result: 0 for Flax's `[k, out]`, 1 for PyTorch's
+        `[out, k]`.
 
     Returns:
       The compressed matrix.
 
     Raises:
-      ValueError: shapes or dtypes that do not belong together, or that
-        `to_semi_structured` could not have given; another axis.
+      ValueError: the shapes or dtypes of values and metadata do not match, or are none
+        that `to_semi_structured` returns; or another axis.
 
     >>> from jaxsparse import compress, decompress
     >>> w = compress(jnp.ones((32, 32), jnp.bfloat16), "2:4")
@@ -88,33 +90,35 @@ def from_semi_structured(
     """
     values, meta = jnp.asarray(values), jnp.asarray(meta)
     if axis not in (0, 1):
-        raise ValueError(f"groups of a matrix lie along axis 0 or 1, got {axis}")
+        raise ValueError(f"the group axis of a matrix must be axis 0 or 1, got {axis}")
     if values.ndim != 2:
-        raise ValueError(f"values are a matrix [out, k / 2], got shape {values.shape}")
+        raise ValueError(
+            f"values must be a matrix [out, k / 2], got shape {values.shape}"
+        )
     out, kept = values.shape
     _check_layout((out, 2 * kept), values.dtype, NM(2, 4), -1)
-    word = _word(values.dtype)
-    wanted = out, kept // (4 * word.itemsize)
-    if (meta.shape, meta.dtype) != (wanted, word):
+    word = _metadata_dtype(values.dtype)
+    shape = out, kept // (4 * word.itemsize)
+    if (meta.shape, meta.dtype) != (shape, word):
         raise ValueError(
-            f"values of shape {values.shape} and dtype {values.dtype} have metadata of "
-            f"shape {wanted} and dtype {word}, got {meta.shape} and {meta.dtype}"
+            f"the metadata of values of shape {values.shape} and dtype {values.dtype} "
+            f"must have shape {shape} and dtype {word}, got {meta.shape} and "
+            f"{meta.dtype}"
         )
-    blocks = meta.reshape(wanted[1] // 2, -1, 8, _rows(word) // 16, 2, 2)
-    words = blocks.transpose(1, 3, 5, 2, 0, 4).reshape(wanted)
+    blocks = meta.reshape(shape[1] // 2, -1, 8, _block_rows(word) // 16, 2, 2)
+    words = blocks.transpose(1, 3, 5, 2, 0, 4).reshape(shape)
     codes = lax.bitcast_convert_type(words, jnp.uint8).reshape(out, -1)
     if axis == 0:
         values, codes = values.T, codes.T
     return Compressed(values, codes, NM(2, 4), axis - 2)
 
 
-def _word(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of the metadata."""
+def _metadata_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype("int32" if dtype == jnp.int8 else "int16")
 
 
-def _rows(word: jnp.dtype) -> int:
-    """How many rows of metadata there are to a block."""
+def _block_rows(word: jnp.dtype) -> int:
+    """Returns the number of rows of a block of metadata."""
     return 64 // word.itemsize
 
 
@@ -123,18 +127,19 @@ def _check_layout(
 ) -> None:
     if len(shape) != 2 or (pattern.n, pattern.m) != (2, 4):
         raise ValueError(
-            "PyTorch's semi-structured format is for matrices of 2:4, got "
+            "PyTorch's semi-structured format is for 2:4 matrices, got "
             f"{pattern} of shape {shape}"
         )
     if dtype not in (jnp.bfloat16, jnp.float16, jnp.int8):
         raise ValueError(
-            f"CUTLASS's metadata of 2:4 is for bfloat16, float16 and int8, got {dtype}"
+            f"CUTLASS's 2:4 metadata is for bfloat16, float16 and int8, got {dtype}"
         )
     k, out = shape[axis], shape[-3 - axis]
-    word = _word(dtype)
-    rows, columns = _rows(word), 16 * word.itemsize
+    word = _metadata_dtype(dtype)
+    rows, columns = _block_rows(word), 16 * word.itemsize
     if out % rows or k % columns:
         raise ValueError(
-            f"{dtype} needs outputs that divide by {rows} and inputs by {columns}, got "
-            f"{out} outputs and {k} inputs: pad the weight with zeros"
+            f"{dtype} requires a number of outputs divisible by {rows} and of inputs "
+            f"divisible by {columns}, got {out} outputs and {k} inputs: pad the weight "
+            "with zeros"
         )

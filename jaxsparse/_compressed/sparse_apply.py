@@ -1,18 +1,19 @@
-"""Runs a model on compressed weights, without a change to the model.
+"""Runs a model on compressed weights, without changes to the model.
 
-A compressed weight goes through the program as it is: through transpositions, casts and
-whatever else moves elements or works on each alone, through calls and, layer by layer,
-through scans. Where it meets its product it is multiplied by; where it meets anything
-else, a branch of `cond` too, it is decompressed there.
+A compressed weight stays compressed through transposes, casts and other operations that
+only move elements or act elementwise and keep zeros, through calls and, layer by layer,
+through scans. Matmuls with it use `nm_matmul`. Any other operation, and a branch of
+`cond`, decompresses it first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 from jaxtyping import PyTree
 
 from jaxsparse._compressed.compressed_array import (
@@ -20,7 +21,7 @@ from jaxsparse._compressed.compressed_array import (
     decompress,
     is_compressed,
 )
-from jaxsparse._compressed.lax_ops import dot_general, reshaped, transposed
+from jaxsparse._compressed.lax_ops import dot_general, reshape, transpose
 from jaxsparse._compressed.matches_plan import plan_mismatch
 from jaxsparse._compressed.nm_matmul import check_implementation
 from jaxsparse._plans import Plan, PlanLike, plan_for
@@ -48,28 +49,29 @@ def sparse_apply(
     *,
     implementation: str | None = None,
 ) -> Callable[..., Any]:
-    """The same function of compressed parameters.
+    """Returns `fn` as a function of compressed parameters.
 
     Args:
-      fn: any JAX function of the parameters; `fn(params, *args, **kwargs)`.
-      plan: a plan, rules or a pattern that the compressed leaves have to obey, or None
-        to take them as they are.
-      implementation: of the products with compressed weights, as `nm_matmul` takes it.
-        With `"xla"` the program has no call of a kernel, so `jax.export` takes it. With
-        `"cuda"` no product that a compressed weight reaches is left to XLA; what meets
-        it before, such as a slice, a factor or a branch of `cond`, decompresses it even
-        so, and convolutions and lookups do.
+      fn: any JAX function of the parameters: `fn(params, *args, **kwargs)`.
+      plan: a plan, rules or a pattern that the compressed leaves must match, or None to
+        accept them without a check.
+      implementation: the implementation of matmuls with compressed weights, as in
+        `nm_matmul`. With `"xla"` the program calls no custom kernel, so `jax.export`
+        supports it. With `"cuda"` a matmul whose operand is still compressed raises if
+        the kernel does not support it. An operation before the matmul, such as a slice,
+        a factor or a branch of `cond`, still decompresses the weight, and so do
+        convolutions and embedding lookups.
 
     Returns:
-      A function of parameters in which leaves may be `Compressed`, as
-      `compress_params` makes them, and of the same further arguments. It gives what
-      `fn` gives for the decompressed parameters, and is traceable like it, but
-      derivatives in reverse mode only. A custom derivative rule of what takes a
-      compressed weight is not kept; all others are.
+      A function of parameters whose leaves may be `Compressed`, as returned by
+      `compress_params`, and of the other arguments of `fn`. It returns the result of
+      `fn` for the decompressed parameters. It is traceable like `fn`, but
+      differentiable in reverse mode only. Custom derivative rules of functions that
+      take a compressed weight are ignored; all others are kept.
 
     Raises:
-      ValueError: an implementation that is unknown; when called: a compressed leaf that
-        the plan does not prune so, or an implementation that a product cannot have.
+      ValueError: the implementation is unknown. When called: a compressed leaf does not
+        match the plan, or the implementation is not available for a matmul.
 
     >>> from jaxsparse import compress_params
     >>> params = {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}
@@ -84,18 +86,18 @@ def sparse_apply(
         leaves, _ = flatten(params, is_leaf=is_compressed)
         shapes = as_dense_shapes(params)
         _check_compressed(leaves, None if plan is None else plan_for(shapes, plan))
-        returned = []
+        structures = []
 
-        def flat(*arguments, **named):
-            results, structure = jax.tree.flatten(fn(*arguments, **named))
-            returned.append(structure)
-            return [jnp.asarray(x) for x in results]
+        def flat_fn(*args, **kwargs):
+            outputs, structure = jax.tree.flatten(fn(*args, **kwargs))
+            structures.append(structure)
+            return [jnp.asarray(x) for x in outputs]
 
-        program = trace(flat, shapes, args, kwargs)
+        program = trace(flat_fn, shapes, args, kwargs)
         arrays = [leaf for leaf in leaves.values() if is_array(leaf)]
         rule = partial(_rule, implementation)
         outputs, _ = evaluate(program.bound, [*arrays, *program.inputs], rule)
-        return returned[0].unflatten(map(_dense, outputs))
+        return structures[0].unflatten(map(_dense, outputs))
 
     return apply
 
@@ -105,39 +107,48 @@ def _dense(x: Any) -> Any:
 
 
 def _check_compressed(leaves: Mapping[str, Any], plan: Plan | None) -> None:
-    """Raises unless compressed leaves are as planned."""
+    """Raises `ValueError` if a compressed leaf does not match the plan."""
     for path, leaf in leaves.items():
         if plan is None or not is_compressed(leaf):
             continue
-        if fault := plan_mismatch(path, leaf, plan[path]):
-            raise ValueError(fault)
+        if mismatch := plan_mismatch(path, leaf, plan[path]):
+            raise ValueError(mismatch)
 
 
-def _rule(implementation: str | None, site: Site, inputs: list[Any], state: None):
+def _rule(
+    implementation: str | None, site: Site, inputs: list[Any], state: None
+) -> tuple[Sequence[Any], None]:
     """Keeps weights compressed as long as that is possible."""
-    again = partial(_rule, implementation)
+    rule = partial(_rule, implementation)
     if not any(map(is_compressed, inputs)):
-        return bind(site.eqn, inputs), state  # with its custom derivatives
-    eqn, inside = site.eqn, control_flow(site.eqn)
-    if inside is not None:
-        return run_equation(site, _for_body(inside, inputs), again, state, _dense)
+        return bind(site.eqn, inputs), state  # keeps custom derivative rules
+    flow = control_flow(site.eqn)
+    if flow is not None:
+        return run_equation(site, _body_inputs(flow, inputs), rule, state, _dense)
+    output = _apply_compressed(site.eqn, inputs, implementation)
+    if output is not None:
+        return [output], state
+    return run_equation(site, [_dense(x) for x in inputs], rule, state)
+
+
+def _apply_compressed(
+    eqn: JaxprEqn, inputs: list[Any], implementation: str | None
+) -> Any:
+    """Returns the output of an equation, or None if it needs dense inputs."""
     name = eqn.primitive.name
-    found = None
     if name == "dot_general":
-        found = dot_general(eqn, inputs[0], inputs[1], implementation)
-    elif name == "transpose":
-        found = transposed(inputs[0], eqn.params["permutation"])
-    elif name in _ELEMENTWISE:
+        return dot_general(eqn, inputs[0], inputs[1], implementation)
+    if name == "transpose":
+        return transpose(inputs[0], eqn.params["permutation"])
+    if name in _ELEMENTWISE:
         values = eqn.primitive.bind(inputs[0].values, **eqn.params)
-        found = replace(inputs[0], values=values)
-    elif name in _RESHAPES and _in_order(eqn):
-        found = reshaped(inputs[0], var_shape(eqn.outvars[0]))
-    if found is not None:
-        return [found], state
-    return run_equation(site, [_dense(x) for x in inputs], again, state)
+        return replace(inputs[0], values=values)
+    if name in _RESHAPES and _is_row_major(eqn):
+        return reshape(inputs[0], var_shape(eqn.outvars[0]))
+    return None
 
 
-#: Operations on single weights that keep zeros.
+#: Elementwise operations of one operand that keep zeros.
 _ELEMENTWISE = KEEPS_ZEROS - {
     *("copy_p", "device_put", "mesh_cast", "optimization_barrier", "pbroadcast"),
     *("pcast", "pvary", "reshard", "sharding_constraint"),
@@ -145,27 +156,27 @@ _ELEMENTWISE = KEEPS_ZEROS - {
 _RESHAPES = frozenset(["broadcast_in_dim", "expand_dims", "reshape", "squeeze"])
 
 
-def _in_order(eqn) -> bool:
-    """Whether a reshape takes elements in row-major order, and shards as it likes."""
+def _is_row_major(eqn: JaxprEqn) -> bool:
+    """Returns whether a reshape is in row-major order and specifies no sharding."""
     permuted = eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None
     return not permuted and eqn.params.get("sharding") is None
 
 
-def _for_body(inside: ControlFlow, inputs: list[Any]) -> list[Any]:
-    """The operands of an equation that runs jaxprs, as far as they stay compressed."""
-    match inside:
-        case Scan(num_consts=consts, num_carry=carry):
-            first = consts + carry
-            each = [_dense(x) if _grouped_first(x) else x for x in inputs[first:]]
-            return [*inputs[:consts], *map(_dense, inputs[consts:first]), *each]
-        case While(num_condition=condition, num_body=body):
-            first = condition + body
-            return [*inputs[:first], *map(_dense, inputs[first:])]
-        case Cond() | ShardMap():  # branches have to agree in what they return
+def _body_inputs(flow: ControlFlow, inputs: list[Any]) -> list[Any]:
+    """Returns the inputs of an equation with bodies; decompresses where necessary."""
+    match flow:
+        case Scan(num_consts=num_consts, num_carry=num_carry):
+            start = num_consts + num_carry
+            xs = [_dense(x) if _has_groups_first(x) else x for x in inputs[start:]]
+            return [*inputs[:num_consts], *map(_dense, inputs[num_consts:start]), *xs]
+        case While(num_condition=num_condition, num_body=num_body):
+            start = num_condition + num_body
+            return [*inputs[:start], *map(_dense, inputs[start:])]
+        case Cond() | ShardMap():  # all branches must return the same types
             return [_dense(x) for x in inputs]
     return inputs
 
 
-def _grouped_first(x: Any) -> bool:
-    """Whether steps of a scan would cut groups."""
+def _has_groups_first(x: Any) -> bool:
+    """Returns whether a scan over `x` would split its groups."""
     return is_compressed(x) and x.axis == -x.ndim

@@ -6,8 +6,8 @@ from jaxsparse._files.leaves import (
 )
 from jaxsparse._files.orbax import (
     is_orbax_checkpoint as is_orbax_checkpoint,
+    open_orbax_arrays as open_orbax_arrays,
     read_orbax_array as read_orbax_array,
-    read_orbax_arrays as read_orbax_arrays,
     write_orbax_arrays as write_orbax_arrays,
 )
 from jaxsparse._files.rewrite import (

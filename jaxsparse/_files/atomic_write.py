@@ -1,4 +1,4 @@
-"""Files that take the place of others only when all of them are on the disk."""
+"""Atomic writes: new files replace old ones only when all of them are on disk."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxsparse._files.sharded_files import index_of, shard_names, stale_files
 
 
-#: A file, chunk by chunk.
+#: The contents of a file, chunk by chunk.
 Chunks = Iterable[bytes | memoryview]
 
 
@@ -16,21 +16,22 @@ def write_atomically(
     files: Sequence[Callable[[], Chunks]],
     index: Callable[[list[str]], str],
 ) -> None:
-    """Writes one file to a path, or several beside it and their index.
+    """Writes one file to a path, or several files and their index beside it.
 
-    Until all of it is on the disk, what was at the path before is what counts. What an
-    earlier call left behind when it was killed is taken away.
+    Until all of them are on disk, readers get the previous contents of the path. Files
+    that were left by an earlier call that was killed are removed.
 
     Args:
-      path: where to.
-      files: what begins to give the chunks of each file.
-      index: the text of the index, from the names of several files.
+      path: the path to write to.
+      files: for each file, a function that returns its chunks.
+      index: returns the text of the index, given the names of the files; only called if
+        there are several.
     """
     token = os.urandom(4).hex()
     if len(files) == 1:
         names = []
         _replace(path, token, files[0]())
-        index_of(path).unlink(missing_ok=True)  # only now this file counts
+        index_of(path).unlink(missing_ok=True)  # readers prefer an index to the file
     else:
         names = shard_names(path, token, len(files))
         text = index(names).encode()
@@ -39,7 +40,7 @@ def write_atomically(
                 _replace(path.with_name(name), token, file())
             _replace(index_of(path), token, [text])
         except BaseException:
-            if not _holds(index_of(path), text):  # else the new files count already
+            if not _contains(index_of(path), text):  # else the new index is in use
                 for name in names:
                     path.with_name(name).unlink(missing_ok=True)
             raise
@@ -49,7 +50,7 @@ def write_atomically(
 
 
 def _replace(path: Path, token: str, chunks: Chunks) -> None:
-    """Writes a file beside its place, through to the disk, and then moves it there."""
+    """Writes a temporary file beside the path, flushes it to disk, and renames it."""
     pending = path.with_name(f"{path.name}.{token}.tmp")
     try:
         with open(pending, "xb") as file:
@@ -63,5 +64,5 @@ def _replace(path: Path, token: str, chunks: Chunks) -> None:
         raise
 
 
-def _holds(file: Path, text: bytes) -> bool:
+def _contains(file: Path, text: bytes) -> bool:
     return file.is_file() and file.read_bytes() == text

@@ -1,10 +1,10 @@
-"""What a safetensors file says of the leaves of a tree that are in it.
+"""The leaves of a tree in a safetensors file: their tensors and their metadata.
 
-A leaf is a tensor named by its canonical path; a compressed one is two, with `/values`
-and `/indices` behind it. The metadata has, under `jaxsparse`, a JSON object with the
-`format`, 1, and under `leaves` the `dtype` and `shape` of every leaf, and the `pattern`
-and `axis` of the compressed ones. So each tensor is told of twice, and a file in which
-the two differ is refused.
+A leaf is stored as a tensor named by its canonical path; a compressed leaf is stored as
+two, with `/values` and `/indices` appended to the path. The metadata of the file have a
+JSON object under `jaxsparse`: `format`, which is 1, and `leaves`, with the `dtype` and
+`shape` of every leaf, and the `pattern` and `axis` of the compressed ones. So each
+tensor is described twice, and a file in which the two differ is rejected.
 """
 
 import json
@@ -34,19 +34,19 @@ from jaxsparse._patterns import NM, as_pattern
 from jaxsparse._trees import is_array
 
 
-#: A leaf of which only shape and dtype are known.
+#: The shape and dtype of a leaf. A `Compressed` has them in place of its two arrays.
 Spec = jax.ShapeDtypeStruct | Compressed
 
 
 def tensors_of(path: str, leaf: Any) -> dict[str, Any]:
-    """The tensors of a leaf, or of its spec, by name."""
+    """Returns the tensors of a leaf, or the specs of its tensors, by name."""
     if isinstance(leaf, Compressed):
         return {f"{path}/values": leaf.values, f"{path}/indices": leaf.indices}
     return {path: leaf}
 
 
 def tensors_by_name(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of all leaves."""
+    """Returns the tensors of all leaves by name."""
     return {
         name: x
         for path, leaf in leaves.items()
@@ -55,74 +55,80 @@ def tensors_by_name(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_leaves(leaves: Mapping[str, Any]) -> None:
-    """Raises unless every leaf can be stored under its path."""
-    seen = {"__metadata__"}
+    """Checks that every leaf can be stored under its path.
+
+    Raises:
+      ValueError: two tensors have the same name, or the arrays of a compressed leaf do
+        not match.
+      TypeError: a leaf is not an array, or the format does not have its dtype.
+    """
+    names = {"__metadata__"}
     for path, leaf in leaves.items():
         if isinstance(leaf, Compressed):
             _check_compressed(path, leaf)
         for name, x in tensors_of(path, leaf).items():
             if not is_array(x) or not is_storable(x.dtype):
-                kind = f"dtype {x.dtype}" if is_array(x) else repr(x)
+                content = f"has dtype {x.dtype}" if is_array(x) else f"is {x!r}"
                 raise TypeError(
-                    f"leaf {path!r} has {kind}, which safetensors files do not have: "
+                    f"leaf {path!r} {content}, which safetensors files cannot store: "
                     "save arrays of floats, integers or bools"
                 )
-            if name in seen:
+            if name in names:
                 raise ValueError(f"two tensors have the name {name!r}: rename a leaf")
-            seen.add(name)
+            names.add(name)
 
 
 def _check_compressed(path: str, leaf: Compressed) -> None:
-    arrays = leaf.values, leaf.indices
-    there = tuple(tuple(x.shape) for x in arrays)
-    wanted = compressed_shapes(leaf.shape, leaf.pattern, leaf.axis)
-    if there != wanted or leaf.indices.dtype != jnp.uint8:
+    shapes = tuple(tuple(x.shape) for x in (leaf.values, leaf.indices))
+    expected = compressed_shapes(leaf.shape, leaf.pattern, leaf.axis)
+    if shapes != expected or leaf.indices.dtype != jnp.uint8:
         raise ValueError(
-            f"leaf {path!r} of shape {leaf.shape} is compressed, with values and "
-            f"indices of shapes {there} and indices of {leaf.indices.dtype}; {wanted} "
-            "and uint8 belong together: map over values alone, as in "
+            f"leaf {path!r} of shape {leaf.shape} is compressed with values and "
+            f"indices of shapes {shapes} and indices of {leaf.indices.dtype}, expected "
+            f"{expected} and uint8: map over values alone, as in "
             "dataclasses.replace(leaf, values=...)"
         )
 
 
-def describe(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a file with these leaves."""
-    told = {"format": 1, "leaves": {p: _described(x) for p, x in leaves.items()}}
-    return {"jaxsparse": json.dumps(told, separators=(",", ":"))}
+def leaf_metadata(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the metadata of a file with these leaves."""
+    described = {path: _describe(leaf) for path, leaf in leaves.items()}
+    entry = {"format": 1, "leaves": described}
+    return {"jaxsparse": json.dumps(entry, separators=(",", ":"))}
 
 
 def read_specs(header: Header) -> dict[str, Spec]:
-    """The leaves of a file by path, checked against its tensors.
+    """Returns the specs of the leaves of a file by path.
 
     Raises:
-      SparseFileError: metadata and tensors do not say the same.
+      SparseFileError: the metadata are missing or invalid, or do not match the tensors.
     """
     if not has_leaf_metadata(header):
-        cause = "its metadata has no entry 'jaxsparse': save_sparse did not write it"
+        cause = "its metadata have no entry 'jaxsparse': save_sparse did not write it"
         raise SparseFileError(header.path, cause)
-    told = parse_object(header.path, header.metadata["jaxsparse"])
-    if told.keys() != {"format", "leaves"} or told["format"] != 1:
+    entry = parse_object(header.path, header.metadata["jaxsparse"])
+    if entry.keys() != {"format", "leaves"} or entry["format"] != 1:
         cause = "its metadata are not of format 1: it may need a later jaxsparse"
         raise SparseFileError(header.path, cause)
     try:
-        specs = {path: _spec(leaf) for path, leaf in told["leaves"].items()}
+        specs = {path: _spec(leaf) for path, leaf in entry["leaves"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         cause = f"its metadata are not valid: {error!r}"
         raise SparseFileError(header.path, cause) from error
-    promised = {name: (x.shape, x.dtype) for name, x in tensors_by_name(specs).items()}
-    there = {name: (x.shape, x.dtype) for name, x in header.entries.items()}
-    for name in sorted(promised.keys() | there.keys()):
-        if promised.get(name) != there.get(name):
+    expected = {name: (x.shape, x.dtype) for name, x in tensors_by_name(specs).items()}
+    actual = {name: (x.shape, x.dtype) for name, x in header.entries.items()}
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
             raise SparseFileError(
                 header.path,
-                f"tensor {name!r} is {there.get(name)}, by the metadata it is "
-                f"{promised.get(name)}",
+                f"tensor {name!r} is {actual.get(name)}, but its metadata say "
+                f"{expected.get(name)}",
             )
     return specs
 
 
 def tensor_specs(header: Header) -> dict[str, Spec]:
-    """The tensors of a file that need not be ours, each a leaf, by name."""
+    """Returns the spec of every tensor of a file by name, ignoring leaf metadata."""
     return {
         name: jax.ShapeDtypeStruct(entry.shape, entry.dtype)
         for name, entry in header.entries.items()
@@ -130,7 +136,7 @@ def tensor_specs(header: Header) -> dict[str, Spec]:
 
 
 def has_leaf_metadata(header: Header) -> bool:
-    """Whether the metadata of a file tell of leaves."""
+    """Returns whether the metadata of a file describe leaves."""
     return "jaxsparse" in header.metadata
 
 
@@ -138,7 +144,7 @@ def read_leaf(header: Header, path: str, spec: Spec) -> Array | Compressed:
     """Reads one leaf.
 
     Raises:
-      SparseFileError: the file has changed, or JAX would not keep the dtype.
+      SparseFileError: the file has changed, or its dtype needs `jax_enable_x64`.
     """
     if jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype:
         cause = (
@@ -151,22 +157,22 @@ def read_leaf(header: Header, path: str, spec: Spec) -> Array | Compressed:
     return arrays[0]
 
 
-def _described(leaf: Any) -> dict[str, Any]:
-    told = {"dtype": jnp.dtype(leaf.dtype).name, "shape": list(leaf.shape)}
+def _describe(leaf: Any) -> dict[str, Any]:
+    fields = {"dtype": jnp.dtype(leaf.dtype).name, "shape": list(leaf.shape)}
     if isinstance(leaf, Compressed):
-        told |= {"pattern": str(leaf.pattern), "axis": leaf.axis}
-    return told
+        fields |= {"pattern": str(leaf.pattern), "axis": leaf.axis}
+    return fields
 
 
-def _spec(told: Mapping[str, Any]) -> Spec:
-    shape, dtype = as_shape(told["shape"]), as_dtype(told["dtype"])
-    if told.keys() == {"dtype", "shape"}:
+def _spec(fields: Mapping[str, Any]) -> Spec:
+    shape, dtype = as_shape(fields["shape"]), as_dtype(fields["dtype"])
+    if fields.keys() == {"dtype", "shape"}:
         return jax.ShapeDtypeStruct(shape, dtype)
-    if told.keys() != {"dtype", "shape", "pattern", "axis"}:
-        raise ValueError(f"a leaf has the keys {list(told)}")
-    pattern, axis = as_pattern(told["pattern"]), told["axis"]
+    if fields.keys() != {"dtype", "shape", "pattern", "axis"}:
+        raise ValueError(f"a leaf has the keys {list(fields)}")
+    pattern, axis = as_pattern(fields["pattern"]), fields["axis"]
     if not isinstance(pattern, NM) or pattern.m not in POSITION_BITS:
-        raise ValueError(f"a leaf has the pattern {told['pattern']!r}")
+        raise ValueError(f"a leaf has the pattern {fields['pattern']!r}")
     if type(axis) is not int or not -len(shape) <= axis < 0 or shape[axis] % pattern.m:
         raise ValueError(f"a leaf of shape {shape} has {pattern} along axis {axis!r}")
     values, indices = compressed_shapes(shape, pattern, axis)

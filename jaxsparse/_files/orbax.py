@@ -1,9 +1,9 @@
-"""Orbax checkpoints, array by array.
+"""Orbax checkpoints, read and written one array at a time.
 
-Orbax restores and saves whole trees, which need not fit into memory here. So arrays are
-read and written by TensorStore, as Orbax does it: each is a Zarr array in a key-value
-store of the OCDBT format, named by the keys on its way, joined by dots. Everything else
-of a checkpoint is copied as it is.
+Orbax restores and saves whole trees, which may not fit in memory. So arrays are read
+and written by TensorStore, in the way that Orbax does it: each array is a Zarr array in
+an OCDBT key-value store, and its name is its keys in the tree, joined by dots. The rest
+of a checkpoint is copied.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from jaxsparse._files.safetensors import SparseFileError, parse_object
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One array of a checkpoint.
+class OrbaxArray:
+    """One array of a checkpoint, not yet read.
 
     Attributes:
-      name: what the checkpoint calls it.
-      store: the array as TensorStore opens it.
+      name: its name in the key-value store.
+      store: the open `tensorstore.TensorStore`.
       spec: its shape and dtype.
     """
 
@@ -39,32 +39,32 @@ class Stored:
 
 
 def is_orbax_checkpoint(path: Path) -> bool:
-    """Whether a folder has the tree of a checkpoint."""
+    """Returns whether a folder contains the tree of an Orbax checkpoint."""
     return (path / "_METADATA").is_file()
 
 
-def read_orbax_arrays(path: Path) -> dict[str, Stored]:
-    """The arrays of a checkpoint by their paths, none of them read.
+def open_orbax_arrays(path: Path) -> dict[str, OrbaxArray]:
+    """Returns the arrays of a checkpoint by their paths, without reading them.
 
     Raises:
-      SparseFileError: the folder has no checkpoint, or one that is not valid.
+      SparseFileError: the folder has no checkpoint, or an invalid one.
     """
     ts = _tensorstore()
-    names, driver = _names(path)
-    source = _store(path)
+    names, driver = _read_names(path)
+    kvstore = _kvstore(path)
     try:
-        opening = {
+        futures = {
             leaf: ts.open(
-                {"driver": driver, "kvstore": source | {"path": f"{name}/"}}, open=True
+                {"driver": driver, "kvstore": kvstore | {"path": f"{name}/"}}, open=True
             )
             for leaf, name in names.items()
         }
-        stores = {leaf: future.result() for leaf, future in opening.items()}
+        stores = {leaf: future.result() for leaf, future in futures.items()}
     except ValueError as error:
         cause = str(error).splitlines()[0]
-        raise SparseFileError(path, f"an array is not there: {cause}") from error
+        raise SparseFileError(path, f"an array is missing: {cause}") from error
     return {
-        leaf: Stored(
+        leaf: OrbaxArray(
             names[leaf],
             store,
             jax.ShapeDtypeStruct(store.shape, np.dtype(store.dtype.numpy_dtype)),
@@ -73,67 +73,79 @@ def read_orbax_arrays(path: Path) -> dict[str, Stored]:
     }
 
 
-def read_orbax_array(array: Stored) -> np.ndarray:
-    """One array, which the caller may write to."""
+def read_orbax_array(array: OrbaxArray) -> np.ndarray:
+    """Reads one array, which the caller may write to."""
     return np.require(array.store.read().result(), requirements="W")
 
 
 def write_orbax_arrays(
     path: Path, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
 ) -> None:
-    """Writes a checkpoint anew, in a folder that is there when all of it is.
+    """Writes a changed copy of a checkpoint; the folder appears when it is complete.
 
     Args:
-      path: the checkpoint that is read.
-      output: the folder to write, or a link to it; one that is there is replaced.
-      change: gives what to write, from the path of an array and the array.
+      path: the checkpoint to read.
+      output: the folder to write, or a link to it. An existing folder is replaced.
+      change: returns the array to write, given the path of an array and the array.
 
     Raises:
-      SparseFileError: the checkpoint is not valid, or cannot be read.
+      SparseFileError: the checkpoint is invalid or cannot be read.
     """
     output = output.resolve()
-    ts = _tensorstore()
     pending = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
     try:
-        _copy_rest(path, pending)
-        arrays = read_orbax_arrays(path)
-        known = tuple(f"{array.name}/" for array in arrays.values())
-        source, target = (ts.KvStore.open(_store(x)).result() for x in (path, pending))
-        for key in source.list().result():
-            if not key.decode().startswith(known):
-                target.write(key, source.read(key).result().value).result()
+        _copy_other_files(path, pending)
+        arrays = open_orbax_arrays(path)
+        _copy_other_entries(path, pending, arrays.values())
         for leaf, array in arrays.items():
-            spec = array.store.spec().to_json()
-            spec["kvstore"] = _store(pending) | {"path": f"{array.name}/"}
-            written = ts.open(spec, create=True, open=False).result()
-            written.write(change(leaf, read_orbax_array(array))).result()
-            _trim()
+            _write_array(pending, array, change(leaf, read_orbax_array(array)))
+            _release_memory()
         _replace_folder(pending, output)
     except BaseException:
         shutil.rmtree(pending, ignore_errors=True)
         raise
-    for left in output.parent.iterdir():
-        if re.fullmatch(rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp", left.name):
-            shutil.rmtree(left, ignore_errors=True)
+    for folder in output.parent.iterdir():
+        if re.fullmatch(rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp", folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy_rest(path: Path, pending: Path) -> None:
-    """Copies what is no array, into folders of one's own: theirs may be read-only."""
-    skipped = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
+def _copy_other_files(path: Path, pending: Path) -> None:
+    """Copies everything but the key-value store, into folders that are writable."""
+    ignore = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
     try:
-        shutil.copytree(path, pending, ignore=skipped)
+        shutil.copytree(path, pending, ignore=ignore)
     except shutil.Error as error:
         (file, _, cause), *_ = error.args[0]
         raise SparseFileError(Path(file), cause) from error
-    for there in (pending, *pending.rglob("*")):
-        if there.is_dir():
-            there.chmod(there.stat().st_mode | stat.S_IRWXU)
+    for copied in (pending, *pending.rglob("*")):
+        if copied.is_dir():
+            copied.chmod(copied.stat().st_mode | stat.S_IRWXU)
 
 
-def _trim() -> None:
-    """Gives freed memory back, of which each of TensorStore's threads keeps its own.
+def _copy_other_entries(
+    path: Path, pending: Path, arrays: Iterable[OrbaxArray]
+) -> None:
+    """Copies the entries of the key-value store that do not belong to an array."""
+    ts = _tensorstore()
+    prefixes = tuple(f"{array.name}/" for array in arrays)
+    source, target = (ts.KvStore.open(_kvstore(x)).result() for x in (path, pending))
+    for key in source.list().result():
+        if not key.decode().startswith(prefixes):
+            target.write(key, source.read(key).result().value).result()
 
-    Without it they keep several leaves together. Only the GNU C library has this.
+
+def _write_array(pending: Path, array: OrbaxArray, values: np.ndarray) -> None:
+    """Writes new values of an array into another checkpoint."""
+    spec = array.store.spec().to_json()
+    spec["kvstore"] = _kvstore(pending) | {"path": f"{array.name}/"}
+    store = _tensorstore().open(spec, create=True, open=False).result()
+    store.write(values).result()
+
+
+def _release_memory() -> None:
+    """Returns freed memory to the system; needs the GNU C library.
+
+    Otherwise the threads of TensorStore keep the memory of several arrays.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
@@ -153,39 +165,41 @@ def _replace_folder(pending: Path, output: Path) -> None:
     shutil.rmtree(old)
 
 
-def _names(path: Path) -> tuple[dict[str, str], str]:
-    """By the path of each array its name, and what it is stored as."""
+def _read_names(path: Path) -> tuple[dict[str, str], str]:
+    """Returns the name of each array by its path, and TensorStore's driver for them."""
     file = path / "_METADATA"
     if not is_orbax_checkpoint(path):
         inner = sorted(x.parent.name for x in path.glob("*/_METADATA"))
         hint = f": give one of its folders {inner}" if inner else ""
-        raise SparseFileError(path, f"the folder is no Orbax checkpoint{hint}")
-    told = parse_object(file, file.read_bytes())
-    if not told.get("use_ocdbt"):
+        raise SparseFileError(path, f"the folder is not an Orbax checkpoint{hint}")
+    metadata = parse_object(file, file.read_bytes())
+    if not metadata.get("use_ocdbt"):
         raise SparseFileError(file, "the checkpoint is not in the OCDBT format")
     names: dict[str, str] = {}
     try:
-        for entry in told["tree_metadata"].values():
+        for entry in metadata["tree_metadata"].values():
             keys = [str(key["key"]) for key in entry["key_metadata"]]
-            if entry["value_metadata"]["value_type"] in _ARRAYS:
+            if entry["value_metadata"]["value_type"] in _ARRAY_TYPES:
                 leaf = _leaf_path(keys)
                 if leaf in names:
                     raise SparseFileError(file, f"two arrays have the path {leaf!r}")
                 names[leaf] = ".".join(keys)
     except (AttributeError, KeyError, TypeError) as error:
         raise SparseFileError(file, f"it is not valid: {error!r}") from error
-    return names, "zarr3" if told.get("use_zarr3") else "zarr"
+    return names, "zarr3" if metadata.get("use_zarr3") else "zarr"
 
 
-_ARRAYS = {"jax.Array", "np.ndarray", "scalar"}
+_ARRAY_TYPES = {"jax.Array", "np.ndarray", "scalar"}
 
 
 def _leaf_path(keys: list[str]) -> str:
-    """The canonical path, without the `value` of NNX's boxes."""
-    return "/".join(keys[:-1] if keys[-1] == "value" and len(keys) > 1 else keys)
+    """Returns the canonical path, without the `value` of NNX variables."""
+    if keys[-1] == "value" and len(keys) > 1:
+        keys = keys[:-1]
+    return "/".join(keys)
 
 
-def _store(path: Path) -> dict[str, Any]:
+def _kvstore(path: Path) -> dict[str, Any]:
     return {"driver": "ocdbt", "base": f"file://{path.resolve()}/"}
 
 
@@ -194,6 +208,6 @@ def _tensorstore() -> Any:
         import tensorstore
     except ModuleNotFoundError as error:
         raise ImportError(
-            "checkpoints need TensorStore: python -m pip install orbax-checkpoint"
+            "checkpoints require TensorStore: python -m pip install orbax-checkpoint"
         ) from error
     return tensorstore

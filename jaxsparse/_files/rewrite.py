@@ -1,4 +1,4 @@
-"""Files of safetensors written anew, each tensor when it is its turn."""
+"""Writes changed copies of safetensors files, one tensor at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,16 +17,16 @@ def rewrite_tensors(
     output: Path,
     change: Callable[[str, np.ndarray], np.ndarray],
 ) -> None:
-    """Writes as many files as were read, with changed tensors of the same sizes.
+    """Writes a changed copy of each file, and their index if there are several.
 
-    One tensor is in memory at a time.
+    Only one tensor is in memory at a time.
 
     Args:
-      path: what was read: a file, or the index of several.
+      path: the path of the file, or of the several files that its index names.
       headers: the headers of these files.
-      output: what to write, of the same kind.
-      change: takes the name of a tensor and the tensor, which it may write to; returns
-        one of the same shape and dtype.
+      output: the path to write to.
+      change: returns the tensor to write, given the name of a tensor and the tensor,
+        which it may write to. The result must have the same shape and dtype.
     """
     sizes, metadata = list(map(_sizes, headers)), index_metadata(path)
     write_atomically(
@@ -39,8 +39,10 @@ def rewrite_tensors(
 def _changed_chunks(
     header: Header, change: Callable[[str, np.ndarray], np.ndarray]
 ) -> Iterator[bytes | memoryview]:
-    read = lambda name: change(name, read_tensor(header, name))
-    return file_chunks(header.entries, read, header.metadata)
+    def read_changed(name: str) -> np.ndarray:
+        return change(name, read_tensor(header, name))
+
+    return file_chunks(header.entries, read_changed, header.metadata)
 
 
 def _sizes(header: Header) -> dict[str, int]:

@@ -1,11 +1,10 @@
-"""The safetensors format: a header of JSON, then the bytes of the tensors.
+"""The safetensors format: a JSON header, then the bytes of the tensors.
 
-Eight bytes give the header's length, lowest first. The header maps each name to a
-dtype, a shape and where its bytes begin and end behind the header. The bytes are
-little-endian, in C order, and leave no gap. See
-https://github.com/huggingface/safetensors#format. Its package is not used, since it
-reads no float8 into NumPy, and a file that does not hold together is to be refused with
-its name and the cause.
+The first eight bytes are the length of the header, little-endian. The header maps each
+name to a dtype, a shape, and the begin and end of its bytes, counted from the end of
+the header. The bytes are little-endian, in C order, without gaps. See
+https://github.com/huggingface/safetensors#format. The safetensors package is not used:
+it cannot read float8 into NumPy, and its errors do not name the file.
 """
 
 import json
@@ -14,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,15 +42,15 @@ _NAMES = {
 }
 _DTYPES = {name: jnp.dtype(dtype) for dtype, name in _NAMES.items()}
 
-#: What NumPy has room for.
+#: The limits of NumPy.
 _MAX_AXES, _MAX_BYTES = 64, 2**63
 
-#: Longer headers are refused, as by the package.
+#: The limit of the safetensors package.
 _MAX_HEADER = 100_000_000
 
 
 class SparseFileError(ValueError):
-    """A file does not hold what it should: names the file and the cause."""
+    """A file is invalid, or not what was expected; names the file and the cause."""
 
     def __init__(self, path: os.PathLike[str], cause: object):
         super().__init__(f"{path}: {cause}")
@@ -59,7 +58,13 @@ class SparseFileError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: its dtype and shape, and where its bytes begin."""
+    """One tensor of a file.
+
+    Attributes:
+      dtype: its dtype.
+      shape: its shape.
+      start: the offset of its first byte in the file.
+    """
 
     dtype: jnp.dtype
     shape: tuple[int, ...]
@@ -73,7 +78,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a file says, and which state of the file said so."""
+    """The header of a file.
+
+    Attributes:
+      path: the path of the file.
+      entries: the tensors of the file by name.
+      metadata: the metadata of the file.
+      state: identifies the contents of the file, to detect later changes.
+    """
 
     path: Path
     entries: Mapping[str, Entry]
@@ -82,7 +94,7 @@ class Header:
 
 
 def is_storable(dtype: Any) -> bool:
-    """Whether the format has a name for a dtype, which may be one of JAX's own."""
+    """Returns whether the format can store a dtype; JAX's extended dtypes it cannot."""
     return dtype.name in _NAMES
 
 
@@ -91,14 +103,14 @@ def file_chunks(
     read: Callable[[str], Any],
     metadata: Mapping[str, str],
 ) -> Iterator[bytes | memoryview]:
-    """A file, chunk by chunk: one tensor after the other is asked for and written.
+    """Yields a file chunk by chunk; each tensor is read when its chunk is next.
 
     Args:
-      specs: what has the shape and the dtype of each tensor, by name.
-      read: gives the tensor of a name, as an array of JAX or NumPy.
-      metadata: what else the header is to say.
+      specs: by name, objects with the shape and the dtype of each tensor.
+      read: returns the tensor of a name, as an array of JAX or NumPy.
+      metadata: the metadata of the file.
     """
-    # Wide dtypes first: then all of them are aligned.
+    # With wide dtypes first, all tensors are aligned.
     ordered = sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -117,14 +129,15 @@ def file_chunks(
         if not flat.dtype.isnative:
             flat = flat.astype(flat.dtype.newbyteorder("<"))
         yield flat.view(np.uint8).data
-        del flat  # before the next one is read
+        del flat  # frees the tensor before the next one is read
 
 
 def read_header(path: Path) -> Header:
-    """Reads and checks the header: what it promises is there, and nothing else.
+    """Reads and checks the header of a file.
 
     Raises:
-      SparseFileError: in all other cases.
+      SparseFileError: the file cannot be read, the header is invalid, or the tensors do
+        not exactly fill the rest of the file.
     """
     try:
         with open(path, "rb") as file:
@@ -133,43 +146,33 @@ def read_header(path: Path) -> Header:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise SparseFileError(
-                    path, f"{size} bytes do not hold a header of {length}"
+                    path, f"{size} bytes cannot contain a header of {length}"
                 )
             header = parse_object(path, file.read(length))
     except OSError as error:
         raise SparseFileError(path, error) from error
     metadata = header.pop("__metadata__", {})
     if not is_text_map(metadata):
-        raise SparseFileError(path, "its metadata is not a map of strings")
+        raise SparseFileError(path, "its metadata are not a map of strings")
     entries = {}
     for name, value in header.items():
         try:
             entries[name] = _entry(value, 8 + length)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            cause = f"the header's entry of {name!r} cannot be read: {error}"
+            cause = f"the header's entry of {name!r} is not valid: {error}"
             raise SparseFileError(path, cause) from error
-    end = 8 + length
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
-        # Empty tensors may begin where another one does.
-        if entry.start != end and entry.nbytes:
-            cause = (
-                f"{name!r} begins at byte {entry.start}, what is before ends at {end}"
-            )
-            raise SparseFileError(path, cause)
-        end = max(end, entry.start + entry.nbytes)
-    if end != size:
-        raise SparseFileError(path, f"it has {size} bytes, its header tells of {end}")
+    _check_contiguous(path, entries, 8 + length, size)
     return Header(path, entries, metadata, state)
 
 
 def read_tensor(header: Header, name: str) -> np.ndarray:
-    """Reads one tensor, and nothing else, of a file that has not changed since.
+    """Reads one tensor, and only that, if the file has not changed.
 
-    The array is the caller's own and may be written to.
+    The caller owns the array and may write to it.
 
     Raises:
       SparseFileError: the file has changed or cannot be read.
-      MemoryError: there is too little for the tensor.
+      MemoryError: there is too little memory for the tensor.
     """
     entry, path = header.entries[name], header.path
     try:
@@ -183,7 +186,7 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
         raise SparseFileError(path, error) from error
     except MemoryError as error:
         raise MemoryError(
-            f"{path}: there is no memory for {name!r} of shape {entry.shape}, "
+            f"{path}: there is too little memory for {name!r} of shape {entry.shape}, "
             f"{entry.nbytes} bytes"
         ) from error
     if size != entry.nbytes:
@@ -192,16 +195,20 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
 
 
 def parse_object(path: Path, text: bytes | str) -> dict[str, Any]:
-    """Reads a JSON object that has no key twice."""
+    """Parses a JSON object; `path` is named in errors.
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    Raises:
+      SparseFileError: it is not valid JSON, not an object, or has a duplicate key.
+    """
+
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key is there twice")
+            raise ValueError("it has a duplicate key")
         return dict(pairs)
 
     try:
         text = text if isinstance(text, str) else text.decode()
-        parsed = json.loads(text, object_pairs_hook=once)
+        parsed = json.loads(text, object_pairs_hook=to_dict)
     except (ValueError, RecursionError) as error:
         raise SparseFileError(path, f"it is not valid JSON: {error}") from error
     if not isinstance(parsed, dict):
@@ -210,24 +217,43 @@ def parse_object(path: Path, text: bytes | str) -> dict[str, Any]:
 
 
 def is_text_map(value: Any) -> TypeGuard[dict[str, str]]:
-    """Whether this maps strings to strings."""
+    """Returns whether a value maps strings to strings."""
     return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
 
 
 def as_dtype(name: Any) -> jnp.dtype:
-    """The dtype of this name, if the format has it."""
+    """Returns the dtype of a name; raises `ValueError` if the format lacks it."""
     if name not in _NAMES:
-        raise ValueError(f"{name!r} is no dtype of this format")
+        raise ValueError(f"{name!r} is not a dtype of this format")
     return jnp.dtype(name)
 
 
 def as_shape(value: Any) -> tuple[int, ...]:
-    """A list of sizes."""
+    """Returns a list of sizes as a tuple; raises `ValueError` if it is not one."""
     if not isinstance(value, list) or not all(
         type(size) is int and size >= 0 for size in value
     ):
-        raise ValueError(f"{value!r} is no list of sizes")
+        raise ValueError(f"{value!r} is not a list of sizes")
     return tuple(value)
+
+
+def _check_contiguous(
+    path: Path, entries: Mapping[str, Entry], start: int, end: int
+) -> None:
+    """Checks that tensors follow each other without gaps, from `start` to `end`."""
+    offset = start
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+        # An empty tensor may have any offset.
+        if entry.start != offset and entry.nbytes:
+            cause = (
+                f"{name!r} begins at byte {entry.start}, but the bytes before it end "
+                f"at {offset}"
+            )
+            raise SparseFileError(path, cause)
+        offset = max(offset, entry.start + entry.nbytes)
+    if offset != end:
+        cause = f"it has {end} bytes, but its header describes {offset}"
+        raise SparseFileError(path, cause)
 
 
 def _entry(value: Any, data: int) -> Entry:
@@ -236,17 +262,17 @@ def _entry(value: Any, data: int) -> Entry:
     start, end = as_shape(value["data_offsets"])
     dtype, shape = value["dtype"], as_shape(value["shape"])
     if dtype not in _DTYPES:
-        raise ValueError(f"dtype {dtype} is not one that jaxsparse reads")
+        raise ValueError(f"jaxsparse cannot read dtype {dtype}")
     entry = Entry(_DTYPES[dtype], shape, data + start)
-    # Of an empty array, too, the sizes that are not zero count.
-    room = math.prod(size or 1 for size in shape) * entry.dtype.itemsize
-    if len(shape) > _MAX_AXES or room >= _MAX_BYTES:
-        raise ValueError(f"no array has the shape {list(shape)}")
+    # NumPy's limit is for the product of the sizes that are not zero.
+    nbytes = math.prod(size or 1 for size in shape) * entry.dtype.itemsize
+    if len(shape) > _MAX_AXES or nbytes >= _MAX_BYTES:
+        raise ValueError(f"no array can have the shape {list(shape)}")
     if end - start != entry.nbytes:
         raise ValueError(f"{end - start} bytes for {entry.dtype}{list(entry.shape)}")
     return entry
 
 
-def _state(file) -> tuple[int, ...]:
+def _state(file: BinaryIO) -> tuple[int, ...]:
     stat = os.fstat(file.fileno())
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -1,8 +1,8 @@
-"""Tensors in several files, and the index that says which tensor is in which.
+"""Tensors in several files, and the index that maps each tensor to its file.
 
-The index is the one that Hugging Face has, `model.safetensors.index.json`, and it alone
-says which files count: files of several have names of their own each time, so that one
-replacement, of the index, replaces them all.
+The index has Hugging Face's format and name, `model.safetensors.index.json`. It alone
+decides which files are read. Every save gives the files new names, so replacing the
+index replaces all of them at once.
 """
 
 import json
@@ -21,19 +21,19 @@ from jaxsparse._files.safetensors import (
 
 
 def index_of(path: Path) -> Path:
-    """Where the index of a path is, if it has one."""
+    """Returns the path of the index of a path, whether or not it exists."""
     return path.with_name(f"{path.name}.index.json")
 
 
 def checked_path(path: Path) -> Path:
-    """The path, if it has the ending of these files."""
+    """Returns the path; raises `ValueError` unless it ends in `.safetensors`."""
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} has to end in .safetensors")
+        raise ValueError(f"{path} must end in .safetensors")
     return path
 
 
 def shard_names(path: Path, token: str, count: int) -> list[str]:
-    """The names of so many files beside a path."""
+    """Returns the names of `count` files beside a path."""
     return [
         f"{path.stem}-{token}-{i:05}-of-{count:05}.safetensors"
         for i in range(1, count + 1)
@@ -41,7 +41,7 @@ def shard_names(path: Path, token: str, count: int) -> list[str]:
 
 
 def stale_files(path: Path, keep: Iterable[str]) -> list[Path]:
-    """The files of earlier saves to a path, by their names alone."""
+    """Returns the files of earlier saves to a path, recognised by their names."""
     stem = re.escape(path.stem)
     shard = rf"{stem}-[0-9a-f]{{8}}-\d{{5,}}-of-\d{{5,}}\.safetensors"
     pending = rf"({shard}|{stem}\.safetensors(\.index\.json)?)\.[0-9a-f]{{8}}\.tmp"
@@ -54,63 +54,72 @@ def stale_files(path: Path, keep: Iterable[str]) -> list[Path]:
 
 def index_text(
     names: Sequence[str],
-    parts: Sequence[Mapping[str, int]],
+    sizes: Sequence[Mapping[str, int]],
     metadata: Mapping[str, Any] | None = None,
 ) -> str:
-    """The index of files, from the sizes in bytes of the tensors that each has.
+    """Returns the text of the index of several files.
 
     Args:
-      names: of the files.
-      parts: the sizes, by tensor, for each file.
-      metadata: what else the index says.
+      names: the names of the files.
+      sizes: for each file, the bytes of its tensors by name.
+      metadata: metadata of the index besides `total_size`.
     """
     weight_map = {
-        tensor: name for name, part in zip(names, parts, strict=True) for tensor in part
+        tensor: name
+        for name, tensors in zip(names, sizes, strict=True)
+        for tensor in tensors
     }
-    total = sum(size for part in parts for size in part.values())
-    told = {**(metadata or {}), "total_size": total}
-    return json.dumps({"metadata": told, "weight_map": weight_map}, indent=2)
+    total = sum(size for tensors in sizes for size in tensors.values())
+    index = {
+        "metadata": {**(metadata or {}), "total_size": total},
+        "weight_map": weight_map,
+    }
+    return json.dumps(index, indent=2)
 
 
 def index_metadata(path: Path) -> dict[str, Any]:
-    """What the index of a path says besides names; nothing where there is no index."""
+    """Returns the metadata of the index of a path, empty if it has no index."""
     index = index_of(path)
     return _read_index(index)[1] if index.exists() else {}
 
 
 def read_headers(path: Path) -> list[Header]:
-    """The header of a file, or those of the files that its index names.
+    """Returns the header of a file, or those of the files that its index names.
 
     Raises:
-      FileNotFoundError: there is neither.
-      SparseFileError: one of them is not valid, or index and files differ.
+      FileNotFoundError: there is neither a file nor an index.
+      SparseFileError: a file or the index is invalid, or they do not match.
     """
     index = index_of(checked_path(path))
     if not index.exists():
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}, and none {index}")
+            raise FileNotFoundError(f"there is neither a file {path} nor {index}")
         return [read_header(path)]
     weight_map, _ = _read_index(index)
     names = sorted(set(weight_map.values()))
     headers = [read_header(index.with_name(name)) for name in names]
-    there: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for header in headers:
-        if twice := there.keys() & header.entries.keys():
-            cause = f"tensors {sorted(twice)[:3]} are in another file too"
+        if duplicates := file_of.keys() & header.entries.keys():
+            cause = f"tensors {sorted(duplicates)[:3]} are also in another file"
             raise SparseFileError(header.path, cause)
-        there |= dict.fromkeys(header.entries, header.path.name)
-    if there != weight_map:
-        wrong = sorted(dict(there.items() ^ weight_map.items()))
-        raise SparseFileError(index, f"the files have other tensors: {wrong[:3]}")
-    if not there:
+        file_of |= dict.fromkeys(header.entries, header.path.name)
+    if file_of != weight_map:
+        different = sorted(dict(file_of.items() ^ weight_map.items()))
+        cause = f"its tensors are not those of the files: {different[:3]}"
+        raise SparseFileError(index, cause)
+    if not file_of:
         raise SparseFileError(index, "it names no tensor")
     return headers
 
 
 def check_total(path: Path, headers: Iterable[Header]) -> None:
-    """Raises unless the index, if there is one, knows the size of all tensors.
+    """Checks the total size in the index, if there is one.
 
-    Those of others are not always right: of tied weights some count both.
+    Only for files of `save_sparse`: other programs count tied weights once or twice.
+
+    Raises:
+      SparseFileError: the total is wrong.
     """
     index = index_of(path)
     if not index.exists():
@@ -118,20 +127,21 @@ def check_total(path: Path, headers: Iterable[Header]) -> None:
     total = index_metadata(path).get("total_size")
     size = sum(entry.nbytes for header in headers for entry in header.entries.values())
     if total != size:
-        raise SparseFileError(index, f"the tensors have {size} bytes, not {total}")
+        cause = f"its tensors have {size} bytes, but its total_size is {total}"
+        raise SparseFileError(index, cause)
 
 
 def _read_index(index: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """Which tensor is in which file, and the metadata.
+    """Returns the `weight_map`, from tensor to file, and the metadata of an index.
 
     Raises:
-      SparseFileError: it is no such index, or names what is no file of its folder.
+      SparseFileError: it is invalid, or names a file that is not in its folder.
     """
     try:
-        told = parse_object(index, index.read_bytes())
-        weight_map, metadata = told.get("weight_map"), told.get("metadata")
+        contents = parse_object(index, index.read_bytes())
+        weight_map, metadata = contents.get("weight_map"), contents.get("metadata")
         if not is_text_map(weight_map) or not isinstance(metadata, dict):
-            raise SparseFileError(index, "it has no weight_map of strings and metadata")
+            raise SparseFileError(index, "it must have a weight_map and metadata")
         for name in set(weight_map.values()):
             if not _is_beside(index, name):
                 raise SparseFileError(index, f"there is no file {name!r} beside it")
@@ -141,14 +151,14 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _is_beside(index: Path, name: str) -> bool:
-    """Whether this names a file of the same folder.
+    """Returns whether a name is that of a file in the folder of the index.
 
-    It may be a link, as all files of Hugging Face's cache are: whoever made the folder
-    made the link, the text of an index made neither.
+    The file may be a link, like all files in Hugging Face's cache: an index comes from
+    elsewhere, but a link was made by someone with access to the folder.
     """
     if Path(name).name != name:
         return False
     try:
         return (index.parent / name).is_file()
-    except ValueError:  # characters that no name has
+    except ValueError:  # not a valid file name
         return False

@@ -1,9 +1,10 @@
-"""Sparse trees as files: safetensors, in which n:m weights are without their zeros.
+"""Sparse trees as safetensors files, with n:m weights stored without their zeros.
 
-`save_sparse`, `load_sparse`, and `open_sparse` for single leaves; `open_tensors` for
-the files of others. A leaf is a tensor named by its canonical path, `mlp/kernel`; a
-compressed one is two, `mlp/kernel/values` and `mlp/kernel/indices`, and the metadata
-have its pattern, axis, shape and dtype.
+`save_sparse` and `load_sparse` are for whole trees, `open_sparse` for single leaves,
+and `open_tensors` for files of other programs. A leaf is stored as a tensor named by
+its canonical path, `mlp/kernel`. A compressed leaf is stored as two,
+`mlp/kernel/values` and `mlp/kernel/indices`; its pattern, axis, shape and dtype are in
+the metadata.
 """
 
 import os
@@ -21,8 +22,8 @@ from jaxsparse._files.atomic_write import Chunks, write_atomically
 from jaxsparse._files.leaves import (
     Spec,
     check_leaves,
-    describe,
     has_leaf_metadata,
+    leaf_metadata,
     read_leaf,
     read_specs,
     tensor_specs,
@@ -50,7 +51,7 @@ else:
 
 @dataclass(frozen=True, eq=False)
 class SparseFile(_Leaves):
-    """The leaves of a saved tree by their paths, each read when it is asked for.
+    """The leaves of a saved tree by path, each read on access.
 
     Attributes:
       specs: the leaves as `jax.ShapeDtypeStruct`, or `Compressed` of such.
@@ -75,18 +76,20 @@ def save_sparse(
 ) -> None:
     """Saves a tree of arrays and compressed weights as safetensors.
 
-    Until all of it is on the disk, what was at the path before is what is loaded from
-    there. One process at a time may save to a path.
+    The save is atomic: until all of it is on disk, the path still loads the previous
+    tree. Only one process at a time may save to a path.
 
     Args:
-      path: where to: a name that ends in `.safetensors`, in a folder that is there.
-      tree: arrays and `Compressed`, in any containers; see `compress_params`.
+      path: the file to write. Its name must end in `.safetensors`, and its folder must
+        exist.
+      tree: a tree of arrays and `Compressed` in any containers; see `compress_params`.
       max_file_bytes: a larger tree is split into several files beside the path, with an
-        index, `model.safetensors.index.json`; a larger leaf has a file of its own.
+        index, `model.safetensors.index.json`. A larger leaf gets a file of its own.
 
     Raises:
-      ValueError: another ending, or two tensors of one name.
-      TypeError: a leaf that is no array, or of a dtype that the format does not have.
+      ValueError: the name has another ending, two tensors have the same name, or the
+        arrays of a compressed leaf do not match.
+      TypeError: a leaf is not an array, or the format does not have its dtype.
 
     >>> import tempfile
     >>> from jaxsparse import compress_params
@@ -108,55 +111,59 @@ def save_leaves(
     max_file_bytes: int,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Saves leaves by their paths; for the rest see `save_sparse`."""
+    """Saves leaves by path, with more metadata; otherwise like `save_sparse`."""
     checked_path(path)
     check_leaves(leaves)
-    parts = _split(leaves, max_file_bytes)
+    parts = _split_leaves(leaves, max_file_bytes)
     write_atomically(
         path,
-        [partial(_file_of, part, metadata or {}) for part in parts],
+        [partial(_file_chunks, part, metadata or {}) for part in parts],
         lambda names: index_text(names, list(map(_sizes, parts))),
     )
 
 
 def load_sparse(path: str | os.PathLike[str], *, like: PyTree | None = None) -> PyTree:
-    """Loads a tree that `save_sparse` saved, all of it or nothing.
+    """Loads a whole tree that `save_sparse` saved.
 
     Args:
-      path: where it was saved to.
+      path: the path that it was saved to.
       like: a tree of arrays, `Compressed` or `jax.ShapeDtypeStruct` with the same
-        paths, shapes and dtypes, whose containers the leaves are put into. In the place
-        of an array may come what is compressed in the file.
+        paths, shapes and dtypes. A leaf that is compressed in the file may be an array
+        in `like`.
 
     Returns:
-      The leaves on the default device, in the containers of `like`, or in nested dicts
-      by their paths.
+      The leaves on the default device, in the containers of `like`, or by default in
+      nested dicts.
 
     Raises:
-      FileNotFoundError: nothing was saved there.
-      SparseFileError: what is there is not what was saved, as far as headers and index
-        tell, or does not fit `like`; a `ValueError` that names the file and the cause.
+      FileNotFoundError: the path has neither a file nor an index.
+      SparseFileError: a file is invalid or incomplete according to headers and index,
+        or the tree does not match `like`. It is a `ValueError` that names the file and
+        the cause.
     """
-    found = open_sparse(path)
+    file = open_sparse(path)
     if like is None:
-        return _nested(Path(path), dict(found))
-    wanted, structure = flatten(like, is_leaf=is_compressed)
-    _check_like(Path(path), wanted, found.specs)
-    return structure.unflatten([found[name] for name in wanted])
+        return _nested(Path(path), dict(file))
+    expected, structure = flatten(like, is_leaf=is_compressed)
+    _check_like(Path(path), expected, file.specs)
+    return structure.unflatten([file[name] for name in expected])
 
 
 def open_sparse(path: str | os.PathLike[str]) -> SparseFile:
-    """The leaves of a saved tree by their paths, each read when it is asked for.
+    """Opens a tree that `save_sparse` saved, to read single leaves.
 
-    All headers are read and checked at once. If a file changes afterwards, its leaves
-    are no longer given out.
+    All headers are read and checked now, and each leaf is read on access. If a file
+    has changed by then, reading its leaves raises `SparseFileError`.
 
     Args:
-      path: where the tree was saved to.
+      path: the path that the tree was saved to.
+
+    Returns:
+      A mapping from paths to leaves.
 
     Raises:
-      FileNotFoundError: nothing was saved there.
-      SparseFileError: what is there is not what was saved.
+      FileNotFoundError: the path has neither a file nor an index.
+      SparseFileError: a file is invalid or incomplete.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -167,23 +174,26 @@ def open_sparse(path: str | os.PathLike[str]) -> SparseFile:
     """
     path = Path(path)
     headers = read_headers(path)
-    found = _opened(headers, read_specs)
+    file = _open_headers(headers, read_specs)
     check_total(path, headers)
-    return found
+    return file
 
 
 def open_tensors(path: str | os.PathLike[str]) -> SparseFile:
-    """The tensors of any safetensors file by their names, read when they are asked for.
+    """Opens any safetensors file, or several with Hugging Face's index.
 
-    One file, or several with the index that Hugging Face has. Of a file that
-    `save_sparse` wrote these are the leaves, compressed ones too.
+    Each tensor is read on access.
 
     Args:
       path: the file, `model.safetensors`; the index is `model.safetensors.index.json`.
 
+    Returns:
+      A mapping from names to tensors. For a file of `save_sparse`, it maps paths to
+      leaves, which may be compressed.
+
     Raises:
-      FileNotFoundError: there is none.
-      SparseFileError: a file or the index does not hold together.
+      FileNotFoundError: the path has neither a file nor an index.
+      SparseFileError: a file or the index is invalid.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -192,46 +202,49 @@ def open_tensors(path: str | os.PathLike[str]) -> SparseFile:
     ShapeDtypeStruct(shape=(8, 16), dtype=float32)
     """
     headers = read_headers(Path(path))
-    ours = any(map(has_leaf_metadata, headers))
-    return _opened(headers, read_specs if ours else tensor_specs)
+    is_sparse = any(map(has_leaf_metadata, headers))
+    return _open_headers(headers, read_specs if is_sparse else tensor_specs)
 
 
-def _opened(
+def _open_headers(
     headers: Iterable[Header], specs_of: Callable[[Header], dict[str, Spec]]
 ) -> SparseFile:
-    specs: dict[str, Spec] = {}
-    places: dict[str, Header] = {}
+    all_specs: dict[str, Spec] = {}
+    header_of: dict[str, Header] = {}
     for header in headers:
-        found = specs_of(header)
-        if twice := specs.keys() & found.keys():
-            cause = f"leaves {sorted(twice)} are in another file too"
+        specs = specs_of(header)
+        if duplicates := all_specs.keys() & specs.keys():
+            cause = f"leaves {sorted(duplicates)} are also in another file"
             raise SparseFileError(header.path, cause)
-        specs |= found
-        places |= dict.fromkeys(found, header)
-    return SparseFile(specs, places)
+        all_specs |= specs
+        header_of |= dict.fromkeys(specs, header)
+    return SparseFile(all_specs, header_of)
 
 
-def _file_of(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> Chunks:
+def _file_chunks(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> Chunks:
     tensors = tensors_by_name(leaves)
-    return file_chunks(tensors, tensors.__getitem__, {**describe(leaves), **metadata})
+    all_metadata = {**leaf_metadata(leaves), **metadata}
+    return file_chunks(tensors, tensors.__getitem__, all_metadata)
 
 
-def _split(leaves: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
-    """The leaves file by file, in order; the tensors of a leaf stay together."""
+def _split_leaves(
+    leaves: Mapping[str, Any], max_file_bytes: int
+) -> list[dict[str, Any]]:
+    """Returns the leaves of each file, in order; both arrays of a leaf share a file."""
     parts: list[dict[str, Any]] = [{}]
-    room = most
+    free_bytes = max_file_bytes
     for path, leaf in leaves.items():
         size = sum(_sizes({path: leaf}).values())
-        if size > room and parts[-1]:
+        if size > free_bytes and parts[-1]:
             parts.append({})
-            room = most
+            free_bytes = max_file_bytes
         parts[-1][path] = leaf
-        room -= size
+        free_bytes -= size
     return parts
 
 
 def _sizes(leaves: Mapping[str, Any]) -> dict[str, int]:
-    """The bytes of each tensor, by name."""
+    """Returns the bytes of each tensor by name."""
     return {
         name: x.size * x.dtype.itemsize for name, x in tensors_by_name(leaves).items()
     }
@@ -247,20 +260,23 @@ def _nested(file: Path, leaves: dict[str, Any]) -> PyTree:
 
 
 def _check_like(
-    file: Path, wanted: Mapping[str, Any], specs: Mapping[str, Spec]
+    file: Path, expected: Mapping[str, Any], specs: Mapping[str, Spec]
 ) -> None:
-    for path in sorted(wanted.keys() | specs.keys()):
-        mine, found = wanted.get(path), specs.get(path)
-        as_stored = isinstance(mine, Compressed)
-        if _text(mine, as_stored) != _text(found, as_stored):
-            cause = f"leaf {path!r} is {_text(found)}, wanted is {_text(mine)}"
+    for path in sorted(expected.keys() | specs.keys()):
+        leaf, spec = expected.get(path), specs.get(path)
+        with_pattern = isinstance(leaf, Compressed)  # an array accepts any storage
+        if _describe(leaf, with_pattern) != _describe(spec, with_pattern):
+            cause = (
+                f"leaf {path!r} is {_describe(spec)}, but in `like` it is "
+                f"{_describe(leaf)}"
+            )
             raise SparseFileError(file, cause)
 
 
-def _text(leaf: Any, as_stored: bool = True) -> str:
+def _describe(leaf: Any, with_pattern: bool = True) -> str:
     if not is_array(leaf):
         return "missing" if leaf is None else repr(leaf)
     text = f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
-    if isinstance(leaf, Compressed) and as_stored:
+    if isinstance(leaf, Compressed) and with_pattern:
         text += f" of {leaf.pattern} along axis {leaf.axis}"
     return text

@@ -1,4 +1,4 @@
-"""Files in the layout of PyTorch and Hugging Face, for trees in Flax's."""
+"""Safetensors files in PyTorch's layout, as trees in Flax's layout."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -26,9 +26,10 @@ class TorchFile(_Leaves):
 
     Attributes:
       specs: the leaves as `jax.ShapeDtypeStruct`, or `Compressed` of such.
-      names: the name that each leaf has in the file.
-      moves: how the axes of each leaf move.
-      tensors: the file itself.
+      names: the name of each leaf in the file.
+      moves: for each leaf, the axes of the tensor that form each of its axes; None if
+        they are the same.
+      tensors: the file itself, in PyTorch's layout.
     """
 
     specs: Mapping[str, Spec]
@@ -56,20 +57,21 @@ def save_torch(
 ) -> None:
     """Saves a tree in Flax's layout as a file in that of PyTorch and Hugging Face.
 
-    What `to_torch_layout` makes of the tree is saved as `save_sparse` does it. Whoever
-    reads safetensors reads its arrays; of a compressed leaf, `up.weight`, these are
-    `up.weight/values` and `up.weight/indices`. Decompress the tree before, with
-    `decompress_params`, for files that any library can load.
+    The tree is converted by `to_torch_layout` and saved like by `save_sparse`. Any
+    library that reads safetensors can read the file, but a compressed leaf,
+    `up.weight`, is stored as `up.weight/values` and `up.weight/indices`. For a file
+    that other libraries can use, call `decompress_params` on the tree first.
 
     Args:
-      path: where to: a name that ends in `.safetensors`, in a folder that is there.
+      path: the file to write. Its name must end in `.safetensors`, and its folder must
+        exist.
       params: a tree of arrays and `Compressed`.
-      like: what the tree came from, as for `to_torch_layout`: of `open_torch(source)`
-        it is `open_torch(source).tensors.specs`.
+      like: the state dict that the tree came from, as in `to_torch_layout`. For a tree
+        from `open_torch(source)`, pass `open_torch(source).tensors.specs`.
       max_file_bytes: a larger tree is split into several files, with an index.
 
     Raises:
-      ValueError, TypeError: as `to_torch_layout` and `save_sparse` do.
+      ValueError, TypeError: what `to_torch_layout` and `save_sparse` raise.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -87,19 +89,22 @@ def save_torch(
 
 
 def open_torch(path: str | os.PathLike[str]) -> TorchFile:
-    """The leaves of a safetensors file of PyTorch by Flax's paths, in Flax's layout.
+    """Opens a safetensors file of PyTorch as a tree in Flax's layout.
 
-    Each leaf is read, and turned, when it is asked for; see `from_torch_layout` for
-    names and layouts.
+    Each leaf is read and transposed on access. `from_torch_layout` documents names and
+    layouts.
 
     Args:
-      path: the file, `model.safetensors`; of several files the index is
+      path: the file, `model.safetensors`; the index of several files is
         `model.safetensors.index.json`.
 
+    Returns:
+      A mapping from Flax's paths to leaves.
+
     Raises:
-      FileNotFoundError: there is none.
-      SparseFileError: a file or the index does not hold together.
-      ValueError: two tensors would have one path.
+      FileNotFoundError: the path has neither a file nor an index.
+      SparseFileError: a file or the index is invalid.
+      ValueError: two tensors would have the same path.
 
     >>> import tempfile
     >>> import jax.numpy as jnp
@@ -110,13 +115,13 @@ def open_torch(path: str | os.PathLike[str]) -> TorchFile:
     ['up/kernel'] (16, 8)
     """
     tensors = open_tensors(path)
-    found = flax_moves({name: tuple(x.shape) for name, x in tensors.specs.items()})
+    moves = flax_moves({name: tuple(x.shape) for name, x in tensors.specs.items()})
     return TorchFile(
         {
             path: apply_move(name, tensors.specs[name], move)
-            for path, (name, move) in found.items()
+            for path, (name, move) in moves.items()
         },
-        {path: name for path, (name, _) in found.items()},
-        {path: move for path, (_, move) in found.items()},
+        {path: name for path, (name, _) in moves.items()},
+        {path: move for path, (_, move) in moves.items()},
         tensors,
     )

@@ -1,8 +1,8 @@
-"""Trees in Flax's layout as state dicts in PyTorch's, and back, by their names.
+"""Converts trees in Flax's layout to state dicts in PyTorch's and back, by names.
 
-`mlp/up/kernel`, `(in, out)`, is `mlp.up.weight`, `(out, in)`; a convolution's
-`(height, width, in, out)` is `(out, in, height, width)`. Scales of norms and embeddings
-are weights too, and are not turned. Compressed weights are turned as they are.
+`mlp/up/kernel`, `(in, out)`, becomes `mlp.up.weight`, `(out, in)`; a convolution's
+`(height, width, in, out)` becomes `(out, in, height, width)`. Scales of norms and
+embeddings become weights too, without a transpose. Compressed weights stay compressed.
 """
 
 import math
@@ -29,7 +29,7 @@ from jaxsparse._plans import (
 from jaxsparse._trees import PathConflictError, flatten, is_array, nest
 
 
-#: Which axes of a leaf, merged to one, are each axis of another.
+#: How a leaf is converted: for each axis of the result, the axes that are merged to it.
 Move = tuple[tuple[int, ...], ...]
 
 _TO_TORCH = {
@@ -45,27 +45,28 @@ _FROM_TORCH = {"running_mean": "mean", "running_var": "var"}
 def to_torch_layout(
     params: PyTree, *, like: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A tree in Flax's layout as a state dict in PyTorch's.
+    """Converts a tree in Flax's layout to a state dict in PyTorch's layout.
 
-    Kernels of dense layers and convolutions, and those of attention by their siblings'
-    names, become weights `(out, in, ...)`. Scales and embeddings become weights of the
-    same shape, `mean` and `var` the `running_mean` and `running_var`. All other leaves
-    keep name and layout.
+    Kernels of dense layers and convolutions become weights `(out, in, ...)`, and so do
+    those of attention, which are recognised by the names of their siblings. Scales and
+    embeddings become weights of the same shape; `mean` and `var` become `running_mean`
+    and `running_var`. All other leaves keep their name and layout.
 
     Args:
       params: a tree of arrays, `Compressed` or `jax.ShapeDtypeStruct`.
-      like: where the tree came from, by `from_torch_layout` or `open_torch`: arrays or
-        shapes by their names, such as `open_tensors(path).specs`. Each leaf then gets
-        back the name and the layout that it had there, whatever names would tell.
+      like: the state dict that `from_torch_layout` or `open_torch` converted to the
+        tree: arrays or shapes by name, such as `open_tensors(path).specs`. Each leaf
+        then gets back the name and the layout that it has there, whatever its own name
+        would imply.
 
     Returns:
-      The leaves by names that are joined by dots. Groups of `n:m` that lay along the
-      input axis lie along axis 1; compressed leaves stay compressed.
+      The leaves by name, with dots between the parts of a name. Groups along the input
+      axis lie along axis 1. Compressed leaves stay compressed.
 
     Raises:
-      ValueError: a kernel whose layout its name does not tell, or of a transposed
-        convolution; two leaves of one name; a compressed leaf whose groups of several
-        heads share a byte; or a leaf that does not fit `like`.
+      ValueError: the layout of a kernel does not follow from its name, a kernel is that
+        of a transposed convolution, two leaves have the same name, groups of several
+        heads of a compressed leaf share a byte, or a leaf does not fit `like`.
 
     >>> import jax.numpy as jnp
     >>> params = {"up": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
@@ -74,7 +75,7 @@ def to_torch_layout(
     """
     leaves, _ = flatten(params, is_leaf=is_compressed)
     if like is not None:
-        return _back_to(like, leaves)
+        return _restore_layout(like, leaves)
     shapes = {path: tuple(x.shape) for path, x in leaves.items() if is_array(x)}
     axes = axes_from_names(shapes)
     state: dict[str, Any] = {}
@@ -84,10 +85,10 @@ def to_torch_layout(
         if torch_name in state:
             raise ValueError(
                 f"leaf {path!r} of shape {shapes.get(path)} would have the name "
-                f"{torch_name!r}, which another one has: rename it"
+                f"{torch_name!r} of another leaf: rename it"
             )
         if name == "kernel":
-            leaf = _moved(path, leaf, _kernel_move(path, shapes[path], axes[path]))
+            leaf = _move_axes(path, leaf, _kernel_move(path, shapes[path], axes[path]))
         elif name == "bias" and path in shapes:
             kernel = axes.get(path.removesuffix("bias") + "kernel", LeafAxes())
             if 1 < len(kernel.output) == len(shapes[path]):
@@ -97,21 +98,20 @@ def to_torch_layout(
 
 
 def from_torch_layout(state: Mapping[str, Any]) -> PyTree:
-    """A state dict in PyTorch's layout as a tree in Flax's.
+    """Converts a state dict in PyTorch's layout to a tree in Flax's layout.
 
     Args:
-      state: arrays of NumPy or JAX, `Compressed` or `jax.ShapeDtypeStruct` by their
-        names.
+      state: arrays of NumPy or JAX, `Compressed` or `jax.ShapeDtypeStruct` by name.
 
     Returns:
-      Nested dicts. A `weight` is a `kernel`, turned so that outputs come last, an
-      `embedding` by the name of its module, or with one axis a `scale`. Where names do
-      not tell which, it stays a `weight` in its own layout. Attention's kernels stay
-      matrices, since names do not tell how many heads there are.
+      Nested dicts. A `weight` becomes a `kernel`, transposed so that outputs come last;
+      an `embedding`, if its module is named like one; or a `scale`, if it has one axis.
+      If its name is ambiguous, it stays a `weight` in its own layout. Attention's
+      kernels stay matrices, since names do not give the number of heads.
 
     Raises:
-      ValueError: two leaves of one path, or one within another.
-      TypeError: a tensor of PyTorch.
+      ValueError: two leaves have the same path, or one lies within another.
+      TypeError: an entry is a tensor of PyTorch.
 
     >>> import jax.numpy as jnp
     >>> tree = from_torch_layout({"up.weight": jnp.ones((32, 64))})
@@ -137,13 +137,16 @@ def from_torch_layout(state: Mapping[str, Any]) -> PyTree:
 def flax_moves(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, tuple[str, Move | None]]:
-    """By Flax's path of each leaf, its name in PyTorch, and how its axes move.
+    """Returns, by Flax's path of each leaf, its name in PyTorch and its move.
+
+    Args:
+      shapes: the shapes of PyTorch's tensors by name.
 
     Raises:
-      ValueError: two leaves of one path.
+      ValueError: two leaves have the same path.
     """
     axes = axes_from_torch_names(shapes)
-    found: dict[str, tuple[str, Move | None]] = {}
+    moves: dict[str, tuple[str, Move | None]] = {}
     for name, shape in shapes.items():
         *modules, last = name.split(".")
         move = None
@@ -155,22 +158,24 @@ def flax_moves(
             elif axes[name].output:
                 last, move = "kernel", _weight_move(shape, axes[name])
         path = "/".join([*modules, _FROM_TORCH.get(last, last)])
-        if path in found:
+        if path in moves:
             raise ValueError(
-                f"leaves {found[path][0]!r} and {name!r} would both have the path "
+                f"leaves {moves[path][0]!r} and {name!r} would both have the path "
                 f"{path!r}: rename one"
             )
-        found[path] = name, move
-    return found
+        moves[path] = name, move
+    return moves
 
 
 def apply_move(name: str, leaf: Any, move: Move | None) -> Any:
-    """One leaf with its axes moved; none where there is no move."""
-    return leaf if move is None else _moved(name, leaf, move)
+    """Returns a leaf with its axes moved, or the leaf itself if there is no move."""
+    return leaf if move is None else _move_axes(name, leaf, move)
 
 
-def _back_to(like: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by Flax's paths with the names and layouts that they have in `like`."""
+def _restore_layout(
+    like: Mapping[str, Any], leaves: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns leaves, given by Flax's paths, with their names and layouts in `like`."""
     moves = flax_moves({name: tuple(x.shape) for name, x in like.items()})
     state: dict[str, Any] = {}
     for path, leaf in leaves.items():
@@ -182,15 +187,15 @@ def _back_to(like: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, An
                 "the tree came from"
             )
         name, move = moves[path]
-        wanted = tuple(like[name].shape)
+        expected = tuple(like[name].shape)
         if move is not None:
-            wanted = tuple(wanted[axis] for (axis,) in move)
+            expected = tuple(expected[axis] for (axis,) in move)
             move = tuple((move.index((axis,)),) for axis in range(len(move)))
-        if shape != wanted:
+        if shape != expected:
             raise ValueError(
-                f"leaf {path!r} has shape {shape}, by {name!r} in `like` it is "
-                f"{wanted}: give a leaf of that shape, or the state dict that the tree "
-                "came from"
+                f"leaf {path!r} has shape {shape}, but by {name!r} in `like` it must "
+                f"be {expected}: give a leaf of that shape, or the state dict that the "
+                "tree came from"
             )
         state[name] = apply_move(path, leaf, move)
     return state
@@ -201,14 +206,15 @@ def _kernel_move(path: str, shape: tuple[int, ...], axes: LeafAxes) -> Move:
         spatial = tuple(range(len(shape) - 2))
         raise ValueError(
             f"leaf {path!r} of shape {shape} is the kernel of a transposed "
-            "convolution, which PyTorch has flipped, as (in, out, ...): give instead "
-            f"a leaf 'weight', moveaxis(flip(kernel, {spatial}), (-2, -1), (0, 1))"
+            "convolution, which PyTorch stores flipped, as (in, out, ...): give "
+            f"instead a leaf 'weight', moveaxis(flip(kernel, {spatial}), (-2, -1), "
+            "(0, 1))"
         )
     if not axes.output:
         raise ValueError(
-            f"leaf {path!r} of shape {shape} is a kernel whose layout its name does "
-            "not tell: give `like`, the state dict that the tree came from, or "
-            "reshape it to (in, out)"
+            f"leaf {path!r} of shape {shape} is a kernel, but its name does not "
+            "determine its layout: give `like`, the state dict that the tree came "
+            "from, or reshape it to (in, out)"
         )
     matrix = {*axes.output, *axes.contracted}
     spatial = ((axis,) for axis in range(len(shape)) if axis not in matrix)
@@ -220,36 +226,37 @@ def _weight_move(shape: tuple[int, ...], axes: LeafAxes) -> Move:
     return *spatial, axes.contracted, axes.output
 
 
-def _moved(name: str, leaf: Any, move: Move) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.eval_shape(lambda x: _moved(name, x, move), leaf)
+def _move_axes(name: str, leaf: Any, move: Move) -> Any:
     if not isinstance(leaf, Compressed):
-        return _merged(leaf, move)
-    group = leaf.axis % leaf.ndim
-    (place,) = (i for i, part in enumerate(move) if group in part)
-    outer = math.prod(leaf.shape[axis] for axis in move[place] if axis != group)
-    if outer > 1 and (
-        move[place][-1] != group or leaf.indices.shape[group] * 8 != _code_bits(leaf)
-    ):
+        return _transpose_and_merge(leaf, move)
+    group_axis = leaf.axis % leaf.ndim
+    (new_axis,) = (i for i, axes in enumerate(move) if group_axis in axes)
+    axes = move[new_axis]
+    # Axes can only be merged with the group axis before it, and if codes fill bytes.
+    outer = math.prod(leaf.shape[axis] for axis in axes if axis != group_axis)
+    padded = leaf.indices.shape[group_axis] * 8 != _total_code_bits(leaf)
+    if outer > 1 and (axes[-1] != group_axis or padded):
         raise ValueError(
-            f"leaf {name!r} of shape {leaf.shape}, {leaf.pattern} along axis {group}, "
-            "has groups of several heads in one byte: decompress it first"
+            f"leaf {name!r} of shape {leaf.shape}, {leaf.pattern} along axis "
+            f"{group_axis}, has groups of several heads in one byte: decompress it "
+            "first"
         )
-    moved = [
-        jax.eval_shape(lambda x: _merged(x, move), x)
-        if isinstance(x, jax.ShapeDtypeStruct)
-        else _merged(x, move)
-        for x in (leaf.values, leaf.indices)
-    ]
-    return replace(leaf, values=moved[0], indices=moved[1], axis=place - len(move))
+    return replace(
+        leaf,
+        values=_transpose_and_merge(leaf.values, move),
+        indices=_transpose_and_merge(leaf.indices, move),
+        axis=new_axis - len(move),
+    )
 
 
-def _merged(x: Any, move: Move) -> Any:
-    order = [axis for part in move for axis in part]
-    shape = [math.prod(x.shape[axis] for axis in part) for part in move]
-    return x.transpose(order).reshape(shape)
+def _transpose_and_merge(x: Any, move: Move) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.eval_shape(lambda x: _transpose_and_merge(x, move), x)
+    permutation = [axis for axes in move for axis in axes]
+    shape = [math.prod(x.shape[axis] for axis in axes) for axes in move]
+    return x.transpose(permutation).reshape(shape)
 
 
-def _code_bits(leaf: Compressed) -> int:
-    """How many bits the codes along the group axis have, without what pads them."""
+def _total_code_bits(leaf: Compressed) -> int:
+    """Returns the bits of all codes along the group axis, without padding."""
     return leaf.shape[leaf.axis] // leaf.pattern.m * code_bits(leaf.pattern)

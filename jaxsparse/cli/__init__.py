@@ -1,1 +1,1 @@
-"""The command line, a file for each command; `app` puts them together."""
+"""The command line: one file for each command, combined in `app`."""

@@ -1,10 +1,12 @@
-"""All commands, and what becomes of errors."""
+"""The commands as one application, and its exit codes."""
 
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
+from jaxsparse import __version__
 from jaxsparse.cli.check import check
 from jaxsparse.cli.compare import compare
 from jaxsparse.cli.console import printable
@@ -14,14 +16,14 @@ from jaxsparse.cli.prune import prune
 
 
 _EXIT_CODES = (
-    "Exit codes: 0 done, or it obeys; 1 it does not obey, leaves differ, or nobody "
-    "reads on; 2 a file or an argument is refused; 70 a fault of jaxsparse; 130 "
+    "Exit codes: 0 done, or check passed; 1 check failed, the files do not have the "
+    "same tensors, or broken pipe; 2 invalid file or argument; 70 internal error; 130 "
     "interrupted."
 )
 
 app = typer.Typer(
     add_completion=False,
-    help="N:M sparse weights in files: look at them, prune them, check them.",
+    help="Inspect, prune, check and compare files of N:M sparse weights.",
     epilog=_EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -38,16 +40,37 @@ for _command, _example in (
     app.command(epilog=f"Example: {_example}")(_command)
 
 
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"jaxsparse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    del version  # handled by its callback
+
+
 def run() -> None:
-    """Runs the command that the arguments name, and leaves with its exit code."""
+    """Runs the command that the arguments name, and exits with its exit code."""
     try:
         app(prog_name="jaxsparse")
     except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
-        # What the library refuses, by names and with the remedy.
+        # Errors of the library name the tensor or file and the remedy.
         lines = str(error).splitlines() or [type(error).__name__]
         text = "\n".join(map(printable, lines))
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except Exception:
         traceback.print_exc()
-        sys.exit(70)  # not 1, which says that weights are not sparse
+        sys.exit(70)  # not 1, which means that weights are not sparse

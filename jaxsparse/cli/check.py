@@ -12,7 +12,7 @@ from jaxsparse._plans import (
 from jaxsparse._reports import SparsityError, check_sparsity
 from jaxsparse.cli.console import print_json, print_line, with_progress
 from jaxsparse.cli.inspect import FileArgument, JsonOption
-from jaxsparse.cli.leaves import Leaves, as_wide_as, open_leaves
+from jaxsparse.cli.leaves import Leaves, open_leaves, x64_if_needed
 from jaxsparse.cli.options import (
     AnySizeOption,
     HeadOption,
@@ -59,7 +59,7 @@ def _faults(leaves: Leaves, leaf: LeafPlan) -> Mapping[str, str]:
     """Returns the fault of a tensor by its name; empty if it has none."""
     weight = leaves.read(leaf.path)
     try:
-        with as_wide_as(weight.dtype):
+        with x64_if_needed(weight.dtype):
             check_sparsity({leaf.path: weight}, Plan((leaf,)))
     except SparsityError as error:
         return error.faults

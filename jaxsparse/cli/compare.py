@@ -14,63 +14,67 @@ from jaxsparse.cli.inspect import JsonOption
 from jaxsparse.cli.leaves import Leaves, open_leaves
 
 
-#: So many values are compared at once.
-_PIECE = 2**20
+#: How many values are compared at once.
+_CHUNK = 2**20
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="As for inspect.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="As for inspect.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A file as for inspect.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="A file as for inspect.")],
     json: JsonOption = False,
 ) -> None:
-    """Show how much the leaves of two files differ.
+    """Show how much the tensors of two files differ.
 
-    The error is |a - b| / |a|, of norms. It exits with 1 if a leaf is in one of the
-    two only, or of another shape or dtype there.
+    The error is |a - b| / |a|, the ratio of two norms. The exit code is 1 if a tensor
+    is missing in one of the files, or has another shape or dtype there.
     """
-    first, second = open_leaves(a), open_leaves(b)
-    names = [*first.specs, *(x for x in second.specs if x not in first.specs)]
-    found = [_compared(first, second, name) for name in with_progress(names, "compare")]
+    file_a, file_b = open_leaves(a), open_leaves(b)
+    names = [*file_a.specs, *(x for x in file_b.specs if x not in file_a.specs)]
+    results = [
+        _compare_tensor(file_a, file_b, name)
+        for name in with_progress(names, "compare")
+    ]
     if json:
-        print_json({"a": str(first.path), "b": str(second.path), "leaves": found})
+        print_json({"a": str(file_a.path), "b": str(file_b.path), "leaves": results})
     else:
         print_table(
-            ("leaf", "shape", "zeros a", "zeros b", "differ", "error"),
-            fold((leaf["leaf"], _cells(leaf)) for leaf in found),
+            ("tensor", "shape", "zeros a", "zeros b", "differ", "error"),
+            fold((result["leaf"], _cells(result)) for result in results),
         )
-        equal = sum(leaf.get("differ") == 0 for leaf in found)
-        print_line(f"{equal} of {len(found)} leaves are equal")
-    raise typer.Exit(1 if any("only" in x or "other" in x for x in found) else 0)
+        equal = sum(result.get("differ") == 0 for result in results)
+        print_line(f"{equal} of {len(results)} tensors are equal")
+    mismatch = any("only" in result or "other" in result for result in results)
+    raise typer.Exit(1 if mismatch else 0)
 
 
-def _compared(first: Leaves, second: Leaves, name: str) -> dict[str, Any]:
-    mine, other = first.specs.get(name), second.specs.get(name)
-    if mine is None or other is None:
-        return {"leaf": name, "only": "b" if mine is None else "a"}
-    texts = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in (mine, other)]
+def _compare_tensor(file_a: Leaves, file_b: Leaves, name: str) -> dict[str, Any]:
+    spec_a, spec_b = file_a.specs.get(name), file_b.specs.get(name)
+    if spec_a is None or spec_b is None:
+        return {"leaf": name, "only": "b" if spec_a is None else "a"}
+    texts = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in (spec_a, spec_b)]
     if texts[0] != texts[1]:
         return {"leaf": name, "other": texts}
-    one, two = first.read(name).reshape(-1), second.read(name).reshape(-1)
+    a, b = file_a.read(name).reshape(-1), file_b.read(name).reshape(-1)
     differ, error, norm, zeros = 0, 0.0, 0.0, [0, 0]
-    for start in range(0, one.size, _PIECE):
-        x, y = one[start : start + _PIECE], two[start : start + _PIECE]
-        for i, piece in enumerate((x, y)):
-            zeros[i] += piece.size - int(np.count_nonzero(nonzero(piece)))
+    for start in range(0, a.size, _CHUNK):
+        x, y = a[start : start + _CHUNK], b[start : start + _CHUNK]
+        for i, chunk in enumerate((x, y)):
+            zeros[i] += chunk.size - int(np.count_nonzero(nonzero(chunk)))
         same = (x.view(np.uint8) == y.view(np.uint8)).reshape(x.size, -1).all(axis=1)
         differ += x.size - int(np.count_nonzero(same))
-        error += _square_sum(_wide(x[~same]) - _wide(y[~same]))
-        norm += _square_sum(_wide(x))
+        error += _square_sum(_widen(x[~same]) - _widen(y[~same]))
+        norm += _square_sum(_widen(x))
     return {
         "leaf": name,
-        "shape": list(mine.shape),
-        "size": one.size,
+        "shape": list(spec_a.shape),
+        "size": a.size,
         "zeros": zeros,
         "differ": differ,
         "error": _ratio(error, norm),
     }
 
 
-def _wide(x: np.ndarray) -> np.ndarray:
+def _widen(x: np.ndarray) -> np.ndarray:
     return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
 
 
@@ -79,23 +83,22 @@ def _square_sum(x: np.ndarray) -> float:
         return float(np.sum(np.square(np.abs(x))))
 
 
-def _ratio(error: float, norm: float) -> float | None:
-    """Of the norms; None where it is no finite number."""
-    if error == 0:
+def _ratio(square_error: float, square_norm: float) -> float | None:
+    """Returns the ratio of the norms, or None if it is not finite."""
+    if square_error == 0:
         return 0.0
-    ratio = math.sqrt(error / norm) if norm else math.inf
+    ratio = math.sqrt(square_error / square_norm) if square_norm else math.inf
     return ratio if math.isfinite(ratio) else None
 
 
-def _cells(leaf: dict[str, Any]) -> tuple[str, ...]:
-    if "only" in leaf:
-        return "-", "-", "-", f"only in {leaf['only']}", "-"
-    if "other" in leaf:
-        return "-", "-", "-", " / ".join(leaf["other"]), "-"
-    size = max(leaf["size"], 1)
-    share = lambda count: f"{count / size:.1%}"
+def _cells(result: dict[str, Any]) -> tuple[str, ...]:
+    if "only" in result:
+        return "-", "-", "-", f"only in {result['only']}", "-"
+    if "other" in result:
+        return "-", "-", "-", " / ".join(result["other"]), "-"
+    size = max(result["size"], 1)
     return (
-        shape_text(tuple(leaf["shape"])),
-        *map(share, (*leaf["zeros"], leaf["differ"])),
-        "-" if leaf["error"] is None else f"{leaf['error']:.3g}",
+        shape_text(tuple(result["shape"])),
+        *(f"{count / size:.1%}" for count in (*result["zeros"], result["differ"])),
+        "-" if result["error"] is None else f"{result['error']:.3g}",
     )

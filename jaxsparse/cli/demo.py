@@ -6,7 +6,7 @@ from importlib.resources import files
 def demo() -> None:
     """Run the first example of the README.
 
-    It plans and prunes a small model of Flax, trains it for a step, and checks it.
+    It prunes a small Flax model, trains it for one step, and checks it.
     """
     code = files("jaxsparse.cli").joinpath("demo.txt").read_text()
     try:
@@ -15,5 +15,5 @@ def demo() -> None:
         if error.name != "flax":
             raise
         raise ImportError(
-            "the demo needs flax: python -m pip install 'jaxsparse[flax]'"
+            "the demo requires flax: python -m pip install 'jaxsparse[flax]'"
         ) from error

@@ -1,17 +1,17 @@
-"""The finest n:m that a weight obeys, by counting."""
+"""The sparsest n:m pattern that a weight obeys."""
 
 import jax.numpy as jnp
 import numpy as np
 
 
-#: The sizes of groups that are looked at.
-_LARGEST = 16
+#: The largest group size that is tried.
+_MAX_M = 16
 
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def nonzero(weight: np.ndarray) -> np.ndarray:
-    """Where the weight is not zero, as uint8; NaN is not, subnormals are not."""
+    """Returns 1 where the weight is not zero, as uint8; NaN and subnormals are not."""
     bits = _BITS.get(weight.dtype.itemsize)
     if bits is None or not jnp.issubdtype(weight.dtype, jnp.floating):
         return np.asarray(weight != 0).view(np.uint8)
@@ -19,33 +19,35 @@ def nonzero(weight: np.ndarray) -> np.ndarray:
     return np.asarray((weight.view(bits) & without_sign) != 0).view(np.uint8)
 
 
-def finest_pattern(there: np.ndarray) -> tuple[int, int, tuple[int, ...]] | None:
-    """The pattern n:m with the fewest weights, and of those with the smallest groups.
+def finest_pattern(nonzeros: np.ndarray) -> tuple[int, int, tuple[int, ...]] | None:
+    """Returns the n:m pattern of the lowest density that the weight obeys.
+
+    Of several with the same density, it is that with the smallest groups.
 
     Args:
-      there: uint8, 1 where a weight is not zero.
+      nonzeros: uint8, 1 where a weight is not zero.
 
     Returns:
-      `n`, `m`, for `m` of 2, 4, 8 or 16, and all axes along which it is obeyed; None
-      where none is, or nothing but zeros is there.
+      `n`, `m` and all axes along which the pattern is obeyed, with `m` of 2, 4, 8 or
+      16. None if the weight obeys no pattern or has only zeros.
 
     >>> finest_pattern(np.array([[1, 1, 0, 0], [0, 0, 1, 1]], np.uint8))
     (1, 2, (0,))
     >>> finest_pattern(np.array([[0, 1, 0, 0], [0, 0, 1, 0]], np.uint8))
     (1, 4, (1,))
     """
-    kept = np.count_nonzero(there)
-    if kept == 0 or (there.size - kept) * _LARGEST < there.size:
-        return None  # the latter has no room for a zero in every group
-    found: dict[tuple[int, int], list[int]] = {}
-    for axis in range(there.ndim):
-        counts, m = np.moveaxis(there, axis, 0), 1
-        while m < _LARGEST and counts.shape[0] % 2 == 0:
+    kept = np.count_nonzero(nonzeros)
+    if kept == 0 or (nonzeros.size - kept) * _MAX_M < nonzeros.size:
+        return None  # only zeros, or too few for one in every group
+    axes_of: dict[tuple[int, int], list[int]] = {}
+    for axis in range(nonzeros.ndim):
+        counts, m = np.moveaxis(nonzeros, axis, 0), 1
+        while m < _MAX_M and counts.shape[0] % 2 == 0:
             counts, m = counts[0::2] + counts[1::2], 2 * m
             n = int(counts.max())
             if n < m:
-                found.setdefault((n, m), []).append(axis)
-    if not found:
+                axes_of.setdefault((n, m), []).append(axis)
+    if not axes_of:
         return None
-    n, m = min(found, key=lambda pattern: (pattern[0] / pattern[1], pattern[1]))
-    return n, m, tuple(found[n, m])
+    n, m = min(axes_of, key=lambda pattern: (pattern[0] / pattern[1], pattern[1]))
+    return n, m, tuple(axes_of[n, m])

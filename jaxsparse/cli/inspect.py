@@ -18,55 +18,61 @@ FileArgument = Annotated[
     Path,
     typer.Argument(
         metavar="FILE",
-        help="A .safetensors file, a .safetensors.index.json, or an Orbax folder.",
+        help="A .safetensors file, a .safetensors.index.json, or the folder of an "
+        "Orbax checkpoint.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def inspect(file: FileArgument, json: JsonOption = False) -> None:
-    """Show each leaf, and the finest n:m that it obeys.
+    """Show each tensor, and the sparsest n:m pattern that it obeys.
 
-    That is the pattern with the fewest weights, in groups of 2, 4, 8 or 16, and all
-    axes along which it holds. Leaves that differ by numbers in their names alone are
-    one line.
+    That is the pattern of the lowest density in groups of 2, 4, 8 or 16, with all axes
+    along which it is obeyed. Tensors whose names differ only in numbers share a line.
     """
     leaves = open_leaves(file)
-    found = [
-        _look_at(leaves, name) for name in with_progress([*leaves.specs], "inspect")
+    results = [
+        _inspect_tensor(leaves, name)
+        for name in with_progress([*leaves.specs], "inspect")
     ]
     if json:
-        print_json({"file": str(leaves.path), "leaves": found})
+        print_json({"file": str(leaves.path), "leaves": results})
         return
     print_table(
-        ("leaf", "shape", "dtype", "zeros", "obeys"),
-        fold((leaf["leaf"], _cells(leaf)) for leaf in found),
+        ("tensor", "shape", "dtype", "zeros", "obeys"),
+        fold((result["leaf"], _cells(result)) for result in results),
     )
-    total = sum(leaf["size"] for leaf in found)
-    zeros = sum(leaf["zeros"] for leaf in found)
-    print_line(f"{len(found)} leaves, {total:,} values, {zeros / max(total, 1):.1%} 0")
+    size = sum(result["size"] for result in results)
+    zeros = sum(result["zeros"] for result in results)
+    share = f"{zeros / max(size, 1):.1%}"
+    print_line(f"{len(results)} tensors, {size:,} values, {share} zeros")
 
 
-def _look_at(leaves: Leaves, name: str) -> dict[str, Any]:
+def _inspect_tensor(leaves: Leaves, name: str) -> dict[str, Any]:
     spec = leaves.specs[name]
-    there = nonzero(leaves.read(name))
-    finest = finest_pattern(there)
+    nonzeros = nonzero(leaves.read(name))
+    finest = finest_pattern(nonzeros)
     return {
         "leaf": name,
         "shape": list(spec.shape),
         "dtype": jnp.dtype(spec.dtype).name,
         "compressed": is_compressed(spec),
-        "size": there.size,
-        "zeros": there.size - int(np.count_nonzero(there)),
+        "size": nonzeros.size,
+        "zeros": nonzeros.size - int(np.count_nonzero(nonzeros)),
         "pattern": None if finest is None else f"{finest[0]}:{finest[1]}",
         "axes": [] if finest is None else list(finest[2]),
     }
 
 
-def _cells(leaf: dict[str, Any]) -> tuple[str, ...]:
-    zeros = leaf["zeros"] / max(leaf["size"], 1)
-    axes = " and ".join(map(str, leaf["axes"]))
-    along = "axis" if len(leaf["axes"]) == 1 else "axes"
-    obeys = f"{leaf['pattern']} along {along} {axes}" if leaf["pattern"] else "-"
-    dtype = leaf["dtype"] + ", compressed" * leaf["compressed"]
-    return shape_text(tuple(leaf["shape"])), dtype, f"{zeros:.1%}", obeys
+def _cells(result: dict[str, Any]) -> tuple[str, ...]:
+    zeros = result["zeros"] / max(result["size"], 1)
+    obeys = "-"
+    if result["pattern"]:
+        axes = " and ".join(map(str, result["axes"]))
+        label = "axis" if len(result["axes"]) == 1 else "axes"
+        obeys = f"{result['pattern']} along {label} {axes}"
+    dtype = result["dtype"]
+    if result["compressed"]:
+        dtype += ", compressed"
+    return shape_text(tuple(result["shape"])), dtype, f"{zeros:.1%}", obeys

@@ -1,6 +1,7 @@
-"""The leaves of a file, whatever it is, read one by one as NumPy arrays."""
+"""The tensors of a file of any supported kind, read one by one as NumPy arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from jaxsparse._files import (
     Header,
     Spec,
     index_of,
+    open_orbax_arrays,
     open_tensors,
     read_leaf,
     read_orbax_array,
-    read_orbax_arrays,
     read_tensor,
 )
 from jaxsparse.cli.console import print_note
@@ -23,13 +24,14 @@ from jaxsparse.cli.console import print_note
 
 @dataclass(frozen=True)
 class Leaves:
-    """What a file has.
+    """The tensors of a file.
 
     Attributes:
-      path: the file, whose index has `.index.json` behind it, or a checkpoint's folder.
-      specs: shape and dtype of each leaf, or `Compressed` of such, by name.
-      read: gives a leaf, with its zeros: an array that the caller may write to.
-      headers: those of safetensors files, none twice.
+      path: the file (for several files, the path of the index without `.index.json`),
+        or the folder of a checkpoint.
+      specs: the tensors by name, as `jax.ShapeDtypeStruct`, or `Compressed` of such.
+      read: reads a tensor, decompressed; the caller may write to the array.
+      headers: the headers of the safetensors files.
     """
 
     path: Path
@@ -39,27 +41,27 @@ class Leaves:
 
 
 def open_leaves(path: Path) -> Leaves:
-    """The leaves of a safetensors file, of several with an index, or of Orbax.
+    """Opens a safetensors file, several with an index, or an Orbax checkpoint.
 
     Raises:
-      FileNotFoundError: there is nothing.
-      SparseFileError: what is there is not valid.
-      ValueError: it is no such file by its name.
+      FileNotFoundError: the path does not exist.
+      SparseFileError: a file is invalid.
+      ValueError: the name of the file does not end in `.safetensors`.
     """
     if path.is_dir():
-        arrays = read_orbax_arrays(path)
+        arrays = open_orbax_arrays(path)
         specs = {name: array.spec for name, array in arrays.items()}
         return Leaves(path, specs, lambda name: read_orbax_array(arrays[name]))
-    given, path = path, without_index(path)
+    named_index, path = path != without_index(path), without_index(path)
     tensors = open_tensors(path)
-    if given == path and index_of(path).exists() and path.exists():
-        print_note(f"{index_of(path)} is what is read, not {path} beside it")
+    if not named_index and index_of(path).exists() and path.exists():
+        print_note(f"reading {index_of(path)}, not the file {path} beside it")
 
     def read(name: str) -> np.ndarray:
         header, spec = tensors.headers[name], tensors.specs[name]
         if not is_compressed(spec):
             return read_tensor(header, name)
-        with as_wide_as(spec.dtype):
+        with x64_if_needed(spec.dtype):
             return np.array(decompress(read_leaf(header, name, spec)))
 
     headers = {header.path: header for header in tensors.headers.values()}
@@ -67,10 +69,10 @@ def open_leaves(path: Path) -> Leaves:
 
 
 def without_index(path: Path) -> Path:
-    """The path that an index belongs to; any other one as it is."""
+    """Returns the path without the `.index.json` of an index."""
     return path.parent / path.name.removesuffix(".index.json")
 
 
-def as_wide_as(dtype: np.dtype):
-    """A context in which JAX does not narrow this dtype."""
+def x64_if_needed(dtype: np.dtype) -> AbstractContextManager:
+    """Returns a context in which JAX does not narrow the dtype."""
     return jax.enable_x64(dtype.itemsize == 8)

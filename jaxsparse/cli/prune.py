@@ -23,7 +23,7 @@ from jaxsparse._plans import (
 from jaxsparse._trees import fold, shape_text
 from jaxsparse.cli.console import print_json, print_line, print_table, progress
 from jaxsparse.cli.inspect import FileArgument, JsonOption
-from jaxsparse.cli.leaves import Leaves, as_wide_as, open_leaves, without_index
+from jaxsparse.cli.leaves import Leaves, open_leaves, without_index, x64_if_needed
 from jaxsparse.cli.options import (
     AnySizeOption,
     HeadOption,
@@ -40,11 +40,11 @@ OutputOption = Annotated[
         "--output",
         "-o",
         metavar="OUT",
-        help="As FILE: a .safetensors file, or the index of as many files as FILE "
-        "has; or a folder.",
+        help="The file to write, of the same kind as FILE: a .safetensors file, a "
+        ".safetensors.index.json, or a folder.",
     ),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
 
 
 def prune(
@@ -58,10 +58,10 @@ def prune(
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Prune to n:m, by magnitude, into a new file.
+    """Prune to n:m by magnitude and write a new file.
 
-    It goes leaf by leaf. Biases, norms, embeddings and the output layer stay dense.
-    OUT is complete or not there, whatever happens meanwhile.
+    One tensor is in memory at a time. Biases, norms, embeddings and the output layer
+    stay dense. OUT is written atomically: it is either complete or absent.
     """
     leaves = open_leaves(file)
     if not leaves.path.is_dir():
@@ -82,55 +82,60 @@ def prune(
         print_json(_as_json(leaves, output, plan))
         return
     print_table(
-        ("leaf", "shape", "plan"),
+        ("tensor", "shape", "plan"),
         fold((x.path, (shape_text(x.shape or ()), x.decision)) for x in plan.leaves),
     )
-    print_line(f"pruned {len(plan.sparse)} of {len(plan.leaves)} leaves: {output}")
+    print_line(f"pruned {len(plan.sparse)} of {len(plan.leaves)} tensors: {output}")
 
 
 def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
-    """The weight as its plan says, in its own memory."""
+    """Prunes a weight in place as planned, and returns it."""
     if plan.pattern is None:
         return weight
-    with as_wide_as(weight.dtype):
+    with x64_if_needed(weight.dtype):
         mask = np.asarray(search_masks({plan.path: weight}, [plan])[plan.path])
     np.copyto(weight, np.zeros((), weight.dtype), where=np.logical_not(mask))
     return weight
 
 
 def _check_output(leaves: Leaves, output: Path, force: bool) -> None:
-    """Raises unless the leaves may be pruned into this place."""
+    """Raises `ValueError` if the tensors cannot be pruned, or not to this output."""
     if not leaves.specs:
-        raise ValueError(f"{leaves.path} has no leaves")
+        raise ValueError(f"{leaves.path} has no tensors")
     for name, spec in leaves.specs.items():
         if is_compressed(spec):
-            raise ValueError(f"{leaves.path}: leaf {name!r} is compressed already")
+            raise ValueError(f"{leaves.path}: tensor {name!r} is already compressed")
     if leaves.path.is_dir():
-        _check_apart(leaves.path, output)
+        _check_not_nested(leaves.path, output)
         output = output.resolve()
-        places, kind = [output], is_orbax_checkpoint
+        targets, is_same_kind = [output], is_orbax_checkpoint
     else:
-        places, kind = [output, index_of(output)], Path.is_file
+        targets, is_same_kind = [output, index_of(output)], Path.is_file
     if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent}: make it")
-    files = [leaves.path, index_of(leaves.path), *(x.path for x in leaves.headers)]
-    read = {file.resolve() for file in files}
-    for place in (*places, *stale_files(output, keep=())):
-        if place.resolve() in read:
-            raise ValueError(f"{place} is what is read: write to another place")
-    for place in filter(Path.exists, places):
+        raise ValueError(f"there is no folder {output.parent}: create it")
+    inputs = [leaves.path, index_of(leaves.path), *(x.path for x in leaves.headers)]
+    resolved_inputs = {path.resolve() for path in inputs}
+    for path in (*targets, *stale_files(output, keep=())):
+        if path.resolve() in resolved_inputs:
+            raise ValueError(f"{path} is part of the input: give another output")
+    for path in filter(Path.exists, targets):
         if not force:
-            raise ValueError(f"{place} is there already: give --force to replace it")
-        if not kind(place):
-            raise ValueError(f"{place} is not of the kind of {leaves.path}: remove it")
+            raise ValueError(f"{path} already exists: give --force to replace it")
+        if not is_same_kind(path):
+            raise ValueError(
+                f"{path} is not the same kind of file as {leaves.path}: remove it"
+            )
 
 
-def _check_apart(path: Path, output: Path) -> None:
-    """Raises where one of two folders lies within the other one."""
-    one, other = path.resolve(), output.resolve()
-    if one in other.parents or other in one.parents:
+def _check_not_nested(path: Path, output: Path) -> None:
+    """Raises `ValueError` if one of two folders is inside the other."""
+    resolved_path, resolved_output = path.resolve(), output.resolve()
+    if (
+        resolved_path in resolved_output.parents
+        or resolved_output in resolved_path.parents
+    ):
         raise ValueError(
-            f"{output} lies within what is read, or around it: write beside it"
+            f"{output} is inside the input {path}, or contains it: give another output"
         )
 
 

@@ -103,9 +103,9 @@ def test_what_pytorch_chooses_for_groups_with_fewer_is_read():
 @pytest.mark.parametrize(
     ("shape", "pattern", "dtype", "words"),
     [
-        ((32, 16), "2:4", "bfloat16", "inputs by 32, got 32 outputs and 16 inputs"),
-        ((16, 32), "2:4", "float16", "outputs that divide by 32"),
-        ((16, 32), "2:4", "int8", "inputs by 64"),
+        ((32, 16), "2:4", "bfloat16", "inputs divisible by 32, got 32 outputs and 16"),
+        ((16, 32), "2:4", "float16", "outputs divisible by 32"),
+        ((16, 32), "2:4", "int8", "inputs divisible by 64"),
         ((32, 32), "1:4", "bfloat16", "1:4"),
         ((32, 32), "2:4", "float32", "float32"),
         ((2, 32, 32), "2:4", "bfloat16", r"\(2, 32, 32\)"),

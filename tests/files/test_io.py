@@ -132,12 +132,18 @@ def test_into_a_tree_that_is_given(path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.pop("step"), "'step' is int32.., wanted is missing"),
-        (lambda t: t.update(new=jnp.ones(2)), r"'new' is missing, wanted is float32.2"),
-        (lambda t: t.update(step=jnp.ones(())), "'step' is int32.., wanted is float32"),
+        (lambda t: t.pop("step"), "'step' is int32.., but in `like` it is missing"),
+        (
+            lambda t: t.update(new=jnp.ones(2)),
+            r"'new' is missing, but in `like` it is float32.2",
+        ),
+        (
+            lambda t: t.update(step=jnp.ones(())),
+            "'step' is int32.., but in `like` it is float32",
+        ),
         (
             lambda t: t["mlp"].update(kernel=stored(0, n=1)),
-            r"'mlp/kernel' is float32.16, 8. of 2:4 along axis -2, wanted .* of 1:4",
+            r"'mlp/kernel' is float32.16, 8. of 2:4 along axis -2, but in .* of 1:4",
         ),
         (lambda t: t["mlp"].update(bias=stored(0)), "'mlp/bias'"),
     ],
@@ -166,7 +172,7 @@ def test_a_tree_that_is_one_leaf_and_names_with_slashes(path):
     [
         ({"a": jax.random.key(0)}, TypeError, "leaf 'a' has dtype key"),
         ({"a": jnp.ones(2, jnp.int4)}, TypeError, "leaf 'a' has dtype int4"),
-        ({"a": print}, TypeError, "leaf 'a' has <built-in"),
+        ({"a": print}, TypeError, "leaf 'a' is <built-in"),
         ({"a": stored(0), "a/values": jnp.ones(2)}, ValueError, "'a/values'"),
         ({"__metadata__": jnp.ones(2)}, ValueError, "__metadata__"),
     ],
@@ -178,7 +184,7 @@ def test_what_cannot_be_saved_leaves_no_file(path, leaves, error, words):
 
 
 def test_paths_that_are_none(path):
-    with pytest.raises(FileNotFoundError, match="no file"):
+    with pytest.raises(FileNotFoundError, match="neither a file"):
         js.load_sparse(path)
     with pytest.raises(ValueError, match=r"end in \.safetensors"):
         js.save_sparse(path.parent, tree())

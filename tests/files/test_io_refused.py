@@ -28,7 +28,7 @@ def test_every_truncation_is_refused(path):
         path.write_bytes(whole[:size])
         assert str(path) in refused(path)
     path.write_bytes(whole + b"\0")
-    assert "its header tells of" in refused(path)
+    assert "its header describes" in refused(path)
 
 
 @pytest.mark.parametrize(("how", "step"), [({}, 1), (SPLIT, 5)])
@@ -83,12 +83,12 @@ def told(path, leaf, **changes):
     [
         (set_in("step", "dtype", "F32"), "'step'"),
         (set_in("step", "dtype", "F7"), "'step'"),
-        (set_in("step", "shape", [2]), "'step'.*cannot be read"),
+        (set_in("step", "shape", [2]), "'step' is not valid"),
         (set_in("step", "shape", [-1]), "sizes"),
         (set_in("step", "shape", [True]), "sizes"),
         (set_in("step", "shape", None), "sizes"),
         (set_in("step", "data_offsets", [0, 4]), "begins at"),
-        (set_in("mlp/bias", "shape", [2**62, 4]), "cannot be read"),
+        (set_in("mlp/bias", "shape", [2**62, 4]), "not valid"),
         (set_in("step", "more", 1), "keys"),
         (set_in("step", 7), "'step'"),
         (set_in("__metadata__", {"jaxsparse": 1}), "map of strings"),
@@ -96,10 +96,10 @@ def told(path, leaf, **changes):
         (set_in("__metadata__", "jaxsparse", "[]"), "not an object"),
         (set_in("__metadata__", "jaxsparse", '{"format":2,"leaves":{}}'), "format 1"),
         (set_in("__metadata__", "jaxsparse", '{"format":1,"leaves":[]}'), "valid"),
-        (lambda header: header.pop("step") and None, "begins at|tells of"),
+        (lambda header: header.pop("step") and None, "begins at|describes"),
         (set_in("__metadata__", "jaxsparse", '"\ud800"'), "not an object"),
         (lambda _: "[" * 100_000, "valid JSON"),
-        (lambda _: '{"a":1,"a":2}', "twice"),
+        (lambda _: '{"a":1,"a":2}', "duplicate key"),
     ],
 )
 def test_headers_that_do_not_hold_together(path, change, words):
@@ -139,7 +139,7 @@ def test_metadata_that_do_not_fit_the_tensors(path, changes):
 def test_a_header_that_says_it_is_huge(path, length):
     js.save_sparse(path, tree())
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
-    assert "do not hold a header" in refused(path)
+    assert "cannot contain a header" in refused(path)
 
 
 def test_an_index_leads_nowhere_else(path, tmp_path):
@@ -207,4 +207,4 @@ def test_a_file_in_the_place_of_another(path):
     index = json.loads(path.with_name(f"{path.name}.index.json").read_text())
     one, other = (path.with_name(index["weight_map"][x]) for x in ("step", "mlp/bias"))
     shutil.copy(one, other)
-    assert "in another file too" in refused(path)
+    assert "also in another file" in refused(path)

@@ -135,7 +135,7 @@ def test_leaves_get_back_the_names_and_layouts_that_they_came_with(tmp_path):
         ({"new": {"kernel": weights((4, 4))}}, r"'new/kernel' .* is not in `like`"),
         (
             {"up": {"weight": weights((16, 32, 2, 2))}},
-            r"'up/weight' has shape \(16, 32, 2, 2\), by 'up.weight' in `like` it is",
+            r"'up/weight' has shape \(16, 32, 2, 2\), but by 'up.weight' in `like` it",
         ),
         (
             {"patch_embed": {"proj": {"kernel": weights((16, 64))}}},

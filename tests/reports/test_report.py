@@ -146,13 +146,13 @@ def test_a_report_on_another_plan_says_how_leaves_are_stored():
 def test_a_compressed_tree_is_checked_against_its_plan():
     small = js.compress_params(tree(), planned())
     js.check_sparsity(small, planned())
-    with pytest.raises(ValueError, match=r"'a/kernel' of .* 1:4 along axis 0; the pl"):
+    with pytest.raises(ValueError, match=r"'a/kernel' of .* 1:4 along axis 0, but"):
         js.check_sparsity(small, "2:4")
     other = js.plan_sparsity(tree(), [js.Rule("a/kernel", "1:4", axis=1, sizes=None)])
     with pytest.raises(ValueError, match=r"'1:4 along axis 1'"):
         js.check_sparsity({"a": small["a"], "[b]": tree()["[b]"]}, other)
     cut = replace(small["a"]["kernel"], indices=small["a"]["kernel"].indices[:, :3])
-    with pytest.raises(ValueError, match=r"'a/kernel' of .* belong together"):
+    with pytest.raises(ValueError, match=r"'a/kernel' of .* expected"):
         js.check_sparsity(small | {"a": {**small["a"], "kernel": cut}}, planned())
     # A 2:4 weight along axis 0 whose columns are not: two whole rows of four.
     rows = jnp.zeros((16, 8)).at[::2].set(1.0)
