@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._calibration.accumulator import (
     NO_BAD_BATCH,
@@ -29,7 +29,7 @@ from jaxsparse._trace import (
     evaluate,
     trace,
 )
-from jaxsparse._trees import flatten, is_array
+from jaxsparse._trees import PyTree, flatten, is_array
 
 
 #: Returned by `next` after the last batch, because a batch may be None.

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
@@ -16,7 +16,7 @@ from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
 from jaxsparse._sharding import device_put_like, replicate, reshard_like
-from jaxsparse._trees import flatten, map_named
+from jaxsparse._trees import PyTree, flatten, map_named
 
 
 def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:

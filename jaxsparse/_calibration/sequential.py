@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._calibration.accumulator import Accumulator, empty_accumulator
 from jaxsparse._calibration.batches import (
@@ -38,7 +38,7 @@ from jaxsparse._trace import (
     split_program,
     trace,
 )
-from jaxsparse._trees import flatten, flatten_masks, is_array, map_named
+from jaxsparse._trees import PyTree, flatten, flatten_masks, is_array, map_named
 
 
 def prune_sequentially(

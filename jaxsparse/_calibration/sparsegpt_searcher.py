@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
@@ -41,7 +41,7 @@ from jaxsparse._plans import (
     plan_for,
 )
 from jaxsparse._sharding import device_put_like, replicate, reshard_like
-from jaxsparse._trees import flatten, map_named
+from jaxsparse._trees import PyTree, flatten, map_named
 
 
 #: Whether weights are updated, and how.

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
@@ -20,7 +20,7 @@ from jaxsparse._masks import (
 from jaxsparse._patterns import wide_float
 from jaxsparse._plans import PlanLike, plan_for
 from jaxsparse._sharding import reshard_like
-from jaxsparse._trees import map_named
+from jaxsparse._trees import PyTree, map_named
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from jaxsparse._compressed.compress import compress
 from jaxsparse._compressed.compressed_array import decompress, is_compressed
@@ -15,7 +14,7 @@ from jaxsparse._plans import (
     PlanLike,
     plan_for_leaves,
 )
-from jaxsparse._trees import flatten
+from jaxsparse._trees import PyTree, flatten
 
 
 def compress_params(

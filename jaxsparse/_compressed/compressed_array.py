@@ -11,11 +11,12 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._compressed.indices import code_shape, decode
 from jaxsparse._patterns import NM, group_positions, merge_groups
 from jaxsparse._sharding import gather_groups, reshard_to
+from jaxsparse._trees import PyTree
 
 
 @jax.tree_util.register_dataclass

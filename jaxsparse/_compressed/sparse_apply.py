@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
-from jaxtyping import PyTree
 
 from jaxsparse._compressed.compressed_array import (
     as_dense_shapes,
@@ -40,7 +39,7 @@ from jaxsparse._trace import (
     trace,
     var_shape,
 )
-from jaxsparse._trees import flatten, is_array
+from jaxsparse._trees import PyTree, flatten, is_array
 
 
 def sparse_apply(

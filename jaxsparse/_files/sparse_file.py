@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._compressed import Compressed, is_compressed
 from jaxsparse._files.atomic_write import Chunks, write_atomically
@@ -40,7 +40,7 @@ from jaxsparse._files.sharded_files import (
     index_text,
     read_headers,
 )
-from jaxsparse._trees import PathConflictError, flatten, is_array, nest
+from jaxsparse._trees import PathConflictError, PyTree, flatten, is_array, nest
 
 
 if TYPE_CHECKING:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._compressed import Compressed
 from jaxsparse._files.leaves import Spec
 from jaxsparse._files.sparse_file import SparseFile, open_tensors, save_leaves
 from jaxsparse._files.torch_layout import Move, apply_move, flax_moves, to_torch_layout
+from jaxsparse._trees import PyTree
 
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from jaxsparse._compressed import (
     Compressed,
@@ -26,7 +25,7 @@ from jaxsparse._plans import (
     is_embedding,
     refuse_tensors,
 )
-from jaxsparse._trees import PathConflictError, flatten, is_array, nest
+from jaxsparse._trees import PathConflictError, PyTree, flatten, is_array, nest
 
 
 #: How a leaf is converted: for each axis of the result, the axes that are merged to it.

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._masks.mask_search import search_masks
 from jaxsparse._patterns import (
@@ -15,7 +15,7 @@ from jaxsparse._patterns import (
 )
 from jaxsparse._plans import PlanLike, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
-from jaxsparse._trees import flatten, flatten_masks, is_array, is_numeric
+from jaxsparse._trees import PyTree, flatten, flatten_masks, is_array, is_numeric
 
 
 def create_masks(

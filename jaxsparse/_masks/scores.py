@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._patterns import wide_float
 from jaxsparse._trees import (
+    PyTree,
     flatten,
     is_numeric,
     map_named,

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from jaxtyping import PyTree
-
 from jaxsparse._masks.masks import create_masks, mask_params
 from jaxsparse._plans import Plan, PlanLike, plan_for
+from jaxsparse._trees import PyTree
 
 
 class SearchResult(NamedTuple):

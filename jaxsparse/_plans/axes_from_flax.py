@@ -8,10 +8,8 @@ the layer; every other leaf is ambiguous.
 import re
 from collections.abc import Mapping
 
-from jaxtyping import PyTree
-
 from jaxsparse._plans.leaf_axes import LeafAxes
-from jaxsparse._trees import array_shapes, flatten, map_named
+from jaxsparse._trees import PyTree, array_shapes, flatten, map_named
 
 
 _HEADS = {"head", "lm_head", "logits"}

@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxtyping import PyTree
-
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._trace import (
     AbstractValue,
@@ -13,7 +11,7 @@ from jaxsparse._trace import (
     Use,
     trace,
 )
-from jaxsparse._trees import array_shapes, flatten, map_named
+from jaxsparse._trees import PyTree, array_shapes, flatten, map_named
 
 
 def contraction_axes(

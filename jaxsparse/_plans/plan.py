@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jaxtyping import PyTree
-
 from jaxsparse._patterns import Pattern
 from jaxsparse._plans.axes_from_flax import axes_from_names
 from jaxsparse._plans.axes_from_torch import axes_from_torch_names, refuse_tensors
@@ -16,6 +14,7 @@ from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf
 from jaxsparse._plans.plan_error import PlanError, Remedy
 from jaxsparse._plans.rule import Rule, RulesLike, as_rules
 from jaxsparse._trees import (
+    PyTree,
     Tabular,
     array_shapes,
     flatten,

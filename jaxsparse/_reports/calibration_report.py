@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float32, PyTree
+from jaxtyping import Array, Float32
 
 from jaxsparse._calibration import LeafStatistics, match_statistics
 from jaxsparse._masks import (
@@ -17,6 +17,7 @@ from jaxsparse._masks import (
 from jaxsparse._patterns import as_bool
 from jaxsparse._plans import LeafPlan
 from jaxsparse._trees import (
+    PyTree,
     Tabular,
     flatten,
     fold,

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
 
 from jaxsparse._compressed import (
     Compressed,
@@ -31,7 +30,7 @@ from jaxsparse._plans import (
     counted_groups,
     plan_for,
 )
-from jaxsparse._trees import flatten
+from jaxsparse._trees import PyTree, flatten
 
 
 class SparsityError(ValueError):

@@ -4,7 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, PyTree
+from jaxtyping import Array, Float32
 
 from jaxsparse._compressed import Compressed, decompress, is_compressed
 from jaxsparse._patterns import (
@@ -13,7 +13,7 @@ from jaxsparse._patterns import (
     is_zero,
     wide_float,
 )
-from jaxsparse._trees import flatten, is_numeric
+from jaxsparse._trees import PyTree, flatten, is_numeric
 
 
 #: Scales magnitudes before they are summed, so that sums over any leaf are finite.

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from jaxsparse._masks import match_masks
 from jaxsparse._reports.measure import (
@@ -13,7 +13,7 @@ from jaxsparse._reports.measure import (
     sparsity,
 )
 from jaxsparse._training import flip_rates, get_masks
-from jaxsparse._trees import flatten
+from jaxsparse._trees import PyTree, flatten
 
 
 def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 
 from jaxsparse._patterns import NM, Channel, PerOutput
 from jaxsparse._plans import (
@@ -16,6 +15,7 @@ from jaxsparse._plans import (
 )
 from jaxsparse._sharding import names_along, shards_along
 from jaxsparse._trees import (
+    PyTree,
     Tabular,
     flatten,
     fold,

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from jaxsparse._compressed import (
     as_dense_shapes,
@@ -30,6 +29,7 @@ from jaxsparse._plans import (
 )
 from jaxsparse._reports.measure import measure_leaf
 from jaxsparse._trees import (
+    PyTree,
     Tabular,
     bytes_text,
     flatten,

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from jaxtyping import PyTree
 
 from jaxsparse._patterns import packed_axis
 from jaxsparse._sharding import mask_sharding
 from jaxsparse._training.inner_state import map_by_parameter
-from jaxsparse._trees import flatten_with_keys
+from jaxsparse._trees import PyTree, flatten_with_keys
 
 
 def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:

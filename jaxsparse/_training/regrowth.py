@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from jaxsparse._masks import (
     kept_count,
@@ -54,6 +54,7 @@ from jaxsparse._training.schedule import check_every
 from jaxsparse._training.state import RegrowthState
 from jaxsparse._trees import (
     Leaves,
+    PyTree,
     flatten,
     flatten_masks,
     flatten_with_keys,

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 from jax.tree_util import tree_flatten_with_path, treedef_is_leaf
-from jaxtyping import Array, Float, Integer, PyTree
+from jaxtyping import Array, Float, Integer
 
-from jaxsparse._trees import flatten_masks, is_dense_entry, path_name
+from jaxsparse._trees import PyTree, flatten_masks, is_dense_entry, path_name
 
 
 class SparseState(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float32, PyTree
+from jaxtyping import Array, Float32
 
 from jaxsparse._masks import match_entries, match_masks, search_masks
 from jaxsparse._patterns import as_bool
@@ -35,7 +35,14 @@ from jaxsparse._training.masked_optimizer import (
 )
 from jaxsparse._training.schedule import check_every
 from jaxsparse._training.state import StraightThroughState
-from jaxsparse._trees import flatten, flatten_masks, is_array, map_named, replace_masks
+from jaxsparse._trees import (
+    PyTree,
+    flatten,
+    flatten_masks,
+    is_array,
+    map_named,
+    replace_masks,
+)
 
 
 def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, PyTree, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 from jaxsparse._masks import (
     kept_count,
@@ -38,7 +38,13 @@ from jaxsparse._training.masked_optimizer import (
 )
 from jaxsparse._training.schedule import Schedule, check_every
 from jaxsparse._training.state import SparseState
-from jaxsparse._trees import flatten, flatten_masks, flatten_with_keys, replace_masks
+from jaxsparse._trees import (
+    PyTree,
+    flatten,
+    flatten_masks,
+    flatten_with_keys,
+    replace_masks,
+)
 
 
 def wrap_optimizer(

@@ -18,9 +18,7 @@ from tests.compressed.layout_oracle import assert_same_bits
 
 def test_a_layout_is_one_of_two_and_not_for_a_trace():
     params = {"up": {"kernel": jnp.ones((64, 32))}}
-    with pytest.raises(
-        ValueError, match="layout='tf': give 'flax' or 'torch'"
-    ):
+    with pytest.raises(ValueError, match="layout='tf': give 'flax' or 'torch'"):
         js.plan_sparsity(params, layout="tf")
     with pytest.raises(ValueError, match="no layout with fn, whose trace"):
         js.plan_sparsity(params, layout="torch", fn=lambda p: p["up"]["kernel"])
