@@ -7,31 +7,23 @@ RigL by the size of their gradients.
 
 import zlib
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Int
 
 from jaxsparse._masks import (
-    kept_count,
     match_entries,
 )
 from jaxsparse._patterns import (
     NM,
     RankKeys,
     Unstructured,
-    as_bool,
-    best_nm_mask,
-    best_unstructured_masks,
-    pack_mask,
-    rank_above,
     rank_by_magnitude,
     rank_by_value,
-    rank_within,
 )
 from jaxsparse._plans import (
     LeafPlan,
@@ -50,6 +42,7 @@ from jaxsparse._training.masked_optimizer import (
     require_state,
     update_masks,
 )
+from jaxsparse._training.moved_mask import moved_mask
 from jaxsparse._training.schedule import check_every
 from jaxsparse._training.state import RegrowthState
 from jaxsparse._trees import (
@@ -207,7 +200,7 @@ def _regrow(
 
         def move(masks):
             return {
-                leaf.path: _moved_mask(
+                leaf.path: moved_mask(
                     leaf,
                     weights.by_path[leaf.path],
                     masks[leaf.path],
@@ -250,44 +243,6 @@ def _gradient(gradients: Leaves, leaf: LeafPlan) -> Array:
             "keep it dense by a rule, or pass a gradient of zeros to freeze it"
         )
     return gradient
-
-
-def _moved_mask(
-    leaf: LeafPlan,
-    weight: Array,
-    packed: UInt8[Array, "..."],
-    growth: RankKeys,
-    dropped: Float[Array, ""],
-) -> UInt8[Array, "..."]:
-    """The packed mask of a leaf after some of its kept weights gave way to others.
-
-    Args:
-      leaf: the leaf's plan.
-      weight: the leaf.
-      packed: its mask before.
-      growth: ranks all weights; the highest of those that are not kept regrow.
-      dropped: the fraction of the kept weights that is dropped.
-    """
-    grouped = isinstance(leaf.pattern, NM)
-    # Without the path: alike leaves are traced once.
-    static = grouped, leaf.axis, leaf.counts, growth.bit_mask, growth.max_key
-    return _move(weight, packed, growth.bits, dropped, static)
-
-
-@partial(jax.jit, static_argnums=4)
-def _move(weight, packed, growth_bits, dropped, static) -> UInt8[Array, "..."]:
-    grouped, axis, (total, n), bit_mask, max_key = static
-    kept = as_bool(packed, weight)
-    all_kept = n * (weight.size // total)
-    (survivors,) = best_unstructured_masks(
-        [rank_within(rank_by_magnitude(weight), kept)], kept_count(all_kept, 0, dropped)
-    )
-    ranked = rank_above(RankKeys(growth_bits, bit_mask, max_key), survivors & kept)
-    if grouped:
-        mask = best_nm_mask(ranked, n, total, axis)
-    else:
-        (mask,) = best_unstructured_masks([ranked], n)
-    return pack_mask(mask, axis)
 
 
 def _check_regrowable(leaf: LeafPlan, weight: ArrayLike) -> None:

@@ -18,7 +18,9 @@ from jaxsparse._trees.paths import (
     replace_masks as replace_masks,
     without_box as without_box,
 )
-from jaxsparse._trees.pytree import PyTree as PyTree
+from jaxsparse._trees.pytree import (
+    PyTree as PyTree,
+)
 from jaxsparse._trees.table import (
     Tabular as Tabular,
     alike as alike,
