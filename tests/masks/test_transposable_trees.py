@@ -77,7 +77,7 @@ def test_a_gradual_walk_to_a_transposable_mask(pattern):
     """Each mask is valid along both axes and keeps a subset of the one before."""
     n, m = (2, 4) if pattern == BOTH else (4, 8)
     tree = {"Dense_0": {"kernel": jnp.asarray(RNG.normal(size=(16, 24)), "float32")}}
-    plan = plan_of(tree, pattern)
+    plan = js.plan_sparsity(tree, pattern, dense_head=False)
     schedule = optax.linear_schedule(0.0, 1.0, m - n)
     tx = js.wrap_optimizer(optax.sgd(0.1), plan, schedule=schedule)
     chex.clear_trace_counter()
@@ -121,9 +121,7 @@ def test_a_walk_of_narrow_dtypes_to_a_transposable_mask(dtype):
 
 def test_transposable_masks_by_scores():
     scores = {"Dense_0": {"kernel": RNG.normal(size=(12, 8)).astype(np.float32)}}
-    masks = js.create_masks(
-        TREE, plan_of(TREE, [js.Rule(".*", BOTH, sizes=None)]), scores=scores
-    )
+    masks = js.create_masks(TREE, [js.Rule(".*", BOTH, sizes=None)], scores=scores)
     shifted = scores["Dense_0"]["kernel"] + 100  # the same order, and no sign
     np.testing.assert_array_equal(
         masks["Dense_0"]["kernel"], best_transposable(shifted)
