@@ -92,7 +92,7 @@ def compress(
             )
         mask = magnitude_mask(w, pattern, axis)
     else:
-        mask = _checked(mask, w.shape, pattern, axis)
+        mask = _check_mask(mask, w.shape, pattern, axis)
     values = _values_of(w, mask, pattern, axis)
     indices = _indices_of(mask, w.shape, pattern, axis)
     return Compressed(values, indices, pattern, axis - w.ndim)
@@ -123,23 +123,26 @@ def _indices_of(
     return encode(find_slots(kept, pattern, axis), pattern, axis)
 
 
-def _checked(given: ArrayLike, shape: tuple[int, ...], pattern: NM, axis: int) -> Array:
-    mask = jnp.asarray(given)
-    check_mask(mask, shape, name="a weight")
-    if isinstance(given, Tracer):
-        return mask
-    with jax.ensure_compile_time_eval():  # known values, even if under a trace
-        most = int(_most_kept(jnp.asarray(given), shape, pattern.m, axis))
-    if most > pattern.n:
+def _check_mask(
+    mask: ArrayLike, shape: tuple[int, ...], pattern: NM, axis: int
+) -> Array:
+    """Returns the mask as an array; raises unless it fits the weight and its pattern."""
+    array = jnp.asarray(mask)
+    check_mask(array, shape, name="a weight")
+    if isinstance(mask, Tracer):
+        return array
+    with jax.ensure_compile_time_eval():  # the mask is concrete, even under a trace
+        max_kept = int(_max_kept(jnp.asarray(mask), shape, pattern.m, axis))
+    if max_kept > pattern.n:
         raise ValueError(
-            f"the mask keeps {most} of a group of {pattern.m} along axis {axis} of a "
-            f"weight of shape {shape}, which {pattern} does not allow: give the axis "
+            f"the mask keeps {max_kept} of a group of {pattern.m} along axis {axis} of "
+            f"a weight of shape {shape}, which {pattern} does not allow: give the axis "
             "and pattern that the mask was made for"
         )
-    return mask
+    return array
 
 
 @partial(jax.jit, static_argnames=("shape", "m", "axis"))
-def _most_kept(mask: Array, shape: tuple[int, ...], m: int, axis: int) -> Array:
+def _max_kept(mask: Array, shape: tuple[int, ...], m: int, axis: int) -> Array:
     groups = split_groups(gather_groups(unpack_mask(mask, shape), m, axis), m, axis)
     return jnp.max(jnp.sum(groups, axis + 1, dtype=jnp.uint8), initial=0)
