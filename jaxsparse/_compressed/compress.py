@@ -126,7 +126,7 @@ def _indices_of(
 def _check_mask(
     mask: ArrayLike, shape: tuple[int, ...], pattern: NM, axis: int
 ) -> Array:
-    """Returns the mask as an array; raises unless it fits the weight and its pattern."""
+    """Returns the mask as an array; raises unless it fits the weight and pattern."""
     array = jnp.asarray(mask)
     check_mask(array, shape, name="a weight")
     if isinstance(mask, Tracer):

@@ -40,10 +40,11 @@ for _command, _example in (
     app.command(epilog=f"Example: {_example}")(_command)
 
 
-def _print_version(value: bool) -> None:
-    if value:
+def _print_version(requested: bool) -> bool:
+    if requested:
         print(f"jaxsparse {__version__}")
         raise typer.Exit
+    return requested
 
 
 @app.callback()

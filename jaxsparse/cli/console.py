@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -79,6 +79,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _console(file: TextIO) -> Console:
+def _console(file: Any) -> Console:
     console = Console(file=file, highlight=False)
     return Console(file=file, highlight=False, width=min(console.width, _WIDTH))

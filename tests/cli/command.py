@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Helpers of the tests of the command line."""
 
 import json
 import signal
@@ -20,16 +20,16 @@ class Done(tuple):
     code = property(lambda self: self[0])
     out = property(lambda self: self[1])
     err = property(lambda self: self[2])
-    told = property(lambda self: json.loads(self[1]))
+    json = property(lambda self: json.loads(self[1]))
 
 
 def command(*args):
-    """A command in a process of its own, as a list."""
+    """Returns the arguments of a process that runs the command."""
     return [sys.executable, "-m", "jaxsparse", *map(str, args)]
 
 
 def runner(capsys, monkeypatch):
-    """Runs commands in this process."""
+    """Returns a function that runs commands in this process."""
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["jaxsparse", *map(str, args)])
@@ -68,7 +68,7 @@ def flax_params():
 
 
 def pruned(weight, n, m, axis):
-    """The `n` largest magnitudes of each group, in plain NumPy."""
+    """Returns the weight pruned to `n` of each `m` by magnitude, in plain NumPy."""
     lines = np.moveaxis(np.abs(weight.astype(np.float64)), axis, -1)
     groups = lines.reshape(*lines.shape[:-1], -1, m)
     rank = np.argsort(np.argsort(-groups, -1, kind="stable"), -1, kind="stable")
@@ -77,7 +77,7 @@ def pruned(weight, n, m, axis):
 
 
 def write_matrices(path, count, rows, columns):
-    """A file of `count` bfloat16 matrices, never more than one of them in memory."""
+    """Writes `count` bfloat16 matrices to a file, with one in memory at a time."""
     size = rows * columns * 2
     header = {
         f"layers.{i}.up_proj.weight": {
@@ -98,7 +98,7 @@ def write_matrices(path, count, rows, columns):
 
 
 def kill_prune(model, output, after, how=signal.SIGKILL, wait=0.0):
-    """Kills a `prune` once it has come to so many leaves, and a little later."""
+    """Kills a `prune` after so many lines of progress and `wait` seconds."""
     process = subprocess.Popen(
         command("prune", model, "-o", output, "--force"),
         stdout=subprocess.DEVNULL,
@@ -115,7 +115,7 @@ def kill_prune(model, output, after, how=signal.SIGKILL, wait=0.0):
 
 
 def assert_complete(model, output):
-    """OUT is to the bit what the library makes of the model."""
+    """Checks that OUT equals, bit for bit, what the library prunes."""
     before, after = js.open_tensors(model), js.open_tensors(output)
     plan = js.plan_sparsity(dict(before.specs), layout="torch")
     for name in before:

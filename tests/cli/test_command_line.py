@@ -1,4 +1,4 @@
-"""The command line on files that are as they should be."""
+"""The command line on valid files."""
 
 import json
 
@@ -12,20 +12,20 @@ from tests.compressed.layout_oracle import assert_same_bits
 
 
 def load(path):
-    """By the package, which knows no index."""
+    """Loads a file with the safetensors package."""
     return safetensors.numpy.load_file(path)
 
 
-def test_prune_writes_what_the_library_finds_and_nothing_else(run, model, tmp_path):
+def test_prune_writes_what_the_library_prunes_and_nothing_else(run, model, tmp_path):
     output = tmp_path / "out.safetensors"
     done = run("prune", model, "-o", output)
     assert done.code == 0
-    found, state = load(output), torch_state()
+    result, state = load(output), torch_state()
     sparse = {f"model.layers.0.{x}.weight" for x in ("up", "conv", "wide")}
-    assert found.keys() == state.keys()
+    assert result.keys() == state.keys()
     for name, weight in state.items():
         expected = pruned(weight, 2, 4, 1) if name in sparse else weight
-        assert_same_bits(found[name], expected)
+        assert_same_bits(result[name], expected)
     with safetensors.safe_open(output, "np") as file:
         assert file.metadata() == {"format": "pt"}
     assert {x.name for x in tmp_path.iterdir()} == {model.name, output.name}
@@ -35,11 +35,11 @@ def test_prune_writes_what_the_library_finds_and_nothing_else(run, model, tmp_pa
     assert run("check", output).code == 0
     assert run("check", model).code == 1
     assert run("check", output, "--pattern", "1:4").code == 1
-    told = run("check", model, "--json").told
-    assert {x["leaf"] for x in told["leaves"] if x["fault"]} == sparse
+    report = run("check", model, "--json").json
+    assert {x["leaf"] for x in report["leaves"] if x["fault"]} == sparse
 
     done = run("compare", model, output, "--json")
-    leaves = {x["leaf"]: x for x in done.told["leaves"]}
+    leaves = {x["leaf"]: x for x in done.json["leaves"]}
     up = leaves["model.layers.0.up.weight"]
     before = state["model.layers.0.up.weight"].astype(np.float64)
     after = pruned(before, 2, 4, 1)
@@ -50,18 +50,20 @@ def test_prune_writes_what_the_library_finds_and_nothing_else(run, model, tmp_pa
     assert done.code == 0
 
 
-def test_rules_come_first_and_sizes_and_heads_can_be_had(run, model, tmp_path):
+def test_rules_come_before_the_pattern_and_sizes_and_head_are_options(
+    run, model, tmp_path
+):
     output = tmp_path / "out.safetensors"
     rules = ("--rule", ".*up.*=1:4", "--rule", ".*wide.*=2:4@0", "--rule", ".*=dense")
     assert run("prune", model, "-o", output, *rules).code == 0
-    found, state = load(output), torch_state()
+    result, state = load(output), torch_state()
     up, wide = "model.layers.0.up.weight", "model.layers.0.wide.weight"
-    assert_same_bits(found[up], pruned(state[up], 1, 4, 1))
-    assert_same_bits(found[wide], pruned(state[wide], 2, 4, 0))
+    assert_same_bits(result[up], pruned(state[up], 1, 4, 1))
+    assert_same_bits(result[wide], pruned(state[wide], 2, 4, 0))
     conv = "model.layers.0.conv.weight"
-    assert_same_bits(found[conv], state[conv])
+    assert_same_bits(result[conv], state[conv])
 
-    done = run("check", model, "--head", "--json").told
+    done = run("check", model, "--head", "--json").json
     assert {x["leaf"]: x["plan"] for x in done["leaves"]}["lm_head.weight"] == (
         "2:4 along axis 1"
     )
@@ -71,27 +73,27 @@ def test_rules_come_first_and_sizes_and_heads_can_be_had(run, model, tmp_path):
     assert run("check", small, "--any-size").code == 1
 
 
-def test_compressed_files_are_looked_at_and_not_pruned_again(run, tmp_path):
+def test_compressed_files_are_inspected_but_not_pruned_again(run, tmp_path):
     path = tmp_path / "model.safetensors"
     params = flax_params()
     js.save_sparse(path, js.compress_params(params))
     (leaf,) = (
-        x for x in run("inspect", path, "--json").told["leaves"] if x["compressed"]
+        x for x in run("inspect", path, "--json").json["leaves"] if x["compressed"]
     )
     assert (leaf["leaf"], leaf["pattern"], leaf["axes"]) == ("up/kernel", "2:4", [0])
     assert run("check", path).code == 0
     done = run("prune", path, "-o", tmp_path / "out.safetensors")
-    assert (done.code, "compressed already" in done.err) == (2, True)
+    assert (done.code, "already compressed" in done.err) == (2, True)
 
 
 def grouped(n, m, axis):
-    """Exactly `n` of each group of `m`, in ascending places."""
+    """Returns a weight with exactly `n` non-zeros in each group of `m`."""
     line = np.zeros((4, 32), np.float32)
     line.reshape(4, -1, m)[:, :, :n] = np.nan
     return line if axis == 1 else line.T.copy()
 
 
-def test_inspect_finds_the_finest_pattern(run, tmp_path):
+def test_inspect_shows_the_sparsest_pattern(run, tmp_path):
     both = np.kron(np.ones((8, 8)), np.eye(4)).astype(np.float32)
     subnormal = np.full((4, 8), 1e-45, np.float32)
     leaves = {
@@ -106,19 +108,19 @@ def test_inspect_finds_the_finest_pattern(run, tmp_path):
     }
     path = tmp_path / "model.safetensors"
     js.save_sparse(path, leaves)
-    told = run("inspect", path, "--json").told["leaves"]
-    found = {x["leaf"]: (x["pattern"], x["axes"], x["zeros"]) for x in told}
-    assert found["a"] == ("2:4", [1], 64)
-    assert found["b"] == ("1:4", [0], 96)
-    assert found["c"] == ("5:16", [1], 88)
-    assert found["both"] == ("1:4", [0, 1], 768)
-    assert found["zero"] == (None, [], 32)
-    assert found["dense"] == (None, [], 0)
-    assert found["scalar"] == (None, [], 0)
-    assert found["ints"] == ("1:2", [0, 1], 2)
+    report = run("inspect", path, "--json").json["leaves"]
+    result = {x["leaf"]: (x["pattern"], x["axes"], x["zeros"]) for x in report}
+    assert result["a"] == ("2:4", [1], 64)
+    assert result["b"] == ("1:4", [0], 96)
+    assert result["c"] == ("5:16", [1], 88)
+    assert result["both"] == ("1:4", [0, 1], 768)
+    assert result["zero"] == (None, [], 32)
+    assert result["dense"] == (None, [], 0)
+    assert result["scalar"] == (None, [], 0)
+    assert result["ints"] == ("1:2", [0, 1], 2)
 
 
-def test_compare_tells_leaves_that_are_not_in_both(run, tmp_path):
+def test_compare_reports_tensors_that_are_in_one_file_only(run, tmp_path):
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     x = weights((4,))
     safetensors.numpy.save_file({"same": x, "shape": x, "gone": x}, a)
@@ -130,16 +132,16 @@ def test_compare_tells_leaves_that_are_not_in_both(run, tmp_path):
         {"x": inf, "y": inf, "z": 0 * x}, tmp_path / "c.safetensors"
     )
     safetensors.numpy.save_file({"x": inf, "y": x, "z": x}, tmp_path / "d.safetensors")
-    told = run(
+    report = run(
         "compare", tmp_path / "c.safetensors", tmp_path / "d.safetensors", "--json"
-    ).told
-    assert [leaf["error"] for leaf in told["leaves"]] == [0.0, None, None]
-    for text in ("only in a", "only in b", "float32[4] / float32[2]", "1 of 4 leaves"):
+    ).json
+    assert [leaf["error"] for leaf in report["leaves"]] == [0.0, None, None]
+    for text in ("only in a", "only in b", "float32[4] / float32[2]", "1 of 4 tensors"):
         assert text in done.out
     assert run("compare", a, a).code == 0
 
 
-def test_the_layout_is_asked_for_where_names_do_not_tell(run, tmp_path):
+def test_layout_is_required_if_names_do_not_determine_it(run, tmp_path):
     path = tmp_path / "model.safetensors"
     for state in (
         {"w": weights((16, 16))},
@@ -149,7 +151,7 @@ def test_the_layout_is_asked_for_where_names_do_not_tell(run, tmp_path):
         done = run("check", path)
         assert (done.code, str(path) in done.err) == (2, True)
         assert "give --layout torch" in done.err
-    assert run("check", path, "--layout", "torch", "--json").told["leaves"][0] == {
+    assert run("check", path, "--layout", "torch", "--json").json["leaves"][0] == {
         "leaf": "a.weight",
         "plan": "2:4 along axis 1",
         "fault": "'a.weight' of shape (16, 16), 2:4 along axis 1: 64 of 64 groups keep "
@@ -159,14 +161,14 @@ def test_the_layout_is_asked_for_where_names_do_not_tell(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["float8_e4m3fnuz", "float8_e5m2fnuz"])
 def test_eight_bits_without_negative_zero(run, tmp_path, name):
-    # No package here writes them: the header is made by hand.
+    # No installed package writes these dtypes.
     values = weights((16, 32)).astype(name)
-    told = {
+    entry = {
         "dtype": "F" + name[5:].upper(),
         "shape": [16, 32],
         "data_offsets": [0, 512],
     }
-    text = json.dumps({"a.weight": told}).encode()
+    text = json.dumps({"a.weight": entry}).encode()
     path, output = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + values.tobytes())
     assert run("prune", path, "-o", output).code == 0

@@ -1,4 +1,4 @@
-"""The guide to the command line: its code and its commands do what it says."""
+"""Runs the code and the commands of the guide to the command line."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""`prune` that is killed, or interrupted: OUT is not there, or complete."""
+"""A `prune` that is killed or interrupted: OUT is absent or complete."""
 
 import signal
 
@@ -10,7 +10,7 @@ from tests.cli.command import assert_complete, kill_prune, write_matrices
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """64 MB in eight leaves."""
+    """64 MB in eight tensors."""
     path = tmp_path_factory.mktemp("killed") / "model.safetensors"
     write_matrices(path, 8, 2048, 2048)
     return path
@@ -27,7 +27,7 @@ def test_killed_at_three_moments_and_then_not(model):
             assert_complete(model, output)
     assert kill_prune(model, output, 0, how=signal.SIGCONT) == 0  # harmless
     assert_complete(model, output)
-    # What was left of those that were killed is gone.
+    # The temporary files of killed commands are removed.
     assert {x.name for x in model.parent.iterdir()} == {model.name, output.name}
 
 

@@ -1,4 +1,4 @@
-"""The command line on checkpoints of Orbax."""
+"""The command line on Orbax checkpoints."""
 
 import stat
 from pathlib import Path
@@ -20,15 +20,15 @@ def test_checkpoints_of_orbax(run, tmp_path):
     done = run("prune", model, "-o", output)
     assert done.code == 0
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(output)
+        result = checkpointer.restore(output)
     kernel = np.asarray(tree["params"]["up"]["kernel"])
     expected = jax.tree.map(lambda x: x, tree)
     expected["params"]["up"]["kernel"] = pruned(kernel, 2, 4, 0)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
     assert {x.name for x in tmp_path.iterdir()} == {"model", "out"}
 
     assert run("check", output).code == 0
-    leaves = {x["leaf"]: x for x in run("inspect", output, "--json").told["leaves"]}
+    leaves = {x["leaf"]: x for x in run("inspect", output, "--json").json["leaves"]}
     assert leaves["params/up/kernel"]["pattern"] == "2:4"
     assert leaves["params/layers/0"]["dtype"] == "bfloat16"
     assert run("prune", model, "-o", output).code == 2
@@ -36,7 +36,9 @@ def test_checkpoints_of_orbax(run, tmp_path):
     assert run("check", output, "--pattern", "1:4").code == 0
     assert {x.name for x in tmp_path.iterdir()} == {"model", "out"}
     done = run("inspect", tmp_path)
-    assert "no Orbax checkpoint: give one of its folders ['model', 'out']" in done.err
+    assert (
+        "not an Orbax checkpoint: give one of its folders ['model', 'out']" in done.err
+    )
     (tmp_path / "mine").mkdir()
     done = run("prune", model, "-o", tmp_path / "mine", "--force")
     assert (done.code, (tmp_path / "mine").is_dir()) == (2, True)
@@ -52,10 +54,12 @@ def test_checkpoints_of_zarr_3_and_what_an_interrupt_leaves(run, tmp_path, monke
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(model, args=ocp.args.PyTreeSave({"up": {"kernel": kernel}}))
         assert run("prune", model, "-o", output).code == 0
-        found = checkpointer.restore(output)["up"]["kernel"]
-    np.testing.assert_array_equal(found, pruned(kernel, 2, 4, 0))
+        result = checkpointer.restore(output)["up"]["kernel"]
+    np.testing.assert_array_equal(result, pruned(kernel, 2, 4, 0))
     size = lambda path: sum(x.stat().st_size for x in path.rglob("*") if x.is_file())
-    assert size(output) < size(model)  # its zeros are compressed, and nothing is twice
+    assert size(output) < size(
+        model
+    )  # zeros are compressed, and nothing is stored twice
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -87,10 +91,10 @@ def test_two_arrays_of_one_path_are_refused(run, tmp_path):
     assert "_METADATA: two arrays have the path 'a/b/kernel'" in done.err
 
 
-def test_neither_folder_may_lie_within_the_other(run, model):
+def test_neither_folder_may_be_inside_the_other(run, model):
     inner = model / "inner"
     done = run("prune", model, "-o", inner)
-    words = f"{inner} lies within what is read, or around it: write beside it"
+    words = f"{inner} is inside the input {model}, or contains it: give another output"
     assert (done.code, words in done.err, inner.exists()) == (2, True, False)
     model.rename(model.with_name("moved")).rename(inner := model.with_name("inner"))
     (outer := model).mkdir()
@@ -101,13 +105,13 @@ def test_neither_folder_may_lie_within_the_other(run, model):
 
 
 def test_a_link_to_a_folder_stays_a_link(run, model, tmp_path):
-    link, place = tmp_path / "link", tmp_path / "place"
-    link.symlink_to("place")
-    for options in ((), ("--force",)):  # it leads to nothing, then to a checkpoint
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to("target")
+    for options in ((), ("--force",)):  # the link is dangling first
         assert run("prune", model, "-o", link, *options).code == 0
-        assert names(tmp_path) == {"model", "link", "place"}
-        assert link.readlink() == Path("place")
-        assert run("check", place).code == 0
+        assert names(tmp_path) == {"model", "link", "target"}
+        assert link.readlink() == Path("target")
+        assert run("check", target).code == 0
 
 
 def test_a_read_only_checkpoint_becomes_one_that_can_be_written(run, model, tmp_path):
@@ -122,9 +126,7 @@ def test_a_read_only_checkpoint_becomes_one_that_can_be_written(run, model, tmp_
     assert names(tmp_path) == {"model", "out"}
 
 
-def test_a_folder_that_cannot_be_replaced_is_still_there(
-    run, model, tmp_path, monkeypatch
-):
+def test_a_folder_that_cannot_be_replaced_remains(run, model, tmp_path, monkeypatch):
     output = tmp_path / "out"
     assert run("prune", model, "-o", output, "--pattern", "1:4").code == 0
     rename, calls = Path.rename, []

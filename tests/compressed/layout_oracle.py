@@ -1,4 +1,4 @@
-"""Compressed weights in plain NumPy, group by group, from the layout as it is told."""
+"""Compressed weights in plain NumPy, group by group, by the documented layout."""
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ DTYPES = [*FLOATS, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.int8, np.i
 
 
 def random_mask(rng, shape, n, m, axis, fewer=False):
-    """Keeps `n` of each group, or up to `n`."""
+    """Returns a mask that keeps `n` of each group, or at most `n`."""
     groups = np.moveaxis(np.empty(shape), axis, -1)
     scores = rng.random((*groups.shape[:-1], groups.shape[-1] // m, m))
     kept = scores.argsort(-1).argsort(-1) < n
@@ -29,28 +29,31 @@ def masked(weight, mask):
 
 
 def compressed(weight, mask, n, m, axis):
-    """Values and indices, one group after the other."""
+    """Returns values and indices, one group after the other."""
     lines = np.moveaxis(masked(weight, mask), axis, -1)
     kept = np.moveaxis(mask, axis, -1)
     values = np.empty((*lines.shape[:-1], lines.shape[-1] * n // m), weight.dtype)
-    bits_of_place = {4: 2, 8: 4, 16: 4}[m]
-    code_size = min(n * bits_of_place, m)
+    position_bits = {4: 2, 8: 4, 16: 4}[m]
+    code_size = min(n * position_bits, m)
     size = -(-lines.shape[-1] // m * code_size // 8)
     indices = np.zeros((*lines.shape[:-1], size), np.uint8)
     for line in np.ndindex(lines.shape[:-1]):
         number = 0
         for g in range(lines.shape[-1] // m):
             group = kept[line][g * m : (g + 1) * m]
-            places = [i for i in range(m) if group[i]]
-            places += [i for i in range(m) if not group[i]][: n - len(places)]
-            places.sort()
-            if n * bits_of_place <= m:
-                code = sum(place << bits_of_place * j for j, place in enumerate(places))
+            positions = [i for i in range(m) if group[i]]
+            positions += [i for i in range(m) if not group[i]][: n - len(positions)]
+            positions.sort()
+            if n * position_bits <= m:
+                code = sum(
+                    position << position_bits * j
+                    for j, position in enumerate(positions)
+                )
             else:
-                code = sum(1 << place for place in places)
+                code = sum(1 << position for position in positions)
             number |= code << g * code_size
-            for j, place in enumerate(places):
-                values[line][g * n + j] = lines[line][g * m + place]
+            for j, position in enumerate(positions):
+                values[line][g * n + j] = lines[line][g * m + position]
         indices[line] = list(number.to_bytes(size, "little"))
     return np.moveaxis(values, -1, axis), np.moveaxis(indices, -1, axis)
 
@@ -65,6 +68,6 @@ def bits(x):
     return x.view(f"uint{8 * x.dtype.itemsize}")
 
 
-def assert_same_bits(found, expected):
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(bits(found), bits(expected))
+def assert_same_bits(result, expected):
+    assert result.dtype == expected.dtype
+    np.testing.assert_array_equal(bits(result), bits(expected))

@@ -1,4 +1,4 @@
-"""Random products with compressed weights, and what they may deviate by."""
+"""Random products with compressed weights, and their error bounds."""
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -19,14 +19,14 @@ def problem(rng, rows, k, out, dtype=np.float32, pattern=(2, 4)):
     return x, masked(weight, mask), as_compressed(weight, mask, *pattern, 0)
 
 
-def assert_product(found, x, weight):
-    """Within one rounding of the dtype, and of float32 at each addition."""
+def assert_product(result, x, weight):
+    """Checks within one rounding of the dtype and a float32 one for each addition."""
     x, weight = x.astype(np.float64), weight.astype(np.float64)
     exact = x @ weight
-    if jnp.issubdtype(found.dtype, jnp.integer):
-        np.testing.assert_array_equal(found, exact)
+    if jnp.issubdtype(result.dtype, jnp.integer):
+        np.testing.assert_array_equal(result, exact)
         return
-    info = ml_dtypes.finfo(found.dtype)
+    info = ml_dtypes.finfo(result.dtype)
     added = x.shape[-1] * np.finfo(np.float32).eps * (abs(x) @ abs(weight))
     bound = abs(exact) * float(info.eps) / 2 + added + float(info.smallest_subnormal)
-    assert (abs(np.asarray(found, np.float64) - exact) <= bound).all()
+    assert (abs(np.asarray(result, np.float64) - exact) <= bound).all()

@@ -32,34 +32,34 @@ RULES = [
 ]
 
 
-def assert_trees_are_equal(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(assert_same_bits, found, jax.tree.map(np.asarray, expected))
+def assert_trees_are_equal(result, expected):
+    assert jax.tree.structure(result) == jax.tree.structure(expected)
+    jax.tree.map(assert_same_bits, result, jax.tree.map(np.asarray, expected))
 
 
-def test_sparsity_counts_the_zeros_that_are_not_stored():
+def test_sparsity_counts_zeros_that_are_not_stored():
     params = {"a": jnp.arange(1.0, 33.0).reshape(16, 2), "b": jnp.array([0.0, 1.0])}
     rules = [js.Rule("a", "1:4", axis=0, sizes=None)]
     small = js.compress_params(params, rules)
     assert isinstance(small["a"], js.Compressed)
-    assert js.sparsity(small) == np.float32(25 / 34)  # 24 of 32, and one of two
+    assert js.sparsity(small) == np.float32(25 / 34)  # 24 of 32 and 1 of 2
     assert jax.jit(js.sparsity)(small) == np.float32(25 / 34)
 
 
 @pytest.mark.parametrize("given", ["no masks", "masks", "packed masks"])
-def test_back_comes_what_masking_makes(given):
+def test_decompressed_params_equal_masked_params(given):
     params, plan = tree(), js.plan_sparsity(tree(), RULES, dense_head=False)
     masks = js.create_masks(params, plan, packed=given == "packed masks")
-    found = js.compress_params(
+    result = js.compress_params(
         params, plan, masks=None if given == "no masks" else masks
     )
-    kinds = {name: type(found[name]["kernel"]) for name in found}
+    kinds = {name: type(result[name]["kernel"]) for name in result}
     assert [name for name in kinds if kinds[name] is js.Compressed] == ["a", "d"]
-    assert found["a"]["bias"] is params["a"]["bias"]
-    assert found["d"]["kernel"].pattern == js.NM(2, 4, transposable=True)
+    assert result["a"]["bias"] is params["a"]["bias"]
+    assert result["d"]["kernel"].pattern == js.NM(2, 4, transposable=True)
     expected = js.mask_params(params, masks)
-    assert_trees_are_equal(js.decompress_params(found), expected)
-    assert_trees_are_equal(jax.jit(js.decompress_params)(found), expected)
+    assert_trees_are_equal(js.decompress_params(result), expected)
+    assert_trees_are_equal(jax.jit(js.decompress_params)(result), expected)
     again = js.compress_params(expected, plan)  # nothing more is pruned
     assert_trees_are_equal(js.decompress_params(again), expected)
 
@@ -68,8 +68,8 @@ def test_leaves_without_a_mask_stay_dense():
     params, plan = tree(), js.plan_sparsity(tree(), RULES, dense_head=False)
     masks = js.create_masks(params, plan)
     masks["a"]["kernel"] = None
-    found = js.compress_params(params, plan, masks=masks)
-    assert found["a"]["kernel"] is params["a"]["kernel"]
+    result = js.compress_params(params, plan, masks=masks)
+    assert result["a"]["kernel"] is params["a"]["kernel"]
 
 
 def test_models_of_flax_and_equinox():
@@ -78,8 +78,8 @@ def test_models_of_flax_and_equinox():
     rules = [js.Rule(".*kernel", "2:4", axis=0), js.Rule(".*weight", "2:4", axis=1)]
     plan = js.plan_sparsity(state, rules[:1])
     expected = js.mask_params(state, js.create_masks(state, plan))
-    found = js.decompress_params(js.compress_params(state, plan))
-    assert_trees_are_equal(found, expected)
+    result = js.decompress_params(js.compress_params(state, plan))
+    assert_trees_are_equal(result, expected)
 
     mlp = eqx.nn.MLP(16, 16, 32, depth=1, key=jax.random.key(0))
     plan = js.plan_sparsity(mlp, rules[1:])
@@ -131,13 +131,13 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         values, indices = compressed(weight, mask, n, m, 0)
         for spec, given in ((P("a", "b"), packed), (P(("a", "b"), None), mask)):
             sharded = jax.device_put(weight, NamedSharding(mesh, spec))
-            found = js.compress(sharded, (n, m), mask=given)
-            np.testing.assert_array_equal(found.values, values)
-            np.testing.assert_array_equal(found.indices, indices)
-            back = js.decompress(found)
+            result = js.compress(sharded, (n, m), mask=given)
+            np.testing.assert_array_equal(result.values, values)
+            np.testing.assert_array_equal(result.indices, indices)
+            back = js.decompress(result)
             np.testing.assert_array_equal(back, dense)
             assert back.sharding.is_equivalent_to(sharded.sharding, 2)
-            np.testing.assert_allclose(js.nm_matmul(x, found), x @ dense, rtol=1e-4)
+            np.testing.assert_allclose(js.nm_matmul(x, result), x @ dense, rtol=1e-4)
 """
 
 
@@ -146,13 +146,13 @@ def test_sharded_weights_are_compressed_as_on_one_device():
     run_on_eight_devices("-c", SHARDED)
 
 
-def test_masked_places_hold_plus_zero_whatever_was_there():
+def test_pruned_weights_are_plus_zero_even_where_they_were_nan():
     weight = np.full((16, 8), np.nan, np.float32)
     mask = np.zeros(weight.shape, bool)
     mask[::4] = True
     rules = [js.Rule(".*", "2:4", axis=0)]
-    found = js.compress_params({"w": weight}, rules, masks={"w": mask})
-    assert_same_bits(js.decompress_params(found)["w"], masked(weight, mask))
+    result = js.compress_params({"w": weight}, rules, masks={"w": mask})
+    assert_same_bits(js.decompress_params(result)["w"], masked(weight, mask))
 
 
 UNDER_A_MESH = """

@@ -1,4 +1,4 @@
-"""The product on sparse tensor cores: on a Hopper GPU, and what of it runs anywhere."""
+"""Products on sparse tensor cores: on a Hopper GPU, and the parts that run anywhere."""
 
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ SHAPES = [
     *[(rows, 1032, 400) for rows in (1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 300)],
     *[(rows, 264, 16384) for rows in (5, 20, 60, 100, 129, 257)],
     *[(rows, 136, 6992) for rows in (200, 500, 1000)],
-    (1000, 4104, 6992),  # stages are used again and again
+    (1000, 4104, 6992),  # stages are reused
     *[(7, 4104, 1040), (12, 2056, 1808), (16, 8200, 528)],  # few rows, clusters of four
     *[(10, 1048, 3984), (2, 2024, 2064), (13, 712, 5008)],  # of two, and one block
     *[(rows, 520, 4016) for rows in (60, 200)],  # clusters of three
@@ -45,9 +45,9 @@ def test_whole_numbers_are_exact(shape, dtype):
     mask = random_mask(rng, weight.shape, 2, 4, 0)
     x = rng.integers(-3, 4, (rows, k)).astype(dtype)
     stored = as_compressed(weight, mask, 2, 4, 0)
-    found = js.nm_matmul(x, stored, implementation="cuda")
+    result = js.nm_matmul(x, stored, implementation="cuda")
     exact = x.astype(np.float64) @ masked(weight, mask).astype(np.float64)
-    np.testing.assert_array_equal(found, exact.astype(np.float32).astype(dtype))
+    np.testing.assert_array_equal(result, exact.astype(np.float32).astype(dtype))
 
 
 @needs_hopper
@@ -60,7 +60,7 @@ def test_products_are_within_one_rounding(shape):
 
 
 @needs_hopper
-def test_the_default_is_the_kernel_and_others_are_left_to_xla():
+def test_the_default_is_the_kernel_and_xla_for_other_weights():
     rng = np.random.default_rng(0)
     x, _, stored = problem(rng, (4,), 64, 32, ml_dtypes.bfloat16)
     text = jax.jit(js.nm_matmul).lower(x, stored).as_text()
@@ -83,7 +83,7 @@ def test_leading_axes_vmap_scan_and_gradients():
 
 
 @needs_hopper
-def test_a_function_for_the_cpu_is_left_to_xla():
+def test_a_function_for_the_cpu_uses_xla():
     x, weight, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         assert_product(jax.jit(js.nm_matmul)(x, stored), x, weight)
@@ -108,18 +108,18 @@ def check_transformations(implementation):
     masks = random_mask(rng, (2, 64, 32), 2, 4, 1)
     weights = rng.normal(size=(2, 64, 32)).astype(ml_dtypes.bfloat16)
     stack = as_compressed(weights, masks, 2, 4, 1)
-    for found in (
+    for result in (
         jax.vmap(multiply)(x, stack),
         jax.vmap(multiply, (None, 0))(x, stack),
     ):
         for i in range(2):
-            rows = x[i] if found.ndim == 3 else x
-            assert_product(found[i], rows, masked(weights, masks)[i])
-    _, found = jax.lax.scan(lambda _, w: (None, multiply(x[0], w)), None, stack)
+            rows = x[i] if result.ndim == 3 else x
+            assert_product(result[i], rows, masked(weights, masks)[i])
+    _, result = jax.lax.scan(lambda _, w: (None, multiply(x[0], w)), None, stack)
     for i in range(2):
-        assert_product(found[i], x[0], masked(weights, masks)[i])
+        assert_product(result[i], x[0], masked(weights, masks)[i])
 
-    # d sum(y * c) is c w' for x and, at the places of the values, x' c for w.
+    # d sum(y * c) is c w' for x and, at the positions of the values, x' c for w.
     c = rng.integers(-2, 3, (2, 3, 32)).astype(ml_dtypes.bfloat16)
     loss = lambda x, v: jnp.sum(multiply(x, replace(stored, values=v)) * c)
     for_x, for_values = jax.jit(jax.grad(loss, (0, 1)))(jnp.asarray(x), stored.values)
@@ -152,8 +152,8 @@ def test_every_shape_has_a_kernel(rows, eights, sixteens):
     assert kernel == "whole" or blocks == 1 or 8 * eights >= 128 * blocks
 
 
-def test_no_block_works_for_nothing():
-    # 128 outputs are one tile; a second one beside it would be all zeros.
+def test_no_block_is_idle():
+    # 128 outputs are one tile; its neighbour would be idle.
     assert cuda_matmul.choose_kernel(65536, 4096, 128) == ("whole", 256, 1)
     assert cuda_matmul.choose_kernel(4096, 4096, 4096) == ("whole", 256, 2)
 
@@ -173,7 +173,7 @@ mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 rng = np.random.default_rng(0)
 
 
-def whole_numbers(rows, k, out):  # whose sums of parts are exact
+def whole_numbers(rows, k, out):  # partial sums are exact
     weight, mask = rng.integers(-2, 3, (k, out)), random_mask(rng, (k, out), 2, 4, 0)
     x = rng.integers(-2, 3, (*rows, k))
     stored = as_compressed(weight.astype(bfloat16), mask, 2, 4, 0)
@@ -181,32 +181,32 @@ def whole_numbers(rows, k, out):  # whose sums of parts are exact
 
 
 x, stored, exact = whole_numbers((8, 4), 64, 128)
-place = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
+shard = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
 multiply = jax.jit(js.nm_matmul)
 for rows, columns, sent in (
     (P("a"), P(None, "b"), []),
     (P(None, "b"), P(None, "a"), []),
-    (P(None, None, "a"), P("a"), ["all-reduce"]),  # k is cut
+    (P(None, None, "a"), P("a"), ["all-reduce"]),  # k is sharded
     (P("b"), P("a"), ["all-reduce"]),
     (P(), P("a", "b"), ["all-reduce"]),
     (P(None, None, "b"), P(), ["all-reduce"]),
     (P(), P(("a", "b")), ["all-reduce"]),
-    (P("a"), P("a"), ["all-gather"]),  # by what cuts rows, too
+    (P("a"), P("a"), ["all-gather"]),  # over the axis of the rows, too
     (P("a"), P("a", "b"), ["all-gather"]),
 ):
-    placed = jax.tree.map(lambda leaf: place(leaf, columns), stored)
-    text = multiply.lower(place(x, rows), placed).compile().as_text()
+    placed = jax.tree.map(lambda leaf: shard(leaf, columns), stored)
+    text = multiply.lower(shard(x, rows), placed).compile().as_text()
     kinds = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
     assert [kind for kind in kinds if kind in text] == sent, (rows, columns, sent)
-    np.testing.assert_array_equal(multiply(place(x, rows), placed), exact)
-# Halves of a sum that leave float16's range, and add up to nothing.
+    np.testing.assert_array_equal(multiply(shard(x, rows), placed), exact)
+# Partial sums that overflow float16, with a total of zero.
 opposite = np.repeat([[200, -200]], 32, 1).astype(np.float16)
 high = js.compress(np.full((64, 16), 800, np.float16))
-placed = jax.tree.map(lambda leaf: place(leaf, P("b")), high)
-assert not multiply(place(opposite, P(None, "b")), placed).any()
-x, stored, exact = whole_numbers((4,), 40, 32)  # 5 bytes of indices: no equal parts
-placed = jax.tree.map(lambda leaf: place(leaf, P()), stored)
-np.testing.assert_array_equal(multiply(place(x, P(None, ("a", "b"))), placed), exact)
+placed = jax.tree.map(lambda leaf: shard(leaf, P("b")), high)
+assert not multiply(shard(opposite, P(None, "b")), placed).any()
+x, stored, exact = whole_numbers((4,), 40, 32)  # 5 bytes of indices: not divisible
+placed = jax.tree.map(lambda leaf: shard(leaf, P()), stored)
+np.testing.assert_array_equal(multiply(shard(x, P(None, ("a", "b"))), placed), exact)
 """
 
 
@@ -216,7 +216,7 @@ def test_shards_of_rows_and_outputs_are_multiplied_where_they_are():
 
 @pytest.fixture
 def fresh():
-    """What is said once is said again."""
+    """Logs and warnings that appear once appear again."""
     cuda_matmul._unavailable.cache_clear()
     yield
     cuda_matmul._unavailable.cache_clear()
@@ -224,7 +224,7 @@ def fresh():
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
-def test_without_a_gpu_it_is_said_once_and_left_to_xla(caplog):
+def test_without_a_gpu_xla_is_used_and_logged_once(caplog):
     x, weight, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
     with caplog.at_level("INFO", "jaxsparse"):
         for _ in range(2):
@@ -236,7 +236,7 @@ def test_without_a_gpu_it_is_said_once_and_left_to_xla(caplog):
 
 
 @pytest.mark.usefixtures("fresh")
-def test_without_a_compiler_it_is_said_once_and_left_to_xla(monkeypatch):
+def test_without_a_compiler_xla_is_used_with_one_warning(monkeypatch):
     def load():
         raise cuda_library.BuildError("no CUDA compiler")
 
@@ -244,8 +244,8 @@ def test_without_a_compiler_it_is_said_once_and_left_to_xla(monkeypatch):
     monkeypatch.setattr(cuda_matmul, "compute_capability", lambda: (9, 0))
     x, weight, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
     with pytest.warns(UserWarning, match="uses XLA: no CUDA compiler") as said:
-        found = [js.nm_matmul(x, stored) for _ in range(2)]
-    assert_product(found[1], x, weight)
+        result = [js.nm_matmul(x, stored) for _ in range(2)]
+    assert_product(result[1], x, weight)
     assert len(said) == 1
 
 
@@ -258,14 +258,14 @@ def test_without_a_compiler_it_is_said_once_and_left_to_xla(monkeypatch):
         (64, 24, np.float16, (2, 4), "not multiples of 8 and 16"),
     ],
 )
-def test_what_the_kernel_does_not_take_is_named(k, out, dtype, pattern, why):
+def test_errors_name_what_the_kernel_does_not_support(k, out, dtype, pattern, why):
     rng = np.random.default_rng(0)
     x, _, stored = problem(rng, (4,), k, out, dtype, pattern)
     with pytest.raises(ValueError, match=why):
         js.nm_matmul(x, stored, implementation="cuda")
 
 
-def test_more_rows_than_the_kernel_counts_are_left_to_xla():
+def test_more_rows_than_the_kernel_counts_are_refused():
     _, _, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
     x = jax.ShapeDtypeStruct((2**16, 2**15, 64), np.float16)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Models whose products are by the kernel for sparse tensor cores, or are refused."""
+"""Models whose matmuls use the CUDA kernel, or raise."""
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ def test_an_unknown_implementation_is_refused_at_once():
         js.sparse_apply(lambda p, x: x @ p["w"], implementation="CUDA")
 
 
-def test_a_model_insists_on_the_kernel():
+def test_a_model_requires_the_kernel():
     params = {"w": problem(np.random.default_rng(0), (4,), 64, 32)[2]}
     run = js.sparse_apply(lambda p, x: x @ p["w"], implementation="cuda")
     with (
@@ -49,7 +49,7 @@ def test_a_model_insists_on_the_kernel():
 
 @pytest.mark.usefixtures("available")
 @pytest.mark.parametrize("precision", [None, "highest"])
-def test_all_of_attention_is_by_the_kernel(precision):
+def test_all_of_attention_uses_the_kernel(precision):
     model = nn.MultiHeadDotProductAttention(2, dtype=np.float16, precision=precision)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 32)), np.float16)
     narrow = lambda leaf: leaf.astype(np.float16)
@@ -59,8 +59,8 @@ def test_all_of_attention_is_by_the_kernel(precision):
     small = js.compress_params(params, plan)
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), pruned)
     exact = nn.MultiHeadDotProductAttention(2).apply(wide, x.astype(np.float32))
-    found = js.sparse_apply(model.apply, plan, implementation="cuda")(small, x)
-    np.testing.assert_allclose(found, exact, rtol=2**-7, atol=2**-9)
+    result = js.sparse_apply(model.apply, plan, implementation="cuda")(small, x)
+    np.testing.assert_allclose(result, exact, rtol=2**-7, atol=2**-9)
 
 
 @pytest.mark.usefixtures("available")
@@ -69,7 +69,7 @@ def test_all_of_attention_is_by_the_kernel(precision):
     ("shape", "groups", "contracted"),
     [
         ((16, 2, 8), 0, (0,)),  # query, key and value
-        ((2, 16, 16), 1, (0, 1)),  # what follows attention
+        ((2, 16, 16), 1, (0, 1)),  # the output projection
         ((2, 16, 16), 1, (1, 0)),
         ((16, 2, 16), 0, (1, 0)),
         ((2, 16, 3, 8), 3, (3, 0)),
@@ -115,7 +115,7 @@ def test_products_over_any_axes(shape, groups, contracted, on_the_right):
         ),
     ],
 )
-def test_a_model_says_which_product_the_kernel_does_not_take(fn, why):
+def test_errors_name_the_product_that_the_kernel_does_not_support(fn, why):
     weight, x = np.zeros((16, 1, 16), np.float16), np.zeros((16, 16), np.float16)
     small = js.compress_params(weight, [js.Rule(".*", "2:4", axis=0, sizes=None)])
     with pytest.raises(ValueError, match=rf"'cuda' is not available: .*{why}"):
@@ -126,7 +126,7 @@ def test_a_model_says_which_product_the_kernel_does_not_take(fn, why):
     ("shape", "why"),
     [((12, 16), "multiples of 8 and 16"), ((2, 12, 16), "end within a byte")],
 )
-def test_codes_that_end_within_a_byte_are_left_to_xla(shape, why):
+def test_codes_that_end_within_a_byte_are_multiplied_by_xla(shape, why):
     rng, groups = np.random.default_rng(0), len(shape) - 2
     weight = rng.integers(1, 4, shape).astype(np.float16)
     x = rng.integers(-3, 4, (5, *shape[:-1])).astype(np.float16)

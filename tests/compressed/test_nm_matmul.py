@@ -28,16 +28,16 @@ def test_sizes_in_all_pairs():
     inner = [k for k in SIZES if k % 4 == 0]
     problems = {}
     for (i, rows), (j, out) in product(enumerate(SIZES), enumerate(SIZES)):
-        k = inner[(i + j) % len(inner)]  # with each of the others, too
+        k = inner[(i + j) % len(inner)]  # pairs k with every size
         if (k, out) not in problems:
             problems[k, out] = problem(rng, (max(SIZES),), k, out)
         x, weight, stored = problems[k, out]
-        found = js.nm_matmul(x[:rows], stored)
-        assert (found.shape, found.dtype) == ((rows, out), jnp.float32)
-        assert_product(found, x[:rows], weight)
+        result = js.nm_matmul(x[:rows], stored)
+        assert (result.shape, result.dtype) == ((rows, out), jnp.float32)
+        assert_product(result, x[:rows], weight)
 
 
-# Each is compiled once; what is drawn is numbers, masks and leading axes.
+# Each is compiled once; numbers, masks and leading axes are drawn.
 CASES = [
     (np.float32, (2, 4), 12, 5),
     (np.float32, (8, 16), 48, 3),
@@ -67,25 +67,25 @@ def test_drawn_products(case, rows, seed, scale):
     x = x if dtype == np.int8 else (x.astype(np.float32) * scale).astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         exact = x.astype(np.float64) @ weight.astype(np.float64)
-    found = js.nm_matmul(x, stored)
-    assert found.dtype == (jnp.int32 if dtype == np.int8 else dtype)
-    assert found.shape == (*rows, out)
+    result = js.nm_matmul(x, stored)
+    assert result.dtype == (jnp.int32 if dtype == np.int8 else dtype)
+    assert result.shape == (*rows, out)
     if dtype == np.int8 or abs(exact).max() < float(ml_dtypes.finfo(dtype).max) / 2:
-        assert_product(found, x, weight)
+        assert_product(result, x, weight)
 
 
 def differences(f, x, step=0.5):
-    """The gradient of what is at most quadratic in each number: exact but rounding."""
+    """Returns the gradient of a function that is at most quadratic in each number."""
     slopes = np.empty(x.shape)
-    for place in np.ndindex(x.shape):
+    for index in np.ndindex(x.shape):
         change = np.zeros(x.shape)
-        change[place] = step
-        slopes[place] = (f(x + change) - f(x - change)) / (2 * step)
+        change[index] = step
+        slopes[index] = (f(x + change) - f(x - change)) / (2 * step)
     return slopes
 
 
 def dense_of(values, mask):
-    """The weight with these values at the places of a mask that keeps exactly n."""
+    """Returns the weight with these values where a mask keeps exactly `n`."""
     columns = np.zeros(mask.T.shape)
     columns[mask.T] = values.T.ravel()
     return columns.T
@@ -106,17 +106,17 @@ def test_gradients_are_finite_differences(batched):
 
     with jax.enable_x64(True):
         gradient = jax.grad(loss, (0, 1))
-        found = jax.jit(jax.vmap(gradient) if batched else gradient)(x, values)
+        result = jax.jit(jax.vmap(gradient) if batched else gradient)(x, values)
     exact = lambda x, values: np.sum((x @ dense_of(values, mask)) ** 2)
     for one in np.ndindex(lead):
         by_x = differences(lambda x, v=values[one]: exact(x, v), x[one])
         by_values = differences(lambda v, x=x[one]: exact(x, v), values[one])
-        np.testing.assert_allclose(found[0][one], by_x, rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(found[1][one], by_values, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(result[0][one], by_x, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(result[1][one], by_values, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_gradients_of_narrow_floats_are_added_up_in_float32(dtype):
+def test_gradients_of_narrow_floats_are_accumulated_in_float32(dtype):
     x, weight, stored = problem(
         np.random.default_rng(2), (600,), 16, 4, jnp.dtype(dtype)
     )
@@ -151,9 +151,9 @@ def test_batches_by_vmap_and_scan():
 def test_mixed_dtypes_are_promoted_as_by_dot():
     x, weight, stored = problem(np.random.default_rng(4), (2,), 8, 3)
     half = replace(stored, values=jnp.asarray(stored.values, jnp.bfloat16))
-    found = js.nm_matmul(x, half)
-    assert found.dtype == jnp.float32
-    assert_product(found, x, weight.astype(jnp.bfloat16))
+    result = js.nm_matmul(x, half)
+    assert result.dtype == jnp.float32
+    assert_product(result, x, weight.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize(

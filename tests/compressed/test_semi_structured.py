@@ -1,4 +1,4 @@
-"""PyTorch's 2:4 format, by hand, and as PyTorch itself makes it where it is there."""
+"""PyTorch's 2:4 format, by hand, and against PyTorch if it is installed."""
 
 import jax
 import jax.numpy as jnp
@@ -14,39 +14,39 @@ from tests.compressed.layout_oracle import (
 )
 
 
-def with_places(shape, places):
-    """A mask `[out, k]` that keeps places 0 and 1, or those given for a group."""
+def mask_with(shape, positions):
+    """Returns a mask `[out, k]` that keeps 0 and 1, or `positions`, of each group."""
     mask = np.tile(np.array([1, 1, 0, 0], bool), (shape[0], shape[1] // 4))
-    for (row, group), kept in places.items():
+    for (row, group), kept in positions.items():
         mask[row, 4 * group : 4 * group + 4] = np.isin(np.arange(4), kept)
     return mask
 
 
 # Row 9 is the second of the second run of eight.
-PLACES = {(0, 4): (2, 3), (9, 1): (0, 2), (9, 2): (0, 3), (9, 3): (1, 2)}
+POSITIONS = {(0, 4): (2, 3), (9, 1): (0, 2), (9, 2): (0, 3), (9, 3): (1, 2)}
 
 
 def test_metadata_of_two_bytes_by_hand():
-    mask = with_places((32, 32), PLACES)
+    mask = mask_with((32, 32), POSITIONS)
     weight = jnp.asarray(mask, jnp.bfloat16)
     values, meta = js.to_semi_structured(js.compress(weight, mask=mask, axis=1))
     expected = np.full((32, 2), 0x4444)
-    # Word (0, 1): its row stays the first; a corner of its square, it changes places
-    # with word (1, 0), the third that is stored.
+    # Word (0, 1): its row stays the first. It is off the diagonal of its square, so it
+    # is swapped with word (1, 0), which is stored third.
     expected.flat[2] = 0x444E
-    # Word (9, 0): behind the second rows' first run, row 4 + 1; it changes places with
-    # (4, 1), the tenth.
+    # Word (9, 0): row 9 becomes row 4 + 1, after the first rows of all runs. It is
+    # swapped with word (4, 1), which is stored tenth.
     expected.flat[9] = 0x9C84
     np.testing.assert_array_equal(meta, expected.astype(np.uint16).view(np.int16))
     np.testing.assert_array_equal(values, np.ones((32, 16)))
 
 
 def test_metadata_of_one_byte_by_hand():
-    mask = with_places((16, 64), PLACES | {(0, 15): (2, 3)})
+    mask = mask_with((16, 64), POSITIONS | {(0, 15): (2, 3)})
     weight = jnp.asarray(mask, jnp.int8)
     _, meta = js.to_semi_structured(js.compress(weight.T, mask=mask.T, axis=0))
     expected = np.full((16, 2), 0x44444444)
-    # Two runs of eight to a block: row 9 comes to be 2 + 1, and goes to (2, 1).
+    # A block has two runs of eight: row 9 becomes row 2 + 1, swapped with word (2, 1).
     expected.flat[0] = 0x444E4444
     expected.flat[2] = 0xE4444444
     expected.flat[5] = 0x44449C84
@@ -57,7 +57,7 @@ def test_metadata_of_one_byte_by_hand():
     ("dtype", "out", "k"),
     [("bfloat16", 96, 64), ("float16", 32, 96), ("int8", 48, 128)],
 )
-def test_it_is_what_pytorch_makes(dtype, out, k):
+def test_it_equals_the_format_of_pytorch(dtype, out, k):
     torch = pytest.importorskip("torch")
     conversions = pytest.importorskip("torch.sparse._semi_structured_conversions")
     rng = np.random.default_rng(0)
@@ -68,13 +68,13 @@ def test_it_is_what_pytorch_makes(dtype, out, k):
     packed, meta = conversions.sparse_semi_structured_from_dense_cutlass(theirs)
     for axis, mine in ((0, weight.T), (1, weight)):
         stored = js.compress(mine, mask=mine != 0, axis=axis)
-        found = js.to_semi_structured(stored)
+        result = js.to_semi_structured(stored)
         np.testing.assert_array_equal(
-            found[0].astype("float32"), packed.float().numpy()
+            result[0].astype("float32"), packed.float().numpy()
         )
-        assert_same_bits(found[1], meta.numpy())
+        assert_same_bits(result[1], meta.numpy())
         back = jax.jit(js.from_semi_structured, static_argnames="axis")(
-            *found, axis=axis
+            *result, axis=axis
         )
         assert (back.axis, back.pattern) == (stored.axis, stored.pattern)
         assert_same_bits(back.indices, np.asarray(stored.indices))
@@ -83,7 +83,7 @@ def test_it_is_what_pytorch_makes(dtype, out, k):
     np.testing.assert_array_equal(there.float().numpy(), weight.astype(np.float32))
 
 
-def test_what_pytorch_chooses_for_groups_with_fewer_is_read():
+def test_groups_that_keep_fewer_are_read_as_pytorch_stores_them():
     torch = pytest.importorskip("torch")
     conversions = pytest.importorskip("torch.sparse._semi_structured_conversions")
     rng = np.random.default_rng(1)
@@ -92,8 +92,8 @@ def test_what_pytorch_chooses_for_groups_with_fewer_is_read():
     packed, meta = conversions.sparse_semi_structured_from_dense_cutlass(
         torch.from_numpy(weight)
     )
-    found = js.from_semi_structured(packed.numpy(), meta.numpy(), axis=1)
-    assert_same_bits(js.decompress(found), weight)
+    result = js.from_semi_structured(packed.numpy(), meta.numpy(), axis=1)
+    assert_same_bits(js.decompress(result), weight)
     stored = js.compress(weight, mask=mask, axis=1)
     mine = [torch.from_numpy(np.array(x)) for x in js.to_semi_structured(stored)]
     there = conversions.sparse_semi_structured_to_dense_cutlass(*mine)
@@ -125,7 +125,7 @@ def test_errors(shape, pattern, dtype, words):
         ((32, 16), (32, 2), 2, "axis 0 or 1, got 2"),
     ],
 )
-def test_errors_of_what_comes_back(values, meta, axis, words):
+def test_errors_of_from_semi_structured(values, meta, axis, words):
     values, meta = np.zeros(values, np.float16), np.zeros(meta, np.int16)
     with pytest.raises(ValueError, match=words):
         js.from_semi_structured(values, meta, axis=axis)

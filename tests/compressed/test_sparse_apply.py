@@ -1,4 +1,4 @@
-"""A model on compressed weights gives what it gives on the masked dense ones."""
+"""A model returns the same for compressed weights as for masked dense ones."""
 
 import equinox as eqx
 import flax.linen as nn
@@ -20,7 +20,7 @@ def normal(*sizes, seed=0):
 
 
 def compressed(fn, params, *args, pattern="2:4"):
-    """The parameters masked and dense, the same compressed, and the plan."""
+    """Returns masked parameters, the same compressed, and their plan."""
     rules = [js.Rule(".*", pattern, sizes=None)]
     plan = js.plan_sparsity(params, rules, fn=fn, args=args, dense_head=False)
     masked = js.mask_params(params, js.create_masks(params, plan))
@@ -72,7 +72,7 @@ def test_attention_in_nnx_and_results_of_any_structure():
     agree(fn, params, normal(2, 5, 16))
 
 
-def test_convolutions_and_embeddings_are_decompressed_where_they_are_met():
+def test_convolutions_and_embeddings_are_decompressed():
     params = {"conv": normal(3, 3, 8, 16), "table": normal(16, 8, seed=1)}
 
     def fn(params, x, ids):
@@ -99,13 +99,13 @@ def stack(params, x):
     return lax.scan(step, x, params["w"])[0]
 
 
-def test_a_scanned_stack_stays_compressed_on_its_way():
+def test_a_scanned_stack_stays_compressed():
     params, x = {"w": normal(3, 16, 16) / 4}, normal(5, 16)
     small = agree(stack, params, x)
     program = jax.make_jaxpr(js.sparse_apply(stack))(small, x)
     (scan,) = [eqn for eqn in program.eqns if eqn.primitive.name == "scan"]
     shapes = {(v.aval.shape, v.aval.dtype.name) for v in scan.invars}
-    # One bit a weight and half of the values: 16 codes of 4 bits are 2 bytes of 16.
+    # Half of the values and one bit per weight: 4 codes of 4 bits are 2 bytes.
     assert {((3, 8, 16), "float32"), ((3, 2, 16), "uint8")} <= shapes
     assert not any(v.aval.shape == (3, 16, 16) for v in scan.invars)
 
@@ -150,7 +150,7 @@ def test_a_scan_over_the_group_axis_and_weights_as_carries():
     jax.tree.map(close, got, fn(masked, x))
 
 
-def test_loops_that_take_a_weight_into_what_they_carry():
+def test_loops_that_carry_a_weight():
     params, x = {"w": normal(16, 16)}, normal(3, 16)
 
     def scanned(params, x):
@@ -166,9 +166,9 @@ def test_loops_that_take_a_weight_into_what_they_carry():
         rules = [js.Rule(".*", "2:4", axis=0, sizes=None)]
         small = js.compress_params(params, rules)
         expected = fn({"w": np.asarray(js.decompress(small["w"]))}, x)
-        found = jax.jit(js.sparse_apply(fn))(small, x)
+        result = jax.jit(js.sparse_apply(fn))(small, x)
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-        jax.tree.map(close, found, expected)
+        jax.tree.map(close, result, expected)
 
 
 def test_gradients_of_the_values_are_those_of_the_kept_weights():
@@ -183,11 +183,11 @@ def test_gradients_of_the_values_are_those_of_the_kept_weights():
         whole = js.Compressed(values, weight.indices, weight.pattern, weight.axis)
         return jnp.sum(js.sparse_apply(stack)({"w": whole}, x) ** 2)
 
-    found = jax.grad(sparse_loss)(small["w"].values)
-    np.testing.assert_allclose(found, expected["w"].values, rtol=1e-4, atol=1e-5)
+    result = jax.grad(sparse_loss)(small["w"].values)
+    np.testing.assert_allclose(result, expected["w"].values, rtol=1e-4, atol=1e-5)
 
 
-def test_custom_derivatives_of_what_takes_no_weight_are_kept():
+def test_custom_derivatives_of_functions_without_weights_are_kept():
     @jax.custom_vjp
     def straight(x):
         return jnp.round(x)
@@ -199,22 +199,22 @@ def test_custom_derivatives_of_what_takes_no_weight_are_kept():
     fn = lambda p, x: jnp.sum(jax.nn.relu(straight(3 * x)) @ p["w"])
     for x in (normal(16), np.zeros(16, np.float32)):
         expected = jax.grad(fn, argnums=1)(masked, x)
-        found = jax.grad(js.sparse_apply(fn), argnums=1)(small, x)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        result = jax.grad(js.sparse_apply(fn), argnums=1)(small, x)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_products_of_bytes_wrap_as_they_do():
+def test_int8_products_wrap_as_without_compression():
     weight = (40 * normal(32, 16)).astype(np.int8)
     rules, x = [js.Rule(".*", "2:4", axis=0)], np.full((1, 32), 100, np.int8)
     fn = lambda p, x: x @ p["w"]
     masked = js.mask_params({"w": weight}, js.create_masks({"w": weight}, rules))
-    found = js.sparse_apply(fn)(js.compress_params({"w": weight}, rules), x)
-    assert found.dtype == jnp.int8
+    result = js.sparse_apply(fn)(js.compress_params({"w": weight}, rules), x)
+    assert result.dtype == jnp.int8
     wide = x.astype(int) @ np.asarray(masked["w"]).astype(int)
-    np.testing.assert_array_equal(found, wide.astype(np.int8))
+    np.testing.assert_array_equal(result, wide.astype(np.int8))
 
 
-def test_a_leaf_that_was_compressed_otherwise_is_refused():
+def test_a_leaf_compressed_by_another_plan_is_refused():
     params = {"w": normal(16, 16)}
     small = js.compress_params(params, [js.Rule(".*", "2:4", axis=0)])
     run = js.sparse_apply(lambda p, x: x @ p["w"], [js.Rule(".*", "1:4", axis=0)])

@@ -1,4 +1,4 @@
-"""What the tests of files share: a tree to save."""
+"""A tree to save, shared by the tests of files."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,15 @@ from tests.compressed.layout_oracle import (
 )
 
 
-#: Small enough for every leaf to have a file of its own.
+#: Splits a tree into one file per leaf.
 SPLIT = {"max_file_bytes": 1}
 
 
 def stored(seed, shape=(16, 8), dtype=np.float32, n=2, m=4, axis=0):
     rng = np.random.default_rng(seed)
     mask = random_mask(rng, shape, n, m, axis)
-    found = as_compressed(random_weight(rng, shape, dtype), mask, n, m, axis)
-    return jax.tree.map(jnp.asarray, found)
+    result = as_compressed(random_weight(rng, shape, dtype), mask, n, m, axis)
+    return jax.tree.map(jnp.asarray, result)
 
 
 def tree(seed=0):
@@ -31,6 +31,6 @@ def tree(seed=0):
     }
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(assert_same_bits, found, expected)
+def assert_same(result, expected):
+    assert jax.tree.structure(result) == jax.tree.structure(expected)
+    jax.tree.map(assert_same_bits, result, expected)

@@ -1,4 +1,4 @@
-"""Files: what is saved is loaded, until what replaces it is whole."""
+"""Saving and loading trees; saves are atomic."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize("how", [{}, SPLIT, {"max_file_bytes": 330}])
-def test_what_is_saved_is_loaded(path, how):
+def test_saved_trees_are_loaded(path, how):
     js.save_sparse(path, tree(), **how)
     assert_same(js.load_sparse(str(path)), tree())
     names = sorted(file.name for file in path.parent.iterdir())
@@ -32,7 +32,7 @@ def test_what_is_saved_is_loaded(path, how):
     assert (names == ["model.safetensors"]) == (not how)
 
 
-def test_a_file_is_its_leaves_and_a_header(path):
+def test_a_file_has_its_leaves_and_a_header_only(path):
     params = {"kernel": jnp.ones((64, 32), jnp.bfloat16)}
     js.save_sparse(path, js.compress_params(params))
     data = path.read_bytes()
@@ -43,16 +43,16 @@ def test_a_file_is_its_leaves_and_a_header(path):
 def test_the_package_of_safetensors_reads_the_files(path):
     expected = tree()
     js.save_sparse(path, expected)
-    found = safetensors.numpy.load_file(path)
-    assert_same_bits(found["mlp/bias"], np.asarray(expected["mlp"]["bias"]))
-    assert_same_bits(found["step"], np.asarray(expected["step"]))
+    result = safetensors.numpy.load_file(path)
+    assert_same_bits(result["mlp/bias"], np.asarray(expected["mlp"]["bias"]))
+    assert_same_bits(result["step"], np.asarray(expected["step"]))
     for name in ("mlp", "head"):
         leaf = expected[name]["kernel"]
-        assert_same_bits(found[f"{name}/kernel/values"], np.asarray(leaf.values))
-        assert_same_bits(found[f"{name}/kernel/indices"], np.asarray(leaf.indices))
+        assert_same_bits(result[f"{name}/kernel/values"], np.asarray(leaf.values))
+        assert_same_bits(result[f"{name}/kernel/indices"], np.asarray(leaf.indices))
     with safetensors.safe_open(path, "np") as file:
-        told = json.loads(file.metadata()["jaxsparse"])["leaves"]
-    assert told["head/kernel"] == {
+        metadata = json.loads(file.metadata()["jaxsparse"])["leaves"]
+    assert metadata["head/kernel"] == {
         "dtype": "bfloat16",
         "shape": [2, 32],
         "pattern": "4:8",
@@ -83,7 +83,7 @@ def test_dtypes(path, dtype):
     assert_same(js.load_sparse(path), expected)
 
 
-def test_64_bits_are_not_narrowed_unseen(path):
+def test_64_bits_are_not_narrowed_silently(path):
     js.save_sparse(path, {"a": np.arange(3.0)})
     with pytest.raises(js.SparseFileError, match="'a' has dtype float64: enable jax"):
         js.load_sparse(path)
@@ -118,7 +118,7 @@ class Model(eqx.Module):
     step: jax.Array
 
 
-def test_into_a_tree_that_is_given(path):
+def test_loading_into_the_structure_of_another_tree(path):
     model = Model([stored(0), jnp.ones(3)], jnp.int32(4))
     js.save_sparse(path, model)
     assert_same(js.load_sparse(path, like=model), model)
@@ -148,7 +148,7 @@ def test_into_a_tree_that_is_given(path):
         (lambda t: t["mlp"].update(bias=stored(0)), "'mlp/bias'"),
     ],
 )
-def test_a_tree_that_does_not_fit(path, change, words):
+def test_a_tree_that_does_not_match_like(path, change, words):
     js.save_sparse(path, tree())
     like = tree()
     change(like)
@@ -183,7 +183,7 @@ def test_what_cannot_be_saved_leaves_no_file(path, leaves, error, words):
     assert not list(path.parent.iterdir())
 
 
-def test_paths_that_are_none(path):
+def test_invalid_paths(path):
     with pytest.raises(FileNotFoundError, match="neither a file"):
         js.load_sparse(path)
     with pytest.raises(ValueError, match=r"end in \.safetensors"):
@@ -192,7 +192,7 @@ def test_paths_that_are_none(path):
 
 @pytest.mark.parametrize("before", [{}, SPLIT])
 @pytest.mark.parametrize("after", [{}, SPLIT])
-def test_a_save_that_fails_anywhere_leaves_what_was_there(
+def test_a_save_that_fails_anywhere_keeps_the_old_tree(
     path, monkeypatch, before, after
 ):
     js.save_sparse(path, tree(0), **before)
@@ -215,7 +215,7 @@ def test_a_save_that_fails_anywhere_leaves_what_was_there(
         else:
             js.save_sparse(path, tree(1), **after)
             assert_same(js.load_sparse(path), tree(1))
-    assert len(list(path.parent.iterdir())) == steps  # nothing is left over
+    assert len(list(path.parent.iterdir())) == steps  # no temporary file remains
 
 
 @pytest.mark.parametrize(
@@ -232,20 +232,20 @@ def test_a_save_that_is_killed_while_it_cleans_up(path, monkeypatch, before, aft
     with pytest.raises(KeyboardInterrupt):
         js.save_sparse(path, tree(1), **after)
     monkeypatch.setattr(Path, "unlink", unlink)
-    # Of several files to one, the old tree counts until its index is gone.
+    # From several files to one, the old tree is read until its index is removed.
     assert_same(js.load_sparse(path), tree(0 if not after else 1))
     js.save_sparse(path, tree(2), **after)
     assert_same(js.load_sparse(path), tree(2))
     assert len(list(path.parent.iterdir())) == (5 if after else 1)
 
 
-def test_bytes_of_either_order_are_stored(tmp_path):
+def test_both_byte_orders_are_stored(tmp_path):
     path = tmp_path / "model.safetensors"
     js.save_sparse(path, {"a": np.arange(4, dtype=">f4")})
     np.testing.assert_array_equal(js.load_sparse(path)["a"], [0, 1, 2, 3])
 
 
-def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
+def test_an_invalid_compressed_leaf_is_not_saved(tmp_path):
     path = tmp_path / "model.safetensors"
     small = {"w": js.compress(jnp.ones((32, 8)), "2:4", axis=0)}
     js.save_sparse(path, small)

@@ -1,4 +1,4 @@
-"""PyTorch's layout: trees there and back, files of Hugging Face."""
+"""PyTorch's layout: conversion of trees both ways, and files of Hugging Face."""
 
 import json
 from functools import partial
@@ -16,7 +16,7 @@ from tests.cli.command import pruned, weights
 from tests.compressed.layout_oracle import assert_same_bits
 
 
-def test_a_layout_is_one_of_two_and_not_for_a_trace():
+def test_a_layout_is_torch_or_flax_and_not_for_a_trace():
     params = {"up": {"kernel": jnp.ones((64, 32))}}
     with pytest.raises(ValueError, match="layout='tf': give 'flax' or 'torch'"):
         js.plan_sparsity(params, layout="tf")
@@ -25,7 +25,7 @@ def test_a_layout_is_one_of_two_and_not_for_a_trace():
 
 
 def model():
-    """Leaves of Flax by path, and what PyTorch has for them, turned by hand."""
+    """Returns Flax leaves by path, and the same as PyTorch tensors by hand."""
     dense, conv, embedding = weights((16, 8)), weights((3, 2, 16, 8)), weights((32, 16))
     depthwise, line = weights((3, 3, 1, 8)), weights((5, 16, 8))
     params = {
@@ -49,18 +49,18 @@ def model():
     return params, state
 
 
-def test_trees_go_to_pytorch_and_come_back():
+def test_trees_are_converted_to_pytorch_and_back():
     params, state = model()
-    found = js.to_torch_layout(params)
-    assert found.keys() == state.keys()
+    result = js.to_torch_layout(params)
+    assert result.keys() == state.keys()
     for name in state:
-        assert_same_bits(found[name], state[name])
+        assert_same_bits(result[name], state[name])
     back = js.from_torch_layout(state)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     jax.tree.map(assert_same_bits, back, params)
 
 
-def test_a_turned_convolution_computes_the_same():
+def test_a_transposed_convolution_kernel_computes_the_same():
     kernel, x = weights((3, 3, 4, 8)), weights((2, 5, 5, 4), 1)
     flax = lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -85,13 +85,13 @@ def test_attention_becomes_matrices():
         x @ state["query.weight"].T, query.reshape(3, 16), rtol=1e-4, atol=1e-5
     )
     out = np.einsum("bhd,hde->be", query, params["out"]["kernel"])
-    found = query.reshape(3, 16) @ state["out.weight"].T
-    np.testing.assert_allclose(found, out, rtol=1e-4, atol=1e-5)
+    result = query.reshape(3, 16) @ state["out.weight"].T
+    np.testing.assert_allclose(result, out, rtol=1e-4, atol=1e-5)
     assert_same_bits(state["query.bias"], params["query"]["bias"].reshape(16))
 
 
 def foreign():
-    """Leaves of PyTorch that Flax's names do not tell apart."""
+    """Returns PyTorch tensors whose layouts Flax's names do not determine."""
     return {
         "h.0.attn.c_attn.weight": weights((64, 192)),
         "h.0.attn.c_attn.bias": weights((192,)),
@@ -108,13 +108,13 @@ def foreign():
     }
 
 
-def test_leaves_get_back_the_names_and_layouts_that_they_came_with(tmp_path):
+def test_like_restores_names_and_layouts(tmp_path):
     state = foreign()
     params = js.from_torch_layout(state)
     assert params["patch_embed"]["proj"]["kernel"].shape == (8, 8, 16, 64)
-    found = js.to_torch_layout(params, like=state)
-    assert found.keys() == state.keys()
-    jax.tree.map(assert_same_bits, found, state)
+    result = js.to_torch_layout(params, like=state)
+    assert result.keys() == state.keys()
+    jax.tree.map(assert_same_bits, result, state)
 
     path = tmp_path / "model.safetensors"
     js.save_sparse(path, state)
@@ -143,12 +143,12 @@ def test_leaves_get_back_the_names_and_layouts_that_they_came_with(tmp_path):
         ),
     ],
 )
-def test_leaves_that_did_not_come_from_there_are_refused(params, words):
+def test_leaves_that_do_not_fit_like_are_refused(params, words):
     with pytest.raises(ValueError, match=words):
         js.to_torch_layout(params, like=foreign())
 
 
-def test_embeddings_of_flax_are_embeddings_when_they_come_back():
+def test_embeddings_of_flax_survive_the_round_trip():
     params = nn.Embed(64, 32, name="Embed_0").init(jax.random.key(0), jnp.zeros(1, int))
     params = {"Embed_0": params["params"], "up": {"kernel": weights((32, 64))}}
     state = js.to_torch_layout(params)
@@ -157,7 +157,7 @@ def test_embeddings_of_flax_are_embeddings_when_they_come_back():
     jax.tree.map(assert_same_bits, js.from_torch_layout(state), params)
 
 
-def test_what_a_refused_transposed_convolution_is_told_to_do_is_right():
+def test_the_remedy_for_transposed_convolutions_is_right():
     kernel, x = weights((3, 2, 4, 8)), weights((1, 5, 6, 4), 1)
     params = {"ConvTranspose_0": {"kernel": kernel}}
     remedy = r"moveaxis\(flip\(kernel, \(0, 1\)\), \(-2, -1\), \(0, 1\)\)"
@@ -166,7 +166,7 @@ def test_what_a_refused_transposed_convolution_is_told_to_do_is_right():
     weight = np.moveaxis(np.flip(kernel, (0, 1)), (-2, -1), (0, 1))
     state = js.to_torch_layout({"ConvTranspose_0": {"weight": weight}})
     assert_same_bits(state["ConvTranspose_0.weight"], weight)
-    # PyTorch adds to the output, at each input's place, its product with the weight.
+    # PyTorch adds to the output, at each input position, its product with the weight.
     torch = np.zeros((1, 7, 7, 8))
     for i, j in np.ndindex(5, 6):
         torch[0, i : i + 3, j : j + 2] += np.einsum("c,cohw->hwo", x[0, i, j], weight)
@@ -182,7 +182,7 @@ def test_tensors_of_pytorch_are_named_with_the_remedy():
             fn({"up.weight": tensor})
 
 
-def test_compressed_leaves_are_turned_as_they_are():
+def test_compressed_leaves_are_transposed_without_decompressing():
     params = attention(8) | {"up": {"kernel": weights((16, 8))}}
     rules = [js.Rule("(query|key|value)/.*", None), js.Rule(".*", "2:4", sizes=None)]
     small = js.to_torch_layout(js.compress_params(params, rules))
@@ -205,7 +205,7 @@ def test_compressed_leaves_are_turned_as_they_are():
         ({"a": {"kernel": weights((4, 4)), "scale": weights((4,))}}, "name 'a.weight'"),
     ],
 )
-def test_what_has_no_layout_in_pytorch_is_named(params, words):
+def test_leaves_without_a_layout_in_pytorch_are_refused(params, words):
     with pytest.raises(ValueError, match=words):
         js.to_torch_layout(params)
 
@@ -218,19 +218,19 @@ def test_what_has_no_layout_in_pytorch_is_named(params, words):
         (("a.weight", "a"), "'a' is around"),
     ],
 )
-def test_names_that_meet_are_refused(names, words):
+def test_names_that_conflict_are_refused(names, words):
     with pytest.raises(ValueError, match=words):
         js.from_torch_layout(dict.fromkeys(names, weights((4,))))
 
 
-def test_weights_of_unknown_layout_stay_as_they_are():
+def test_weights_of_unknown_layout_are_unchanged():
     weight = weights((8, 4, 3, 3))
     assert_same_bits(
         js.from_torch_layout({"deconv.weight": weight})["deconv"]["weight"], weight
     )
 
 
-def test_masks_of_both_layouts_are_the_same_turned():
+def test_masks_of_both_layouts_are_transposes():
     kernel = weights((64, 32))
     flax = js.create_masks({"up": {"kernel": kernel}})["up"]["kernel"]
     plan = js.plan_sparsity({"up.weight": kernel.T}, layout="torch")
@@ -238,14 +238,14 @@ def test_masks_of_both_layouts_are_the_same_turned():
     assert_same_bits(torch, np.asarray(flax).T)
 
 
-def test_others_read_the_files_and_we_read_theirs(tmp_path):
+def test_files_are_exchanged_with_the_safetensors_package(tmp_path):
     params, state = model()
     path = tmp_path / "model.safetensors"
     js.save_torch(path, params)
-    found = safetensors.numpy.load_file(path)
-    assert found.keys() == state.keys()
+    result = safetensors.numpy.load_file(path)
+    assert result.keys() == state.keys()
     for name in state:
-        assert_same_bits(found[name], np.ascontiguousarray(state[name]))
+        assert_same_bits(result[name], np.ascontiguousarray(state[name]))
     with safetensors.safe_open(path, "np") as file:
         assert file.metadata()["format"] == "pt"
 

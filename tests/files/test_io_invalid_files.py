@@ -1,4 +1,4 @@
-"""Files that are not what was saved: an error names them, and nothing is loaded."""
+"""Invalid files: the error names the file, and nothing is loaded."""
 
 import json
 import shutil
@@ -32,15 +32,15 @@ def test_every_truncation_is_refused(path):
 
 
 @pytest.mark.parametrize(("how", "step"), [({}, 1), (SPLIT, 5)])
-def test_every_byte_of_a_header_and_of_an_index_counts(path, how, step):
+def test_a_bit_flip_anywhere_in_header_or_index_is_refused(path, how, step):
     js.save_sparse(path, tree(), **how)
     index = path.with_name(f"{path.name}.index.json")
     for file in path.parent.iterdir():
         whole = file.read_bytes()
         size = 8 + int.from_bytes(whole[:8], "little")
-        for place in range(0, len(whole) if file == index else size, step):
+        for offset in range(0, len(whole) if file == index else size, step):
             flipped = bytearray(whole)
-            flipped[place] ^= 1 << (place * 7 + place // 8) % 8
+            flipped[offset] ^= 1 << (offset * 7 + offset // 8) % 8
             file.write_bytes(flipped)
             refused(path)
         file.write_bytes(whole)
@@ -48,7 +48,7 @@ def test_every_byte_of_a_header_and_of_an_index_counts(path, how, step):
 
 
 def rewrite(path, change):
-    """Writes the file anew with another header."""
+    """Rewrites the file with another header."""
     data = path.read_bytes()
     size = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:size])
@@ -67,8 +67,8 @@ def set_in(*keys_and_value):
     return change
 
 
-def told(path, leaf, **changes):
-    """Changes what the metadata say of a leaf."""
+def change_metadata(path, leaf, **changes):
+    """Changes the metadata of a leaf."""
 
     def change(header):
         metadata = json.loads(header["__metadata__"]["jaxsparse"])
@@ -102,7 +102,7 @@ def told(path, leaf, **changes):
         (lambda _: '{"a":1,"a":2}', "duplicate key"),
     ],
 )
-def test_headers_that_do_not_hold_together(path, change, words):
+def test_invalid_headers(path, change, words):
     js.save_sparse(path, tree())
     rewrite(path, change)
     with pytest.raises(js.SparseFileError, match=words):
@@ -129,20 +129,20 @@ def test_headers_that_do_not_hold_together(path, change, words):
         {"more": 1},
     ],
 )
-def test_metadata_that_do_not_fit_the_tensors(path, changes):
+def test_metadata_that_do_not_match_the_tensors(path, changes):
     js.save_sparse(path, tree())
-    told(path, "mlp/kernel", **changes)
+    change_metadata(path, "mlp/kernel", **changes)
     refused(path)
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 200_000_000])
-def test_a_header_that_says_it_is_huge(path, length):
+def test_a_huge_header_length(path, length):
     js.save_sparse(path, tree())
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     assert "cannot contain a header" in refused(path)
 
 
-def test_an_index_leads_nowhere_else(path, tmp_path):
+def test_an_index_cannot_name_files_elsewhere(path, tmp_path):
     js.save_sparse(path, tree(), **SPLIT)
     index = path.with_name(f"{path.name}.index.json")
     whole = json.loads(index.read_text())
@@ -173,7 +173,7 @@ def test_an_index_leads_nowhere_else(path, tmp_path):
         whole["weight_map"]["step"] = trick
         index.write_text(json.dumps(whole))
         assert str(index) in refused(path)
-    # Nor does saving take away what is not its own.
+    # Saving does not remove files of others.
     js.save_sparse(path, tree(3))
     left = {file.name for file in path.parent.iterdir()}
     assert left == {path.name, "sub", "link.safetensors", "folder.safetensors"}
@@ -193,16 +193,16 @@ def test_an_index_leads_nowhere_else(path, tmp_path):
         lambda index: index["weight_map"].clear(),
     ],
 )
-def test_an_index_that_does_not_fit_the_files(path, change):
+def test_an_index_that_does_not_match_the_files(path, change):
     js.save_sparse(path, tree(), **SPLIT)
     index = path.with_name(f"{path.name}.index.json")
-    told = json.loads(index.read_text())
-    change(told)
-    index.write_text(json.dumps(told))
+    contents = json.loads(index.read_text())
+    change(contents)
+    index.write_text(json.dumps(contents))
     refused(path)
 
 
-def test_a_file_in_the_place_of_another(path):
+def test_a_file_replaced_by_a_copy_of_another(path):
     js.save_sparse(path, tree(), **SPLIT)
     index = json.loads(path.with_name(f"{path.name}.index.json").read_text())
     one, other = (path.with_name(index["weight_map"][x]) for x in ("step", "mlp/bias"))

@@ -1,4 +1,4 @@
-"""Hostile files: one line that names file and cause, exit code 2, nothing written."""
+"""Invalid files: a one-line error names file and cause; nothing is written."""
 
 import json
 import shutil
@@ -56,34 +56,34 @@ def test_truncated_files(run, path, size):
 
 def test_a_huge_header(run, path):
     path.write_bytes((2**63).to_bytes(8, "little") + path.read_bytes()[8:])
-    is_refused(run, path, path, "do not hold a header of 9223372036854775808")
+    is_refused(run, path, path, "cannot contain a header of 9223372036854775808")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
         ("data_offsets", [4, 1028], "begins at byte"),
-        ("data_offsets", [-4, 1020], "no list of sizes"),
+        ("data_offsets", [-4, 1020], "not a list of sizes"),
         ("data_offsets", [2**70, 2**70 + 1024], "begins at byte"),
-        ("dtype", "F4", "'b.weight' cannot be read: dtype F4 is not one that"),
+        ("dtype", "F4", "'b.weight' is not valid: jaxsparse cannot read dtype F4"),
         ("dtype", "F64", "1024 bytes for float64"),
         ("shape", [2**30, 2**30], "bytes for float32"),
-        ("shape", [2**70, 0], "'b.weight' cannot be read: no array has the shape"),
-        ("shape", [2**40, 2**40, 0], "no array has the shape"),
-        ("shape", [1] * 65, "no array has the shape"),
+        ("shape", [2**70, 0], "'b.weight' is not valid: no array can have the shape"),
+        ("shape", [2**40, 2**40, 0], "no array can have the shape"),
+        ("shape", [1] * 65, "no array can have the shape"),
     ],
 )
-def test_headers_that_do_not_hold_together(run, path, key, value, words):
+def test_invalid_headers(run, path, key, value, words):
     rewrite(path, lambda header: header["b.weight"].update({key: value}))
     is_refused(run, path, path, words)
 
 
-def test_names_that_would_speak_to_a_terminal(run, path):
+def test_names_with_control_characters_are_escaped(run, path):
     rewrite(path, lambda header: header.update({"\x1b[2J\n": {}}))
     is_refused(run, path, path, r"\x1b[2J\n")
 
 
-def test_an_index_that_leads_outside(run, path, tmp_path):
+def test_an_index_cannot_name_files_elsewhere(run, path, tmp_path):
     outside = tmp_path / "outside.safetensors"
     shutil.move(path, outside)
     index = path.with_name("model.safetensors.index.json")
@@ -110,7 +110,7 @@ def test_a_file_that_changes_while_it_is_read(run, path, monkeypatch):
     assert len(list(path.parent.iterdir())) == 1
 
 
-def test_a_file_that_has_other_tensors_when_it_is_pruned(run, path, monkeypatch):
+def test_a_file_that_is_replaced_before_it_is_pruned(run, path, monkeypatch):
     from jaxsparse.cli import prune
 
     plan_leaves = prune.plan_leaves
@@ -125,10 +125,12 @@ def test_a_file_that_has_other_tensors_when_it_is_pruned(run, path, monkeypatch)
     assert done.err.endswith(f"error: {path}: it has changed since it was opened\n")
 
 
-def test_a_leaf_that_does_not_fit_into_memory(run, path, monkeypatch):
+def test_a_tensor_that_does_not_fit_in_memory(run, path, monkeypatch):
     def fails(*_, **__):
         raise MemoryError
 
     numpy = SimpleNamespace(**{**vars(np), "empty": fails})
     monkeypatch.setattr(safetensors, "np", numpy)
-    is_refused(run, path, path, "no memory for 'a.weight' of shape (16, 16), 1024 byt")
+    is_refused(
+        run, path, path, "too little memory for 'a.weight' of shape (16, 16), 1024 byt"
+    )

@@ -1,8 +1,9 @@
-"""What the command line says: help, tables, progress, and what it refuses."""
+"""The output of the command line: help, tables, progress, errors."""
 
 import io
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ COMMANDS = ("inspect", "prune", "check", "compare", "demo")
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("check", "none.safetensors"), "there is no file none.safetensors"),
-        (("check", "none.bin"), "has to end in .safetensors"),
+        (("check", "none.safetensors"), "there is neither a file none.safetensors nor"),
+        (("check", "none.bin"), "must end in .safetensors"),
         (("check", "MODEL", "--pattern", "2-4"), "unknown pattern '2-4'"),
         (("check", "MODEL", "--rule", "nothing=2:4"), "matches none of the 7 tensors"),
         (("check", "MODEL", "--rule", "no=2:4"), "--rule 'no=2:4' matches none of the"),
@@ -36,14 +37,28 @@ COMMANDS = ("inspect", "prune", "check", "compare", "demo")
         (("check", "MODEL", "--layout", "tf"), "--layout"),
         (("prune", "MODEL"), "--output"),
         (("prune", "MODEL", "-o", "none/out.safetensors"), "there is no folder none"),
-        (("prune", "MODEL", "-o", "out.bin"), "has to end in .safetensors"),
-        (("prune", "MODEL", "-o", ""), "has to end in .safetensors"),
+        (("prune", "MODEL", "-o", "out.bin"), "must end in .safetensors"),
+        (("prune", "MODEL", "-o", ""), "must end in .safetensors"),
     ],
 )
-def test_arguments_that_are_refused(run, model, args, words):
+def test_invalid_arguments(run, model, args, words):
     done = run(*(str(model) if x == "MODEL" else x for x in args))
     assert done.code == 2
     assert words in " ".join(done.err.split())
+
+
+def test_version_is_printed_before_anything_else(run):
+    expected = (0, f"jaxsparse {jaxsparse.__version__}\n", "")
+    assert run("--version") == expected
+    assert run("--version", "inspect", "none.safetensors") == expected
+
+
+def test_the_package_is_built_with_the_version_that_is_printed():
+    root = Path(jaxsparse.__file__).parents[1]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    assert settings["project"]["dynamic"] == ["version"]
+    source = (root / settings["tool"]["hatch"]["version"]["path"]).read_text()
+    assert f'\n__version__ = "{jaxsparse.__version__}"\n' in source
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -84,7 +99,7 @@ def test_remedies_are_options_of_the_command_line(run, tmp_path):
     path = tmp_path / "model.safetensors"
     x = {"up.weight": weights((16, 16)), "experts.up_proj": weights((4, 16, 16))}
     safetensors.numpy.save_file(x, path)
-    plans = {x["leaf"]: x["plan"] for x in run("check", path, "--json").told["leaves"]}
+    plans = {x["leaf"]: x["plan"] for x in run("check", path, "--json").json["leaves"]}
     assert plans["experts.up_proj"] == (
         "dense: ambiguous: 'up_proj' of rank 3; give --rule 'REGEX=2:4@AXIS'"
     )
@@ -112,13 +127,13 @@ def test_a_terminal_gets_a_bar(run, model, monkeypatch):
 
 
 def forget(monkeypatch):
-    """Lets the command line be imported anew."""
+    """Removes the command line from the imported modules."""
     monkeypatch.setattr(jaxsparse, "cli", cli)
     for name in [x for x in sys.modules if x.startswith("jaxsparse.cli")]:
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_without_its_packages_it_says_what_to_install(run, monkeypatch):
+def test_missing_packages_are_named_with_the_remedy(run, monkeypatch):
     forget(monkeypatch)
     monkeypatch.setitem(sys.modules, "typer", None)
     done = run("inspect", "model.safetensors")
@@ -131,15 +146,15 @@ def test_the_demo_is_the_first_example_of_the_readme(run, monkeypatch):
     readme = (root / "README.md").read_text()
     blocks = re.findall(r"```(?:python|text)\n(.*?)```", readme, re.DOTALL)
     assert (root / "jaxsparse/cli/demo.txt").read_text() == blocks[0]
-    # Its code runs with the README; here any other will do.
+    # The tests of the README run its code; any code will do here.
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "print('as it says')")
     assert run("demo").out == "as it says\n"
 
 
-def test_stderr_that_is_closed_leads_nowhere(run, model, monkeypatch):
+def test_a_closed_stderr_is_ignored(run, model, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     done = run("inspect", model)
-    assert (done.code, done.out.startswith("leaf ")) == (0, True)
+    assert (done.code, done.out.startswith("tensor ")) == (0, True)
     sys.stderr.close()
     monkeypatch.setattr(sys, "stderr", None)
     done = run("inspect", "none.safetensors")
@@ -147,7 +162,7 @@ def test_stderr_that_is_closed_leads_nowhere(run, model, monkeypatch):
     sys.stderr.close()
 
 
-def test_what_an_encoding_does_not_have_is_escaped(run, model, monkeypatch):
+def test_characters_that_an_encoding_lacks_are_escaped(run, model, monkeypatch):
     output = model.with_name("ö.safetensors")
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
@@ -165,7 +180,7 @@ def test_what_an_encoding_does_not_have_is_escaped(run, model, monkeypatch):
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_a_fault_is_not_told_as_weights_that_are_not_sparse(
+def test_an_internal_error_has_its_own_exit_code(
     run, model, monkeypatch, error, code, words
 ):
     def fails(*_, **__):
@@ -177,7 +192,7 @@ def test_a_fault_is_not_told_as_weights_that_are_not_sparse(
     assert done.err.splitlines()[-1:] == [words] * bool(words)
 
 
-def test_an_interrupt_of_the_imports_is_one_too(run, monkeypatch):
+def test_an_interrupt_during_imports_is_an_interrupt(run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
