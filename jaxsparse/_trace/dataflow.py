@@ -8,7 +8,6 @@ understood.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from jaxsparse._trace.jaxpr import (
     interpret,
     var_shape,
 )
+from jaxsparse._trace.loss_terms import mark_reduced
 from jaxsparse._trace.product_rules import PRODUCTS, record_product
 from jaxsparse._trace.record import (
     AbstractValue,
@@ -78,7 +78,12 @@ def analyse(
     bound: BoundJaxpr, args: Sequence[AbstractValue], record: Record
 ) -> list[AbstractValue]:
     """Propagates abstract values through a jaxpr and records the uses of parameters."""
-    return interpret(bound, args, partial(_equation, record=record), _constant)
+
+    def rule(eqn: JaxprEqn, inputs: list[AbstractValue]) -> list[AbstractValue]:
+        outputs = zip(_equation(eqn, inputs, record), eqn.outvars, strict=True)
+        return [mark_reduced(eqn, value, var) for value, var in outputs]
+
+    return interpret(bound, args, rule, _constant)
 
 
 def _constant(value: Any) -> AbstractValue:

@@ -8,6 +8,7 @@ from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import Path, step_into
+from jaxsparse._trace.loss_terms import Node, terms_of
 from jaxsparse._trace.view import View
 
 
@@ -21,13 +22,17 @@ class AbstractValue(NamedTuple):
       zero: whether it is a constant of zeros.
       frontier: the products with parameters that reach it without passing through
         another one.
+      terms: the frontier of each term of a loss; of anything else the frontier alone.
+      reduced: whether the outputs of the frontier's products are no axis of it.
     """
 
     views: tuple[View, ...] = ()
     inputs: bool = False
     params: bool = False
     zero: bool = False
-    frontier: frozenset[frozenset[str]] = frozenset()
+    frontier: frozenset[Node] = frozenset()
+    terms: frozenset[frozenset[Node]] = frozenset()
+    reduced: bool = False
 
     def map_views(self, move: Callable[[View], View | None]) -> "AbstractValue":
         """Applies `move` to the views that are not lost; drops those that become None.
@@ -74,7 +79,7 @@ class Use:
     other: tuple[int, ...] | None = None
     merged: bool = False
     reason: str = ""
-    node: frozenset[str] = frozenset()
+    node: Node = frozenset()
     source: str = ""
 
 
@@ -115,15 +120,15 @@ class Record(NamedTuple):
 
     Attributes:
       uses: pairs of a leaf's path and a use of the leaf.
-      before: products that precede another product.
-      after: products that follow another product.
+      preceded: products that another product comes before.
+      followed: products that another product comes after.
       contractions: products with parameters, by the path of their equation.
       path: the surrounding equations, from the outermost one.
     """
 
     uses: list[tuple[str, Use]]
-    before: set[frozenset[str]]
-    after: set[frozenset[str]]
+    preceded: set[Node]
+    followed: set[Node]
     contractions: dict[Path, list[Contraction]]
     path: Path = ()
 
@@ -139,10 +144,14 @@ def new_record() -> Record:
 
 def combine(values: Sequence[AbstractValue]) -> AbstractValue:
     """Returns a value without views that depends on all of these."""
+    reached = [value for value in values if value.frontier]
+    frontier = frozenset().union(*(value.frontier for value in reached))
     return AbstractValue(
         inputs=any(value.inputs for value in values),
         params=any(value.params for value in values),
-        frontier=frozenset().union(*(value.frontier for value in values)),
+        frontier=frontier,
+        terms=terms_of(values, frontier),
+        reduced=bool(reached) and all(value.reduced for value in reached),
     )
 
 
