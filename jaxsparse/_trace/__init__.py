@@ -38,8 +38,10 @@ from jaxsparse._trace.split_program import (
     split_program as split_program,
 )
 from jaxsparse._trace.view import (
-    AxisPiece as AxisPiece,
     IndexedAxis as IndexedAxis,
+)
+from jaxsparse._trace.view_axis import (
+    AxisPiece as AxisPiece,
     ViewAxis as ViewAxis,
 )
 from jaxsparse._trace.view_rules import (

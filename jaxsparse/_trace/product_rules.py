@@ -15,7 +15,8 @@ from jaxsparse._trace.record import (
     combine,
     source_line,
 )
-from jaxsparse._trace.view import View, ViewAxis
+from jaxsparse._trace.view import View
+from jaxsparse._trace.view_axis import ViewAxis
 
 
 def _dot_axes(eqn: JaxprEqn) -> list[OperandAxes | None]:
@@ -139,6 +140,8 @@ def _group(
     for i, piece in inner.items():
         if piece.axis == last and piece.stride == 1:
             return last, _alignment(axes, sizes, i), ""
+    if any(piece.stride < 0 for piece in inner.values()):
+        return None, 0, "mixed axes (rev)"
     return None, 0, "mixed axes"
 
 

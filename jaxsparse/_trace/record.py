@@ -47,7 +47,8 @@ class Use:
     """One operation of a computation that uses a leaf.
 
     Attributes:
-      primitive: the name of the operation's JAX primitive.
+      primitive: the name of the operation's JAX primitive, or "return" for a leaf that
+        is only part of a result.
       kind: "contraction", "gather", "elementwise", or "lost" for an operation that is
         not understood.
       contracted: the leaf's axes that are summed over (a convolution: input channels).
