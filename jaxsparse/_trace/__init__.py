@@ -8,6 +8,12 @@ from jaxsparse._trace.evaluate import (
     keep_equation as keep_equation,
     run_equation as run_equation,
 )
+from jaxsparse._trace.factors import (
+    Factored as Factored,
+    factored as factored,
+    run_with_factors as run_with_factors,
+    without_factors as without_factors,
+)
 from jaxsparse._trace.jaxpr import (
     Cond as Cond,
     ControlFlow as ControlFlow,

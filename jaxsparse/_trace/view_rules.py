@@ -54,7 +54,7 @@ KEEPS_ZEROS = frozenset(
 
 
 #: Those that neither move and scale weights nor round them.
-_BENDS = frozenset(
+BENDS = frozenset(
     [
         "abs",
         "asin",
@@ -80,7 +80,7 @@ def output_views(
 ) -> Sequence[Sequence[View]]:
     """Returns the views of each output, for inputs made of parameters and constants."""
     name = eqn.primitive.name
-    if name in _BENDS:
+    if name in BENDS:
         return [[view.bend(name) for view in inputs[0].views]]
     if name in KEEPS_ZEROS:
         return [value.views for value in inputs]
