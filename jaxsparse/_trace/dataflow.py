@@ -30,6 +30,7 @@ from jaxsparse._trace.jaxpr import (
     interpret,
     var_shape,
 )
+from jaxsparse._trace.lookups import one_hot_output
 from jaxsparse._trace.product_rules import PRODUCTS, record_product
 from jaxsparse._trace.record import (
     AbstractValue,
@@ -87,7 +88,13 @@ def analyse(
 def _constant(value: Any) -> AbstractValue:
     # Larger constants are not read: that would copy them from the device.
     key = jnp.issubdtype(getattr(value, "dtype", np.int32), dtypes.prng_key)
-    return AbstractValue(zero=bool(not key and np.shape(value) == () and value == 0))
+    # A constant vector of integers lists all choices, as `arange` does.
+    dtype = getattr(value, "dtype", np.float32)
+    vector = np.ndim(value) == 1 and jnp.issubdtype(dtype, np.integer)
+    return AbstractValue(
+        zero=bool(not key and np.shape(value) == () and value == 0),
+        counts=0 if vector else None,
+    )
 
 
 def _equation(
@@ -108,7 +115,10 @@ def _equation(
         return [output]
     if not any(value.views for value in inputs):
         zero = name in _KEEPS_ZERO and inputs[0].zero
-        return [output._replace(zero=zero)] * len(eqn.outvars)
+        output = output._replace(zero=zero)
+        if len(eqn.outvars) == 1:
+            return [one_hot_output(eqn, inputs, output)]
+        return [output] * len(eqn.outvars)
     if output.inputs:
         kind = "elementwise" if name in _ELEMENTWISE else "lost"
         _record_uses(eqn, inputs, record, kind)

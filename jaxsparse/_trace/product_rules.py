@@ -6,6 +6,7 @@ from math import gcd
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import step_into, var_shape
+from jaxsparse._trace.lookups import is_lookup
 from jaxsparse._trace.record import (
     AbstractValue,
     Contraction,
@@ -56,6 +57,8 @@ def record_product(
     result = combine(inputs)
     if not any(value.views for value in operands):
         return result
+    if _record_lookup(eqn, operands, record):
+        return result
     node = frozenset(view.leaf for value in operands for view in value.views)
     others = result.frontier - {node}
     record.after.update(others)
@@ -78,6 +81,22 @@ def record_product(
     return AbstractValue(
         inputs=not params_only, params=True, frontier=frozenset({node})
     )
+
+
+def _record_lookup(
+    eqn: JaxprEqn, operands: Sequence[AbstractValue], record: Record
+) -> bool:
+    """Records a product with a one-hot operand; returns whether it is one."""
+    for i, axes in enumerate(_OPERAND_AXES[eqn.primitive.name](eqn)):
+        if axes is None or not operands[1 - i].views:
+            continue
+        shape = var_shape(eqn.invars[i])
+        if is_lookup(operands[i].one_hot, axes.contracted, shape):
+            for leaf in dict.fromkeys(view.leaf for view in operands[1 - i].views):
+                use = Use(eqn.primitive.name, "gather", source=source_line(eqn))
+                record.uses.append((leaf, use))
+            return True
+    return False
 
 
 def _use(

@@ -19,6 +19,8 @@ class AbstractValue(NamedTuple):
       inputs: whether it depends on the inputs.
       params: whether it depends on parameters.
       zero: whether it is a constant of zeros.
+      counts: the axis along which it is `0, 1, 2, ...`, or lists other constants.
+      one_hot: the axis along which it is one-hot, times anything, or a sum of such.
       frontier: the products with parameters that reach it without passing through
         another one.
     """
@@ -27,6 +29,8 @@ class AbstractValue(NamedTuple):
     inputs: bool = False
     params: bool = False
     zero: bool = False
+    counts: int | None = None
+    one_hot: int | None = None
     frontier: frozenset[frozenset[str]] = frozenset()
 
     def map_views(self, move: Callable[[View], View | None]) -> "AbstractValue":
