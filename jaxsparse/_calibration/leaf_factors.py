@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
 from jaxsparse._calibration.channel_index import unravel
+from jaxsparse._sharding import replicate
 from jaxsparse._trace import Contraction, Path
 
 
@@ -43,6 +44,7 @@ def add_factors(
       The factors; all infinite if they are not finite, or if those of one weight differ
       between products.
     """
+    factor = replicate(factor)
     index, is_leaf = _flat_index(contraction, steps, known.shape)
     flat = known.reshape(-1)
     size = np.int32(flat.size)

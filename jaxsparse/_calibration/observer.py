@@ -149,8 +149,8 @@ def _add_factors(
         return accumulator
     if not followed:
         raise ValueError(
-            "it is scaled, and passes through a branch or the carry of a loop, where "
-            "its factors are not followed"
+            "it is scaled, and carried by a loop or returned by a branch, where its "
+            "factors are not followed"
         )
     factor = operand.factors[path]
     factors = add_factors(accumulator.factors, factor, contraction, site.steps)

@@ -18,7 +18,6 @@ from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.evaluate import EquationRule, Site, bind, run_equation
 from jaxsparse._trace.jaxpr import (
-    Cond,
     ControlFlow,
     Scan,
     ShardMap,
@@ -80,14 +79,14 @@ def run_with_factors(
 def _for_body(inside: ControlFlow, inputs: Sequence[Any]) -> list[Any]:
     """Returns the inputs with factors where a body can take them.
 
-    What loops carry, and what branches and shards return, has none.
+    What loops carry, what branches return and what shards hold has none.
     """
     match inside:
         case Scan(num_consts=first, num_carry=carry):
             carried = range(first, first + carry)
         case While(num_condition=condition, num_body=body):
             carried = range(condition + body, len(inputs))
-        case Cond() | ShardMap():
+        case ShardMap():
             carried = range(len(inputs))
         case _:
             carried = range(0)

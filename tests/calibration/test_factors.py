@@ -142,6 +142,20 @@ def test_layers_of_a_scan_have_their_own_factors():
     np.testing.assert_allclose(statistics["w"].factors, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("outside", [True, False])
+def test_branches_have_the_factors_of_what_enters_them(outside):
+    scale = lambda w: w * COLUMNS
+
+    def fn(p, x):
+        w = scale(p["w"]) if outside else p["w"]
+        inside = lambda w: w if outside else scale(w)
+        return lax.cond(x.sum() > 0, lambda: x @ inside(w), lambda: -x @ inside(w))
+
+    _, statistics = collect(fn, {"w": normal(K, 8, seed=1)}, X, -X)
+    expected = np.broadcast_to(COLUMNS, (K, 8))
+    np.testing.assert_allclose(statistics["w"].factors, expected, rtol=1e-6)
+
+
 def test_a_convolution_with_scaled_channels():
     params = {"w": normal(3, 3, 16, 8, seed=1)}
     numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -174,6 +188,10 @@ def in_a_carry(p, x):
     return lax.scan(step, (x, p["w"] * ROWS[:, None]), None, length=2)[0]
 
 
+def chosen(p, x):
+    return x @ lax.cond(p["w"][0, 0] > 0, lambda w: w * ROWS, lambda w: 2 * w, p["w"])
+
+
 @pytest.mark.parametrize(
     ("fn", "why"),
     [
@@ -183,7 +201,8 @@ def in_a_carry(p, x):
         (lambda p, x: x @ (p["w"] * jax.nn.sigmoid(p["w"])), "mul"),
         (lambda p, x: x @ (p["w"] / (1 + p["w"] ** 2)), "div"),
         (lambda p, x: x @ jax.nn.relu(p["w"]), "max"),
-        (in_a_carry, "carry of a loop"),
+        (in_a_carry, "carried by a loop"),
+        (chosen, "carried by a loop or returned by a branch"),
     ],
 )
 def test_what_is_more_than_a_factor_is_refused_by_name(fn, why):
