@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, Shaped
 
 from jaxsparse._calibration.channel_index import ChannelIndex
+from jaxsparse._calibration.leaf_factors import unknown_factors
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._trace import ProductInputs
 
@@ -26,11 +27,14 @@ class Accumulator(NamedTuple):
       sums: `[problem, input]` of squares, or `[problem, input, input]` of products.
       tokens: the number of tokens of each problem; the sum of their weights, if any.
       bad_batch: the first batch with a non-finite sum or a negative weight.
+      factors: what the leaf is multiplied by before its product (see `leaf_factors`),
+        or None.
     """
 
     sums: Float32[Array, "problem input ..."]
     tokens: Float32[Array, " problem"]
     bad_batch: Int32[Array, ""]
+    factors: Float32[Array, "..."] | None = None
 
 
 def empty_accumulator(matrices: LayerMatrices, *, products: bool) -> Accumulator:
@@ -46,6 +50,7 @@ def empty_accumulator(matrices: LayerMatrices, *, products: bool) -> Accumulator
         jnp.zeros(shape, jnp.float32),
         jnp.zeros((problems,), jnp.float32),
         jnp.asarray(NO_BAD_BATCH, jnp.int32),
+        unknown_factors(matrices.shape) if matrices.scaled else None,
     )
 
 
@@ -88,6 +93,7 @@ def accumulate(
         _add_at(accumulator.sums, problem, sums),
         _add_at(accumulator.tokens, problem, tokens),
         jnp.where(is_good, accumulator.bad_batch, bad_batch),
+        accumulator.factors,
     )
 
 

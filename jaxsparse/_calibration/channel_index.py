@@ -56,7 +56,7 @@ def channel_index(
     indices = [zeros + grid.get(axis, 0) for axis in range(len(matrices.shape))]
     for view_axis, scan in indexed:
         step = 0 if scan is None else steps[scan]
-        for axis, index in _unravel(view_axis, step).items():
+        for axis, index in unravel(view_axis, step).items():
             indices[axis] = indices[axis] + index
 
     problem = _ravel(indices, matrices.batch, matrices.shape, zeros)
@@ -81,12 +81,12 @@ def _index_grid(axes: Sequence[tuple[ViewAxis, int]]) -> tuple[dict[int, Any], A
         element = np.arange(size, dtype=np.int32) - np.int32(view_axis.offset)
         inside = (element >= 0) & (element < view_axis.covered)
         is_leaf = is_leaf & inside.reshape(along)
-        for axis, index in _unravel(view_axis, np.where(inside, element, 0)).items():
+        for axis, index in unravel(view_axis, np.where(inside, element, 0)).items():
             indices[axis] = indices.get(axis, 0) + index.reshape(along)
     return indices, is_leaf
 
 
-def _unravel(view_axis: ViewAxis, element: Any) -> dict[int, Any]:
+def unravel(view_axis: ViewAxis, element: Any) -> dict[int, Any]:
     """Returns the index along each leaf axis of elements of an axis made of them."""
     indices: dict[int, Any] = {}
     for piece in reversed(view_axis.pieces):

@@ -1,5 +1,6 @@
 """Calibration: statistics of the inputs of each layer, collected over batches."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
@@ -23,7 +24,7 @@ from jaxsparse._calibration.batches import (
 )
 from jaxsparse._calibration.leaf_statistics import LeafStatistics, Statistic
 from jaxsparse._calibration.matrices import LayerMatrices
-from jaxsparse._calibration.observer import matrices_of, observer_rule
+from jaxsparse._calibration.observer import matrices_of, observed_params, observer_rule
 from jaxsparse._plans import PlanLike, plan_for
 from jaxsparse._trace import (
     evaluate,
@@ -53,10 +54,14 @@ def collect_statistics(
     any JAX model, without hooks or patched layers. Sums are kept in float32.
 
     A leaf that is used several times, or in pieces, has the sum over its uses, and so
-    have all its outputs; the product of inputs from different uses counts as zero. A
-    weight that is scaled, or passed through a function, before its product has the
-    inputs of that product. Products whose inputs may not all be meant for the leaf
-    raise an error.
+    have all its outputs; the product of inputs from different uses counts as zero.
+    Products whose inputs may not all be meant for the leaf raise an error.
+
+    A weight that is multiplied by factors before its product, whether constants or
+    parameters and along any axes, has the inputs of that product, and the factors are
+    in the statistics too: searchers score and update the weight times its factor.
+    Factors computed from the leaf itself, such as one over its norm, are held fixed,
+    and rounding is ignored. Any other function of a weight raises an error.
 
     Args:
       fn: a function `fn(params, *batch)`: a forward pass or a loss. Operations that its
@@ -130,6 +135,7 @@ def _passes(
     for path, leaf in matrices.items():
         moments = leaf.inputs_per_problem ** (2 if products else 1)
         nbytes = 4 * leaf.num_problems * moments
+        nbytes += 4 * math.prod(leaf.shape) if leaf.scaled else 0
         if not passes or (limit is not None and nbytes > remaining):
             passes.append({})
             remaining = limit or 0
@@ -159,7 +165,7 @@ def _collect(
         program = trace(fn, params, args)
         weight = None if weights is None else weights(*args)
         rule = observer_rule(program, matrices, weight, number)
-        values = [*arrays, *program.inputs]
+        values = [*observed_params(program, matrices, arrays), *program.inputs]
         return evaluate(program.bound, values, rule, accumulators)[1]
 
     accumulators = {
@@ -178,10 +184,15 @@ def finish_statistics(
     """Returns the means over tokens.
 
     Raises:
-      ValueError: a sum is not finite, or a leaf has no tokens.
+      ValueError: a sum or a factor is not finite, or a leaf has no tokens.
     """
     _check_sums(accumulators, matrices)
     return {path: _mean(accumulators[path], matrices[path]) for path in matrices}
+
+
+def _has_bad_factors(accumulator: Accumulator) -> Any:
+    factors = accumulator.factors
+    return False if factors is None else jnp.isinf(factors).any()
 
 
 @partial(jax.jit, static_argnums=1)
@@ -189,17 +200,23 @@ def _mean(accumulator: Accumulator, matrices: LayerMatrices) -> LeafStatistics:
     sums = accumulator.sums
     tokens = accumulator.tokens.reshape(-1, *[1] * (sums.ndim - 1))
     mean = jnp.where(tokens > 0, sums / tokens, 0)
-    return LeafStatistics(mean, accumulator.tokens, matrices)
+    factors = accumulator.factors
+    if factors is not None:  # weights that no product used have none
+        factors = jnp.where(jnp.isnan(factors), 1, factors)
+    return LeafStatistics(mean, accumulator.tokens, matrices, factors)
 
 
 def _check_sums(
     accumulators: Mapping[str, Accumulator], matrices: Mapping[str, LayerMatrices]
 ) -> None:
-    """Raises if a sum is not finite, or a leaf has no tokens."""
+    """Raises if a sum or a factor is not finite, or a leaf has no tokens."""
     checks = jax.device_get(
-        {path: (leaf.bad_batch, leaf.tokens) for path, leaf in accumulators.items()}
+        {
+            path: (leaf.bad_batch, leaf.tokens, _has_bad_factors(leaf))
+            for path, leaf in accumulators.items()
+        }
     )
-    path, (bad_batch, _) = min(checks.items(), key=lambda item: int(item[1][0]))
+    path, (bad_batch, *_) = min(checks.items(), key=lambda item: int(item[1][0]))
     if bad_batch != NO_BAD_BATCH:
         raise ValueError(
             f"the inputs of leaf {path!r} of shape {matrices[path].shape} are not "
@@ -207,7 +224,13 @@ def _check_sums(
             f"{int(bad_batch)}: drop the batch, mask padding by weights, or run the "
             "model in a wider dtype"
         )
-    for path, (_, tokens) in checks.items():
+    for path, (_, tokens, bad_factors) in checks.items():
+        if bad_factors:
+            raise ValueError(
+                f"leaf {path!r} of shape {matrices[path].shape} is multiplied by "
+                "factors that are not finite, or that differ between its products: "
+                "use the same factors everywhere, or keep it dense by a rule"
+            )
         if not tokens.any():
             raise ValueError(
                 f"leaf {path!r} of shape {matrices[path].shape} met no tokens: there "

@@ -15,7 +15,7 @@ from jaxsparse._calibration.leaf_statistics import (
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
-from jaxsparse._sharding import device_put_like, replicate, reshard_like
+from jaxsparse._sharding import device_put_like, replicate
 from jaxsparse._trees import PyTree, flatten, map_named
 
 
@@ -70,9 +70,9 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
 @jax.jit
 def _fit(leaf: Array, mask: Array, statistics: LeafStatistics) -> Array:
     matrices, mask = statistics.columns, as_bool(mask, leaf)
-    weights = matrices.to_matrices(leaf.astype(jnp.float32))
+    weights = statistics.scaled_matrices(leaf)
     masks = matrices.to_matrices(mask)
     moments = replicate(statistics.second_moment)
     fitted = jax.vmap(masked_least_squares)(weights, masks, moments)
-    weight = reshard_like(matrices.from_matrices(fitted), leaf).astype(leaf.dtype)
+    weight = statistics.unscaled_leaf(fitted, leaf)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Shaped
 
 from jaxsparse._calibration.matrices import LayerMatrices
+from jaxsparse._sharding import reshard_like
 
 
 #: What is measured: the mean square of each input, or the mean product of every two.
@@ -20,7 +21,7 @@ Statistic = Literal["mean_square", "second_moment"]
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["moments", "tokens"],
+    data_fields=["moments", "tokens", "factors"],
     meta_fields=["columns"],
 )
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class LeafStatistics:
       tokens: the number of tokens of each problem, float32, of shape `[problem]`; the
         sum of their weights if tokens were weighted.
       columns: how the axes of the leaf map to problems, inputs and outputs.
+      factors: what each weight is multiplied by before its product, float32, of the
+        shape of the leaf; None for a leaf that is not scaled.
     """
 
     moments: Any  # trees of it may hold shapes or shardings as well
     tokens: Any
     columns: LayerMatrices
+    factors: Any = None
 
     @property
     def mean_square(self) -> Float32[Array, "problem input"]:
@@ -62,6 +66,30 @@ class LeafStatistics:
                 "collect_statistics(..., statistic='second_moment')"
             )
         return self.moments
+
+    def scaled_matrices(
+        self, leaf: Shaped[Array, "..."]
+    ) -> Float32[Array, "problem input output"]:
+        """Returns the leaf times its factors, as the matrices of its problems."""
+        matrices = self.columns.to_matrices(leaf.astype(jnp.float32))
+        if self.factors is None:
+            return matrices
+        return matrices * self.columns.to_matrices(self.factors)
+
+    def unscaled_leaf(
+        self, matrices: Float32[Array, "problem input output"], leaf: Array
+    ) -> Array:
+        """Returns the leaf of which these are the scaled matrices, with its dtype.
+
+        Weights whose factor is zero are those of `leaf`.
+        """
+        if self.factors is not None:
+            factors = self.columns.to_matrices(self.factors)
+            weights = self.columns.to_matrices(leaf.astype(jnp.float32))
+            matrices = jnp.where(factors == 0, weights, matrices / factors)
+        return reshard_like(self.columns.from_matrices(matrices), leaf).astype(
+            leaf.dtype
+        )
 
 
 def match_statistics(

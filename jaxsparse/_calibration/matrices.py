@@ -23,12 +23,14 @@ class LayerMatrices:
       batch: the axes along which there are separate products.
       groups: the number of feature groups of a convolution. Its output axis is divided
         into that many problems.
+      scaled: whether the leaf is multiplied by factors before its product.
     """
 
     shape: tuple[int, ...]
     inputs: tuple[int, ...]
     batch: tuple[int, ...] = ()
     groups: int = 1
+    scaled: bool = False
 
     @property
     def outputs(self) -> tuple[int, ...]:

@@ -1,25 +1,32 @@
 """Runs a program and accumulates the inputs that its products multiply leaves by."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Array
 
 from jaxsparse._calibration.accumulator import Accumulator, accumulate
 from jaxsparse._calibration.channel_index import channel_index
+from jaxsparse._calibration.leaf_factors import add_factors
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._plans import LeafPlan
 from jaxsparse._trace import (
     AxisPiece,
     Contraction,
     EquationRule,
+    Factored,
     Path,
     Program,
     Site,
     Use,
     ViewAxis,
+    factored,
     product_inputs,
+    run_with_factors,
+    without_factors,
 )
+from jaxsparse._trees import is_array
 
 
 def matrices_of(
@@ -66,7 +73,9 @@ def observer_rule(
     """
     contractions = program.record.contractions
 
-    def observe(site: Site, inputs: list[Any], accumulators: dict[str, Accumulator]):
+    def observe(
+        site: Site, inputs: list[Any], accumulators: dict[str, Accumulator]
+    ) -> tuple[Sequence[Any] | None, dict[str, Accumulator]]:
         for contraction in contractions.get(site.path, ()):
             path = contraction.view.leaf
             if path in matrices:
@@ -80,9 +89,22 @@ def observer_rule(
                     batch,
                 )
                 accumulators = {**accumulators, path: accumulator}
+        if any(isinstance(x, Factored) for x in inputs):
+            return run_with_factors(site, inputs, observe, accumulators)
         return None, accumulators
 
     return observe
+
+
+def observed_params(
+    program: Program, matrices: Mapping[str, LayerMatrices], arrays: Sequence[Any]
+) -> list[Any]:
+    """Returns the arrays of the parameters as `observer_rule` takes them."""
+    paths = [path for path, leaf in program.leaves.items() if is_array(leaf)]
+    return [
+        factored(path, x) if path in matrices and matrices[path].scaled else x
+        for path, x in zip(paths, arrays, strict=True)
+    ]
 
 
 def _accumulate_product(
@@ -97,16 +119,42 @@ def _accumulate_product(
     """Adds the inputs of one product; its errors name the leaf."""
     view = contraction.view
     try:
-        inputs = product_inputs(site.eqn, contraction, operands)
+        values = [without_factors(x) for x in operands]
+        inputs = product_inputs(site.eqn, contraction, values)
         index = channel_index(
             inputs.batch, inputs.inputs, view.indexed, site.steps, matrices
         )
-        return accumulate(accumulator, inputs, index, weights, batch)
+        accumulator = accumulate(accumulator, inputs, index, weights, batch)
+        return _add_factors(site, contraction, operands, accumulator)
     except ValueError as error:
         raise ValueError(
             f"can't read the inputs of leaf {view.leaf!r} of shape {matrices.shape}: "
             f"{error}"
         ) from None
+
+
+def _add_factors(
+    site: Site, contraction: Contraction, operands: list[Any], accumulator: Accumulator
+) -> Accumulator:
+    """Adds the factors of a leaf in one product.
+
+    Raises:
+      ValueError: the leaf is scaled, and its factors were not followed.
+    """
+    operand, path = operands[contraction.operand], contraction.view.leaf
+    followed = isinstance(operand, Factored) and path in operand.factors
+    if accumulator.factors is None:
+        if contraction.view.scaled:
+            raise ValueError("it is scaled in some batches only")
+        return accumulator
+    if not followed:
+        raise ValueError(
+            "it is scaled, and carried by a loop or returned by a branch, where its "
+            "factors are not followed"
+        )
+    factor = operand.factors[path]
+    factors = add_factors(accumulator.factors, factor, contraction, site.steps)
+    return accumulator._replace(factors=factors)
 
 
 def _check_uses(uses: Sequence[Use]) -> None:
@@ -131,7 +179,8 @@ def _common_matrices(
     if len(choices) > 1:
         raise ValueError("different products use its axes differently")
     (matrices,) = choices
-    return matrices
+    scaled = any(product.view.scaled for _, product in products)
+    return replace(matrices, scaled=scaled)
 
 
 def _matrices(leaf: LeafPlan, path: Path, contraction: Contraction) -> LayerMatrices:
@@ -188,6 +237,11 @@ def _check_view(contraction: Contraction) -> None:
     _, side, view, shape = contraction
     if view.unclear:
         raise ValueError(view.unclear)
+    if view.bent:
+        raise ValueError(
+            f"it passes through {view.bent}, which does more than multiply it by a "
+            "factor"
+        )
     for i in (*side.batch, *side.contracted, *side.spatial):
         view_axis = view.axes[i]
         if view_axis.mixed_by and view_axis.parameter_axes:

@@ -19,7 +19,7 @@ from jaxsparse._calibration.batches import (
 from jaxsparse._calibration.collect import finish_statistics
 from jaxsparse._calibration.leaf_statistics import LeafStatistics
 from jaxsparse._calibration.matrices import LayerMatrices
-from jaxsparse._calibration.observer import matrices_of, observer_rule
+from jaxsparse._calibration.observer import matrices_of, observed_params, observer_rule
 from jaxsparse._calibration.sparsegpt_searcher import SparseGPTSearcher
 from jaxsparse._calibration.wanda import WandaSearcher
 from jaxsparse._masks import SearchResult
@@ -236,6 +236,7 @@ def _observer(
         # compilation cache JAX compiles it only once.
         by_path = dict(zip(matrices, accumulators, strict=True))
         stage = program.stages[i].observed
+        arrays = observed_params(program.program, matrices, arrays)
         _, by_path = evaluate(stage, [*arrays, *values], rule, by_path)
         return [by_path[path] for path in matrices]
 

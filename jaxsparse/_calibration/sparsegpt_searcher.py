@@ -169,7 +169,7 @@ def _prune(
     update: Update,
 ) -> _Pruned:
     matrices, moments = statistics.columns, replicate(statistics.second_moment)
-    weights = matrices.to_matrices(leaf.astype(jnp.float32))
+    weights = statistics.scaled_matrices(leaf)
     limits = _kept_before_blocks(pattern, kept, matrices)
 
     def prune_problem(weight, moment, limits):
@@ -183,7 +183,7 @@ def _prune(
     if update == "optimal":
         updated = jax.vmap(masked_least_squares)(weights, masks, moments)
     mask = reshard_like(matrices.from_matrices(masks), leaf)
-    weight = reshard_like(matrices.from_matrices(updated), leaf).astype(leaf.dtype)
+    weight = statistics.unscaled_leaf(updated, leaf)
     source = weight if update else leaf
     return _Pruned(jnp.where(mask, source, jnp.zeros((), leaf.dtype)), mask, dampings)
 

@@ -27,6 +27,8 @@ from jaxsparse._trees import PyTree, map_named
 class WandaSearcher:
     """Keeps the weights of largest `abs(w) * norm(x)`, where `x` is the weight's input.
 
+    A weight that `fn` multiplies by a factor is scored with the factor.
+
     Sun et al., "A Simple and Effective Pruning Approach for Large Language Models"
     (2024, arXiv:2306.11695). Supports any pattern and leaves kept weights unchanged.
     The paper's unstructured pattern is `PerOutput`.
@@ -80,4 +82,8 @@ def _score(weight: Array, statistics: LeafStatistics) -> Array:
     shape = (*norm.shape[:2], matrices.outputs_per_problem)
     norms = matrices.from_matrices(jnp.broadcast_to(norm, shape))
     wide = wide_float(weight.dtype)
+    if statistics.factors is not None:
+        weight = weight.astype(wide) * reshard_like(
+            statistics.factors.astype(wide), weight
+        )
     return jnp.abs(weight.astype(wide)) * reshard_like(norms.astype(wide), weight)

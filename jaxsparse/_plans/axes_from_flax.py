@@ -69,15 +69,30 @@ def _leaf_axes(
         return LeafAxes(group=0, contracted=(0,), output=(1,), head=head)
     if 3 <= rank <= 5 and module.lower().startswith("conv"):
         inner, outer = (rank - 2,), (rank - 1,)
-        if shape[-2] == 1:
+        if _is_transposed_kernel(modules, shape, shapes):
+            inner, outer = outer, inner
+        if shape[inner[0]] == 1:
             reason = "depthwise convolution or one input channel"
             return LeafAxes(contracted=inner, output=outer, reason=reason)
-        return LeafAxes(group=rank - 2, contracted=inner, output=outer, head=head)
+        return LeafAxes(group=inner[0], contracted=inner, output=outer, head=head)
     if module in _ATTENTION and _is_attention(modules, shapes):
         if module == "out":
             return LeafAxes(group=1, contracted=(0, 1), output=(2,), head=head)
         return LeafAxes(group=0, contracted=(0,), output=(1, 2), head=head)
     return _ambiguous(f"a kernel of rank {rank} in {module!r}")
+
+
+def _is_transposed_kernel(
+    modules: list[str], shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Returns whether the bias shows that outputs are the last axis but one.
+
+    They are in a transposed convolution with `transpose_kernel=True`.
+    """
+    if not modules[-1].lower().startswith("convtranspose"):
+        return False
+    bias = shapes.get("/".join([*modules, "bias"]))
+    return bias == shape[-2:-1] != shape[-1:]
 
 
 def _is_attention(modules: list[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -132,7 +132,6 @@ def _error(
     before: Array, after: Array, statistics: LeafStatistics
 ) -> Float32[Array, ""]:
     """Returns the relative error of the outputs of a leaf, over all its problems."""
-    matrices = statistics.columns
     # Norms are sums over tokens, so problems with more tokens weigh more.
     tokens = statistics.tokens[:, None, None]
 
@@ -143,8 +142,8 @@ def _error(
         # Rounding can make a sum that is close to zero negative.
         return jnp.sqrt(jnp.maximum(jnp.sum(tokens * w * product), 0))
 
-    weights = matrices.to_matrices(before.astype(jnp.float32))
-    pruned = matrices.to_matrices(after.astype(jnp.float32))
+    weights = statistics.scaled_matrices(before)
+    pruned = statistics.scaled_matrices(after)
     outputs, error = norm(weights), norm(weights - pruned)
     return jnp.where(outputs > 0, error / outputs, jnp.zeros((), jnp.float32))
 

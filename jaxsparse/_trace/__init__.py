@@ -8,6 +8,12 @@ from jaxsparse._trace.evaluate import (
     keep_equation as keep_equation,
     run_equation as run_equation,
 )
+from jaxsparse._trace.factors import (
+    Factored as Factored,
+    factored as factored,
+    run_with_factors as run_with_factors,
+    without_factors as without_factors,
+)
 from jaxsparse._trace.jaxpr import (
     Cond as Cond,
     ControlFlow as ControlFlow,
@@ -38,8 +44,10 @@ from jaxsparse._trace.split_program import (
     split_program as split_program,
 )
 from jaxsparse._trace.view import (
-    AxisPiece as AxisPiece,
     IndexedAxis as IndexedAxis,
+)
+from jaxsparse._trace.view_axis import (
+    AxisPiece as AxisPiece,
     ViewAxis as ViewAxis,
 )
 from jaxsparse._trace.view_rules import (

@@ -6,7 +6,7 @@ is recorded where a view meets a product, a look-up or an operation that is not
 understood.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from jax import dtypes
 from jax.extend.core import JaxprEqn
 
+from jaxsparse._trace.combination_rules import union
 from jaxsparse._trace.jaxpr import (
     BoundJaxpr,
     Call,
@@ -28,6 +29,7 @@ from jaxsparse._trace.jaxpr import (
     interpret,
     var_shape,
 )
+from jaxsparse._trace.lookups import one_hot_output
 from jaxsparse._trace.loss_terms import mark_reduced
 from jaxsparse._trace.product_rules import PRODUCTS, record_product
 from jaxsparse._trace.record import (
@@ -70,6 +72,8 @@ _ELEMENTWISE = frozenset(
         "xor",
     ]
 )
+#: Operations that leave out elements, and with them parameters: that is no use.
+_CUTS = frozenset(["slice", "split"])
 #: Operations on one operand whose outputs are zeros if the operand is.
 _KEEPS_ZERO = KEEPS_ZEROS | {"broadcast_in_dim", "reshape", "squeeze", "transpose"}
 
@@ -89,7 +93,13 @@ def analyse(
 def _constant(value: Any) -> AbstractValue:
     # Larger constants are not read: that would copy them from the device.
     key = jnp.issubdtype(getattr(value, "dtype", np.int32), dtypes.prng_key)
-    return AbstractValue(zero=bool(not key and np.shape(value) == () and value == 0))
+    # A constant vector of integers lists all choices, as `arange` does.
+    dtype = getattr(value, "dtype", np.float32)
+    vector = np.ndim(value) == 1 and jnp.issubdtype(dtype, np.integer)
+    return AbstractValue(
+        zero=bool(not key and np.shape(value) == () and value == 0),
+        counts=0 if vector else None,
+    )
 
 
 def _equation(
@@ -100,27 +110,43 @@ def _equation(
         return _control_flow(eqn, flow, inputs, record)
     name = eqn.primitive.name
     if name in PRODUCTS:
+        _record_uses(eqn, inputs[2:], record, "elementwise")
         return [record_product(eqn, inputs, record)]
     output = combine(inputs)
     gathers = name == "gather" or (name == "dynamic_slice" and output.inputs)
     if gathers and inputs[0].views:
         _record_uses(eqn, inputs[:1], record, "gather")
+        _record_uses(eqn, inputs[1:], record, "elementwise")
         return [output]
     if not any(value.views for value in inputs):
         zero = name in _KEEPS_ZERO and inputs[0].zero
-        return [output._replace(zero=zero)] * len(eqn.outvars)
+        output = output._replace(zero=zero)
+        if len(eqn.outvars) == 1:
+            return [one_hot_output(eqn, inputs, output)]
+        return [output] * len(eqn.outvars)
     if output.inputs:
         kind = "elementwise" if name in _ELEMENTWISE else "lost"
         _record_uses(eqn, inputs, record, kind)
         return [output] * len(eqn.outvars)
-    return [output._replace(views=tuple(views)) for views in output_views(eqn, inputs)]
+    outputs = output_views(eqn, inputs)
+    if name not in _CUTS:
+        followed = {view.leaf for views in outputs for view in views}
+        dropped = [_without(value, followed) for value in inputs]
+        _record_uses(eqn, dropped, record, "elementwise")
+    return [output._replace(views=tuple(views)) for views in outputs]
+
+
+def _without(value: AbstractValue, leaves: AbstractSet[str]) -> AbstractValue:
+    """Returns the value without the views of these leaves."""
+    views = tuple(view for view in value.views if view.leaf not in leaves)
+    return value._replace(views=views)
 
 
 def _record_uses(
     eqn: JaxprEqn, values: Sequence[AbstractValue], record: Record, kind: UseKind
 ) -> None:
     name, source = eqn.primitive.name, source_line(eqn)
-    for view in (view for value in values for view in value.views):
+    for view in dict.fromkeys(view for value in values for view in value.views):
         use = Use(name, kind, reason=view.lost, source=source)
         record.uses.append((view.leaf, use))
 
@@ -148,6 +174,7 @@ def _cond(
         analyse(branch, inputs[1:], record.inside(eqn, i))
         for i, branch in enumerate(cond.branches)
     ]
+    _record_uses(eqn, inputs[:1], record, "elementwise")
     outputs = []
     for values in zip(*results, strict=True):
         output = _depend(_either(values), inputs[0])
@@ -188,6 +215,7 @@ def _while(
     outputs = _fixed_point(step, carry, record.inside(eqn, body_part(loop.condition)))
     args = [*inputs[:first_body], *outputs]
     (go_on,) = analyse(loop.condition, args, record.inside(eqn, 1))
+    _record_uses(eqn, [go_on], record, "elementwise")
     return [_depend(value, go_on) for value in outputs]
 
 
@@ -223,6 +251,8 @@ def _either(values: Sequence[AbstractValue]) -> AbstractValue:
     output = combine(values)
     if output.inputs:
         return output
+    if views := union(values):
+        return output._replace(views=tuple(views))
     views = tuple(dict.fromkeys(view for value in values for view in value.views))
     if any(set(value.views) != set(views) for value in values):
         views = tuple(replace(view, unclear="it is one of several") for view in views)

@@ -106,7 +106,8 @@ def run_equation(
       inputs: its inputs, which a rule may have changed.
       rule: the rule.
       state: the state.
-      carried: applied to each new value that a loop carries to its next step.
+      carried: applied to each new value that a loop carries to its next step, and to
+        each that a branch returns.
 
     Returns:
       The outputs and the state.
@@ -115,7 +116,7 @@ def run_equation(
         case Call(body):
             return _evaluate(body, inputs, rule, state, site.path, site.steps)
         case Cond() as cond:
-            return _run_cond(cond, site, inputs, rule, state)
+            return _run_cond(cond, site, inputs, rule, state, carried)
         case Scan() as scan:
             return _run_scan(scan, site, inputs, rule, state, carried)
         case While() as loop:
@@ -133,11 +134,21 @@ def bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
 
 
 def _run_cond(
-    cond: Cond, site: Site, inputs: Sequence[Any], rule: EquationRule, state: Any
+    cond: Cond,
+    site: Site,
+    inputs: Sequence[Any],
+    rule: EquationRule,
+    state: Any,
+    carried: Callable[[Any], Any],
 ) -> tuple[Sequence[Any], Any]:
     def branch(i: int) -> Callable[..., Any]:
         body, path = cond.branches[i], site.inside(i)
-        return lambda state, *x: _evaluate(body, x, rule, state, path, site.steps)
+
+        def run(state: Any, *x: Any) -> tuple[list[Any], Any]:
+            outputs, state = _evaluate(body, x, rule, state, path, site.steps)
+            return [carried(x) for x in outputs], state
+
+        return run
 
     branches = [branch(i) for i in range(len(cond.branches))]
     return lax.switch(inputs[0], branches, state, *inputs[1:])

@@ -10,7 +10,7 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Array, Bool, Shaped
 
 from jaxsparse._trace.record import Contraction
-from jaxsparse._trace.view import ViewAxis
+from jaxsparse._trace.view_axis import ViewAxis
 
 
 #: An axis of an operand, and its size.

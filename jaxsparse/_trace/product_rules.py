@@ -6,6 +6,7 @@ from math import gcd
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import step_into, var_shape
+from jaxsparse._trace.lookups import is_lookup
 from jaxsparse._trace.record import (
     AbstractValue,
     Contraction,
@@ -15,7 +16,8 @@ from jaxsparse._trace.record import (
     combine,
     source_line,
 )
-from jaxsparse._trace.view import View, ViewAxis
+from jaxsparse._trace.view import View
+from jaxsparse._trace.view_axis import ViewAxis
 
 
 def _dot_axes(eqn: JaxprEqn) -> list[OperandAxes | None]:
@@ -55,6 +57,8 @@ def record_product(
     result = combine(inputs)
     if not any(value.views for value in operands):
         return result
+    if _record_lookup(eqn, operands, record):
+        return result
     node = frozenset(view.leaf for value in operands for view in value.views)
     others = result.frontier - {node}
     record.followed.update(others)
@@ -81,6 +85,22 @@ def record_product(
         frontier=frontier,
         terms=frozenset({frontier}),
     )
+
+
+def _record_lookup(
+    eqn: JaxprEqn, operands: Sequence[AbstractValue], record: Record
+) -> bool:
+    """Records a product with a one-hot operand; returns whether it is one."""
+    for i, axes in enumerate(_OPERAND_AXES[eqn.primitive.name](eqn)):
+        if axes is None or not operands[1 - i].views:
+            continue
+        shape = var_shape(eqn.invars[i])
+        if is_lookup(operands[i].one_hot, axes.contracted, shape):
+            for leaf in dict.fromkeys(view.leaf for view in operands[1 - i].views):
+                use = Use(eqn.primitive.name, "gather", source=source_line(eqn))
+                record.uses.append((leaf, use))
+            return True
+    return False
 
 
 def _use(
@@ -143,6 +163,8 @@ def _group(
     for i, piece in inner.items():
         if piece.axis == last and piece.stride == 1:
             return last, _alignment(axes, sizes, i), ""
+    if any(piece.stride < 0 for piece in inner.values()):
+        return None, 0, "mixed axes (rev)"
     return None, 0, "mixed axes"
 
 

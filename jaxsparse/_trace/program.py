@@ -84,6 +84,12 @@ def trace(
     values += [AbstractValue(inputs=True)] * len(inputs)
     record = new_record()
     results = analyse(bound, values, record)
+    used = {path for path, _ in record.uses}
+    record.uses.extend(
+        (view.leaf, Use("return", "elementwise", reason=view.lost))
+        for view in dict.fromkeys(view for value in results for view in value.views)
+        if view.leaf not in used
+    )
     return Program(bound, inputs, leaves, record, results)
 
 

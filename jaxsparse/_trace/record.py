@@ -20,6 +20,8 @@ class AbstractValue(NamedTuple):
       inputs: whether it depends on the inputs.
       params: whether it depends on parameters.
       zero: whether it is a constant of zeros.
+      counts: the axis along which it is `0, 1, 2, ...`, or lists other constants.
+      one_hot: the axis along which it is one-hot, times anything, or a sum of such.
       frontier: the products with parameters that reach it without passing through
         another one.
       terms: the frontier of each term of a loss; of anything else the frontier alone.
@@ -30,6 +32,8 @@ class AbstractValue(NamedTuple):
     inputs: bool = False
     params: bool = False
     zero: bool = False
+    counts: int | None = None
+    one_hot: int | None = None
     frontier: frozenset[Node] = frozenset()
     terms: frozenset[frozenset[Node]] = frozenset()
     reduced: bool = False
@@ -52,7 +56,8 @@ class Use:
     """One operation of a computation that uses a leaf.
 
     Attributes:
-      primitive: the name of the operation's JAX primitive.
+      primitive: the name of the operation's JAX primitive, or "return" for a leaf that
+        is only part of a result.
       kind: "contraction", "gather", "elementwise", or "lost" for an operation that is
         not understood.
       contracted: the leaf's axes that are summed over (a convolution: input channels).

@@ -4,59 +4,19 @@ A value made from a parameter by moving its elements has axes that consist of wh
 of the parameter, of pieces of them, or of several merged into one.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from jaxsparse._trace.jaxpr import Path
-
-
-class AxisPiece(NamedTuple):
-    """The elements `start, start + stride, ...` of a parameter's axis.
-
-    Attributes:
-      axis: the parameter's axis; -1 for copies made by broadcasting.
-      size: the number of elements.
-      stride: the step along the parameter's axis.
-      start: the first element.
-      block: the block size if a reshape split the axis into blocks, else 0.
-    """
-
-    axis: int
-    size: int
-    stride: int = 1
-    start: int = 0
-    block: int = 0
-
-
-class ViewAxis(NamedTuple):
-    """One axis of a value.
-
-    Attributes:
-      pieces: the pieces of parameter axes in it, major to minor.
-      offset: the index of their first element, non-zero after a concatenation or
-        padding.
-      mixed_by: the operation that lost the order of the elements, if any.
-    """
-
-    pieces: tuple[AxisPiece, ...] = ()
-    offset: int = 0
-    mixed_by: str = ""
-
-    @property
-    def parameter_axes(self) -> tuple[int, ...]:
-        """The parameter's axes in it."""
-        return tuple(piece.axis for piece in self.pieces if piece.axis >= 0)
-
-    @property
-    def covered(self) -> int:
-        """The number of elements along the axis that come from the parameter."""
-        return math.prod(piece.size for piece in self.pieces)
-
-    def mix(self, primitive: str) -> "ViewAxis":
-        """Returns the axis after an operation that loses the order of its elements."""
-        return ViewAxis(self.pieces, mixed_by=self.mixed_by or primitive)
+from jaxsparse._trace.view_axis import (
+    AxisPiece,
+    Unit,
+    ViewAxis,
+    fill_axis,
+    pieces_of,
+    slice_axis,
+)
 
 
 class IndexedAxis(NamedTuple):
@@ -81,6 +41,8 @@ class View:
       axes: one `ViewAxis` for each axis of the value.
       indexed: the axes that loops, shards or indices run over.
       merged: whether it was summed with other parameters on the way.
+      scaled: whether it was multiplied by anything on the way.
+      bent: the operation on the way that is not a product with a factor, if any.
       unclear: why the other operand of a product may not be an input of this
         parameter, if so: the value is one of several, or was indexed along an axis
         on which the parameter is stacked with others.
@@ -91,6 +53,8 @@ class View:
     axes: tuple[ViewAxis, ...]
     indexed: tuple[IndexedAxis, ...] = ()
     merged: bool = False
+    scaled: bool = False
+    bent: str = ""
     unclear: str = ""
     lost: str = ""
 
@@ -104,6 +68,15 @@ class View:
     def is_broadcast(self) -> bool:
         """Whether an axis of the value holds copies."""
         return any(piece.axis < 0 for axis in self.axes for piece in axis.pieces)
+
+    @property
+    def positions(self) -> "View":
+        """The view without what is known about its values: where its zeros are."""
+        return replace(self, scaled=False, bent="", unclear="")
+
+    def bend(self, primitive: str) -> "View":
+        """Returns the view after an operation that is not a product with a factor."""
+        return replace(self, bent=self.bent or primitive)
 
     def lose(self, primitive: str) -> "View":
         """Returns the view after an operation that is not understood."""
@@ -159,7 +132,7 @@ class View:
         for axis, *bounds in zip(
             self.axes, shape, starts, limits, strides, strict=True
         ):
-            axis = _slice_axis(axis, *bounds)
+            axis = slice_axis(axis, *bounds)
             if axis is None:
                 return None
             axes.append(axis)
@@ -179,6 +152,14 @@ class View:
         axes[axis] = axes[axis]._replace(offset=axes[axis].offset + by)
         return replace(self, axes=tuple(axes))
 
+    def reverse(self, axes: Sequence[int], shape: Sequence[int]) -> "View":
+        """Returns the view after `lax.rev` of an operand of shape `shape`."""
+        reversed_ = [
+            axis.reverse(size) if i in axes else axis
+            for i, (axis, size) in enumerate(zip(self.axes, shape, strict=True))
+        ]
+        return replace(self, axes=tuple(reversed_))
+
     def reorder(self, axes: Sequence[int], primitive: str) -> "View":
         """Returns the view after an operation that reorders elements along axes."""
         mixed = [a.mix(primitive) if i in axes else a for i, a in enumerate(self.axes)]
@@ -194,16 +175,16 @@ class View:
             return replace(self, axes=tuple(ViewAxis() for _ in new))
         view = self.squeeze(i for i, size in enumerate(old) if size == 1)
         sizes = [size for size in old if size != 1]
-        units: list[_Unit] = []
+        units: list[Unit] = []
         for axis, size in zip(view.axes, sizes, strict=True):
             plain = not axis.mixed_by and not axis.offset and axis.covered == size
             units.extend(axis.pieces if plain else [(size, axis)])
 
         axes: list[ViewAxis] = []
         for i in reversed(range(len(new))):
-            axis = _fill(new[i], units)
+            axis = fill_axis(new[i], units)
             if axis is None:
-                rest = tuple(piece for unit in units for piece in _pieces(unit))
+                rest = tuple(piece for unit in units for piece in pieces_of(unit))
                 axes.extend([ViewAxis(rest, mixed_by="reshape")] * (i + 1))
                 break
             axes.append(axis)
@@ -218,83 +199,3 @@ class View:
 def view_of(leaf: str, shape: Sequence[int]) -> View:
     """Returns the view of a parameter itself."""
     return View(leaf, tuple(ViewAxis((AxisPiece(i, n),)) for i, n in enumerate(shape)))
-
-
-#: What a reshape moves as a whole: a piece, or an axis that is not made of pieces
-#: alone, with its size.
-_Unit = AxisPiece | tuple[int, ViewAxis]
-
-
-def _fill(size: int, units: list[_Unit]) -> ViewAxis | None:
-    """Takes the last units for an axis of `size`; returns None if they do not fit."""
-    taken: list[AxisPiece] = []
-    while size > 1:
-        unit = units[-1]
-        if not isinstance(unit, AxisPiece):
-            if unit[0] == size and not taken:
-                units.pop()
-                return unit[1]
-            units.extend(taken)
-            return None
-        if size % unit.size == 0:
-            taken.insert(0, unit)
-            units.pop()
-            size //= unit.size
-        elif unit.size % size == 0:
-            block = math.gcd(unit.block, size) if unit.stride == 1 else unit.block
-            taken.insert(0, unit._replace(size=size, block=block))
-            units[-1] = AxisPiece(unit.axis, unit.size // size, unit.stride * size)
-            size = 1
-        else:
-            units.extend(taken)
-            return None
-    return ViewAxis(_join(taken))
-
-
-def _join(pieces: Sequence[AxisPiece]) -> tuple[AxisPiece, ...]:
-    """Joins the blocks of an axis with the elements within them."""
-    joined: list[AxisPiece] = []
-    for minor in pieces:
-        major = joined[-1] if joined else None
-        if (
-            major is not None
-            and major.axis == minor.axis
-            and major.stride == minor.size * minor.stride
-        ):
-            start = major.start + minor.start
-            size = major.size * minor.size
-            joined[-1] = AxisPiece(minor.axis, size, minor.stride, start, major.block)
-        else:
-            joined.append(minor)
-    return tuple(joined)
-
-
-def _pieces(unit: _Unit) -> tuple[AxisPiece, ...]:
-    return (unit,) if isinstance(unit, AxisPiece) else unit[1].pieces
-
-
-def _slice_axis(
-    axis: ViewAxis, size: int, start: int, limit: int, stride: int
-) -> ViewAxis | None:
-    if (start, limit, stride) == (0, size, 1):
-        return axis
-    if stride != 1:
-        return axis.mix("strided slice")
-    if axis.mixed_by:
-        return axis
-    if not axis.pieces:
-        inside = start <= axis.offset < limit
-        return axis._replace(offset=axis.offset - start) if inside else None
-    major, *minor = axis.pieces
-    block = math.prod(piece.size for piece in minor)
-    first = max(start - axis.offset, 0)
-    last = min(limit - axis.offset, axis.covered)
-    if first >= last:
-        return None
-    if first % block or last % block:
-        return axis.mix("slice")
-    kept = major._replace(
-        size=(last - first) // block,
-        start=major.start + first // block * major.stride,
-    )
-    return ViewAxis((kept, *minor), offset=max(axis.offset - start, 0))

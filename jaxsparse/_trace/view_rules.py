@@ -1,11 +1,11 @@
 """How operations on parameters and constants alone move views to their outputs."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from jax.extend.core import JaxprEqn
 
+from jaxsparse._trace.combination_rules import COMBINE, lose_all
 from jaxsparse._trace.jaxpr import var_shape
 from jaxsparse._trace.record import AbstractValue
 from jaxsparse._trace.view import View
@@ -53,15 +53,39 @@ KEEPS_ZEROS = frozenset(
 )
 
 
+#: Those that neither move and scale weights nor round them.
+BENDS = frozenset(
+    [
+        "abs",
+        "asin",
+        "asinh",
+        "atan",
+        "cbrt",
+        "erf",
+        "expm1",
+        "log1p",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "tan",
+        "tanh",
+    ]
+)
+
+
 def output_views(
     eqn: JaxprEqn, inputs: Sequence[AbstractValue]
 ) -> Sequence[Sequence[View]]:
     """Returns the views of each output, for inputs made of parameters and constants."""
     name = eqn.primitive.name
+    if name in BENDS:
+        return [[view.bend(name) for view in inputs[0].views]]
     if name in KEEPS_ZEROS:
         return [value.views for value in inputs]
-    if name in _ELEMENTWISE:
-        return [_ELEMENTWISE[name](eqn, _broadcast_inputs(eqn, inputs))]
+    if name in COMBINE:
+        return [COMBINE[name](eqn, inputs)]
     if name in _MOVES:
         shape = var_shape(eqn.invars[0])
         return [inputs[0].map_views(lambda v: _MOVES[name](v, eqn, shape)).views]
@@ -98,8 +122,8 @@ def _reshape(view: View, eqn: JaxprEqn, shape: Sequence[int]) -> View:
     return view.reshape(shape, _ints(eqn.params["new_sizes"]))
 
 
-def _reverse(view: View, eqn: JaxprEqn, _: Sequence[int]) -> View:
-    return view.reorder(_ints(eqn.params["dimensions"]), "rev")
+def _reverse(view: View, eqn: JaxprEqn, shape: Sequence[int]) -> View:
+    return view.reverse(_ints(eqn.params["dimensions"]), shape)
 
 
 def _slice(view: View, eqn: JaxprEqn, shape: Sequence[int]) -> View | None:
@@ -131,78 +155,8 @@ _MOVES: dict[str, Callable[[View, JaxprEqn, Sequence[int]], View | None]] = {
 }
 
 
-def _broadcast_inputs(
-    eqn: JaxprEqn, inputs: Sequence[AbstractValue]
-) -> list[AbstractValue]:
-    """The operands in the shape of the result: axes of size 1 are repeated."""
-    new = var_shape(eqn.outvars[0])
-    expanded = []
-    for value, var in zip(inputs, eqn.invars, strict=True):
-        old = var_shape(var)
-        expand = lambda view, old=old: view.broadcast(old, new, range(len(old)))
-        expanded.append(value.map_views(expand))
-    return expanded
-
-
-def _multiply(_: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
-    """Zeros of either factor stay zeros; a scale is not what a product contracts."""
-    views = _all(inputs)
-    weights = [view for view in views if not view.is_broadcast and not view.lost]
-    return weights or views
-
-
-def _divide(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
-    return inputs[0].views or _lose(eqn, inputs)
-
-
-def _add(_: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
-    """A sum is sparse only after its terms are merged and pruned together."""
-    if any(value.zero for value in inputs):
-        return _all(inputs)
-    return [replace(view, merged=True) for view in _all(inputs)]
-
-
-def _select(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
-    """`where(mask, w, 0)` keeps zeros; nothing is known about other choices."""
-    cases = inputs[1:]
-    if not all(case.views or case.zero for case in cases):
-        return _lose(eqn, inputs)
-    if sum(bool(case.views) for case in cases) == 1:
-        return _all(cases)
-    return [replace(view, unclear="it is one of several") for view in _all(cases)]
-
-
-def _max_or_min(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
-    """`max(w, 0)` keeps zeros."""
-    keeps_zeros = any(value.zero for value in inputs)
-    return _all(inputs) if keeps_zeros else _lose(eqn, inputs)
-
-
-def _all(values: Sequence[AbstractValue]) -> list[View]:
-    return [view for value in values for view in value.views]
-
-
-def _lose(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> list[View]:
-    return [view.lose(eqn.primitive.name) for view in _all(inputs)]
-
-
-#: Operations on several operands, element by element, after broadcasting.
-_ELEMENTWISE: dict[
-    str, Callable[[JaxprEqn, Sequence[AbstractValue]], Sequence[View]]
-] = {
-    "add": _add,
-    "add_any": _add,
-    "div": _divide,
-    "max": _max_or_min,
-    "min": _max_or_min,
-    "mul": _multiply,
-    "select_n": _select,
-    "sub": _add,
-}
-
-
 def _concatenate(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> list[list[View]]:
-    axis, start = eqn.params["dimension"], 0
+    axis, start = int(eqn.params["dimension"]), 0
     views: list[View] = []
     for value, var in zip(inputs, eqn.invars, strict=True):
         views += value.map_views(lambda v, start=start: v.shift(axis, start)).views
@@ -213,11 +167,13 @@ def _concatenate(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> list[list[Vi
 def _integer_pow(
     eqn: JaxprEqn, inputs: Sequence[AbstractValue]
 ) -> Sequence[Sequence[View]]:
-    return [inputs[0].views] if eqn.params["y"] > 0 else _lose_all(eqn, inputs)
+    if eqn.params["y"] <= 0:
+        return _lose_all(eqn, inputs)
+    return [[view.bend("integer_pow") for view in inputs[0].views]]
 
 
 def _split(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[Sequence[View]]:
-    axis, shape = eqn.params["axis"], var_shape(eqn.invars[0])
+    axis, shape = int(eqn.params["axis"]), var_shape(eqn.invars[0])
     ones, outputs, start = [1] * len(shape), [], 0
     for size in _ints(eqn.params["sizes"]):
         starts = [start if i == axis else 0 for i in range(len(shape))]
@@ -231,7 +187,7 @@ def _split(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[Sequence[
 
 
 def _lose_all(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> list[list[View]]:
-    return [_lose(eqn, inputs)] * len(eqn.outvars)
+    return [lose_all(eqn, inputs)] * len(eqn.outvars)
 
 
 #: `(equation, inputs) -> views of each output` of all other operations.

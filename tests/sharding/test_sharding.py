@@ -199,7 +199,8 @@ x = draw(8, 12, 16)
 
 
 def fn(params, x):
-    y = jnp.tanh(jnp.einsum("bsd,df->bsf", x, params["up"]))
+    up = params["up"] * np.linspace(0.5, 2, 16, dtype="float32")[:, None]
+    y = jnp.tanh(jnp.einsum("bsd,df->bsf", x, up))
     # A contraction of explicitly sharded axes must name the sharding of its result.
     to = P("data") if explicit and batch is not x else None
     y = jnp.einsum("bsf,fd->bsd", y, params["down"], out_sharding=to)

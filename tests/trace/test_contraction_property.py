@@ -6,6 +6,7 @@ import numpy as np
 from jax import lax
 
 import jaxsparse as js
+from tests.reference import top_n_mask
 
 
 def random_steps(rng, shape):
@@ -95,3 +96,79 @@ def test_random_programs_have_at_most_n_in_every_group_of_the_sum():
         counts = padded.reshape(-1, m, matrix.shape[1]).sum(1)
         assert counts.max() <= n, (leaf, shape, contracted, batch, plan["w"])
     assert sparse >= 100
+
+
+def random_values(rng, shape):
+    """A random change of values, as a function of an array and a parameter's number."""
+    axis = int(rng.integers(len(shape)))
+    vector = [n if i == axis else 1 for i, n in enumerate(shape)]
+    c = rng.normal(size=vector if rng.integers(2) else ()) + 2
+    kinds = {
+        # The same zeros as before:
+        "factor": lambda w, _: w * c,
+        "divisor": lambda w, _: w / c,
+        "parameter": lambda w, s: s * w,
+        "norm": lambda w, _: w / (1 + (w * w).sum(axis, keepdims=True)),
+        "whole norm": lambda w, _: w * abs(w).max(),
+        "gate": lambda w, _: w * (w > 0.1),
+        "interpolation": lambda w, s: (1 - s) * w + s * abs(w),
+        "power": lambda w, _: w**3,
+        # No zeros, or others:
+        "constant": lambda w, _: w + c,
+        "offset": lambda w, s: s - w,
+        "mean": lambda w, _: w - w.mean(axis, keepdims=True),
+        "largest": lambda w, _: w - 2 * w.max(),
+        "standardised": lambda w, _: (w - w.mean()) / (1 + w.std()),
+        "neighbour": lambda w, _: (
+            w + w[(slice(None),) * axis + (slice(None, None, -1),)]
+        ),
+        "regularised": lambda w, _: w - 0.5 / (1 + w * w),
+    }
+    names = list(kinds)
+    # Most changes keep zeros, so that leaves are pruned even after several of them.
+    name = (
+        names[rng.integers(8)] if rng.integers(4) else names[rng.integers(len(names))]
+    )
+    return kinds[name], name in ("parameter", "interpolation", "offset")
+
+
+def test_random_programs_that_compute_with_weights_have_a_sparse_operand():
+    """Of every leaf that is planned without a condition, on the weights themselves."""
+    rng = np.random.default_rng(1)
+    sparse = refused = 0
+    for _ in range(200):
+        leaf, change, shape, contracted, _ = random_program(rng)
+        before = [random_values(rng, leaf) for _ in range(rng.integers(0, 3))]
+        after = [random_values(rng, shape) for _ in range(rng.integers(0, 3))]
+
+        def operand(w, s, before=before, change=change, after=after):
+            for step, _ in before:
+                w = step(w, s)
+            w = change(w)
+            for step, _ in after:
+                w = step(w, s)
+            return w
+
+        numbers = (contracted, list(range(len(contracted)))), ((), ())
+        fn = lambda p, x, operand=operand, numbers=numbers: (
+            lax.dot_general(operand(p["w"], p["s"]), x, numbers),
+            jnp.ones((2, 16)) @ p["sure"],
+        )
+        w, s = rng.normal(size=leaf).astype(np.float32), np.float32(0.7)
+        params = {"w": w, "s": s, "sure": np.ones((16, 8), np.float32)}
+        x = jax.ShapeDtypeStruct((*(shape[i] for i in contracted), 2), "float32")
+        rules = [js.Rule(".*", "2:4", sizes=None)]
+        plan = js.plan_sparsity(params, rules, fn=fn, args=(x,), dense_head=False)
+        is_used = any(uses_parameter for _, uses_parameter in before + after)
+        assert (plan["s"].reason == "not used by fn") != is_used
+        if plan["w"].pattern is None or plan["w"].note:
+            refused += 1
+            continue
+        sparse += 1
+        mask = top_n_mask(abs(w), 2, 4, plan["w"].axis)
+        order = change(np.arange(w.size).reshape(leaf))
+        matrix = as_matrix(operand(mask * w, s) != 0, order, contracted)
+        padded = np.pad(matrix, ((0, -len(matrix) % 4), (0, 0)))
+        assert padded.reshape(-1, 4, matrix.shape[1]).sum(1).max() <= 2, plan["w"]
+    assert sparse >= 40
+    assert refused >= 40
