@@ -11,9 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
+from jax.core import Tracer
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import (
@@ -82,9 +84,20 @@ def analyse(
 
 
 def _constant(value: Any) -> AbstractValue:
-    # Larger constants are not read: that would copy them from the device.
+    return AbstractValue(zero=_is_zero(value))
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a constant is the scalar zero.
+
+    A traced constant, closed over by the function, has no value yet. Larger ones are
+    not read: that would copy them from the device.
+    """
     key = jnp.issubdtype(getattr(value, "dtype", np.int32), dtypes.prng_key)
-    return AbstractValue(zero=bool(not key and np.shape(value) == () and value == 0))
+    if isinstance(value, Tracer) or key or np.shape(value):
+        return False
+    # NumPy compares at once, where an operation of JAX would join the current trace.
+    return bool(np.asarray(jax.device_get(value)) == 0)
 
 
 def _equation(
