@@ -13,6 +13,7 @@ from jaxsparse._calibration.leaf_statistics import (
     warn_of_few_tokens,
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
+from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
 from jaxsparse._sharding import device_put_like, replicate, reshard_like
@@ -73,6 +74,6 @@ def _fit(leaf: Array, mask: Array, statistics: LeafStatistics) -> Array:
     weights = matrices.to_matrices(leaf.astype(jnp.float32))
     masks = matrices.to_matrices(mask)
     moments = replicate(statistics.second_moment)
-    fitted = jax.vmap(masked_least_squares)(weights, masks, moments)
+    fitted = map_solves(masked_least_squares, weights, masks, moments)
     weight = reshard_like(matrices.from_matrices(fitted), leaf).astype(leaf.dtype)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

@@ -21,6 +21,7 @@ from jaxsparse._calibration.leaf_statistics import (
     warn_of_few_tokens,
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
+from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._calibration.sparsegpt import BLOCK, Choose, inverse_factor, sparsegpt
 from jaxsparse._masks import SearchResult
@@ -170,7 +171,7 @@ def _prune(
 ) -> _Pruned:
     matrices, moments = statistics.columns, replicate(statistics.second_moment)
     weights = matrices.to_matrices(leaf.astype(jnp.float32))
-    limits = _kept_before_blocks(pattern, kept, matrices)
+    limits = jnp.asarray(_kept_before_blocks(pattern, kept, matrices))
 
     def prune_problem(weight, moment, limits):
         factor = inverse_factor(moment, damping)
@@ -179,9 +180,9 @@ def _prune(
         is_finite = jnp.isfinite(factor.upper).all()
         return updated, mask, jnp.where(is_finite, factor.damping, jnp.inf)
 
-    updated, masks, dampings = jax.vmap(prune_problem)(weights, moments, limits)
+    updated, masks, dampings = map_solves(prune_problem, weights, moments, limits)
     if update == "optimal":
-        updated = jax.vmap(masked_least_squares)(weights, masks, moments)
+        updated = map_solves(masked_least_squares, weights, masks, moments)
     mask = reshard_like(matrices.from_matrices(masks), leaf)
     weight = reshard_like(matrices.from_matrices(updated), leaf).astype(leaf.dtype)
     source = weight if update else leaf
