@@ -9,8 +9,10 @@ from jaxtyping import Array
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     check_updatable,
+    fill_starved,
     match_statistics,
     warn_of_few_tokens,
+    warn_of_starved,
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._calibration.map_solves import map_solves
@@ -42,7 +44,8 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
       TypeError: a masked leaf has an integer dtype.
 
     Warns:
-      UserWarning: a leaf has fewer tokens than inputs.
+      UserWarning: a leaf has fewer tokens than inputs; a problem, such as an expert,
+        met no tokens, and its weights are masked and not fitted.
 
     >>> from jaxsparse import collect_statistics, create_masks
     >>> params = {"kernel": jnp.ones((16, 8))}
@@ -59,6 +62,7 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
     shapes = {path: leaves[path].shape for path in masked}
     by_path = match_statistics(shapes, statistics)
     warn_of_few_tokens(by_path)
+    warn_of_starved(by_path)
 
     def fit(path: str, leaf: Any) -> Any:
         if path not in by_path:
@@ -73,7 +77,7 @@ def _fit(leaf: Array, mask: Array, statistics: LeafStatistics) -> Array:
     matrices, mask = statistics.columns, as_bool(mask, leaf)
     weights = matrices.to_matrices(leaf.astype(jnp.float32))
     masks = matrices.to_matrices(mask)
-    moments = replicate(statistics.second_moment)
+    moments = replicate(fill_starved(statistics).second_moment)
     fitted = map_solves(masked_least_squares, weights, masks, moments)
     weight = reshard_like(matrices.from_matrices(fitted), leaf).astype(leaf.dtype)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

@@ -17,8 +17,10 @@ from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
     check_updatable,
+    fill_starved,
     match_statistics,
     warn_of_few_tokens,
+    warn_of_starved,
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._calibration.map_solves import map_solves
@@ -116,7 +118,8 @@ class SparseGPTSearcher:
 
         Warns:
           UserWarning: a leaf has fewer tokens than inputs, or took more damping than
-            `damping`.
+            `damping`; a problem, such as an expert, met no tokens, and is pruned by
+            magnitude and not updated.
         """
         plan = plan_for(params, self.plan)
         leaves, _ = flatten(params)
@@ -125,6 +128,7 @@ class SparseGPTSearcher:
         for leaf in plan.sparse:
             _check_leaf(leaf, leaves[leaf.path], by_path[leaf.path].columns)
         warn_of_few_tokens(by_path)
+        warn_of_starved(by_path)
         pruned = {
             leaf.path: _prune(
                 leaves[leaf.path],
@@ -169,7 +173,8 @@ def _prune(
     damping: ArrayLike,
     update: Update,
 ) -> _Pruned:
-    matrices, moments = statistics.columns, replicate(statistics.second_moment)
+    matrices = statistics.columns
+    moments = replicate(fill_starved(statistics).second_moment)
     weights = matrices.to_matrices(leaf.astype(jnp.float32))
     limits = jnp.asarray(_kept_before_blocks(pattern, kept, matrices))
 
