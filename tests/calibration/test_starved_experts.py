@@ -71,14 +71,14 @@ def test_an_expert_counts_the_tokens_that_are_sent_to_it(fn):
     statistics = _collect(fn)["experts"]
     np.testing.assert_array_equal(statistics.tokens, _COUNTS)
     for i in (0, 2, 3):
-        sent = _TOKENS[_EXPERT_OF == i].astype(np.float64)
+        sent = _TOKENS[i == _EXPERT_OF].astype(np.float64)
         moment = sent.T @ sent / len(sent)
         np.testing.assert_allclose(statistics.second_moment[i], moment, atol=1e-5)
     assert not statistics.second_moment[1].any()
 
 
 def test_weights_of_tokens_still_count():
-    weights = lambda x, _: jnp.arange(90) % 2 == 0
+    weights = lambda *_: jnp.arange(90) % 2 == 0
     statistics = js.collect_statistics(
         _by_mask,
         {"experts": _EXPERTS},
@@ -96,7 +96,7 @@ def test_wanda_prunes_only_the_starved_expert_by_magnitude(fn):
     with pytest.warns(UserWarning, match=r"no tokens: 1 of 4 of leaf 'experts' \(1\)"):
         result = js.WandaSearcher(_RULES).search({"experts": _EXPERTS}, statistics)
     for i in range(4):
-        sent = _TOKENS[_EXPERT_OF == i].astype(np.float64)
+        sent = _TOKENS[i == _EXPERT_OF].astype(np.float64)
         norms = np.sqrt((sent**2).sum(0)) if len(sent) else np.ones(16)
         expected = _magnitude_mask(_EXPERTS[i] * norms[:, None])
         np.testing.assert_array_equal(result.masks["experts"][i], expected)
@@ -114,7 +114,7 @@ def test_sparsegpt_prunes_the_other_experts_as_without_it(update):
     alone = [js.Rule(".*", "2:4", axis=0, sizes=None)]
     fn = lambda params, x: x @ params["w"]
     for i in (0, 2, 3):
-        params, sent = {"w": _EXPERTS[i]}, [_TOKENS[_EXPERT_OF == i]]
+        params, sent = {"w": _EXPERTS[i]}, [_TOKENS[i == _EXPERT_OF]]
         own = js.collect_statistics(fn, params, sent, plan=alone)
         expected = js.SparseGPTSearcher(alone, update_weights=update).search(
             params, own

@@ -96,9 +96,7 @@ def test_a_plan_is_the_same_inside_jit(make, value):
 
     masks = mask(_PARAMS, value)
     assert {*map(str, plans)} == {str(plans[0])}
-    np.testing.assert_array_equal(
-        masks["a"], js.create_masks(_PARAMS, plans[0])["a"]
-    )
+    np.testing.assert_array_equal(masks["a"], js.create_masks(_PARAMS, plans[0])["a"])
 
 
 def test_a_traced_temperature_under_other_transformations():
