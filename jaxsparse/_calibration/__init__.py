@@ -9,6 +9,7 @@ from jaxsparse._calibration.fit_weights import (
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics as LeafStatistics,
     match_statistics as match_statistics,
+    starved_problems as starved_problems,
 )
 from jaxsparse._calibration.sequential import (
     prune_sequentially as prune_sequentially,

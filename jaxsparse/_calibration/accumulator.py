@@ -80,9 +80,8 @@ def accumulate(
         )
     x = _in_leaf_order(inputs.x, index.input, accumulator.sums.shape[1])
     weights = _weight_per_token(weights, x.shape[1:-1])
-    sums, tokens = _sum_sets(
-        x, weights, inputs.members, products=accumulator.sums.ndim == 3
-    )
+    products = accumulator.sums.ndim == 3
+    sums, tokens = _sum_sets(x, weights, inputs, products=products)
     problem = index.problem
     if inputs.groups > 1:
         group = np.arange(inputs.groups, dtype=np.int32)
@@ -100,19 +99,26 @@ def accumulate(
 def _sum_sets(
     x: Shaped[Array, "set *token input"],
     weights: Shaped[Array, "*token"],
-    members: Array | None,
+    inputs: ProductInputs,
     *,
     products: bool,
 ) -> tuple[Array, Array]:
-    """Returns the weighted sums and the number of tokens, for each set of tokens."""
-    if members is None:
-        return jax.vmap(partial(_sum, products=products), (0, None))(x, weights)
+    """Returns the weighted sums and the number of tokens, for each set of tokens.
+
+    Where sets are problems, such as experts, a token whose inputs are all zero is one
+    that was not sent to the problem, or an unused slot, and is not counted.
+    """
     zero = jnp.zeros((), weights.dtype)
 
-    def sum_members(members: Array) -> tuple[Array, Array]:
-        return _sum(x[0], jnp.where(members, weights, zero), products=products)
+    def sum_members(x: Array, members: Array) -> tuple[Array, Array]:
+        return _sum(x, jnp.where(members, weights, zero), products=products)
 
-    return lax.map(sum_members, members)
+    if inputs.members is not None:
+        return lax.map(lambda members: sum_members(x[0], members), inputs.members)
+    if len(x) > 1 and inputs.groups == 1:
+        members = (x != jnp.zeros((), x.dtype)).any(-1)  # NaN is not zero
+        return jax.vmap(sum_members)(x, members)
+    return jax.vmap(partial(_sum, products=products), (0, None))(x, weights)
 
 
 def _sum(

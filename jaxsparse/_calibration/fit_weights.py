@@ -9,10 +9,13 @@ from jaxtyping import Array
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     check_updatable,
+    fill_starved,
     match_statistics,
     warn_of_few_tokens,
+    warn_of_starved,
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
+from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
 from jaxsparse._sharding import device_put_like, replicate
@@ -41,7 +44,8 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
       TypeError: a masked leaf has an integer dtype.
 
     Warns:
-      UserWarning: a leaf has fewer tokens than inputs.
+      UserWarning: a leaf has fewer tokens than inputs; a problem, such as an expert,
+        met no tokens, and its weights are masked and not fitted.
 
     >>> from jaxsparse import collect_statistics, create_masks
     >>> params = {"kernel": jnp.ones((16, 8))}
@@ -58,6 +62,7 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
     shapes = {path: leaves[path].shape for path in masked}
     by_path = match_statistics(shapes, statistics)
     warn_of_few_tokens(by_path)
+    warn_of_starved(by_path)
 
     def fit(path: str, leaf: Any) -> Any:
         if path not in by_path:
@@ -72,7 +77,7 @@ def _fit(leaf: Array, mask: Array, statistics: LeafStatistics) -> Array:
     matrices, mask = statistics.columns, as_bool(mask, leaf)
     weights = statistics.scaled_matrices(leaf)
     masks = matrices.to_matrices(mask)
-    moments = replicate(statistics.second_moment)
-    fitted = jax.vmap(masked_least_squares)(weights, masks, moments)
+    moments = replicate(fill_starved(statistics).second_moment)
+    fitted = map_solves(masked_least_squares, weights, masks, moments)
     weight = statistics.unscaled_leaf(fitted, leaf)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

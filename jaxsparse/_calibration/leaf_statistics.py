@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Shaped
+from jaxtyping import Array, Bool, Float32, Shaped
 
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._sharding import reshard_like
@@ -36,7 +36,9 @@ class LeafStatistics:
         `[problem, input]`, or of the product of every two inputs, of shape `[problem,
         input, input]`.
       tokens: the number of tokens of each problem, float32, of shape `[problem]`; the
-        sum of their weights if tokens were weighted.
+        sum of their weights if tokens were weighted. A token whose inputs are all zero
+        in one of several problems of a product, such as experts to which it is not
+        sent, is not counted there.
       columns: how the axes of the leaf map to problems, inputs and outputs.
       factors: what each weight is multiplied by before its product, float32, of the
         shape of the leaf; None for a leaf that is not scaled.
@@ -99,7 +101,7 @@ def match_statistics(
 
     Raises:
       ValueError: statistics of a leaf are missing, are for another shape, are not
-        finite, or are all zero.
+        finite, or are all zero in every problem.
     """
     matched = {
         path: _statistics_of(path, shape, statistics) for path, shape in shapes.items()
@@ -112,15 +114,34 @@ def match_statistics(
                 f"the statistics of leaf {path!r} of shape {shape} are not finite: "
                 "collect them again"
             )
-        if zero.any():
-            problem = int(np.argmax(zero))
-            which = f" of problem {problem} of {zero.size}" if zero.size > 1 else ""
+        if zero.all():
             raise ValueError(
-                f"all inputs{which} of leaf {path!r} of shape {shape} were zero in "
-                "every batch, so its statistics are empty: use batches that reach it, "
-                "or keep it dense by a rule"
+                f"all inputs of leaf {path!r} of shape {shape} were zero in every "
+                "batch, so its statistics are empty: use batches that reach it, or "
+                "keep it dense by a rule"
             )
     return matched
+
+
+def starved_problems(statistics: LeafStatistics) -> Bool[Array, " problem"]:
+    """Returns which problems met no tokens, or tokens of zero inputs only."""
+    return (statistics.mean_square == 0).all(1)
+
+
+def fill_starved(statistics: LeafStatistics) -> LeafStatistics:
+    """Returns the statistics with those of starved problems replaced.
+
+    All inputs of such a problem count as uncorrelated and of mean square one, so its
+    weights are ranked by magnitude, and none compensates for another.
+    """
+    moments = statistics.moments
+    starved = starved_problems(statistics)
+    if moments.ndim == 2:
+        filled = jnp.where(starved[:, None], jnp.ones_like(moments), moments)
+    else:
+        identity = jnp.eye(moments.shape[1], dtype=moments.dtype)[None]
+        filled = jnp.where(starved[:, None, None], identity, moments)
+    return replace(statistics, moments=filled)
 
 
 @jax.jit
@@ -168,8 +189,11 @@ def check_updatable(path: str, weight: Any) -> None:
 
 
 def warn_of_few_tokens(statistics: Mapping[str, LeafStatistics]) -> None:
-    """Warns if weights would be fitted to fewer tokens than they have inputs."""
-    fewest = jax.device_get({path: jnp.min(s.tokens) for path, s in statistics.items()})
+    """Warns if weights would be fitted to fewer tokens than they have inputs.
+
+    Problems without tokens are not fitted.
+    """
+    fewest = jax.device_get({path: _fewest(s) for path, s in statistics.items()})
     too_few = {
         path: (float(tokens), statistics[path].columns.inputs_per_problem)
         for path, tokens in fewest.items()
@@ -182,5 +206,31 @@ def warn_of_few_tokens(statistics: Mapping[str, LeafStatistics]) -> None:
             f"inputs: leaf {path!r} has {tokens:g} tokens for {inputs} inputs. Its "
             "weights will be overfitted to these tokens: use at least four times as "
             "many tokens as inputs",
+            stacklevel=3,
+        )
+
+
+@jax.jit
+def _fewest(statistics: LeafStatistics) -> Float32[Array, ""]:
+    """Returns the fewest tokens of a problem that met some."""
+    starved = starved_problems(statistics)
+    return jnp.min(jnp.where(starved, jnp.inf, statistics.tokens))
+
+
+def warn_of_starved(statistics: Mapping[str, LeafStatistics]) -> None:
+    """Warns if some problems of a leaf, such as experts, met no tokens."""
+    starved = jax.device_get(
+        {path: starved_problems(leaf) for path, leaf in statistics.items()}
+    )
+    paths = [path for path, problems in starved.items() if problems.any()]
+    if paths:
+        problems = starved[paths[0]]
+        numbers = ", ".join(map(str, np.flatnonzero(problems)[:8]))
+        more = ", ..." if problems.sum() > 8 else ""
+        warnings.warn(
+            f"{len(paths)} of {len(statistics)} leaves have problems, such as experts, "
+            f"that met no tokens: {int(problems.sum())} of {problems.size} of leaf "
+            f"{paths[0]!r} ({numbers}{more}). Those are pruned by magnitude and not "
+            "updated: use batches that reach them",
             stacklevel=3,
         )

@@ -9,8 +9,10 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float32
 
+from jaxsparse._calibration.map_solves import map_solves
 
-#: The bytes of normal equations that are solved at once.
+
+#: The bytes of normal equations that are solved at once, except on a CPU.
 _BATCH_BYTES = 2**28
 
 #: The first damping, as a fraction of the mean of the diagonal.
@@ -41,8 +43,7 @@ def masked_least_squares(
     dead = diagonal == 0
     scale = jnp.sum(diagonal) / jnp.maximum(jnp.sum(~dead), 1).astype(jnp.float32)
 
-    def solve_output(output):
-        weight, mask = output
+    def solve_output(weight, mask):
         free = mask & ~dead
         lower = _factor_free(moment, free, scale)
         fitted = jnp.where(mask, weight, 0)
@@ -54,7 +55,7 @@ def masked_least_squares(
 
     outputs = weight.shape[1]
     batch_size = min(max(1, _BATCH_BYTES // moment.nbytes), outputs)
-    return lax.map(solve_output, (weight.T, mask.T), batch_size=batch_size).T
+    return map_solves(solve_output, weight.T, mask.T, batch_size=batch_size).T
 
 
 def _factor_free(

@@ -177,7 +177,7 @@ def _prune_input(
     weight = lax.dynamic_index_in_dim(weights, i, keepdims=False)
     factors = lax.dynamic_index_in_dim(upper, i, keepdims=False)
     error = jnp.where(kept, 0, weight / factors[i])
-    weights -= factors[:, None] * error
+    weights -= factors[:, None] * error[None]
     pruned = jnp.where(kept, weight, 0)
     weights = lax.dynamic_update_index_in_dim(weights, pruned, i, axis=0)
     return weights, lax.dynamic_update_index_in_dim(errors, error, i, axis=0)

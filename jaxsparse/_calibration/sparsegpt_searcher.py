@@ -17,10 +17,13 @@ from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
     check_updatable,
+    fill_starved,
     match_statistics,
     warn_of_few_tokens,
+    warn_of_starved,
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
+from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._calibration.sparsegpt import BLOCK, Choose, inverse_factor, sparsegpt
 from jaxsparse._masks import SearchResult
@@ -115,7 +118,8 @@ class SparseGPTSearcher:
 
         Warns:
           UserWarning: a leaf has fewer tokens than inputs, or took more damping than
-            `damping`.
+            `damping`; a problem, such as an expert, met no tokens, and is pruned by
+            magnitude and not updated.
         """
         plan = plan_for(params, self.plan)
         leaves, _ = flatten(params)
@@ -124,6 +128,7 @@ class SparseGPTSearcher:
         for leaf in plan.sparse:
             _check_leaf(leaf, leaves[leaf.path], by_path[leaf.path].columns)
         warn_of_few_tokens(by_path)
+        warn_of_starved(by_path)
         pruned = {
             leaf.path: _prune(
                 leaves[leaf.path],
@@ -168,9 +173,10 @@ def _prune(
     damping: ArrayLike,
     update: Update,
 ) -> _Pruned:
-    matrices, moments = statistics.columns, replicate(statistics.second_moment)
+    matrices = statistics.columns
+    moments = replicate(fill_starved(statistics).second_moment)
     weights = statistics.scaled_matrices(leaf)
-    limits = _kept_before_blocks(pattern, kept, matrices)
+    limits = jnp.asarray(_kept_before_blocks(pattern, kept, matrices))
 
     def prune_problem(weight, moment, limits):
         factor = inverse_factor(moment, damping)
@@ -179,9 +185,9 @@ def _prune(
         is_finite = jnp.isfinite(factor.upper).all()
         return updated, mask, jnp.where(is_finite, factor.damping, jnp.inf)
 
-    updated, masks, dampings = jax.vmap(prune_problem)(weights, moments, limits)
+    updated, masks, dampings = map_solves(prune_problem, weights, moments, limits)
     if update == "optimal":
-        updated = jax.vmap(masked_least_squares)(weights, masks, moments)
+        updated = map_solves(masked_least_squares, weights, masks, moments)
     mask = reshard_like(matrices.from_matrices(masks), leaf)
     weight = statistics.unscaled_leaf(updated, leaf)
     source = weight if update else leaf

@@ -10,7 +10,9 @@ from jaxtyping import Array
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
+    fill_starved,
     match_statistics,
+    warn_of_starved,
 )
 from jaxsparse._masks import (
     SearchResult,
@@ -63,10 +65,15 @@ class WandaSearcher:
         Raises:
           ValueError: statistics of a leaf, which is named, are missing, do not fit, are
             not finite or all zero; besides the errors of `create_masks`.
+
+        Warns:
+          UserWarning: a problem of a leaf, such as an expert, met no tokens, and is
+            pruned by magnitude.
         """
         plan = plan_for(params, self.plan)
         shapes = {leaf.path: leaf.shape for leaf in plan.sparse}
         by_path = match_statistics(shapes, statistics)
+        warn_of_starved(by_path)
         scores = map_named(
             lambda path, leaf: _score(leaf, by_path[path]) if path in by_path else leaf,
             params,
@@ -78,7 +85,7 @@ class WandaSearcher:
 @jax.jit
 def _score(weight: Array, statistics: LeafStatistics) -> Array:
     matrices = statistics.columns
-    norm = jnp.sqrt(statistics.mean_square)[:, :, None]
+    norm = jnp.sqrt(fill_starved(statistics).mean_square)[:, :, None]
     shape = (*norm.shape[:2], matrices.outputs_per_problem)
     norms = matrices.from_matrices(jnp.broadcast_to(norm, shape))
     wide = wide_float(weight.dtype)

@@ -109,7 +109,7 @@ def _values_of(w: Array, mask: Array, pattern: NM, axis: int) -> Array:
     )
     values = jnp.zeros((), w.dtype)
     for slot, weight in zip(slots, weights, strict=True):
-        all_slots = iota_along(pattern.n, w.ndim - axis - 1)
+        all_slots = iota_along(pattern.n, axis + 1, w.ndim + 1)
         in_slot = jnp.expand_dims(slot, axis + 1) == all_slots
         values = jnp.where(in_slot, jnp.expand_dims(weight, axis + 1), values)
     return merge_groups(values, axis)

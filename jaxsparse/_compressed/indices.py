@@ -61,12 +61,10 @@ def encode(slots: list[Array], pattern: NM, axis: int) -> UInt8[Array, "..."]:
     if not _stores_positions(pattern):
         has_slot = jnp.stack(slots, axis + 1) < pattern.n
         return pack_mask(merge_groups(has_slot, axis), axis)
-    trailing_axes = slots[0].ndim - axis - 1
     positions = jnp.zeros((), jnp.uint8)  # of each slot
     for i, slot in enumerate(slots):
-        at_slot = jnp.expand_dims(slot, axis + 1) == iota_along(
-            pattern.n, trailing_axes
-        )
+        number = iota_along(pattern.n, axis + 1, slot.ndim + 1)
+        at_slot = jnp.expand_dims(slot, axis + 1) == number
         positions = jnp.where(at_slot, jnp.uint8(i), positions)
     code = merge_groups(_bits(positions, POSITION_BITS[pattern.m], axis + 1), axis + 1)
     return pack_mask(merge_groups(code.astype(jnp.bool_), axis), axis)
@@ -113,7 +111,7 @@ def find_slots(
 
 def _bits(x: UInt8[Array, "..."], count: int, axis: int) -> UInt8[Array, "..."]:
     """Returns the lowest bits of each number, along a new axis after `axis`."""
-    return jnp.expand_dims(x, axis + 1) >> iota_along(count, x.ndim - axis - 1) & 1
+    return jnp.expand_dims(x, axis + 1) >> iota_along(count, axis + 1, x.ndim + 1) & 1
 
 
 def _stores_positions(pattern: NM) -> bool:

@@ -24,9 +24,10 @@ def merge_groups(groups: Array, axis: int) -> Array:
     return groups.reshape(*groups.shape[:axis], size, *groups.shape[axis + 2 :])
 
 
-def iota_along(count: int, trailing: int) -> UInt8[Array, "..."]:
-    """Returns 0 to `count - 1` along an axis before `trailing` axes of size 1."""
-    return jnp.arange(count, dtype=jnp.uint8).reshape(count, *[1] * trailing)
+def iota_along(count: int, axis: int, ndim: int) -> UInt8[Array, "..."]:
+    """Returns 0 to `count - 1` along one of `ndim` axes; all others have size 1."""
+    sizes = [count if i == axis else 1 for i in range(ndim)]
+    return jnp.arange(count, dtype=jnp.uint8).reshape(sizes)
 
 
 def group_axis(shape: tuple[int, ...], pattern: NM, axis: int | None) -> int:

@@ -56,8 +56,8 @@ def unpack_mask(
         return mask
     axis = packed_axis(mask.shape, shape)
     assert axis is not None, "the caller checks that the mask fits"
-    behind = [1] * (mask.ndim - axis - 1)
-    powers = np.array([1 << bit for bit in range(8)], np.uint8).reshape(8, *behind)
+    sizes = [8 if i == axis + 1 else 1 for i in range(mask.ndim + 1)]
+    powers = np.array([1 << bit for bit in range(8)], np.uint8).reshape(sizes)
     bits = merge_groups(jnp.expand_dims(mask, axis + 1) & powers, axis)
     return lax.slice_in_dim(bits, 0, shape[axis], axis=axis) != 0
 

@@ -136,7 +136,8 @@ def _exact(
         bits = lax.switch(n - 1, [bits_for(n) for n in range(1, m + 1)])
     # Without it, XLA on a GPU might repeat the search for every weight of a block.
     bits = lax.optimization_barrier(bits)
-    shift = jnp.arange(m * m, dtype=jnp.uint16)[::-1].reshape(m, 1, m)
+    batch = [1] * (bits.ndim - 1)
+    shift = jnp.arange(m * m, dtype=jnp.uint16)[::-1].reshape(*batch, m, 1, m)
     return (bits[..., None, :, None] >> shift) & jnp.uint16(1) == 1
 
 

@@ -129,14 +129,14 @@ def _rotate_ring(
         row, _ = _highest(_pick(pruned, x) + _pick(regrown.swapaxes(0, 1), y), axis=0)
         # With x == y the two changes cancel, whatever the row is.
         changed ^= (column == row)[:, None] & ((column == x) ^ (column == y))[None]
-    return mask ^ (changed & (gain_to_c + gain_to_a > 0))
+    return mask ^ (changed & (gain_to_c + gain_to_a > 0)[None])
 
 
 def _max_plus(
     left: Float[Array, "m m blocks"], right: Float[Array, "m m blocks"]
 ) -> Float[Array, "m m blocks"]:
     """Computes the matrix product with `max` for `+` and `+` for `*`, in one pass."""
-    sums = (left[:, k, None] + right[k] for k in range(left.shape[0]))
+    sums = (left[:, k, None] + right[None, k] for k in range(left.shape[0]))
     return reduce(jnp.maximum, sums)
 
 

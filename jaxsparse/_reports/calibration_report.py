@@ -9,7 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32
 
-from jaxsparse._calibration import LeafStatistics, match_statistics
+from jaxsparse._calibration import (
+    LeafStatistics,
+    match_statistics,
+    starved_problems,
+)
 from jaxsparse._masks import (
     SearchResult,
     search_masks,
@@ -37,6 +41,8 @@ class LeafError:
       error: the relative error of its outputs, `norm(x @ (w - v)) / norm(x @ w)` over
         the inputs `x` of the statistics; 0 if the outputs are zero.
       magnitude_error: the same error if it were pruned by magnitude.
+      starved: the number of its problems, such as experts, that met no tokens, and that
+        calibrated searchers therefore prune by magnitude.
     """
 
     path: str
@@ -45,6 +51,7 @@ class LeafError:
     tokens: float
     error: float
     magnitude_error: float
+    starved: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ def calibration_report(
             _error(before[path], after[path], leaf),
             _error(before[path], _masked(before[path], magnitude[path]), leaf),
             jnp.sum(leaf.tokens),
+            jnp.sum(starved_problems(leaf)),
         )
         for path, leaf in by_path.items()
     }
@@ -114,11 +122,17 @@ def calibration_report(
 
 
 def _leaf_error(
-    leaf: LeafPlan, error: float, magnitude_error: float, tokens: float
+    leaf: LeafPlan, error: float, magnitude_error: float, tokens: float, starved: float
 ) -> LeafError:
     assert leaf.shape is not None
     return LeafError(
-        leaf.path, leaf.shape, leaf.decision, tokens, error, magnitude_error
+        leaf.path,
+        leaf.shape,
+        leaf.decision,
+        tokens,
+        error,
+        magnitude_error,
+        int(starved),
     )
 
 
@@ -154,5 +168,7 @@ def _cells(leaf: LeafError) -> tuple[str, ...]:
         f"{leaf.tokens:g}",
         f"{leaf.error:.3f}",
         f"{leaf.magnitude_error:.3f}",
-        leaf.decision,
+        f"{leaf.decision}; {leaf.starved} without tokens: by magnitude"
+        if leaf.starved
+        else leaf.decision,
     )

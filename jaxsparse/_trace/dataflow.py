@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence, Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
+from jax.core import Tracer
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.combination_rules import union
@@ -91,15 +93,23 @@ def analyse(
 
 
 def _constant(value: Any) -> AbstractValue:
-    # Larger constants are not read: that would copy them from the device.
-    key = jnp.issubdtype(getattr(value, "dtype", np.int32), dtypes.prng_key)
     # A constant vector of integers lists all choices, as `arange` does.
-    dtype = getattr(value, "dtype", np.float32)
-    vector = np.ndim(value) == 1 and jnp.issubdtype(dtype, np.integer)
-    return AbstractValue(
-        zero=bool(not key and np.shape(value) == () and value == 0),
-        counts=0 if vector else None,
-    )
+    integers = jnp.issubdtype(getattr(value, "dtype", np.float32), np.integer)
+    lists = np.ndim(value) == 1 and integers
+    return AbstractValue(zero=_is_zero(value), counts=0 if lists else None)
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a constant is the scalar zero.
+
+    A traced constant, closed over by the function, has no value yet. Larger ones are
+    not read: that would copy them from the device.
+    """
+    key = jnp.issubdtype(getattr(value, "dtype", np.int32), dtypes.prng_key)
+    if isinstance(value, Tracer) or key or np.shape(value):
+        return False
+    # NumPy compares at once, where an operation of JAX would join the current trace.
+    return bool(np.asarray(jax.device_get(value)) == 0)
 
 
 def _equation(
