@@ -8,7 +8,6 @@ the layer; every other leaf is ambiguous.
 import re
 from collections.abc import Mapping
 
-from jaxsparse._plans.head_names import Module, head_modules, in_head
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._trees import PyTree, array_shapes, flatten, map_named
 
@@ -19,11 +18,7 @@ _ATTENTION = ("query", "key", "value", "out")
 
 def axes_from_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LeafAxes]:
     """Returns the axes of every leaf, from canonical paths and shapes."""
-    weights = (path.split("/")[:-1] for path, shape in shapes.items() if len(shape) > 1)
-    heads = head_modules(weights, _HEADS)
-    return {
-        path: _leaf_axes(path, shape, shapes, heads) for path, shape in shapes.items()
-    }
+    return {path: _leaf_axes(path, shape, shapes) for path, shape in shapes.items()}
 
 
 def flax_axes(params: PyTree) -> PyTree:
@@ -49,10 +44,7 @@ def flax_axes(params: PyTree) -> PyTree:
 
 
 def _leaf_axes(
-    path: str,
-    shape: tuple[int, ...],
-    shapes: Mapping[str, tuple[int, ...]],
-    heads: frozenset[Module],
+    path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> LeafAxes:
     *modules, name = path.split("/")
     module = modules[-1] if modules else ""
@@ -64,7 +56,7 @@ def _leaf_axes(
     if name != "kernel":
         return _ambiguous(f"{name!r} of rank {rank}")
 
-    head = in_head(modules, heads)
+    head = any(part.lower() in _HEADS for part in modules)
     if rank == 2 and not re.match(r"einsum|densegeneral", module, re.IGNORECASE):
         return LeafAxes(group=0, contracted=(0,), output=(1,), head=head)
     if 3 <= rank <= 5 and module.lower().startswith("conv"):

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxsparse._plans.head_names import Module, head_modules, in_head
 from jaxsparse._plans.leaf_axes import LeafAxes
 
 
@@ -40,11 +39,7 @@ def axes_from_torch_names(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, LeafAxes]:
     """Returns the axes of every leaf, from paths (with dots or slashes) and shapes."""
-    weights = (_parts(path)[:-1] for path, shape in shapes.items() if len(shape) > 1)
-    heads = head_modules(weights, _HEADS)
-    return {
-        path: _leaf_axes(path, shape, shapes, heads) for path, shape in shapes.items()
-    }
+    return {path: _leaf_axes(path, shape, shapes) for path, shape in shapes.items()}
 
 
 def is_embedding(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -66,10 +61,7 @@ def refuse_tensors(leaves: Mapping[str, Any]) -> None:
 
 
 def _leaf_axes(
-    path: str,
-    shape: tuple[int, ...],
-    shapes: Mapping[str, tuple[int, ...]],
-    heads: frozenset[Module],
+    path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> LeafAxes:
     *modules, name = _parts(path)
     module = modules[-1] if modules else ""
@@ -81,7 +73,9 @@ def _leaf_axes(
     if not _WEIGHT.fullmatch(name) or rank > 5:
         return _ambiguous(f"{name!r} of rank {rank}")
     bias = _bias_of(path, shapes)
-    head = in_head(modules, heads) or (len(modules) == 1 and module in _OUTER_HEADS)
+    head = not _HEADS.isdisjoint(modules) or (
+        len(modules) == 1 and module in _OUTER_HEADS
+    )
     if rank == 2 and module in _TRANSPOSED_IN_GPT2:
         match _inputs_first(shapes):
             case None:

@@ -95,14 +95,12 @@ def _heads(record: Record, results: Sequence[AbstractValue]) -> set[frozenset[st
     """Returns the products that are output layers.
 
     No other product with parameters follows an output layer, at least one precedes it,
-    and every path to a result, or to a term of a loss, that it reaches passes through
-    it.
+    and every path to a result that it reaches passes through it.
     """
-    terms = {term for result in results for term in result.terms}
     heads = set()
-    for node in record.preceded - record.followed:
-        reached = [term for term in terms if node in term]
-        if reached and all(term == {node} for term in reached):
+    for node in record.before - record.after:
+        reached = [result for result in results if node in result.frontier]
+        if reached and all(result.frontier == {node} for result in reached):
             heads.add(node)
     return heads
 

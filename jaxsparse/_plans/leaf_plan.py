@@ -167,7 +167,7 @@ def decide_leaf(
     if axes.group is None:
         return dense_leaf(path, shape, axes.reason, axes.remedy)
     if axes.head and dense_head:
-        return dense_leaf(path, shape, "head", "head")
+        return dense("head")
     if reason := _misfit(shape, axes, pattern, rule.sizes):
         return dense(reason)
     _check_dtype(path, leaf)

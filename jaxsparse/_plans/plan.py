@@ -1,7 +1,7 @@
 """Plans: which leaves are pruned, to what pattern, along which axis, and why not."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -33,11 +33,9 @@ class Plan(Tabular):
 
     Attributes:
       leaves: one `LeafPlan` for each leaf, in the order of the tree.
-      note: a remark on the whole plan, printed below the table; mostly empty.
     """
 
     leaves: tuple[LeafPlan, ...]
-    note: str = ""
 
     @cached_property
     def by_path(self) -> Mapping[str, LeafPlan]:
@@ -54,8 +52,7 @@ class Plan(Tabular):
 
     def with_remedies(self, remedies: Mapping[Remedy, str]) -> "Plan":
         """Returns the plan with the remedies in reasons from a table of other words."""
-        leaves = tuple(leaf.with_remedies(remedies) for leaf in self.leaves)
-        return replace(self, leaves=leaves)
+        return Plan(tuple(leaf.with_remedies(remedies) for leaf in self.leaves))
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         return ("leaf", "shape", "plan"), _folded(self.leaves)
@@ -78,11 +75,6 @@ class NothingPrunableError(PlanError):
         plan = self.plan.with_remedies(remedies)
         return f"{self.problem}:\n{plan}\n{remedies['rules']}"
 
-
-_NO_HEAD = (
-    "fn has no layer that is its output layer alone: if a leaf is one, keep it dense "
-    "by a rule"
-)
 
 #: What functions accept as a plan: a plan, or what one is made from.
 PlanLike = Plan | RulesLike
@@ -154,11 +146,7 @@ def plan_sparsity(
         axes = axes_from_torch_names(shapes)
     else:
         axes = axes_from_names(shapes)
-    plan = _decide(leaves, rules, dense_head, axes)
-    heads = any(leaf.head for leaf in axes.values())
-    if fn is None or heads or not dense_head or len(plan.sparse) < 2:
-        return plan
-    return replace(plan, note=_NO_HEAD)
+    return _decide(leaves, rules, dense_head, axes)
 
 
 def is_plan_like(plan: Any) -> bool:

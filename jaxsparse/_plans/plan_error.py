@@ -6,7 +6,7 @@ from typing import Literal
 
 
 #: The kinds of remedies for a leaf that stays dense and for a tree that is refused.
-Remedy = Literal["axis", "fn_or_axis", "dense", "head", "rule_axis", "rules"]
+Remedy = Literal["axis", "fn_or_axis", "dense", "rule_axis", "rules"]
 
 #: The remedies in Python's words. `{path}` is the leaf's path as a regular expression.
 PYTHON_REMEDIES: Mapping[Remedy, str] = {
@@ -15,7 +15,6 @@ PYTHON_REMEDIES: Mapping[Remedy, str] = {
     "dense": (
         "give real floats or integers, or keep the leaf dense with Rule({path!r}, None)"
     ),
-    "head": "pruned with dense_head=False",
     "rule_axis": "narrow the rule's path or correct its axis",
     "rules": (
         "Give rules that match a weight, with fn=... or axis=... where names do not "

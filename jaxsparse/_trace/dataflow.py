@@ -8,6 +8,7 @@ understood.
 
 from collections.abc import Callable, Sequence, Set as AbstractSet
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,7 +33,6 @@ from jaxsparse._trace.jaxpr import (
     var_shape,
 )
 from jaxsparse._trace.lookups import one_hot_output
-from jaxsparse._trace.loss_terms import mark_reduced
 from jaxsparse._trace.product_rules import PRODUCTS, record_product
 from jaxsparse._trace.record import (
     AbstractValue,
@@ -84,12 +84,7 @@ def analyse(
     bound: BoundJaxpr, args: Sequence[AbstractValue], record: Record
 ) -> list[AbstractValue]:
     """Propagates abstract values through a jaxpr and records the uses of parameters."""
-
-    def rule(eqn: JaxprEqn, inputs: list[AbstractValue]) -> list[AbstractValue]:
-        outputs = zip(_equation(eqn, inputs, record), eqn.outvars, strict=True)
-        return [mark_reduced(eqn, value, var) for value, var in outputs]
-
-    return interpret(bound, args, rule, _constant)
+    return interpret(bound, args, partial(_equation, record=record), _constant)
 
 
 def _constant(value: Any) -> AbstractValue:

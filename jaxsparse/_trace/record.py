@@ -8,7 +8,6 @@ from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import Path, step_into
-from jaxsparse._trace.loss_terms import Node, terms_of
 from jaxsparse._trace.view import View
 
 
@@ -24,8 +23,6 @@ class AbstractValue(NamedTuple):
       one_hot: the axis along which it is one-hot, times anything, or a sum of such.
       frontier: the products with parameters that reach it without passing through
         another one.
-      terms: the frontier of each term of a loss; of anything else the frontier alone.
-      reduced: whether the outputs of the frontier's products are no axis of it.
     """
 
     views: tuple[View, ...] = ()
@@ -34,9 +31,7 @@ class AbstractValue(NamedTuple):
     zero: bool = False
     counts: int | None = None
     one_hot: int | None = None
-    frontier: frozenset[Node] = frozenset()
-    terms: frozenset[frozenset[Node]] = frozenset()
-    reduced: bool = False
+    frontier: frozenset[frozenset[str]] = frozenset()
 
     def map_views(self, move: Callable[[View], View | None]) -> "AbstractValue":
         """Applies `move` to the views that are not lost; drops those that become None.
@@ -84,7 +79,7 @@ class Use:
     other: tuple[int, ...] | None = None
     merged: bool = False
     reason: str = ""
-    node: Node = frozenset()
+    node: frozenset[str] = frozenset()
     source: str = ""
 
 
@@ -125,15 +120,15 @@ class Record(NamedTuple):
 
     Attributes:
       uses: pairs of a leaf's path and a use of the leaf.
-      preceded: products that another product comes before.
-      followed: products that another product comes after.
+      before: products that precede another product.
+      after: products that follow another product.
       contractions: products with parameters, by the path of their equation.
       path: the surrounding equations, from the outermost one.
     """
 
     uses: list[tuple[str, Use]]
-    preceded: set[Node]
-    followed: set[Node]
+    before: set[frozenset[str]]
+    after: set[frozenset[str]]
     contractions: dict[Path, list[Contraction]]
     path: Path = ()
 
@@ -149,14 +144,10 @@ def new_record() -> Record:
 
 def combine(values: Sequence[AbstractValue]) -> AbstractValue:
     """Returns a value without views that depends on all of these."""
-    reached = [value for value in values if value.frontier]
-    frontier = frozenset().union(*(value.frontier for value in reached))
     return AbstractValue(
         inputs=any(value.inputs for value in values),
         params=any(value.params for value in values),
-        frontier=frontier,
-        terms=terms_of(values, frontier),
-        reduced=bool(reached) and all(value.reduced for value in reached),
+        frontier=frozenset().union(*(value.frontier for value in values)),
     )
 
 

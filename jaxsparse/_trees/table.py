@@ -18,24 +18,19 @@ class Tabular(ABC):
     """
 
     leaves: tuple[Any, ...]
-    note: str = ""  # printed below the table
 
     @abstractmethod
     def _table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         """Returns the header and the cells of each line."""
 
     def __str__(self) -> str:
-        lines = table(*self._table())
-        return f"{lines}\n{self.note}" if self.note else lines
+        return table(*self._table())
 
     def _repr_html_(self) -> str:
         header, rows = self._table()
         head = _html_row("th", header)
         body = "\n".join(_html_row("td", cells) for cells in rows)
-        note = f"\n<p>{escape(self.note)}</p>" if self.note else ""
-        return (
-            f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>{note}"
-        )
+        return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
     def __rich__(self) -> Any:
         from rich import box
@@ -43,13 +38,7 @@ class Tabular(ABC):
         from rich.text import Text
 
         header, rows = self._table()
-        rich_table = Table(
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            padding=(0, 1, 0, 0),
-            caption=self.note or None,
-            caption_justify="left",
-        )
+        rich_table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         for name, *cells in zip(header, *rows, strict=True):
             short = max(map(len, cells), default=0) <= 16  # paths and reasons are long
             rich_table.add_column(name, overflow="fold", no_wrap=short)

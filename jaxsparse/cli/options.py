@@ -66,7 +66,6 @@ _REMEDIES: Mapping[Remedy, str] = {
     "dense": (
         "give real floats or integers, or keep the leaf dense with --rule 'REGEX=dense'"
     ),
-    "head": "pruned with --head",
     "rule_axis": "narrow the REGEX of its --rule or correct the AXIS",
     "rules": (
         "Give a --rule that matches a weight, --rule 'REGEX=2:4@AXIS' where names do "

@@ -18,7 +18,7 @@ PARAMS = {name: shape(16, 16) for name in ("a", "b", "c")}
 def heads(fn, *args):
     """The leaves that are kept dense as heads."""
     plan = js.plan_sparsity(PARAMS, fn=fn, args=args or (X,))
-    return {leaf.path for leaf in plan.leaves if leaf.remedy == "head"}
+    return {leaf.path for leaf in plan.leaves if leaf.reason == "head"}
 
 
 def logits(p, x):
@@ -96,105 +96,6 @@ def test_two_outputs_have_a_head_each():
         return hidden @ p["b"], hidden @ p["c"]
 
     assert heads(fn) == {"b", "c"}
-
-
-def policy_and_value(p, x):
-    hidden = jnp.tanh(x @ p["a"])
-    return hidden @ p["b"], (hidden @ p["c"])[:, :1]
-
-
-def actor_critic(p, x):
-    scores, value = policy_and_value(p, x)
-    advantage = jax.lax.stop_gradient(1.0 - value[:, 0])
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), jnp.zeros((2, 1), int), -1)
-    policy = -chosen[:, 0] * advantage
-    return jnp.mean(policy + 0.5 * (value[:, 0] - 1.0) ** 2)
-
-
-def entropy_bonus(p, x):
-    scores, value = policy_and_value(p, x)
-    chances = jax.nn.softmax(scores)
-    entropy = -jnp.sum(chances * jnp.log(chances), axis=-1)
-    return jnp.mean((value - 1.0) ** 2) - 0.01 * jnp.mean(entropy)
-
-
-def accumulated(p, x):
-    step = lambda total, row: (total + actor_critic(p, row[None].repeat(2, 0)), None)
-    return jax.lax.scan(step, 0.0, x)[0]
-
-
-@pytest.mark.parametrize(
-    "fn", [policy_and_value, actor_critic, entropy_bonus, accumulated]
-)
-def test_a_loss_of_two_heads_has_both(fn):
-    assert heads(policy_and_value) == {"b", "c"}
-    assert heads(fn) == {"b", "c"}
-
-
-def loss_and_penalty(p, x):
-    hidden = jnp.tanh(x @ p["a"])
-    second = jnp.tanh(hidden @ p["b"])
-    one_hot = jnp.eye(16)[:2]
-    cross_entropy = -jnp.mean(
-        jnp.sum(one_hot * jax.nn.log_softmax(second @ p["c"]), -1)
-    )
-    return cross_entropy + 1e-3 * jnp.mean(second**2) + 1e-3 * jnp.mean(hidden**2)
-
-
-def routed(p, x):
-    """A mixture of two experts with a term that balances its router."""
-    gates = jax.nn.softmax(x @ p["a"])
-    balance = jnp.sum(jnp.mean(gates, 0) ** 2)
-    hidden = jnp.tanh((x * gates[:, :1]) @ p["b"])
-    return balance + jnp.mean(jnp.square(hidden @ p["c"]))
-
-
-@pytest.mark.parametrize("fn", [loss_and_penalty, routed])
-def test_terms_on_hidden_layers_change_nothing(fn):
-    assert heads(fn) == {"c"}
-
-
-@pytest.mark.parametrize("fn", [residual_trunk, two_ends])
-def test_the_sum_of_what_has_no_head_has_none(fn):
-    assert heads(lambda p, x: jnp.sum(fn(p, x))) == set()
-    assert heads(lambda p, x: jnp.mean(fn(p, x) ** 2)) == set()
-
-
-def test_a_plan_without_a_head_says_so_and_a_head_names_what_prunes_it():
-    plan = js.plan_sparsity(PARAMS, fn=residual_trunk, args=(X,))
-    assert str(plan).endswith(
-        "\nfn has no layer that is its output layer alone: if a "
-        "leaf is one, keep it dense by a rule"
-    )
-    assert "its output layer alone" in plan._repr_html_()
-    plan = js.plan_sparsity(PARAMS, fn=loss, args=(X,))
-    assert plan["c"].decision == "dense: head; pruned with dense_head=False"
-    assert plan.note == ""
-
-
-@pytest.mark.parametrize(
-    ("layout", "paths", "expected"),
-    [
-        ("torch", ["head.layers.0.ffn.weight", "head.layers.1.ffn.weight"], set()),
-        (
-            "torch",
-            ["body.0.weight", "body.1.weight", "head.0.weight", "head.1.weight"],
-            {"head.0.weight", "head.1.weight"},
-        ),
-        ("torch", ["body.0.weight", "lm_head.weight"], {"lm_head.weight"}),
-        ("torch", ["model.head.decoder.0.weight", *"abc"], set()),
-        ("flax", ["head/Dense_0/kernel", "head/Dense_1/kernel"], set()),
-        ("flax", ["Dense_0/kernel", "head/Dense_0/kernel"], {"head/Dense_0/kernel"}),
-        ("flax", ["net/head/kernel", "net/Dense_0/kernel"], {"net/head/kernel"}),
-    ],
-)
-def test_a_module_of_that_name_around_most_of_a_model_is_no_head(
-    layout, paths, expected
-):
-    weights = [f"model.head.decoder.{x}.weight" if len(x) == 1 else x for x in paths]
-    tree = {path: shape(32, 32) for path in weights}
-    plan = js.plan_sparsity(tree, layout=layout)
-    assert {leaf.path for leaf in plan.leaves if leaf.remedy == "head"} == expected
 
 
 def test_a_single_contraction_is_no_head():
