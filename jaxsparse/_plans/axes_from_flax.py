@@ -7,8 +7,10 @@ the layer; every other leaf is ambiguous.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from jaxsparse._plans.leaf_axes import LeafAxes
+from jaxsparse._plans.roles_from_names import roles_from_names
 from jaxsparse._trees import PyTree, array_shapes, flatten, map_named
 
 
@@ -18,7 +20,11 @@ _ATTENTION = ("query", "key", "value", "out")
 
 def axes_from_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LeafAxes]:
     """Returns the axes of every leaf, from canonical paths and shapes."""
-    return {path: _leaf_axes(path, shape, shapes) for path, shape in shapes.items()}
+    roles = roles_from_names(shapes, _HEADS)
+    return {
+        path: replace(_leaf_axes(path, shape, shapes), role=roles.get(path))
+        for path, shape in shapes.items()
+    }
 
 
 def flax_axes(params: PyTree) -> PyTree:
@@ -56,9 +62,8 @@ def _leaf_axes(
     if name != "kernel":
         return _ambiguous(f"{name!r} of rank {rank}")
 
-    head = any(part.lower() in _HEADS for part in modules)
     if rank == 2 and not re.match(r"einsum|densegeneral", module, re.IGNORECASE):
-        return LeafAxes(group=0, contracted=(0,), output=(1,), head=head)
+        return LeafAxes(group=0, contracted=(0,), output=(1,))
     if 3 <= rank <= 5 and module.lower().startswith("conv"):
         inner, outer = (rank - 2,), (rank - 1,)
         if _is_transposed_kernel(modules, shape, shapes):
@@ -66,11 +71,11 @@ def _leaf_axes(
         if shape[inner[0]] == 1:
             reason = "depthwise convolution or one input channel"
             return LeafAxes(contracted=inner, output=outer, reason=reason)
-        return LeafAxes(group=inner[0], contracted=inner, output=outer, head=head)
+        return LeafAxes(group=inner[0], contracted=inner, output=outer)
     if module in _ATTENTION and _is_attention(modules, shapes):
         if module == "out":
-            return LeafAxes(group=1, contracted=(0, 1), output=(2,), head=head)
-        return LeafAxes(group=0, contracted=(0,), output=(1, 2), head=head)
+            return LeafAxes(group=1, contracted=(0, 1), output=(2,))
+        return LeafAxes(group=0, contracted=(0,), output=(1, 2))
     return _ambiguous(f"a kernel of rank {rank} in {module!r}")
 
 

@@ -7,9 +7,12 @@ embedding from a linear layer, and if it does not, the leaf is ambiguous.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxsparse._plans.leaf_axes import LeafAxes
+from jaxsparse._plans.roles_from_names import roles_from_names
+from jaxsparse._trace import Role
 
 
 _HEADS = {
@@ -39,7 +42,11 @@ def axes_from_torch_names(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, LeafAxes]:
     """Returns the axes of every leaf, from paths (with dots or slashes) and shapes."""
-    return {path: _leaf_axes(path, shape, shapes) for path, shape in shapes.items()}
+    roles = roles_from_names(shapes, _HEADS, _OUTER_HEADS)
+    return {
+        path: replace(_leaf_axes(path, shape, shapes, roles), role=roles.get(path))
+        for path, shape in shapes.items()
+    }
 
 
 def is_embedding(path: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -61,7 +68,10 @@ def refuse_tensors(leaves: Mapping[str, Any]) -> None:
 
 
 def _leaf_axes(
-    path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+    path: str,
+    shape: tuple[int, ...],
+    shapes: Mapping[str, tuple[int, ...]],
+    roles: Mapping[str, Role],
 ) -> LeafAxes:
     *modules, name = _parts(path)
     module = modules[-1] if modules else ""
@@ -73,16 +83,13 @@ def _leaf_axes(
     if not _WEIGHT.fullmatch(name) or rank > 5:
         return _ambiguous(f"{name!r} of rank {rank}")
     bias = _bias_of(path, shapes)
-    head = not _HEADS.isdisjoint(modules) or (
-        len(modules) == 1 and module in _OUTER_HEADS
-    )
     if rank == 2 and module in _TRANSPOSED_IN_GPT2:
         match _inputs_first(shapes):
             case None:
                 return _ambiguous(f"{module!r} is (in, out) in GPT-2")
             case True:
-                return LeafAxes(group=0, contracted=(0,), output=(1,), head=head)
-    if rank == 2 and bias is None and not head and "emb" in module.lower():
+                return LeafAxes(group=0, contracted=(0,), output=(1,))
+    if rank == 2 and bias is None and path not in roles and "emb" in module.lower():
         return _ambiguous(f"{module!r} may be an embedding")
     if rank > 2 and TRANSPOSED.search(path):
         return _ambiguous("a transposed convolution may be (in, out, ...)")
@@ -91,7 +98,7 @@ def _leaf_axes(
     if rank > 2 and shape[1] == 1:
         reason = "depthwise convolution or one input channel"
         return LeafAxes(contracted=(1,), output=(0,), reason=reason)
-    return LeafAxes(group=1, contracted=(1,), output=(0,), head=head)
+    return LeafAxes(group=1, contracted=(1,), output=(0,))
 
 
 def _inputs_first(shapes: Mapping[str, tuple[int, ...]]) -> bool | None:

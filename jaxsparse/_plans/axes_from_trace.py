@@ -6,9 +6,9 @@ from typing import Any
 
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._trace import (
-    AbstractValue,
-    Record,
+    Role,
     Use,
+    find_roles,
     trace,
 )
 from jaxsparse._trees import PyTree, array_shapes, flatten, map_named
@@ -43,7 +43,7 @@ def contraction_axes(
     >>> contraction_axes(fn, {"w": shape(4, 16, 8)}, shape(2, 16))
     {'w': 1}
     """
-    axes = axes_from_trace(fn, params, args, kwargs)
+    axes, _ = axes_from_trace(fn, params, args, kwargs)
     return map_named(lambda path, _: axes[path].group if path in axes else None, params)
 
 
@@ -83,31 +83,18 @@ def axes_from_trace(
     params: PyTree,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-) -> dict[str, LeafAxes]:
-    """Returns the axes of every array leaf by canonical path."""
+) -> tuple[dict[str, LeafAxes], bool]:
+    """Returns the axes of every array leaf by path, and whether no head was found."""
     program = trace(fn, params, args, kwargs)
-    uses, heads = program.uses, _heads(program.record, program.results)
-    shapes = array_shapes(flatten(params).by_path).items()
-    return {path: _decide(uses[path], shape, heads) for path, shape in shapes}
+    uses, roles = program.uses, find_roles(program)
+    axes = {
+        path: _decide(uses[path], shape, roles.by_leaf.get(path))
+        for path, shape in array_shapes(flatten(params).by_path).items()
+    }
+    return axes, roles.lacks_head
 
 
-def _heads(record: Record, results: Sequence[AbstractValue]) -> set[frozenset[str]]:
-    """Returns the products that are output layers.
-
-    No other product with parameters follows an output layer, at least one precedes it,
-    and every path to a result that it reaches passes through it.
-    """
-    heads = set()
-    for node in record.before - record.after:
-        reached = [result for result in results if node in result.frontier]
-        if reached and all(result.frontier == {node} for result in reached):
-            heads.add(node)
-    return heads
-
-
-def _decide(
-    uses: Sequence[Use], shape: tuple[int, ...], heads: set[frozenset[str]]
-) -> LeafAxes:
+def _decide(uses: Sequence[Use], shape: tuple[int, ...], role: Role | None) -> LeafAxes:
     products = [use for use in uses if use.kind == "contraction"]
     lost = [use.reason or use.primitive for use in uses if use.kind == "lost"]
     if any(use.kind == "gather" for use in uses):
@@ -132,5 +119,5 @@ def _decide(
         batch=tuple(axis for axis in first.batch if shape[axis] > 1),
         alignment=math.gcd(*(use.alignment for use in products)),
         note="until merged" if any(use.merged for use in products) else "",
-        head=all(use.node in heads for use in products),
+        role=role,
     )

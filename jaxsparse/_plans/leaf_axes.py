@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from jaxsparse._plans.plan_error import Remedy
+from jaxsparse._trace import Role
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class LeafAxes:
       reason: why there is no group axis; empty if there is one.
       remedy: the kind of remedy for that, if there is one.
       note: a condition on the plan of a leaf that has a group axis.
-      head: whether this is the model's output layer.
+      role: what the leaf is for, if it stays dense for that by default.
     """
 
     group: int | None = None
@@ -31,4 +32,4 @@ class LeafAxes:
     reason: str = ""
     remedy: Remedy | None = None
     note: str = ""
-    head: bool = False
+    role: Role | None = None

@@ -1,7 +1,7 @@
 """One leaf of a plan: its pattern and its axes, or why it stays dense."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from jaxsparse._plans.plan_error import (
     Remedy,
 )
 from jaxsparse._plans.rule import Rule
+from jaxsparse._trace import Role
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,15 @@ def counted_groups(
 
 
 def decide_leaf(
-    path: str, leaf: Any, axes: LeafAxes, rules: Sequence[Rule], dense_head: bool
+    path: str,
+    leaf: Any,
+    axes: LeafAxes,
+    rules: Sequence[Rule],
+    dense_roles: Collection[Role],
 ) -> LeafPlan:
     """Returns the plan of a leaf by the first rule that matches it.
+
+    Leaves whose role is one of `dense_roles` stay dense.
 
     Raises:
       PlanError: the rule gives an axis that the leaf does not have.
@@ -164,10 +171,11 @@ def decide_leaf(
     pattern = as_pattern(rule.pattern)
     if rule.axis is not None:
         axes = _axes_from_rule(path, shape, rule.axis)
+    may_be_pruned = axes.group is not None or axes.remedy is not None
+    if axes.role is not None and axes.role in dense_roles and may_be_pruned:
+        return dense_leaf(path, shape, axes.role, axes.role)
     if axes.group is None:
         return dense_leaf(path, shape, axes.reason, axes.remedy)
-    if axes.head and dense_head:
-        return dense("head")
     if reason := _misfit(shape, axes, pattern, rule.sizes):
         return dense(reason)
     _check_dtype(path, leaf)

@@ -1,7 +1,7 @@
 """Plans: which leaves are pruned, to what pattern, along which axis, and why not."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf
 from jaxsparse._plans.plan_error import PlanError, Remedy
 from jaxsparse._plans.rule import Rule, RulesLike, as_rules
+from jaxsparse._trace import ROLES, Role
 from jaxsparse._trees import (
     PyTree,
     Tabular,
@@ -33,9 +34,12 @@ class Plan(Tabular):
 
     Attributes:
       leaves: one `LeafPlan` for each leaf, in the order of the tree.
+      lacks_head: whether no output layer was recognised, so that none stays dense for
+        that.
     """
 
     leaves: tuple[LeafPlan, ...]
+    lacks_head: bool = False
 
     @cached_property
     def by_path(self) -> Mapping[str, LeafPlan]:
@@ -50,12 +54,28 @@ class Plan(Tabular):
         """The leaves that are pruned."""
         return tuple(leaf for leaf in self.leaves if leaf.pattern is not None)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines about the leaves together, which are printed below the table."""
+        return (_NO_HEAD,) if self.lacks_head else ()
+
     def with_remedies(self, remedies: Mapping[Remedy, str]) -> "Plan":
         """Returns the plan with the remedies in reasons from a table of other words."""
-        return Plan(tuple(leaf.with_remedies(remedies) for leaf in self.leaves))
+        leaves = tuple(leaf.with_remedies(remedies) for leaf in self.leaves)
+        return replace(self, leaves=leaves)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns data that JSON can hold: `leaves`, a dict for each, and `notes`."""
+        return {**super().as_dict(), "notes": list(self.notes)}
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         return ("leaf", "shape", "plan"), _folded(self.leaves)
+
+
+_NO_HEAD = (
+    "no output layer was recognised: if one of these leaves is one, keep it dense with "
+    "Rule(path, None)"
+)
 
 
 class NothingPrunableError(PlanError):
@@ -88,6 +108,8 @@ def plan_sparsity(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     dense_head: bool = True,
+    dense_router: bool = True,
+    dense_adapter: bool = True,
     layout: str = "flax",
 ) -> Plan:
     """Decides for every leaf whether it is pruned, to what pattern, along which axis.
@@ -105,7 +127,10 @@ def plan_sparsity(
         the loss, which contracts weights along their other axis too.
       args: its further arguments; arrays may be `jax.ShapeDtypeStruct`.
       kwargs: its further arguments by name.
-      dense_head: whether the output layer stays dense.
+      dense_head: whether output layers stay dense. With `fn`, an output layer is a
+        product that others precede and none follows.
+      dense_router: whether the routers of mixtures of experts stay dense.
+      dense_adapter: whether low-rank adapters (LoRA) stay dense.
       layout: whose names and layout decide without `fn`: `"flax"` or `"torch"`. With
         `"torch"`, `params` is a PyTorch state dict, in which weights are `(out, in)`
         and those of convolutions `(out, in, height, width)`, as in most Hugging Face
@@ -137,16 +162,23 @@ def plan_sparsity(
             "fn, whose trace determines the axes"
         )
     rules, leaves = as_rules(rules), flatten(params).by_path
+    lacks_head = False
     shapes = array_shapes(leaves)
     _check_rules(rules, list(shapes))
     if fn is not None:
-        axes = axes_from_trace(fn, params, args, kwargs or {})
+        axes, lacks_head = axes_from_trace(fn, params, args, kwargs or {})
     elif layout == "torch":
         refuse_tensors(leaves)
         axes = axes_from_torch_names(shapes)
     else:
         axes = axes_from_names(shapes)
-    return _decide(leaves, rules, dense_head, axes)
+    dense: dict[Role, bool] = {
+        "head": dense_head,
+        "router": dense_router,
+        "adapter": dense_adapter,
+    }
+    plan = _decide(leaves, rules, [role for role in ROLES if dense[role]], axes)
+    return replace(plan, lacks_head=lacks_head and dense_head)
 
 
 def is_plan_like(plan: Any) -> bool:
@@ -188,7 +220,7 @@ def plan_for_leaves(
     rules, shapes = as_rules(plan), array_shapes(leaves)
     if not part:
         _check_rules(rules, list(shapes))
-    return _decide(leaves, rules, dense_head=True, axes=axes_from_names(shapes))
+    return _decide(leaves, rules, ROLES, axes_from_names(shapes))
 
 
 def _fit(plan: Plan, leaves: Mapping[str, Any], *, part: bool) -> Plan:
@@ -233,13 +265,13 @@ def _check_rules(rules: Sequence[Rule], paths: Sequence[str]) -> None:
 def _decide(
     leaves: Mapping[str, Any],
     rules: Sequence[Rule],
-    dense_head: bool,
+    dense_roles: Collection[Role],
     axes: Mapping[str, LeafAxes],
 ) -> Plan:
     """Plans every leaf, given the axes of those that are arrays."""
     plan = Plan(
         tuple(
-            decide_leaf(path, leaf, axes[path], rules, dense_head)
+            decide_leaf(path, leaf, axes[path], rules, dense_roles)
             if path in axes
             else LeafPlan(path, None, reason="not an array")
             for path, leaf in leaves.items()

@@ -6,7 +6,16 @@ from typing import Literal
 
 
 #: The kinds of remedies for a leaf that stays dense and for a tree that is refused.
-Remedy = Literal["axis", "fn_or_axis", "dense", "rule_axis", "rules"]
+Remedy = Literal[
+    "axis",
+    "fn_or_axis",
+    "dense",
+    "rule_axis",
+    "rules",
+    "head",
+    "router",
+    "adapter",
+]
 
 #: The remedies in Python's words. `{path}` is the leaf's path as a regular expression.
 PYTHON_REMEDIES: Mapping[Remedy, str] = {
@@ -20,6 +29,9 @@ PYTHON_REMEDIES: Mapping[Remedy, str] = {
         "Give rules that match a weight, with fn=... or axis=... where names do not "
         "determine the axis, and sizes=None where the size rule keeps it dense."
     ),
+    "head": "pass dense_head=False",
+    "router": "pass dense_router=False",
+    "adapter": "pass dense_adapter=False",
 }
 
 

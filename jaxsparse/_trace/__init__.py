@@ -33,10 +33,13 @@ from jaxsparse._trace.program import (
     trace as trace,
 )
 from jaxsparse._trace.record import (
-    AbstractValue as AbstractValue,
     Contraction as Contraction,
-    Record as Record,
     Use as Use,
+)
+from jaxsparse._trace.roles import (
+    ROLES as ROLES,
+    Role as Role,
+    find_roles as find_roles,
 )
 from jaxsparse._trace.split_program import (
     Stage as Stage,

@@ -23,14 +23,21 @@ class Tabular(ABC):
     def _table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         """Returns the header and the cells of each line."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines about the leaves together, which are printed below the table."""
+        return ()
+
     def __str__(self) -> str:
-        return table(*self._table())
+        return "\n".join([table(*self._table()), *self.notes])
 
     def _repr_html_(self) -> str:
         header, rows = self._table()
         head = _html_row("th", header)
         body = "\n".join(_html_row("td", cells) for cells in rows)
-        return f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        notes = "".join(f"\n<p>{escape(note)}</p>" for note in self.notes)
+        rows_html = f"<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>"
+        return f"<table>\n{rows_html}\n</table>{notes}"
 
     def __rich__(self) -> Any:
         from rich import box
@@ -45,6 +52,8 @@ class Tabular(ABC):
         for cells in rows:
             # As `Text`, brackets in a path are not read as markup.
             rich_table.add_row(*map(Text, cells))
+        if self.notes:
+            rich_table.caption = Text("\n".join(self.notes))
         return rich_table
 
     def as_dict(self) -> dict[str, Any]:

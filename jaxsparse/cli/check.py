@@ -14,10 +14,12 @@ from jaxsparse.cli.console import print_json, print_line, with_progress
 from jaxsparse.cli.inspect import FileArgument, JsonOption
 from jaxsparse.cli.leaves import Leaves, open_leaves, x64_if_needed
 from jaxsparse.cli.options import (
+    AdapterOption,
     AnySizeOption,
     HeadOption,
     LayoutOption,
     PatternOption,
+    RouterOption,
     RuleOption,
     plan_leaves,
 )
@@ -30,6 +32,8 @@ def check(
     rule: RuleOption = None,
     any_size: AnySizeOption = False,
     head: HeadOption = False,
+    router: RouterOption = False,
+    adapter: AdapterOption = False,
     json: JsonOption = False,
 ) -> None:
     """Say, by the exit code too, whether a file is sparse.
@@ -37,7 +41,16 @@ def check(
     It is if every tensor that would be pruned has its pattern already.
     """
     leaves = open_leaves(file)
-    plan = plan_leaves(leaves, pattern, layout, rule, any_size=any_size, head=head)
+    plan = plan_leaves(
+        leaves,
+        pattern,
+        layout,
+        rule,
+        any_size=any_size,
+        head=head,
+        router=router,
+        adapter=adapter,
+    )
     planned = {leaf.path: leaf for leaf in plan.sparse}
     faults: dict[str, str] = {}
     for name in with_progress([*planned], "check"):

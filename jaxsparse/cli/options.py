@@ -57,6 +57,12 @@ AnySizeOption = Annotated[
 HeadOption = Annotated[
     bool, typer.Option("--head", help="Also prune the output layer.")
 ]
+RouterOption = Annotated[
+    bool, typer.Option("--router", help="Also prune the routers of experts.")
+]
+AdapterOption = Annotated[
+    bool, typer.Option("--adapter", help="Also prune low-rank adapters (LoRA).")
+]
 
 
 #: The options that are the remedies of plans.
@@ -71,6 +77,9 @@ _REMEDIES: Mapping[Remedy, str] = {
         "Give a --rule that matches a weight, --rule 'REGEX=2:4@AXIS' where names do "
         "not determine the axis, and --any-size where the size rule keeps it dense."
     ),
+    "head": "give --head",
+    "router": "give --router",
+    "adapter": "give --adapter",
 }
 
 
@@ -82,6 +91,8 @@ def plan_leaves(
     *,
     any_size: bool,
     head: bool,
+    router: bool,
+    adapter: bool,
 ) -> Plan:
     """Returns the plan for a file.
 
@@ -110,7 +121,14 @@ def plan_leaves(
     }
     layout = layout or _layout_of(leaves)
     try:
-        plan = plan_sparsity(shapes, planned, layout=layout.value, dense_head=not head)
+        plan = plan_sparsity(
+            shapes,
+            planned,
+            layout=layout.value,
+            dense_head=not head,
+            dense_router=not router,
+            dense_adapter=not adapter,
+        )
     except PlanError as error:
         raise ValueError(error.describe(_REMEDIES)) from error
     return plan.with_remedies(_REMEDIES)

@@ -25,10 +25,12 @@ from jaxsparse.cli.console import print_json, print_line, print_table, progress
 from jaxsparse.cli.inspect import FileArgument, JsonOption
 from jaxsparse.cli.leaves import Leaves, open_leaves, without_index, x64_if_needed
 from jaxsparse.cli.options import (
+    AdapterOption,
     AnySizeOption,
     HeadOption,
     LayoutOption,
     PatternOption,
+    RouterOption,
     RuleOption,
     plan_leaves,
 )
@@ -55,19 +57,31 @@ def prune(
     rule: RuleOption = None,
     any_size: AnySizeOption = False,
     head: HeadOption = False,
+    router: RouterOption = False,
+    adapter: AdapterOption = False,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Prune to n:m by magnitude and write a new file.
 
-    One tensor is in memory at a time. Biases, norms, embeddings and the output layer
-    stay dense. OUT is written atomically: it is either complete or absent.
+    One tensor is in memory at a time. Biases, norms, embeddings, the output layer,
+    routers of experts and low-rank adapters stay dense. OUT is written atomically: it
+    is either complete or absent.
     """
     leaves = open_leaves(file)
     if not leaves.path.is_dir():
         output = checked_path(without_index(output))
     _check_output(leaves, output, force)
-    plan = plan_leaves(leaves, pattern, layout, rule, any_size=any_size, head=head)
+    plan = plan_leaves(
+        leaves,
+        pattern,
+        layout,
+        rule,
+        any_size=any_size,
+        head=head,
+        router=router,
+        adapter=adapter,
+    )
     with progress(len(plan.leaves), "prune") as step:
 
         def change(name: str, weight: np.ndarray) -> np.ndarray:

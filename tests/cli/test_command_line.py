@@ -73,6 +73,36 @@ def test_rules_come_before_the_pattern_and_sizes_and_head_are_options(
     assert run("check", small, "--any-size").code == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--head", "lm_head.weight"),
+        ("--router", "model.layers.0.block_sparse_moe.gate.weight"),
+        ("--adapter", "model.layers.0.up.lora_A.default.weight"),
+    ],
+)
+def test_roles_stay_dense_and_the_line_names_the_option(run, tmp_path, option, name):
+    state = {name: weights((16, 64)), "model.layers.0.up.weight": weights((64, 64))}
+    path, output = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
+    safetensors.numpy.save_file(state, path)
+
+    done = run("prune", path, "-o", output, "--json")
+    leaves = {x["leaf"]: x for x in done.json["leaves"]}
+    role = option.removeprefix("--")
+    assert leaves[name]["reason"] == f"{role}; give {option}"
+    assert_same_bits(load(output)[name], state[name])
+    assert run("check", output).code == 0
+    assert run("check", output, option).code == 1
+
+    others = {"--head", "--router", "--adapter"} - {option}
+    assert run("prune", path, "-o", output, "--force", *others).code == 0
+    assert_same_bits(load(output)[name], state[name])
+    assert run("prune", path, "-o", output, "--force", option).code == 0
+    for tensor, weight in state.items():
+        assert_same_bits(load(output)[tensor], pruned(weight, 2, 4, 1))
+    assert run("check", output, option).code == 0
+
+
 def test_compressed_files_are_inspected_but_not_pruned_again(run, tmp_path):
     path = tmp_path / "model.safetensors"
     params = flax_params()

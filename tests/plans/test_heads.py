@@ -12,13 +12,14 @@ def shape(*sizes):
 
 
 X = shape(2, 16)
+HEAD = "head; pass dense_head=False"
 PARAMS = {name: shape(16, 16) for name in ("a", "b", "c")}
 
 
 def heads(fn, *args):
     """The leaves that are kept dense as heads."""
     plan = js.plan_sparsity(PARAMS, fn=fn, args=args or (X,))
-    return {leaf.path for leaf in plan.leaves if leaf.reason == "head"}
+    return {leaf.path for leaf in plan.leaves if leaf.reason == HEAD}
 
 
 def logits(p, x):

@@ -49,7 +49,10 @@ class NNX(nnx.Module):
 def compare(fn, params, *args):
     """The paths whose axis follows from names, and from the trace alone."""
     by_name = js.plan_sparsity(
-        params, [js.Rule(".*", "1:1", sizes=None)], dense_head=False
+        params,
+        [js.Rule(".*", "1:1", sizes=None)],
+        dense_head=False,
+        dense_adapter=False,
     )
     by_trace = js.plan_sparsity(
         params,
@@ -57,6 +60,7 @@ def compare(fn, params, *args):
         fn=fn,
         args=args,
         dense_head=False,
+        dense_adapter=False,
     )
     by_both, by_trace_only = set(), set()
     for leaf in by_name.leaves:

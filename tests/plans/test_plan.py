@@ -50,7 +50,7 @@ def test_names_without_doubt_give_the_axis(name, shape, axis):
         ("Conv_0__kernel", (2, 3, 3, 3, 16, 32), "ambiguous"),
         ("query__kernel", (64, 4, 16), "ambiguous"),
         ("Dense_0__weight", (64, 32), "ambiguous"),
-        ("lora__lora_a", (64, 32), "ambiguous"),
+        ("lora__lora_a", (64, 32), "adapter"),
         ("Conv_0__kernel", (3, 3, 1, 32), "depthwise"),
         ("Dense_0__bias", (32,), "bias"),
         ("query__bias", (4, 16), "bias"),

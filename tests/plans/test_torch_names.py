@@ -6,6 +6,9 @@ import pytest
 import jaxsparse as js
 
 
+HEAD = "dense: head; pass dense_head=False"
+
+
 def decisions(**shapes):
     state = {name: jax.ShapeDtypeStruct(x, "float32") for name, x in shapes.items()}
     plan = js.plan_sparsity(state, "2:4", layout="torch")
@@ -41,7 +44,7 @@ def test_groups_lie_along_the_inputs_of_pytorch():
     assert plans["model.embed_tokens.weight"] == "dense: embedding"
     assert plans["model.layers.0.input_layernorm.weight"].startswith("dense: bias")
     assert plans["vision.depthwise.weight"].startswith("dense: depthwise")
-    assert plans["lm_head.weight"] == plans["fc.weight"] == "dense: head"
+    assert plans["lm_head.weight"] == plans["fc.weight"] == HEAD
     for path in ("vision.conv_transpose.weight", "experts.gate_up_proj"):
         assert plans[path].startswith("dense: ambiguous")
 
@@ -95,7 +98,7 @@ def test_what_may_be_an_embedding_and_heads_stay_dense():
     maybe = plans.pop("speakerEmbTable.weight")
     assert maybe.startswith("dense: ambiguous: 'speakerEmbTable' may be an embedding")
     assert plans.pop("block.proj_out.weight") == "2:4 along axis 1"
-    assert set(plans.values()) == {"dense: head"}
+    assert set(plans.values()) == {HEAD}
 
 
 def test_a_bias_that_is_not_of_axis_0_leaves_doubt():

@@ -1,0 +1,172 @@
+"""A program as one graph of steps, its calls, loops and branches inlined."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from jaxsparse._trace.jaxpr import (
+    BoundJaxpr,
+    Call,
+    Cond,
+    ControlFlow,
+    Scan,
+    ShardMap,
+    While,
+    control_flow,
+    interpret,
+)
+
+
+class ValueType(NamedTuple):
+    """The shape and the dtype of a value."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+class Step(NamedTuple):
+    """One equation, or one of the moves that loops and branches make.
+
+    Attributes:
+      name: the name of the primitive; `"join"` for a value that is one of several,
+        `"unstack"` and `"stack"` for the inputs and outputs of a scan.
+      operands: the numbers of its operands.
+      outputs: the numbers of its outputs.
+      eqn: the equation; None for a move.
+    """
+
+    name: str
+    operands: tuple[int, ...]
+    outputs: tuple[int, ...]
+    eqn: JaxprEqn | None = None
+
+
+class Graph(NamedTuple):
+    """The steps of a program. Values are numbered; the first are the inputs.
+
+    Attributes:
+      steps: the steps, each after those that it depends on, but for a join at the
+        start of a loop, which also depends on the loop's end.
+      values: the type of each value.
+      has_loops: whether a step depends on a later one.
+    """
+
+    steps: list[Step]
+    values: list[ValueType]
+    has_loops: bool
+
+
+def graph_of(bound: BoundJaxpr) -> Graph:
+    """Returns the graph of a jaxpr. The bodies of loops are in it once."""
+    builder = _Builder([], [], {})
+    inputs = [builder.value(var.aval) for var in bound.jaxpr.invars]
+    _inline(bound, inputs, builder)
+    steps = [
+        step._replace(operands=builder.loops.get(i, step.operands))
+        for i, step in enumerate(builder.steps)
+    ]
+    return Graph(steps, builder.values, bool(builder.loops))
+
+
+class _Builder(NamedTuple):
+    """The graph so far.
+
+    Attributes:
+      steps: the steps.
+      values: the types of the values.
+      loops: the operands of the joins at the start of loops, by index of the step.
+    """
+
+    steps: list[Step]
+    values: list[ValueType]
+    loops: dict[int, tuple[int, ...]]
+
+    def value(self, value: Any) -> int:
+        """Adds a value like this one and returns its number."""
+        dtype = value.dtype if hasattr(value, "dtype") else np.result_type(value)
+        self.values.append(ValueType(tuple(getattr(value, "shape", ())), dtype))
+        return len(self.values) - 1
+
+    def move(self, name: str, operands: Sequence[int], like: Any) -> int:
+        """Adds a move with one output and returns the output's number."""
+        output = self.value(like)
+        self.steps.append(Step(name, tuple(operands), (output,)))
+        return output
+
+
+def _inline(bound: BoundJaxpr, args: Sequence[int], builder: _Builder) -> list[int]:
+    return interpret(bound, args, partial(_equation, builder=builder), builder.value)
+
+
+def _equation(eqn: JaxprEqn, inputs: list[int], builder: _Builder) -> Sequence[int]:
+    flow = control_flow(eqn)
+    if flow is not None:
+        return _control_flow(eqn, flow, inputs, builder)
+    outputs = tuple(builder.value(var.aval) for var in eqn.outvars)
+    builder.steps.append(Step(eqn.primitive.name, tuple(inputs), outputs, eqn))
+    return outputs
+
+
+def _control_flow(
+    eqn: JaxprEqn, flow: ControlFlow, inputs: list[int], builder: _Builder
+) -> Sequence[int]:
+    match flow:
+        case Call(body) | ShardMap(body=body):
+            return _inline(body, inputs, builder)
+        case Cond(branches):
+            results = [_inline(branch, inputs[1:], builder) for branch in branches]
+            return [
+                builder.move("join", values, var.aval)
+                for values, var in zip(
+                    zip(*results, strict=True), eqn.outvars, strict=True
+                )
+            ]
+        case Scan():
+            return _scan(eqn, flow, inputs, builder)
+        case While():
+            return _while(flow, inputs, builder)
+
+
+def _scan(
+    eqn: JaxprEqn, scan: Scan, inputs: list[int], builder: _Builder
+) -> Sequence[int]:
+    first_carry, first_xs = scan.num_consts, scan.num_consts + scan.num_carry
+    body = scan.body.jaxpr
+    xs = [
+        builder.move("unstack", [x], var.aval)
+        for x, var in zip(inputs[first_xs:], body.invars[first_xs:], strict=True)
+    ]
+    carry, start = _open_loop(inputs[first_carry:first_xs], builder)
+    outputs = _inline(scan.body, [*inputs[:first_carry], *carry, *xs], builder)
+    _close_loop(start, outputs[: scan.num_carry], builder)
+    stacked = [
+        builder.move("stack", [y], var.aval)
+        for y, var in zip(
+            outputs[scan.num_carry :], eqn.outvars[scan.num_carry :], strict=True
+        )
+    ]
+    return [*outputs[: scan.num_carry], *stacked]
+
+
+def _while(loop: While, inputs: list[int], builder: _Builder) -> Sequence[int]:
+    first_body, first_carry = loop.num_condition, loop.num_condition + loop.num_body
+    carry, start = _open_loop(inputs[first_carry:], builder)
+    outputs = _inline(loop.body, [*inputs[first_body:first_carry], *carry], builder)
+    _close_loop(start, outputs, builder)
+    return carry
+
+
+def _open_loop(carry: Sequence[int], builder: _Builder) -> tuple[list[int], int]:
+    """Joins the first values of carries with later ones, which are not known yet."""
+    start = len(builder.steps)
+    joined = [builder.move("join", [x], builder.values[x]) for x in carry]
+    return joined, start
+
+
+def _close_loop(start: int, carry: Sequence[int], builder: _Builder) -> None:
+    for i, value in enumerate(carry, start):
+        (first,) = builder.steps[i].operands
+        builder.loops[i] = (first, value)
