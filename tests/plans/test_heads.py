@@ -99,6 +99,68 @@ def test_two_outputs_have_a_head_each():
     assert heads(fn) == {"b", "c"}
 
 
+def policy_and_value(p, x):
+    hidden = jnp.tanh(x @ p["a"])
+    return hidden @ p["b"], (hidden @ p["c"])[:, :1]
+
+
+def actor_critic(p, x):
+    scores, value = policy_and_value(p, x)
+    advantage = jax.lax.stop_gradient(1.0 - value[:, 0])
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), jnp.zeros((2, 1), int), -1)
+    policy = -chosen[:, 0] * advantage
+    return jnp.mean(policy + 0.5 * (value[:, 0] - 1.0) ** 2)
+
+
+def entropy_bonus(p, x):
+    scores, value = policy_and_value(p, x)
+    chances = jax.nn.softmax(scores)
+    entropy = -jnp.sum(chances * jnp.log(chances), axis=-1)
+    return jnp.mean((value - 1.0) ** 2) - 0.01 * jnp.mean(entropy)
+
+
+def accumulated(p, x):
+    step = lambda total, row: (total + actor_critic(p, row[None].repeat(2, 0)), None)
+    return jax.lax.scan(step, 0.0, x)[0]
+
+
+@pytest.mark.parametrize(
+    "fn", [policy_and_value, actor_critic, entropy_bonus, accumulated]
+)
+def test_a_loss_of_two_heads_has_both(fn):
+    assert heads(policy_and_value) == {"b", "c"}
+    assert heads(fn) == {"b", "c"}
+
+
+def loss_and_penalty(p, x):
+    hidden = jnp.tanh(x @ p["a"])
+    second = jnp.tanh(hidden @ p["b"])
+    one_hot = jnp.eye(16)[:2]
+    cross_entropy = -jnp.mean(
+        jnp.sum(one_hot * jax.nn.log_softmax(second @ p["c"]), -1)
+    )
+    return cross_entropy + 1e-3 * jnp.mean(second**2) + 1e-3 * jnp.mean(hidden**2)
+
+
+def routed(p, x):
+    """A mixture of two experts with a term that balances its router."""
+    gates = jax.nn.softmax(x @ p["a"])
+    balance = jnp.sum(jnp.mean(gates, 0) ** 2)
+    hidden = jnp.tanh((x * gates[:, :1]) @ p["b"])
+    return balance + jnp.mean(jnp.square(hidden @ p["c"]))
+
+
+@pytest.mark.parametrize("fn", [loss_and_penalty, routed])
+def test_terms_on_hidden_layers_change_nothing(fn):
+    assert heads(fn) == {"c"}
+
+
+@pytest.mark.parametrize("fn", [residual_trunk, two_ends])
+def test_the_sum_of_what_has_no_head_has_none(fn):
+    assert heads(lambda p, x: jnp.sum(fn(p, x))) == set()
+    assert heads(lambda p, x: jnp.mean(fn(p, x) ** 2)) == set()
+
+
 def test_a_single_contraction_is_no_head():
     plan = js.plan_sparsity({"w": shape(16, 16)}, fn=lambda p, x: x @ p["w"], args=(X,))
     assert plan["w"].axis == 0
