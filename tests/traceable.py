@@ -50,7 +50,7 @@ _PARAMS = {"up": {"kernel": _WEIGHT, "bias": jnp.zeros(64)}}
 
 def model(params, x):
     """The forward function of the cases."""
-    return x @ params["up"]["kernel"] + params["up"]["bias"]
+    return x @ params["up"]["kernel"] + params["up"]["bias"][None]
 
 
 def rules(pattern):

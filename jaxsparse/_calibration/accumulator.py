@@ -20,6 +20,11 @@ from jaxsparse._trace import ProductInputs
 NO_BAD_BATCH = int(np.iinfo(np.int32).max)
 
 
+#: The fewest inputs of which all are zero only if the token was not sent. A rectifier
+#: may well set a few to zero by chance.
+_ROUTED_INPUTS = 16
+
+
 class Accumulator(NamedTuple):
     """The sums over tokens for one leaf.
 
@@ -115,7 +120,7 @@ def _sum_sets(
 
     if inputs.members is not None:
         return lax.map(lambda members: sum_members(x[0], members), inputs.members)
-    if len(x) > 1 and inputs.groups == 1:
+    if len(x) > 1 and inputs.groups == 1 and x.shape[-1] >= _ROUTED_INPUTS:
         members = (x != jnp.zeros((), x.dtype)).any(-1)  # NaN is not zero
         return jax.vmap(sum_members)(x, members)
     return jax.vmap(partial(_sum, products=products), (0, None))(x, weights)

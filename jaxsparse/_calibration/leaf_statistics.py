@@ -36,9 +36,9 @@ class LeafStatistics:
         `[problem, input]`, or of the product of every two inputs, of shape `[problem,
         input, input]`.
       tokens: the number of tokens of each problem, float32, of shape `[problem]`; the
-        sum of their weights if tokens were weighted. A token whose inputs are all zero
-        in one of several problems of a product, such as experts to which it is not
-        sent, is not counted there.
+        sum of their weights if tokens were weighted. Where one product has several
+        problems of 16 inputs or more, such as experts, a token that is all zero in one
+        of them was not sent there and is not counted.
       columns: how the axes of the leaf map to problems, inputs and outputs.
       factors: what each weight is multiplied by before its product, float32, of the
         shape of the leaf; None for a leaf that is not scaled.

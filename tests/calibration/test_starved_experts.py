@@ -154,3 +154,13 @@ def test_no_warning_where_every_expert_met_tokens():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         js.WandaSearcher(_RULES).search(params, statistics)
+
+
+def test_a_few_inputs_that_are_zero_by_chance_are_a_token():
+    experts = {"experts": _EXPERTS[:, :4]}
+    fn = lambda params, x: jnp.einsum("etd,edf->etf", x, params["experts"])
+    x = np.maximum(_RANDOM.normal(size=(4, 90, 4)), 0).astype(np.float32)
+    (statistics,) = js.collect_statistics(fn, experts, [x], plan=_RULES).values()
+    np.testing.assert_array_equal(statistics.tokens, [90] * 4)
+    squares = (x.astype(np.float64) ** 2).mean(1)
+    np.testing.assert_allclose(statistics.mean_square, squares, rtol=1e-5)
