@@ -29,6 +29,7 @@ def _export(fn, args, platforms=_PLATFORMS):
     return export.export(jax.jit(run), platforms=platforms)(*flat)
 
 
+@pytest.mark.sweep(keep=["create_asp_mask", "wrap_optimizer"])
 @_each_case
 def test_a_program_for_every_platform_computes_the_same_here(name):
     case = _CASES[name]
@@ -42,6 +43,7 @@ def test_a_program_for_every_platform_computes_the_same_here(name):
         )
 
 
+@pytest.mark.sweep(keep=["create_asp_mask", "wrap_optimizer"])
 @_each_case
 def test_ranks_are_never_promoted(name):
     case = _CASES[name]
@@ -57,6 +59,7 @@ def test_ranks_are_never_promoted(name):
 _BY_KERNELS = [name for name in _CASES if "16" in name or "matmul" in name]
 
 
+@pytest.mark.sweep(keep=["create_asp_mask", "wrap_optimizer"])
 @pytest.mark.parametrize("platform", ["tpu", "rocm"])
 @pytest.mark.parametrize("name", _BY_KERNELS)
 def test_a_hopper_gpu_is_no_part_of_a_program_for_others(name, platform, monkeypatch):
@@ -101,6 +104,7 @@ _SYMBOLIC = {
 }
 
 
+@pytest.mark.sweep(keep=["create_asp_mask", "wrap_optimizer"])
 @pytest.mark.parametrize("name", _SYMBOLIC)
 def test_shapes_may_be_symbolic(name, monkeypatch):
     # Annotations say that sizes are integers.

@@ -22,12 +22,12 @@ _TOLERANCE = 1e-5
 
 
 def unknown_factors(shape: tuple[int, ...]) -> Float32[Array, "..."]:
-    """Returns factors of which none is known yet: NaN."""
+    """Returns the factors before the first product: NaN."""
     return jnp.full(shape, jnp.nan, jnp.float32)
 
 
 def add_factors(
-    known: Float32[Array, "..."],
+    earlier: Float32[Array, "..."],
     factor: Float32[Array, "..."],
     contraction: Contraction,
     steps: Mapping[Path, Any],
@@ -35,7 +35,7 @@ def add_factors(
     """Returns the factors of a leaf after one more product.
 
     Args:
-      known: the factors from the products before.
+      earlier: the factors from the products before.
       factor: the factors in one product, of the shape of its operand.
       contraction: how the operand shows the leaf.
       steps: the current step of each enclosing scan, by its path.
@@ -45,8 +45,8 @@ def add_factors(
       between products.
     """
     factor = replicate(factor)
-    index, is_leaf = _flat_index(contraction, steps, known.shape)
-    flat = known.reshape(-1)
+    index, is_leaf = _flat_index(contraction, steps, earlier.shape)
+    flat = earlier.reshape(-1)
     size = np.int32(flat.size)
     index = jnp.where(is_leaf, index, size).reshape(-1)
     factor = factor.reshape(-1)
@@ -58,7 +58,7 @@ def add_factors(
     # Copies of a weight in one operand are read back from where all were written.
     fits = (jnp.isnan(read(flat)) | same(flat)) & same(merged) & jnp.isfinite(factor)
     ok = jnp.all(fits | (index == size))
-    return jnp.where(ok, merged, jnp.inf).reshape(known.shape)
+    return jnp.where(ok, merged, jnp.inf).reshape(earlier.shape)
 
 
 def _flat_index(

@@ -183,10 +183,8 @@ def _regrow(
             _check_regrowable(leaf, weights.by_path[leaf.path])
         first = first_masks(weights.by_path, planned, masks)
         inner_state = masked_init(inner, weights, first)
-        no_flips = jnp.zeros((), jnp.float32)
-        return RegrowthState(
-            jnp.zeros((), jnp.int32), weights.unflatten(first), inner_state, no_flips
-        )
+        count, no_flips = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        return RegrowthState(count, weights.unflatten(first), inner_state, no_flips)
 
     def update(updates, state, params=None, **extra_args):
         weights, paths = flatten_with_keys(require_params(params))
@@ -227,10 +225,9 @@ def _regrow(
             mask_gradients=True,
             extra_args=extra_args,
         )
-        mask_tree = replace_masks(state.masks, kept)
-        return updates, RegrowthState(
-            next_count(state.count), mask_tree, inner_state, flips
-        )
+        masks = replace_masks(state.masks, kept)
+        state = RegrowthState(next_count(state.count), masks, inner_state, flips)
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
