@@ -4,7 +4,12 @@ import jax
 import jax.numpy as jnp
 
 
-WIDTH, EXPERTS = 32, 16
+WIDTH, EXPERTS, CLASSES = 32, 16, 24
+
+
+def experts(p, x, weights):
+    hidden = jax.nn.gelu(jnp.einsum("td,edf->tef", x, p["up"]))
+    return jnp.einsum("te,tef,efd->td", weights, hidden, p["down"])
 
 
 def top_k_of_softmax(p, x):

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import jaxsparse as js
-from tests.plans.mixture import MIXTURE, top_k_of_softmax
+from tests.plans.mixture import MIXTURE, experts, top_k_of_softmax
 
 
 WIDTH, EXPERTS, RANK, CLASSES = 32, 16, 16, 24
@@ -159,11 +159,6 @@ def test_where_no_head_can_be_told_the_plan_says_so(trunk):
 
 
 # Routers.
-
-
-def experts(p, x, weights):
-    hidden = jax.nn.gelu(jnp.einsum("td,edf->tef", x, p["up"]))
-    return jnp.einsum("te,tef,efd->td", weights, hidden, p["down"])
 
 
 def softmax_of_top_k(p, x):
