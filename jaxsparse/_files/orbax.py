@@ -20,7 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsparse._files.safetensors import SparseFileError, parse_object
+from jaxsparse._files.atomic_write import refuse_existing
+from jaxsparse._files.lock import locked
+from jaxsparse._files.parse import SparseFileError, parse_object
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,38 @@ def read_orbax_array(array: OrbaxArray) -> np.ndarray:
 
 
 def write_orbax_arrays(
-    path: Path, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
+    path: Path,
+    output: Path,
+    change: Callable[[str, np.ndarray], np.ndarray],
+    *,
+    replace: bool,
 ) -> None:
     """Writes a changed copy of a checkpoint; the folder appears when it is complete.
 
+    Of several writers to a folder, each waits until the one before is done.
+
     Args:
       path: the checkpoint to read.
-      output: the folder to write, or a link to it. An existing folder is replaced.
+      output: the folder to write, or a link to it.
       change: returns the array to write, given the path of an array and the array.
+      replace: whether the output may exist; it is then replaced.
 
     Raises:
+      FileExistsError: the output exists and is not to be replaced.
       SparseFileError: the checkpoint is invalid or cannot be read.
     """
     output = output.resolve()
+    with locked(output):
+        if not replace:
+            refuse_existing(output)
+        _write_checkpoint(path, output, change)
+        for folder in _pending_folders(output):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_checkpoint(
+    path: Path, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
+) -> None:
     pending = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
     try:
         _copy_other_files(path, pending)
@@ -104,9 +125,12 @@ def write_orbax_arrays(
     except BaseException:
         shutil.rmtree(pending, ignore_errors=True)
         raise
-    for folder in output.parent.iterdir():
-        if re.fullmatch(rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp", folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pending_folders(output: Path) -> list[Path]:
+    """Returns the folders of earlier writers that were killed."""
+    pattern = rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp"
+    return [x for x in output.parent.iterdir() if re.fullmatch(pattern, x.name)]
 
 
 def _copy_other_files(path: Path, pending: Path) -> None:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxsparse._compressed import (
     Compressed,
     as_dense_shapes,
+    code_fault,
     decompress,
     is_compressed,
     plan_mismatch,
@@ -59,7 +60,8 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     Args:
       params: a tree of arrays, some of which may be `Compressed`. A compressed leaf
         keeps no more than its own pattern, so only its pattern and axis are compared
-        with the plan's.
+        with the plan's, and its indices are checked for codes that `compress` cannot
+        write.
       plan: a plan, rules or a pattern.
 
     Raises:
@@ -67,7 +69,8 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
         leaf has more non-zero weights, blocks or channels than its pattern keeps. The
         error names every such leaf and its first bad group, and has the text for each
         leaf by path in its attribute `faults`. Also if a compressed leaf is not
-        compressed as the plan says, or the plan does not fit.
+        compressed as the plan says or its indices are damaged, or the plan does not
+        fit.
 
     >>> params = {"kernel": jnp.ones((16, 8))}
     >>> try:
@@ -83,7 +86,7 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     mismatches = {
         path: fault
         for path, leaf in leaves.items()
-        if is_compressed(leaf) and (fault := plan_mismatch(path, leaf, plan[path]))
+        if is_compressed(leaf) and (fault := _storage_fault(path, leaf, plan[path]))
     }
     if mismatches:
         raise SparsityError("not compressed as planned", mismatches)
@@ -94,6 +97,14 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     if faults:
         summary = "not sparse as planned; mask_params(params, masks) prunes it"
         raise SparsityError(summary, faults)
+
+
+def _storage_fault(path: str, leaf: Compressed, planned: LeafPlan) -> str:
+    """Returns what is wrong with how a leaf is compressed, if anything."""
+    if mismatch := plan_mismatch(path, leaf, planned):
+        return mismatch
+    fault = code_fault(leaf)
+    return fault and f"{path!r} of shape {leaf.shape}, {planned.decision}: {fault}"
 
 
 def _faults(

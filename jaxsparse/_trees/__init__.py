@@ -9,6 +9,7 @@ from jaxsparse._trees.paths import (
     flatten_as as flatten_as,
     flatten_masks as flatten_masks,
     flatten_with_keys as flatten_with_keys,
+    is_abstract as is_abstract,
     is_array as is_array,
     is_dense_entry as is_dense_entry,
     is_numeric as is_numeric,

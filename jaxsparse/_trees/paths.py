@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import ShapedArray
 from jax.tree_util import (
     DictKey,
     FlattenedIndexKey,
@@ -182,6 +183,14 @@ def map_named(f: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
 def is_array(leaf: Any) -> bool:
     """Whether a leaf has a shape and a dtype: arrays, tracers, `ShapeDtypeStruct`."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def is_abstract(leaf: Any) -> bool:
+    """Returns whether a leaf has a shape and a dtype, and never has values.
+
+    Tracers are not abstract: they have values where the program runs.
+    """
+    return isinstance(leaf, jax.ShapeDtypeStruct | ShapedArray)
 
 
 def refuse_shared_variables(tree: PyTree) -> None:
