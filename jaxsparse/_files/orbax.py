@@ -2,8 +2,8 @@
 
 Orbax restores and saves whole trees, which may not fit in memory. So arrays are read
 and written by TensorStore, in the way that Orbax does it: each array is a Zarr array in
-an OCDBT key-value store, and its name is its keys in the tree, joined by dots. The rest
-of a checkpoint is copied.
+an OCDBT key-value store, and its name is its keys in the tree, joined by dots, which is
+empty if the tree is one array. The rest of a checkpoint is copied.
 """
 
 import ctypes
@@ -39,6 +39,11 @@ class OrbaxArray:
     store: Any
     spec: jax.ShapeDtypeStruct
 
+    @property
+    def prefix(self) -> str:
+        """What the keys of its entries in the key-value store begin with."""
+        return _prefix(self.name)
+
 
 def is_orbax_checkpoint(path: Path) -> bool:
     """Returns whether a folder contains the tree of an Orbax checkpoint."""
@@ -57,7 +62,8 @@ def open_orbax_arrays(path: Path) -> dict[str, OrbaxArray]:
     try:
         futures = {
             leaf: ts.open(
-                {"driver": driver, "kvstore": kvstore | {"path": f"{name}/"}}, open=True
+                {"driver": driver, "kvstore": kvstore | {"path": _prefix(name)}},
+                open=True,
             )
             for leaf, name in names.items()
         }
@@ -135,7 +141,14 @@ def _pending_folders(output: Path) -> list[Path]:
 
 def _copy_other_files(path: Path, pending: Path) -> None:
     """Copies everything but the key-value store, into folders that are writable."""
-    ignore = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
+    of_store = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        ignored = of_store(folder, names)
+        for name in {*names} - ignored:
+            _refuse_linked_folder(Path(folder, name))
+        return ignored
+
     try:
         shutil.copytree(path, pending, ignore=ignore)
     except shutil.Error as error:
@@ -146,12 +159,22 @@ def _copy_other_files(path: Path, pending: Path) -> None:
             copied.chmod(copied.stat().st_mode | stat.S_IRWXU)
 
 
+def _refuse_linked_folder(path: Path) -> None:
+    """Raises if a path is a link to a folder, which might be of any size, or a loop.
+
+    Links to files are followed: Hugging Face's cache consists of them.
+    """
+    if path.is_symlink() and path.is_dir():
+        cause = f"it is a link to the folder {os.readlink(path)}: replace it by a copy"
+        raise SparseFileError(path, cause)
+
+
 def _copy_other_entries(
     path: Path, pending: Path, arrays: Iterable[OrbaxArray]
 ) -> None:
     """Copies the entries of the key-value store that do not belong to an array."""
     ts = _tensorstore()
-    prefixes = tuple(f"{array.name}/" for array in arrays)
+    prefixes = tuple(array.prefix for array in arrays)
     source, target = (ts.KvStore.open(_kvstore(x)).result() for x in (path, pending))
     for key in source.list().result():
         if not key.decode().startswith(prefixes):
@@ -161,7 +184,7 @@ def _copy_other_entries(
 def _write_array(pending: Path, array: OrbaxArray, values: np.ndarray) -> None:
     """Writes new values of an array into another checkpoint."""
     spec = array.store.spec().to_json()
-    spec["kvstore"] = _kvstore(pending) | {"path": f"{array.name}/"}
+    spec["kvstore"] = _kvstore(pending) | {"path": array.prefix}
     store = _tensorstore().open(spec, create=True, open=False).result()
     store.write(values).result()
 
@@ -218,9 +241,13 @@ _ARRAY_TYPES = {"jax.Array", "np.ndarray", "scalar"}
 
 def _leaf_path(keys: list[str]) -> str:
     """Returns the canonical path, without the `value` of NNX variables."""
-    if keys[-1] == "value" and len(keys) > 1:
+    if keys[-1:] == ["value"] and len(keys) > 1:
         keys = keys[:-1]
     return "/".join(keys)
+
+
+def _prefix(name: str) -> str:
+    return f"{name}/" if name else ""
 
 
 def _kvstore(path: Path) -> dict[str, Any]:

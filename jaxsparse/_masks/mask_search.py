@@ -33,6 +33,7 @@ from jaxsparse._sharding import (
     reshard_like,
     reshard_to,
 )
+from jaxsparse._trees import require_values
 
 
 _Mask = Bool[Array, "..."] | UInt8[Array, "..."]
@@ -58,9 +59,11 @@ def search_masks(
       signed: whether to rank by value instead of by magnitude.
 
     Raises:
-      TypeError: `within` a mask, for integers of 32 bits or more: their order has no
+      TypeError: a leaf has no values; or, `within` a mask, for integers of 32 bits or more: their order has no
         key below the lowest, which pruned weights would need.
     """
+    for leaf in leaves:
+        require_values(leaf.path, scores[leaf.path])
     masks: dict[str, _Mask] = {}
     kept_counts: dict[tuple[int, int], Array] = {}
     for group, total, kept in counted_groups(leaves):

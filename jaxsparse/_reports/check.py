@@ -31,7 +31,8 @@ from jaxsparse._plans import (
     counted_groups,
     plan_for,
 )
-from jaxsparse._trees import PyTree, flatten
+from jaxsparse._reports.measure import measure_leaf
+from jaxsparse._trees import PyTree, flatten, is_abstract, require_values
 
 
 class SparsityError(ValueError):
@@ -71,6 +72,7 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
         leaf by path in its attribute `faults`. Also if a compressed leaf is not
         compressed as the plan says or its indices are damaged, or the plan does not
         fit.
+      TypeError: a leaf has no values.
 
     >>> params = {"kernel": jnp.ones((16, 8))}
     >>> try:
@@ -83,6 +85,11 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     """
     plan = plan_for(as_dense_shapes(params), plan)
     leaves, _ = flatten(params, is_leaf=is_compressed)
+    for planned in plan.sparse:
+        leaf = leaves[planned.path]
+        if is_compressed(leaf) and is_abstract(leaf.indices):
+            leaf = as_dense_shapes(leaf)
+        require_values(planned.path, leaf)
     mismatches = {
         path: fault
         for path, leaf in leaves.items()
@@ -93,6 +100,7 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     faults: dict[str, str] = {}
     for group, total, kept in counted_groups(plan.sparse):
         if lines := _faults(group, leaves, total, kept):
+            lines += filter(None, (_nonfinite_note(x, leaves[x.path]) for x in group))
             faults |= dict.fromkeys((leaf.path for leaf in group), "\n".join(lines))
     if faults:
         summary = "not sparse as planned; mask_params(params, masks) prunes it"
@@ -124,6 +132,20 @@ def _faults(
         case _:
             faults = [_count_fault(group, leaves, total, kept)]
     return [fault for fault in faults if fault]
+
+
+def _nonfinite_note(leaf: LeafPlan, weight: ArrayLike | Compressed) -> str:
+    """Returns a note on the NaN and infinite weights of a leaf, if it has any.
+
+    They stay: `weight + update` is zero for no update, since `inf - inf` is NaN.
+    """
+    count = int(measure_leaf(weight, None)["nonfinite"])
+    if not count:
+        return ""
+    return (
+        f"{leaf.path!r} has {count} NaN or infinite weights: no update of an optimizer "
+        "prunes those, mask_params does"
+    )
 
 
 def _axes_to_check(leaf: LeafPlan, weight: ArrayLike | Compressed) -> list[int]:

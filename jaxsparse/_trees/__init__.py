@@ -17,6 +17,7 @@ from jaxsparse._trees.paths import (
     nest as nest,
     path_name as path_name,
     replace_masks as replace_masks,
+    require_values as require_values,
     without_box as without_box,
 )
 from jaxsparse._trees.pytree import (

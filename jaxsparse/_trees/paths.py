@@ -193,6 +193,19 @@ def is_abstract(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct | ShapedArray)
 
 
+def require_values(path: str, leaf: Any) -> None:
+    """Raises if a leaf is abstract.
+
+    Raises:
+      TypeError: it is; the error names the leaf.
+    """
+    if is_abstract(leaf):
+        raise TypeError(
+            f"leaf {path!r} of shape {tuple(leaf.shape)} is a {type(leaf).__name__}, "
+            "which has no values: give arrays, or call this within jax.eval_shape"
+        )
+
+
 def refuse_shared_variables(tree: PyTree) -> None:
     """Raises if mapping over `tree` would untie a shared layer of an NNX module."""
     nnx: Any = sys.modules.get("flax.nnx")  # without the import there is no module
