@@ -1,7 +1,7 @@
 """The best mask of every leaf that a plan prunes, whatever its pattern."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ _Mask = Bool[Array, "..."] | UInt8[Array, "..."]
 
 
 def search_masks(
-    scores: Mapping[str, ArrayLike],
+    scores: Mapping[str, Any],
     leaves: Sequence[LeafPlan],
     *,
     progress: Float[Array, ""] | None = None,
