@@ -59,8 +59,8 @@ def search_masks(
       signed: whether to rank by value instead of by magnitude.
 
     Raises:
-      TypeError: a leaf has no values; or, `within` a mask, for integers of 32 bits or more: their order has no
-        key below the lowest, which pruned weights would need.
+      TypeError: a leaf has no values; or, `within` a mask, for integers of 32 bits or
+        more: their order has no key below the lowest, which pruned weights would need.
     """
     for leaf in leaves:
         require_values(leaf.path, scores[leaf.path])

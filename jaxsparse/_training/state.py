@@ -59,8 +59,8 @@ class StraightThroughState(NamedTuple):
 
 #: What to do with a state that is a dict.
 RESTORED_DICT = (
-    "the state is a dict, as a checkpoint returns it that is restored without a target: "
-    "restore it with the target abstract_state(tx, params)"
+    "the state is a dict, as Orbax returns a checkpoint that it restores without a "
+    "target: restore it with the target abstract_state(tx, params)"
 )
 
 #: Every state that has masks.

@@ -98,22 +98,21 @@ def test_every_bit_of_the_indices(path):
         flip(path, start + bit // 8, bit % 8)
         with pytest.raises(js.SparseFileError, match=r"'kernel/indices'.*checksum"):
             js.load_sparse(path)
-        try:  # without the checksum, only what has no meaning is refused
-            loaded = js.load_sparse(path, verify=False)["kernel"]
-        except js.SparseFileError as error:
-            assert "codes that compress cannot write" in str(error)
-            assert "leaf 'kernel' of shape (8, 2), 2:4 along axis 0" in str(error)
+        # Without the checksum, only what has no meaning is refused.
+        code = whole[start + bit // 8] >> bit % 8 // 4 * 4 & 15 ^ 1 << bit % 4
+        if not code & 3 < code >> 2:
             impossible += 1
+            words = r"'kernel' of shape \(8, 2\), 2:4 along axis 0: 1 of 4 groups have"
+            with pytest.raises(js.SparseFileError, match=words):
+                js.load_sparse(path, verify=False)
         else:
+            loaded = js.load_sparse(path, verify=False)["kernel"]
             js.check_sparsity(
                 {"kernel": loaded}, [js.Rule(".*", "2:4", axis=0, sizes=None)]
             )
             assert not np.array_equal(loaded.indices, stored(0, (8, 2)).indices)
         path.write_bytes(whole)
-    # Codes have positions p < q; flip each of their bits, and see whether p < q still.
-    codes = [c >> s & 15 for c in np.ravel(stored(0, (8, 2)).indices) for s in (0, 4)]
-    flipped = [int(c) ^ 1 << b for c in codes for b in range(4)]
-    assert impossible == sum(not (c & 3) < (c >> 2) for c in flipped) > 0
+    assert 0 < impossible < 16
 
 
 def test_leaves_that_are_whole_can_be_read(path):
@@ -121,7 +120,7 @@ def test_leaves_that_are_whole_can_be_read(path):
     flip(path, first_byte(path, "mlp/bias") + 2, 4)
     leaves = js.open_sparse(path)
     assert_same(leaves["mlp/kernel"], tree()["mlp"]["kernel"])
-    with pytest.raises(js.SparseFileError, match="'mlp/bias'.*verify=False loads it"):
+    with pytest.raises(js.SparseFileError, match=r"'mlp/bias'.*verify=False loads it"):
         leaves["mlp/bias"]
     damaged = js.open_sparse(path, verify=False)["mlp/bias"]
     assert damaged[0] == np.array([1 << 20], np.uint32).view(np.float32)[0]

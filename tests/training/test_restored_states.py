@@ -15,7 +15,7 @@ PARAMS = {
     "up": {"kernel": jnp.arange(128.0).reshape(16, 8), "bias": jnp.ones(8)},
     "norms": [jnp.ones(3)],
 }
-FRACTION = {"fraction": lambda step: 0.3}
+FRACTION = {"fraction": optax.constant_schedule(0.3)}
 OPTIMIZERS = {
     "wrapped": js.wrap_optimizer(optax.adamw(0.1), "2:4"),
     "chained": optax.chain(optax.clip(1.0), js.keep_params_sparse("2:4")),
