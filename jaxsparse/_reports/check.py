@@ -1,6 +1,6 @@
 """Checks that a tree is as sparse as its plan says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,7 +100,6 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     faults: dict[str, str] = {}
     for group, total, kept in counted_groups(plan.sparse):
         if lines := _faults(group, leaves, total, kept):
-            lines += filter(None, (_nonfinite_note(x, leaves[x.path]) for x in group))
             faults |= dict.fromkeys((leaf.path for leaf in group), "\n".join(lines))
     if faults:
         summary = "not sparse as planned; mask_params(params, masks) prunes it"
@@ -134,18 +133,15 @@ def _faults(
     return [fault for fault in faults if fault]
 
 
-def _nonfinite_note(leaf: LeafPlan, weight: ArrayLike | Compressed) -> str:
-    """Returns a note on the NaN and infinite weights of a leaf, if it has any.
+def _nonfinite_note(weights: Iterable[ArrayLike | Compressed]) -> str:
+    """Returns a note on the NaN and infinite weights of leaves, if they have any.
 
-    They stay: `weight + update` is zero for no update, since `inf - inf` is NaN.
+    They stay: no update makes `weight + update` zero, since `inf - inf` is NaN.
     """
-    count = int(measure_leaf(weight, None)["nonfinite"])
+    count = sum(int(measure_leaf(weight, None)["nonfinite"]) for weight in weights)
     if not count:
         return ""
-    return (
-        f"{leaf.path!r} has {count} NaN or infinite weights: no update of an optimizer "
-        "prunes those, mask_params does"
-    )
+    return f"{count} NaN or infinite weights, which no update can prune; "
 
 
 def _axes_to_check(leaf: LeafPlan, weight: ArrayLike | Compressed) -> list[int]:
@@ -174,8 +170,8 @@ def _group_fault(
     start = [int(i) for i in group]
     start[axis] *= m
     return (
-        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
-        f"{bad.size} groups keep more than {n}; the first, with "
+        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
+        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} groups keep more than {n}; the first, with "
         f"{counts[tuple(group)]}, starts at {tuple(start)}{along}"
     )
 
@@ -190,8 +186,8 @@ def _output_fault(leaf: LeafPlan, weight: ArrayLike, kept: int) -> str:
         return ""
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     return (
-        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
-        f"{bad.size} outputs keep more than {kept}; the first, with {counts[first]}, "
+        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
+        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} outputs keep more than {kept}; the first, with {counts[first]}, "
         f"starts at {first}"
     )
 
@@ -213,8 +209,8 @@ def _count_fault(
         case _:
             unit = "weights"
     return (
-        f"{first.path!r} of shape {first.shape}{others}, {first.decision}: {nonzero} "
-        f"of {total} {unit} are not zero, but at most {kept} may be"
+        f"{first.path!r} of shape {first.shape}{others}, {first.decision}: "
+        f"{_nonfinite_note(leaves[x.path] for x in group)}{nonzero} of {total} {unit} are not zero, but at most {kept} may be"
     )
 
 

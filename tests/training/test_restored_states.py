@@ -115,7 +115,9 @@ def test_abstract_leaves_are_named(call):
     words = r"leaf '(up/kernel|up/bias|norms/0)' of shape .* has no values: give arrays"
     with pytest.raises(TypeError, match=words) as error:
         call()
-    assert "'up/kernel' of shape (16, 8)" in str(error.value)
+    path = str(error.value).split("'")[1]
+    shape = {"up/kernel": (16, 8), "up/bias": (8,), "norms/0": (3,)}[path]
+    assert f"of shape {shape}" in str(error.value)
     jax.eval_shape(js.create_masks, SHAPES)
 
 
@@ -134,7 +136,10 @@ def test_pruned_weights_that_are_not_finite_are_named(value):
     assert np.isnan(params["kernel"][7, 3])
     assert np.sum(np.asarray(params["kernel"]) != 0) == 16 * 8 / 2 + 1
     assert js.metrics(state, params)["nonfinite"] == 1
-    words = r"1 of 32 groups keep .*, starts at \(4, 3\)\n.* has 1 NaN or infinite weig"
+    words = (
+        r"1 NaN or infinite weights, which no update can prune; 1 of 32 groups keep "
+        r"more than 2; the first, with 3, starts at \(4, 3\)"
+    )
     with pytest.raises(ValueError, match=words):
         js.check_sparsity(params)
     remedied = js.mask_params(params, masks)
