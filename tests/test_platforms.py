@@ -60,14 +60,16 @@ _BY_KERNELS = [name for name in _CASES if "16" in name or "matmul" in name]
 
 
 @pytest.mark.sweep(keep=["create_asp_mask", "wrap_optimizer"])
-@pytest.mark.parametrize("platform", ["tpu", "rocm"])
+@pytest.mark.parametrize(
+    "platforms", [("tpu",), ("rocm",), ("cuda",), ("cpu", *_PLATFORMS)], ids="-".join
+)
 @pytest.mark.parametrize("name", _BY_KERNELS)
-def test_a_hopper_gpu_is_no_part_of_a_program_for_others(name, platform, monkeypatch):
+def test_a_hopper_gpu_is_no_part_of_a_program(name, platforms, monkeypatch):
     monkeypatch.setattr(nm_kernel, "compute_capability", lambda: (9, 0))
     monkeypatch.setattr(cuda_matmul, "unsupported_reason", lambda *_: "")
     case = _CASES[name]
     jax.clear_caches()
-    text = _export(case.fn, case.args, (platform,)).mlir_module()
+    text = _export(case.fn, case.args, platforms).mlir_module()
     jax.clear_caches()
     assert "mosaic" not in text
     assert cuda_matmul._TARGET not in text

@@ -5,10 +5,10 @@ Under `vmap`, batches of `x` become more rows, and stacked weights are multiplie
 after the other. Over automatic axes of a mesh each device multiplies its own shards.
 """
 
-import functools
 import logging
 import math
 import warnings
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from jaxsparse._compressed.xla_matmul import xla_matmul
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import is_automatic, partition_contraction
 from jaxsparse.kernels.device import compute_capability
+from jaxsparse.kernels.export import unless_exported
 
 
 _TARGET = "jaxsparse_nm_matmul"
@@ -50,13 +51,16 @@ def unsupported_reason(x: Array, compressed: Compressed) -> str:
     return _unavailable()
 
 
-@jax.jit  # caches the functions that are created here, and their compilation
-def cuda_matmul(x: Array, compressed: Compressed) -> Array:
+# `jit` caches the functions that are created here, and their compilation.
+@partial(jax.jit, static_argnames="exported")
+def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
     """Multiplies on a GPU of compute capability 9.0, or by XLA on other devices.
 
     Args:
       x: `[..., k]`, for which `unsupported_reason` is empty.
       compressed: a weight of shape `[k, out]` and of the same dtype.
+      exported: whether a program that is exported uses the kernel too, which must then
+        be registered wherever it runs.
 
     Returns:
       `[..., out]`, accumulated in float32 and rounded once. If `k` is sharded, the
@@ -64,10 +68,11 @@ def cuda_matmul(x: Array, compressed: Compressed) -> Array:
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
     rule = f"{axes} k, values out, indices out -> {axes} out"
+    multiply_shard = partial(_multiply_shard, exported)
     multiply = custom_vmap(
-        partition_contraction(_multiply_shard, rule, ("k", "values", "indices"))
+        partition_contraction(multiply_shard, rule, ("k", "values", "indices"))
     )
-    multiply.def_vmap(_multiply_batch)
+    multiply.def_vmap(partial(_multiply_batch, exported))
     return multiply(x, compressed.values, compressed.indices)
 
 
@@ -135,32 +140,39 @@ def choose_kernel(rows: int, k: int, out: int) -> KernelChoice:
 
 
 def _multiply_batch(
-    size: int, batched: list[bool], *arrays: ArrayLike
+    exported: bool, size: int, batched: list[bool], *arrays: ArrayLike
 ) -> tuple[Array, bool]:
     x, values, indices = map(jnp.asarray, arrays)
+
+    def multiply(x: Array, values: Array, indices: Array) -> Array:
+        return cuda_matmul(x, _weight(values, indices), exported=exported)
+
     if not (batched[1] or batched[2]):
-        return cuda_matmul(x, _weight(values, indices)), True
+        return multiply(x, values, indices), True
 
     def multiply_one(i: Array) -> Array:  # operands that are not batched are not copied
         operands = [
             lax.dynamic_index_in_dim(array, i, 0, False) if is_batched else array
             for array, is_batched in zip((x, values, indices), batched, strict=True)
         ]
-        return cuda_matmul(operands[0], _weight(operands[1], operands[2]))
+        return multiply(*operands)
 
     return lax.map(multiply_one, jnp.arange(size)), True
 
 
-def _multiply_shard(x: Array, values: Array, indices: Array) -> Array:
+def _multiply_shard(exported: bool, x: Array, values: Array, indices: Array) -> Array:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
     suits = values.shape[-1] % 16 == 0 and rows.size and values.size
     suits = suits and len(rows) < _MAX_SIZE
+    kernel = _multiply_by_kernel
+    if not exported:
+        kernel = partial(unless_exported, kernel, _multiply_by_xla)
     product = lax.platform_dependent(
         rows,
         values,
         indices,
-        cuda=_multiply_by_kernel if suits else _multiply_by_xla,
+        cuda=kernel if suits else _multiply_by_xla,
         default=_multiply_by_xla,
     )
     return product.reshape(*x.shape[:-1], values.shape[-1])
@@ -188,7 +200,7 @@ def _multiply_by_kernel(x: Array, values: Array, indices: Array) -> Array:
     )
 
 
-@functools.cache  # logs and warns once
+@cache  # logs and warns once
 def _unavailable() -> str:
     """Registers the kernel; returns why that is not possible, or an empty string."""
     if compute_capability() != (9, 0):

@@ -33,7 +33,8 @@ def nm_matmul(
         by 16, and allows neither an explicit mesh nor `shard_map`. The kernel is
         compiled on first use by the nvcc that `jax[cuda13]` installs. It reads only the
         stored values, so an infinity in `x` at a pruned weight has no effect. By
-        default `"cuda"` is used if it is available, otherwise `"xla"`.
+        default `"cuda"` is used if it is available, otherwise `"xla"`, and in programs
+        of `jax.export` always `"xla"`.
 
     Returns:
       `[..., out]`, of the dtype of `jnp.dot`, but int32 for narrower integers.
@@ -70,14 +71,14 @@ def nm_matmul(
     values = jnp.asarray(compressed.values).astype(dtype)
     weight = replace(compressed, values=values, indices=jnp.asarray(compressed.indices))
     if implementation == "xla":
-        return _matmul(False, x, weight)
+        return _matmul("xla", x, weight)
     reason = cuda_matmul.unsupported_reason(x, weight)
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "
             f"and the weight {weight.shape}: give 'xla' or None"
         )
-    return _matmul(not reason, x, weight)
+    return _matmul("xla" if reason else implementation, x, weight)
 
 
 def check_implementation(name: str | None) -> None:
@@ -89,20 +90,21 @@ def check_implementation(name: str | None) -> None:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmul(by_kernel: bool, x: Array, compressed: Compressed) -> Array:
-    if by_kernel:
-        return cuda_matmul.cuda_matmul(x, compressed)
-    return xla_matmul(x, compressed)
+def _matmul(implementation: str | None, x: Array, compressed: Compressed) -> Array:
+    if implementation == "xla":
+        return xla_matmul(x, compressed)
+    exported = implementation == "cuda"
+    return cuda_matmul.cuda_matmul(x, compressed, exported=exported)
 
 
 def _forward(
-    by_kernel: bool, x: Array, compressed: Compressed
+    implementation: str | None, x: Array, compressed: Compressed
 ) -> tuple[Array, tuple[Array, Compressed]]:
-    return _matmul(by_kernel, x, compressed), (x, compressed)
+    return _matmul(implementation, x, compressed), (x, compressed)
 
 
 def _backward(
-    _: bool, residuals: tuple[Array, Compressed], gradient: Array
+    _: str | None, residuals: tuple[Array, Compressed], gradient: Array
 ) -> tuple[Array, Compressed]:
     x, compressed = residuals
     # Decompressing is linear; its transpose gathers the positions of the values.

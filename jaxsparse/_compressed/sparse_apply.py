@@ -55,8 +55,7 @@ def sparse_apply(
       plan: a plan, rules or a pattern that the compressed leaves must match, or None to
         accept them without a check.
       implementation: the implementation of matmuls with compressed weights, as in
-        `nm_matmul`. With `"xla"` the program calls no custom kernel, so `jax.export`
-        supports it. With `"cuda"` a matmul whose operand is still compressed raises if
+        `nm_matmul`. With `"cuda"` a matmul whose operand is still compressed raises if
         the kernel does not support it. An operation before the matmul, such as a slice,
         a factor or a branch of `cond`, still decompresses the weight, and so do
         convolutions and embedding lookups.

@@ -24,6 +24,7 @@ from jaxsparse._patterns.groups import split_groups
 from jaxsparse._patterns.pattern import NM
 from jaxsparse._patterns.ranking import RankKeys, check_rankable, rank_by_magnitude
 from jaxsparse._sharding import gather_groups, reshard_like
+from jaxsparse.kernels.export import unless_exported
 
 
 def best_nm_mask(
@@ -63,9 +64,10 @@ def best_nm_mask(
         for platform, rank in (("cpu", on_cpu), ("default", default))
     }
     if isinstance(n, int) and nm_kernel.supports(groups, axis + 1):
-        searches["cuda"] = lambda groups: nm_kernel.nm_mask_on_gpu(
+        kernel = lambda groups: nm_kernel.nm_mask_on_gpu(
             ranked._replace(bits=groups), n, axis + 1
         )
+        searches["cuda"] = partial(unless_exported, kernel, searches["default"])
     return lax.platform_dependent(groups, **searches).reshape(bits.shape)
 
 

@@ -20,6 +20,7 @@ from jaxsparse._patterns.nm_search import best_nm_mask
 from jaxsparse._patterns.packing import pack_mask, packed_shape
 from jaxsparse._patterns.ranking import RankKeys
 from jaxsparse._sharding import gather_groups, sharded_as_mask
+from jaxsparse.kernels.export import unless_exported
 from jaxsparse.kernels.selection_network import nth_largest, sort
 
 
@@ -54,9 +55,10 @@ def best_packed_nm_mask(
         searches["cpu"] = partial(search_packed, keep=_keep_with_ties)
         searches["default"] = partial(search_packed, keep=_keep_distinct)
     if m > 8 and isinstance(n, int) and nm_kernel.supports(words.bits, axis + 1):
-        searches["cuda"] = lambda bits: nm_kernel.nm_mask_on_gpu(
+        kernel = lambda bits: nm_kernel.nm_mask_on_gpu(
             words._replace(bits=bits), n, axis + 1, packed=True
         ).reshape(shape)
+        searches["cuda"] = partial(unless_exported, kernel, searches["default"])
     return lax.platform_dependent(words.bits, **searches)
 
 

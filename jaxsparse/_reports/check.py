@@ -171,8 +171,8 @@ def _group_fault(
     start[axis] *= m
     return (
         f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
-        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} groups keep more than {n}; the first, with "
-        f"{counts[tuple(group)]}, starts at {tuple(start)}{along}"
+        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} groups keep more than "
+        f"{n}; the first, with {counts[tuple(group)]}, starts at {tuple(start)}{along}"
     )
 
 
@@ -187,8 +187,8 @@ def _output_fault(leaf: LeafPlan, weight: ArrayLike, kept: int) -> str:
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     return (
         f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
-        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} outputs keep more than {kept}; the first, with {counts[first]}, "
-        f"starts at {first}"
+        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} outputs keep more than "
+        f"{kept}; the first, with {counts[first]}, starts at {first}"
     )
 
 
@@ -208,9 +208,10 @@ def _count_fault(
             unit = "channels"
         case _:
             unit = "weights"
+    note = _nonfinite_note(leaves[leaf.path] for leaf in group)
     return (
-        f"{first.path!r} of shape {first.shape}{others}, {first.decision}: "
-        f"{_nonfinite_note(leaves[x.path] for x in group)}{nonzero} of {total} {unit} are not zero, but at most {kept} may be"
+        f"{first.path!r} of shape {first.shape}{others}, {first.decision}: {note}"
+        f"{nonzero} of {total} {unit} are not zero, but at most {kept} may be"
     )
 
 
