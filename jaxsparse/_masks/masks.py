@@ -1,5 +1,6 @@
 """Masks for a whole tree: make them, apply them."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,16 @@ from jaxsparse._patterns import (
     as_bool,
     check_mask,
 )
-from jaxsparse._plans import PlanLike, plan_for_leaves
+from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
-from jaxsparse._trees import PyTree, flatten, flatten_masks, is_array, is_numeric
+from jaxsparse._trees import (
+    PyTree,
+    flatten,
+    flatten_masks,
+    is_array,
+    is_constant,
+    is_numeric,
+)
 
 
 def create_masks(
@@ -45,6 +53,11 @@ def create_masks(
       ValueError: the plan or the scores do not fit the parameters, and whatever
         `plan_sparsity` raises.
 
+    Warns:
+      UserWarning: all weights (or scores) of a leaf are equal, as in a projection that
+        starts at zero. Ties keep the lower index, so its mask would close the same
+        inputs to every output.
+
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> create_masks(params, "2:4")["kernel"][:4, 0]
     Array([False, False,  True,  True], dtype=bool)
@@ -57,6 +70,7 @@ def create_masks(
         for leaf in plan.sparse:
             weight = leaves.by_path[leaf.path]
             _check_score(leaf.path, weight, ranked.get(leaf.path))
+    _warn_of_ties(ranked, plan, signed=scores is not None)
     masks = search_masks(ranked, plan.sparse, packed=packed, signed=scores is not None)
     return leaves.unflatten(
         {
@@ -64,6 +78,23 @@ def create_masks(
             for path, leaf in leaves.by_path.items()
         }
     )
+
+
+def _warn_of_ties(scores: Mapping[str, Any], plan: Plan, *, signed: bool) -> None:
+    """Warns once of all leaves whose scores are equal, so that ties decide."""
+    paths = [
+        leaf.path
+        for leaf in plan.sparse
+        if is_constant(scores[leaf.path], signed=signed)
+    ]
+    if paths:
+        what = "scores" if signed else "magnitudes"
+        warnings.warn(
+            f"all {what} of {paths} are equal: ties decide, which keep the same inputs "
+            "for every output. Give scores=random_scores(params, key), or train with "
+            "SET or RigL, which regrow weights",
+            stacklevel=3,
+        )
 
 
 def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTree:

@@ -29,6 +29,10 @@ from jaxsparse._plans.rule import Rule
 from jaxsparse._trace import Role
 
 
+#: The note of a leaf whose mask says nothing about its weights.
+_CONSTANT = "constant: ties decide"
+
+
 @dataclass(frozen=True)
 class LeafPlan:
     """The plan of one leaf.
@@ -77,6 +81,13 @@ class LeafPlan:
             return self
         problem = self.reason.removesuffix(f"; {PYTHON_REMEDIES[self.remedy]}")
         return replace(self, reason=f"{problem}; {remedies[self.remedy]}")
+
+    def with_constant(self, is_constant: bool) -> "LeafPlan":
+        """Returns the plan with a note if all weights of the leaf are equal."""
+        notes = [x for x in self.note.split(", ") if x and x != _CONSTANT]
+        if is_constant and self.pattern is not None:
+            notes.append(_CONSTANT)
+        return replace(self, note=", ".join(notes))
 
     @property
     def tile(self) -> tuple[int, ...]:

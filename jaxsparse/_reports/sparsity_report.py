@@ -35,6 +35,7 @@ from jaxsparse._trees import (
     flatten,
     fold,
     is_array,
+    is_constant,
     is_numeric,
     shape_text,
 )
@@ -165,6 +166,7 @@ def _best_masks(leaves: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafReport:
+    decision = decision.with_constant(is_constant(leaf))
     size = math.prod(leaf.shape) if is_numeric(leaf) else 0
     values = jax.device_get(measure_leaf(leaf, mask)) if size else None
     masked = kept = None

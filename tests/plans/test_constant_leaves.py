@@ -1,0 +1,110 @@
+"""Leaves whose weights are all equal, so that ties decide which are kept."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxsparse as js
+
+
+RNG = np.random.default_rng(0)
+NOTE = "2:4 along axis 0, constant: ties decide"
+
+
+def signs(shape):
+    return RNG.choice([-1.0, 1.0], shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "is_constant"),
+    [
+        (np.zeros((16, 8), np.float32), True),
+        (jnp.zeros((16, 8), jnp.bfloat16), True),
+        (jnp.full((16, 8), 0.1, jnp.float8_e4m3fn), True),
+        (np.full((16, 8), -3, np.int8), True),
+        (np.full((16, 8), 3, ml_dtypes.int4), True),
+        (signs((16, 8)), True),  # magnitudes are equal
+        (np.where(np.eye(16, 8) > 0, 0.0, -0.0), True),  # both zeros rank the same
+        (np.eye(16, 8)[::-1].copy(), False),  # the first row is constant
+        (np.r_[np.zeros(127), 1e-45].reshape(16, 8).astype("float32"), False),
+        (np.full((16, 8), np.nan, np.float32), False),  # reported as NaN
+        (jax.ShapeDtypeStruct((16, 8), "float32"), False),
+    ],
+)
+def test_a_plan_says_that_ties_decide(leaf, is_constant):
+    params = {"a": {"kernel": leaf}, "bias": np.zeros(8, np.float32)}
+    plan = js.plan_sparsity(params, "2:4")
+    assert plan["a/kernel"].decision == (NOTE if is_constant else NOTE.split(",")[0])
+    assert "constant" not in plan["bias"].decision
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        report = js.sparsity_report(params, "2:4")
+        assert report.leaves[0].decision == plan["a/kernel"].decision
+
+
+def test_a_note_is_added_to_others_and_follows_the_weights():
+    params = {
+        "w": RNG.normal(size=(16, 16)).astype(np.float32),
+        "v": np.zeros((16, 16), np.float32),
+    }
+    fn = lambda p, x: x @ (p["w"] + p["v"])
+    plan = js.plan_sparsity(params, fn=fn, args=(np.ones((2, 16)),))
+    assert plan["v"].decision == "2:4 along axis 0, until merged, constant: ties decide"
+    assert plan["w"].decision == "2:4 along axis 0, until merged"
+    swapped = {"w": params["v"], "v": params["w"]}
+    v, w = js.sparsity_report(swapped, plan)
+    assert v.decision == "2:4 along axis 0, until merged"
+    assert w.decision == "2:4 along axis 0, until merged, constant: ties decide"
+
+
+def test_create_masks_warns_once_of_all_constant_leaves():
+    kernel = RNG.normal(size=(16, 8)).astype(np.float32)
+    params = {
+        "a": {"kernel": np.zeros((16, 8), np.float32)},
+        "b": {"kernel": jnp.ones((16, 8))},
+        "c": {"kernel": kernel},
+    }
+    with pytest.warns(UserWarning, match="ties decide") as warned:
+        masks = js.create_masks(params)
+    (warning,) = warned
+    assert "['a/kernel', 'b/kernel'] are equal" in str(warning.message)
+    assert "random_scores" in str(warning.message)
+    # The same half of the inputs for every output, as the warning says.
+    expected = np.tile([[True], [True], [False], [False]], (4, 8))
+    np.testing.assert_array_equal(masks["a"]["kernel"], expected)
+
+    scores = {**params, "a": params["c"], "b": params["c"], "c": params["b"]}
+    with pytest.warns(UserWarning, match=r"all scores of \['c/kernel'\]"):
+        js.create_masks(params, scores=scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = js.random_scores(params, jax.random.key(0))
+        mask = np.asarray(js.create_masks(params, scores=scores)["a"]["kernel"])
+        jax.jit(js.create_masks)(params)  # values are not known
+        js.create_masks(params, [js.Rule("c/.*", "2:4")])
+    assert len(np.unique(mask, axis=1).T) > 1
+    assert (mask.reshape(4, 4, 8).sum(1) == 2).all()
+
+
+def test_plans_under_a_trace_ask_for_no_values():
+    def step(params):
+        plan = js.plan_sparsity(params)
+        assert "constant" not in str(plan)
+        return js.mask_params(params, js.create_masks(params, plan))
+
+    params = {"a": {"kernel": jnp.zeros((16, 8))}}
+    assert jax.jit(step)(params)["a"]["kernel"].shape == (16, 8)
+    jax.vmap(step)(jax.tree.map(lambda x: x[None], params))
+
+
+def test_arrays_on_several_devices():
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    rows = jax.NamedSharding(mesh, jax.P("data", None))
+    zeros = jax.device_put(np.zeros((16, 8), np.float32), rows)
+    last = jax.device_put(np.eye(16, 8)[::-1].astype(np.float32), rows)
+    plan = js.plan_sparsity({"a": {"kernel": zeros}, "b": {"kernel": last}})
+    assert plan["a/kernel"].decision == NOTE
+    assert plan["b/kernel"].decision == "2:4 along axis 0"
