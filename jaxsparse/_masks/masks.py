@@ -13,6 +13,7 @@ from jaxsparse._masks.mask_search import search_masks
 from jaxsparse._patterns import (
     as_bool,
     check_mask,
+    constant_arrays,
 )
 from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
@@ -21,7 +22,6 @@ from jaxsparse._trees import (
     flatten,
     flatten_masks,
     is_array,
-    is_constant,
     is_numeric,
 )
 
@@ -55,8 +55,8 @@ def create_masks(
 
     Warns:
       UserWarning: all weights (or scores) of a leaf are equal, as in a projection that
-        starts at zero. Ties keep the lower index, so its mask would close the same
-        inputs to every output.
+        starts at zero. Ties keep the lower index, so its mask prunes the same inputs
+        for every output. Values that are not known, as under `jit`, are not checked.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> create_masks(params, "2:4")["kernel"][:4, 0]
@@ -82,17 +82,15 @@ def create_masks(
 
 def _warn_of_ties(scores: Mapping[str, Any], plan: Plan, *, signed: bool) -> None:
     """Warns once of all leaves whose scores are equal, so that ties decide."""
-    paths = [
-        leaf.path
-        for leaf in plan.sparse
-        if is_constant(scores[leaf.path], signed=signed)
-    ]
-    if paths:
+    planned = {leaf.path: scores[leaf.path] for leaf in plan.sparse}
+    constant = constant_arrays(planned, signed=signed)
+    if constant:
         what = "scores" if signed else "magnitudes"
         warnings.warn(
-            f"all {what} of {paths} are equal: ties decide, which keep the same inputs "
-            "for every output. Give scores=random_scores(params, key), or train with "
-            "SET or RigL, which regrow weights",
+            f"all {what} of {sorted(constant)} are equal: ties decide and keep the "
+            "lower index, so every output keeps the same inputs. Give "
+            "scores=random_scores(params, key), or train with SET or RigL, which "
+            "regrow weights",
             stacklevel=3,
         )
 

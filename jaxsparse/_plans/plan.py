@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from jaxsparse._patterns import Pattern
+from jaxsparse._patterns import Pattern, constant_arrays
 from jaxsparse._plans.axes_from_flax import axes_from_names
 from jaxsparse._plans.axes_from_torch import axes_from_torch_names, refuse_tensors
 from jaxsparse._plans.axes_from_trace import axes_from_trace
@@ -21,7 +21,6 @@ from jaxsparse._trees import (
     flatten,
     fold,
     is_array,
-    is_constant,
     shape_text,
 )
 
@@ -189,7 +188,7 @@ def plan_sparsity(
 
 def _with_constants(plan: Plan, leaves: Mapping[str, Any]) -> Plan:
     """Notes which of the pruned leaves are constant, where values are known."""
-    constant = {leaf.path for leaf in plan.sparse if is_constant(leaves[leaf.path])}
+    constant = constant_arrays({leaf.path: leaves[leaf.path] for leaf in plan.sparse})
     return Plan(
         tuple(leaf.with_constant(leaf.path in constant) for leaf in plan.leaves)
     )

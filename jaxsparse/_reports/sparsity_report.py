@@ -19,7 +19,7 @@ from jaxsparse._masks import (
     match_masks,
     search_masks,
 )
-from jaxsparse._patterns import Pattern
+from jaxsparse._patterns import Pattern, constant_arrays
 from jaxsparse._plans import (
     LeafPlan,
     Plan,
@@ -35,7 +35,6 @@ from jaxsparse._trees import (
     flatten,
     fold,
     is_array,
-    is_constant,
     is_numeric,
     shape_text,
 )
@@ -135,7 +134,9 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
         no_array = {
             path: LeafPlan(path, None, reason="not an array") for path in leaves
         }
-        decisions = {**no_array, **plan.by_path}
+        constant = constant_arrays({x.path: leaves[x.path] for x in plan.sparse})
+        planned = {x.path: x.with_constant(x.path in constant) for x in plan.leaves}
+        decisions = {**no_array, **planned}
     else:
         masks = match_masks(flatten(shapes).by_path, plan)
         decisions = {
@@ -166,7 +167,6 @@ def _best_masks(leaves: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _leaf_report(path: str, leaf: Any, mask: Any, decision: LeafPlan) -> LeafReport:
-    decision = decision.with_constant(is_constant(leaf))
     size = math.prod(leaf.shape) if is_numeric(leaf) else 0
     values = jax.device_get(measure_leaf(leaf, mask)) if size else None
     masked = kept = None

@@ -1,8 +1,5 @@
 """Leaves of any tree by their canonical path, and tables of them."""
 
-from jaxsparse._trees.constant import (
-    is_constant as is_constant,
-)
 from jaxsparse._trees.paths import (
     Keys as Keys,
     Leaves as Leaves,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
+from tests.sharding.eight_devices import run_on_eight_devices
 
 
 RNG = np.random.default_rng(0)
@@ -31,7 +32,10 @@ def signs(shape):
         (np.where(np.eye(16, 8) > 0, 0.0, -0.0), True),  # both zeros rank the same
         (np.eye(16, 8)[::-1].copy(), False),  # the first row is constant
         (np.r_[np.zeros(127), 1e-45].reshape(16, 8).astype("float32"), False),
-        (np.full((16, 8), np.nan, np.float32), False),  # reported as NaN
+        (jnp.zeros((16, 8)).at[15, 7].set(1e-45), False),  # subnormals are ranked
+        (np.full((16, 8), 2**31 - 1, np.int32), True),
+        (np.r_[np.full(127, 2**24), 2**24 + 1].reshape(16, 8), False),  # not as floats
+        (np.full((16, 8), np.nan, np.float32), True),  # all NaNs rank the same
         (jax.ShapeDtypeStruct((16, 8), "float32"), False),
     ],
 )
@@ -100,11 +104,52 @@ def test_plans_under_a_trace_ask_for_no_values():
     jax.vmap(step)(jax.tree.map(lambda x: x[None], params))
 
 
-def test_arrays_on_several_devices():
-    mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    rows = jax.NamedSharding(mesh, jax.P("data", None))
-    zeros = jax.device_put(np.zeros((16, 8), np.float32), rows)
-    last = jax.device_put(np.eye(16, 8)[::-1].astype(np.float32), rows)
-    plan = js.plan_sparsity({"a": {"kernel": zeros}, "b": {"kernel": last}})
-    assert plan["a/kernel"].decision == NOTE
-    assert plan["b/kernel"].decision == "2:4 along axis 0"
+def test_constants_of_a_traced_function_add_nothing_to_it():
+    constant = {"kernel": jnp.zeros((16, 8))}
+    other = {"kernel": jnp.arange(128.0).reshape(16, 8)}
+
+    def prune(x, params):
+        return js.mask_params(x, js.create_masks(params))
+
+    programs = [jax.make_jaxpr(lambda x: prune(x, p))(other) for p in (constant, other)]
+    assert str(programs[0]) == str(programs[1])
+    first = jax.jit(lambda x: prune(x, constant))(other)["kernel"]
+    # Ties keep rows 0 and 1 of each four.
+    kept = np.tile([[True], [True], [False], [False]], (4, 8))
+    np.testing.assert_array_equal(first, np.where(kept, other["kernel"], 0))
+
+
+DEVICES = """
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import jaxsparse as js
+
+steps = np.kron(np.arange(8.0).reshape(4, 2), np.ones((4, 4)))  # shards are constant
+values = {"zeros": np.zeros((16, 8)), "eye": np.eye(16, 8)[::-1], "steps": steps}
+for kind in AxisType.Auto, AxisType.Explicit:
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
+    for spec in P("a", "b"), P("a"), P(None, "b"), P():
+        put = lambda x: jax.device_put(x.astype("float32"), NamedSharding(mesh, spec))
+        params = {name: {"kernel": put(x.copy())} for name, x in values.items()}
+        one = {"kernel": jax.device_put(np.zeros((16, 8)), jax.devices()[5])}
+        for current in None, mesh:
+            with jax.set_mesh(current):
+                plan = js.plan_sparsity(params | {"one": one})
+                assert ["constant" in leaf.note for leaf in plan.leaves] == [
+                    leaf.path in ("zeros/kernel", "one/kernel") for leaf in plan.leaves
+                ], plan
+"""
+
+
+def test_shards_are_read_where_they_are():
+    run_on_eight_devices("-c", DEVICES)
+
+
+def test_weights_may_be_donated_after_they_were_planned():
+    params = {"kernel": jnp.arange(1.0, 129.0).reshape(16, 8)}
+    masks = js.create_masks(params, js.plan_sparsity(params))
+    js.mask_params(params, masks, donate=True)
+    assert params["kernel"].is_deleted()
+    assert js.plan_sparsity(params)["kernel"].note == ""
