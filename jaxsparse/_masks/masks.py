@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxsparse._masks.mask_search import search_masks
 from jaxsparse._patterns import (
@@ -64,20 +64,48 @@ def create_masks(
     """
     leaves = flatten(params)
     plan = plan_for_leaves(leaves.by_path, plan)
-    ranked = leaves.by_path
+    ranked = None
     if scores is not None:
         ranked = flatten(scores).by_path
         for leaf in plan.sparse:
             weight = leaves.by_path[leaf.path]
             _check_score(leaf.path, weight, ranked.get(leaf.path))
-    _warn_of_ties(ranked, plan, signed=scores is not None)
-    masks = search_masks(ranked, plan.sparse, packed=packed, signed=scores is not None)
+    _warn_of_ties(ranked or leaves.by_path, plan, signed=ranked is not None)
     return leaves.unflatten(
-        {
-            path: device_put_mask(masks.get(path), leaf)
-            for path, leaf in leaves.by_path.items()
-        }
+        best_masks(leaves.by_path, plan, scores=ranked, packed=packed)
     )
+
+
+def best_masks(
+    leaves: Mapping[str, Any],
+    plan: Plan,
+    *,
+    scores: Mapping[str, Any] | None = None,
+    progress: Float[Array, ""] | None = None,
+    packed: bool = False,
+) -> dict[str, Array | None]:
+    """The best mask of every leaf by path, on the devices of the leaf.
+
+    Args:
+      leaves: the leaves of a tree by canonical path.
+      plan: their plan.
+      scores: scores of the planned leaves; the default is the magnitude.
+      progress: the way from dense, 0, to the plan's patterns, 1.
+      packed: whether to pack the masks along the group axis.
+
+    Returns:
+      The masks by canonical path; None for a leaf that stays dense.
+    """
+    masks = search_masks(
+        leaves if scores is None else scores,
+        plan.sparse,
+        progress=progress,
+        packed=packed,
+        signed=scores is not None,
+    )
+    return {
+        path: device_put_mask(masks.get(path), leaf) for path, leaf in leaves.items()
+    }
 
 
 def _warn_of_ties(scores: Mapping[str, Any], plan: Plan, *, signed: bool) -> None:
