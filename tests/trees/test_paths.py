@@ -157,3 +157,51 @@ def test_labels_as_the_keys_of_a_dict_are_names(tmp_path):
     for name, param in pruned.items():
         np.testing.assert_array_equal(again[name].array, param.array)
     js.check_sparsity(again, plan)
+
+
+@register_dataclass
+@dataclass
+class Attention:
+    key: Any
+    value: Any
+
+
+@register_dataclass
+@dataclass
+class Box:
+    value: Any
+
+
+ATTENTION = {"attn": Attention(*WEIGHTS), "boxed": Box(WEIGHTS[0])}
+
+
+def test_a_value_is_a_name_unless_it_is_all_that_a_box_holds(tmp_path):
+    rules = [
+        js.Rule("attn/(key|value)", "2:4", axis=0),
+        js.Rule("boxed", "1:4", axis=0),
+    ]
+    plan = js.plan_sparsity(ATTENTION, rules)
+    assert [leaf.path for leaf in plan.leaves] == ["attn/key", "attn/value", "boxed"]
+    pruned = js.mask_params(ATTENTION, js.create_masks(ATTENTION, plan))
+    js.save_sparse(tmp_path / "model.safetensors", pruned)
+    restored = js.load_sparse(tmp_path / "model.safetensors")
+    assert set(restored["attn"]) == {"key", "value"}
+    js.check_sparsity(restored, plan)
+
+
+def test_a_value_has_the_same_name_where_the_rest_is_dense_or_removed():
+    plan = js.plan_sparsity(ATTENTION, [js.Rule("attn/value", "2:4", axis=0)])
+    masks = js.create_masks(ATTENTION, plan)
+    assert masks["attn"].key is None
+    js.check_sparsity(js.mask_params(ATTENTION, masks), plan)
+    is_pruned = {"attn": Attention(False, True), "boxed": False}
+    for tx in (
+        js.wrap_optimizer(optax.adam(0.1), plan),
+        js.wrap_optimizer(optax.adam(0.1), masks=masks),
+        optax.masked(js.wrap_optimizer(optax.adam(0.1), plan), is_pruned),
+    ):
+        state = jax.jit(tx.init)(ATTENTION)
+        updates, state = jax.jit(tx.update)(ATTENTION, state, ATTENTION)
+        stepped = optax.apply_updates(ATTENTION, updates)
+        js.check_sparsity(stepped, plan)
+        js.check_sparsity(js.mask_params(stepped, js.get_masks(state)), plan)
