@@ -155,7 +155,7 @@ def test_random_programs_that_compute_with_weights_have_a_sparse_operand():
             jnp.ones((2, 16)) @ p["sure"],
         )
         w, s = rng.normal(size=leaf).astype(np.float32), np.float32(0.7)
-        params = {"w": w, "s": s, "sure": np.ones((16, 8), np.float32)}
+        params = {"w": w, "s": s, "sure": np.eye(16, 8, dtype=np.float32)}
         x = jax.ShapeDtypeStruct((*(shape[i] for i in contracted), 2), "float32")
         rules = [js.Rule(".*", "2:4", sizes=None)]
         plan = js.plan_sparsity(params, rules, fn=fn, args=(x,), dense_head=False)
