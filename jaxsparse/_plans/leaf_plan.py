@@ -46,7 +46,8 @@ class LeafPlan:
       output: the axes that become axes of the result.
       batch: the axes along which there are separate products.
       reason: why the leaf stays dense, and the remedy in Python's words.
-      note: a condition on the plan of a leaf that is pruned, such as `until merged`.
+      note: conditions on the plan of a leaf that is pruned, joined by commas, such as
+        `until merged` and `constant: ties decide`.
       remedy: the kind of the remedy in `reason`, if there is one.
     """
 
