@@ -2,8 +2,8 @@
 
 Orbax restores and saves whole trees, which may not fit in memory. So arrays are read
 and written by TensorStore, in the way that Orbax does it: each array is a Zarr array in
-an OCDBT key-value store, and its name is its keys in the tree, joined by dots. The rest
-of a checkpoint is copied.
+an OCDBT key-value store, and its name is its keys in the tree, joined by dots, which is
+empty if the tree is one array. The rest of a checkpoint is copied.
 """
 
 import ctypes
@@ -20,7 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsparse._files.safetensors import SparseFileError, parse_object
+from jaxsparse._files.atomic_write import refuse_existing
+from jaxsparse._files.lock import locked
+from jaxsparse._files.parse import SparseFileError, parse_object
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class OrbaxArray:
     name: str
     store: Any
     spec: jax.ShapeDtypeStruct
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of its entries in the key-value store begin with."""
+        return _prefix(self.name)
 
 
 def is_orbax_checkpoint(path: Path) -> bool:
@@ -55,7 +62,8 @@ def open_orbax_arrays(path: Path) -> dict[str, OrbaxArray]:
     try:
         futures = {
             leaf: ts.open(
-                {"driver": driver, "kvstore": kvstore | {"path": f"{name}/"}}, open=True
+                {"driver": driver, "kvstore": kvstore | {"path": _prefix(name)}},
+                open=True,
             )
             for leaf, name in names.items()
         }
@@ -79,19 +87,38 @@ def read_orbax_array(array: OrbaxArray) -> np.ndarray:
 
 
 def write_orbax_arrays(
-    path: Path, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
+    path: Path,
+    output: Path,
+    change: Callable[[str, np.ndarray], np.ndarray],
+    *,
+    replace: bool,
 ) -> None:
     """Writes a changed copy of a checkpoint; the folder appears when it is complete.
 
+    Of several writers to a folder, each waits until the one before is done.
+
     Args:
       path: the checkpoint to read.
-      output: the folder to write, or a link to it. An existing folder is replaced.
+      output: the folder to write, or a link to it.
       change: returns the array to write, given the path of an array and the array.
+      replace: whether the output may exist; it is then replaced.
 
     Raises:
+      FileExistsError: the output exists and is not to be replaced.
       SparseFileError: the checkpoint is invalid or cannot be read.
     """
     output = output.resolve()
+    with locked(output):
+        if not replace:
+            refuse_existing(output)
+        _write_checkpoint(path, output, change)
+        for folder in _pending_folders(output):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_checkpoint(
+    path: Path, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
+) -> None:
     pending = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
     try:
         _copy_other_files(path, pending)
@@ -104,14 +131,24 @@ def write_orbax_arrays(
     except BaseException:
         shutil.rmtree(pending, ignore_errors=True)
         raise
-    for folder in output.parent.iterdir():
-        if re.fullmatch(rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp", folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pending_folders(output: Path) -> list[Path]:
+    """Returns the folders of earlier writers that were killed."""
+    pattern = rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp"
+    return [x for x in output.parent.iterdir() if re.fullmatch(pattern, x.name)]
 
 
 def _copy_other_files(path: Path, pending: Path) -> None:
     """Copies everything but the key-value store, into folders that are writable."""
-    ignore = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
+    of_store = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        ignored = of_store(folder, names)
+        for name in {*names} - ignored:
+            _refuse_linked_folder(Path(folder, name))
+        return ignored
+
     try:
         shutil.copytree(path, pending, ignore=ignore)
     except shutil.Error as error:
@@ -122,12 +159,22 @@ def _copy_other_files(path: Path, pending: Path) -> None:
             copied.chmod(copied.stat().st_mode | stat.S_IRWXU)
 
 
+def _refuse_linked_folder(path: Path) -> None:
+    """Raises if a path is a link to a folder, which might be of any size, or a loop.
+
+    Links to files are followed: Hugging Face's cache consists of them.
+    """
+    if path.is_symlink() and path.is_dir():
+        cause = f"it is a link to the folder {os.readlink(path)}: replace it by a copy"
+        raise SparseFileError(path, cause)
+
+
 def _copy_other_entries(
     path: Path, pending: Path, arrays: Iterable[OrbaxArray]
 ) -> None:
     """Copies the entries of the key-value store that do not belong to an array."""
     ts = _tensorstore()
-    prefixes = tuple(f"{array.name}/" for array in arrays)
+    prefixes = tuple(array.prefix for array in arrays)
     source, target = (ts.KvStore.open(_kvstore(x)).result() for x in (path, pending))
     for key in source.list().result():
         if not key.decode().startswith(prefixes):
@@ -137,7 +184,7 @@ def _copy_other_entries(
 def _write_array(pending: Path, array: OrbaxArray, values: np.ndarray) -> None:
     """Writes new values of an array into another checkpoint."""
     spec = array.store.spec().to_json()
-    spec["kvstore"] = _kvstore(pending) | {"path": f"{array.name}/"}
+    spec["kvstore"] = _kvstore(pending) | {"path": array.prefix}
     store = _tensorstore().open(spec, create=True, open=False).result()
     store.write(values).result()
 
@@ -194,9 +241,13 @@ _ARRAY_TYPES = {"jax.Array", "np.ndarray", "scalar"}
 
 def _leaf_path(keys: list[str]) -> str:
     """Returns the canonical path, without the `value` of NNX variables."""
-    if keys[-1] == "value" and len(keys) > 1:
+    if keys[-1:] == ["value"] and len(keys) > 1:
         keys = keys[:-1]
     return "/".join(keys)
+
+
+def _prefix(name: str) -> str:
+    return f"{name}/" if name else ""
 
 
 def _kvstore(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from jaxsparse._trees import (
     flatten_masks,
     is_array,
     is_numeric,
+    require_values,
 )
 
 
@@ -52,6 +53,7 @@ def create_masks(
     Raises:
       ValueError: the plan or the scores do not fit the parameters, and whatever
         `plan_sparsity` raises.
+      TypeError: a leaf that the plan prunes, or its score, is a `jax.ShapeDtypeStruct`.
 
     Warns:
       UserWarning: all weights (or scores) of a leaf are equal, as in a projection that
@@ -140,7 +142,7 @@ def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTre
     Raises:
       ValueError: a leaf has no entry in `masks`, a mask has no leaf or another shape;
         or, to be donated, one array is two leaves.
-      TypeError: a mask is neither bool nor packed (uint8).
+      TypeError: a mask is neither bool nor packed (uint8), or a leaf has no values.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> mask_params(params, create_masks(params, "2:4"))["kernel"][:4, 0]
@@ -148,6 +150,8 @@ def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTre
     """
     leaves = flatten(params)
     matched = match_masks(leaves.by_path, masks)
+    for path, leaf in leaves.by_path.items():
+        require_values(path, leaf)
     if donate:
         _check_once(leaves.by_path, matched)
     mask_one = _donated_leaf if donate else mask_leaf

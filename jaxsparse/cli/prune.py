@@ -89,9 +89,9 @@ def prune(
             return prune_weight(weight, plan[name])
 
         if leaves.path.is_dir():
-            write_orbax_arrays(leaves.path, output, change)
+            write_orbax_arrays(leaves.path, output, change, replace=force)
         else:
-            rewrite_tensors(leaves.path, leaves.headers, output, change)
+            rewrite_tensors(leaves.path, leaves.headers, output, change, replace=force)
     if json:
         print_json(_as_json(leaves, output, plan))
         return
