@@ -48,11 +48,11 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
         met no tokens, and its weights are masked and not fitted.
 
     >>> from jaxsparse import collect_statistics, create_masks
-    >>> params = {"kernel": jnp.ones((16, 8))}
+    >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> fn = lambda params, x: x @ params["kernel"]
     >>> statistics = collect_statistics(fn, params, [jnp.eye(20, 16)])
     >>> fit_weights(params, create_masks(params), statistics)["kernel"][:4, 0]
-    Array([1., 1., 0., 0.], dtype=float32)
+    Array([ 0.,  0., 16., 24.], dtype=float32)
     """
     leaves, _ = flatten(params)
     matched = match_masks(leaves, masks)

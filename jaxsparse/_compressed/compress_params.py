@@ -7,7 +7,7 @@ import jax
 from jaxsparse._compressed.compress import compress
 from jaxsparse._compressed.compressed_array import decompress, is_compressed
 from jaxsparse._compressed.indices import POSITION_BITS
-from jaxsparse._masks import create_masks, mask_leaf, match_masks
+from jaxsparse._masks import best_masks, mask_leaf, match_masks
 from jaxsparse._patterns import NM
 from jaxsparse._plans import (
     LeafPlan,
@@ -51,9 +51,10 @@ def compress_params(
     """
     leaves = flatten(params)
     plan = plan_for_leaves(leaves.by_path, plan)
-    if masks is None:
-        masks = create_masks(params, plan)
-    masks_by_path = match_masks(leaves.by_path, masks)
+    if masks is None:  # no warning of ties: a leaf of zeros is likely pruned already
+        masks_by_path = best_masks(leaves.by_path, plan)
+    else:
+        masks_by_path = match_masks(leaves.by_path, masks)
     for path, leaf in leaves.by_path.items():
         if masks_by_path[path] is not None:
             require_values(path, leaf)

@@ -5,6 +5,7 @@ from jaxsparse._masks.mask_search import (
     search_masks as search_masks,
 )
 from jaxsparse._masks.masks import (
+    best_masks as best_masks,
     create_masks as create_masks,
     mask_leaf as mask_leaf,
     mask_params as mask_params,

@@ -1,19 +1,21 @@
 """Masks for a whole tree: make them, apply them."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxsparse._masks.mask_search import search_masks
 from jaxsparse._patterns import (
     as_bool,
     check_mask,
+    constant_arrays,
 )
-from jaxsparse._plans import PlanLike, plan_for_leaves
+from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
 from jaxsparse._trees import (
     PyTree,
@@ -53,25 +55,74 @@ def create_masks(
         `plan_sparsity` raises.
       TypeError: a leaf that the plan prunes, or its score, is a `jax.ShapeDtypeStruct`.
 
+    Warns:
+      UserWarning: all weights (or scores) of a leaf are equal, as in a projection that
+        starts at zero. Ties keep the lower index, so its mask prunes the same inputs
+        for every output. Values that are not known, as under `jit`, are not checked.
+
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> create_masks(params, "2:4")["kernel"][:4, 0]
     Array([False, False,  True,  True], dtype=bool)
     """
     leaves = flatten(params)
     plan = plan_for_leaves(leaves.by_path, plan)
-    ranked = leaves.by_path
+    ranked = None
     if scores is not None:
         ranked = flatten(scores).by_path
         for leaf in plan.sparse:
             weight = leaves.by_path[leaf.path]
             _check_score(leaf.path, weight, ranked.get(leaf.path))
-    masks = search_masks(ranked, plan.sparse, packed=packed, signed=scores is not None)
+    _warn_of_ties(ranked or leaves.by_path, plan, signed=ranked is not None)
     return leaves.unflatten(
-        {
-            path: device_put_mask(masks.get(path), leaf)
-            for path, leaf in leaves.by_path.items()
-        }
+        best_masks(leaves.by_path, plan, scores=ranked, packed=packed)
     )
+
+
+def best_masks(
+    leaves: Mapping[str, Any],
+    plan: Plan,
+    *,
+    scores: Mapping[str, Any] | None = None,
+    progress: Float[Array, ""] | None = None,
+    packed: bool = False,
+) -> dict[str, Array | None]:
+    """The best mask of every leaf by path, on the devices of the leaf.
+
+    Args:
+      leaves: the leaves of a tree by canonical path.
+      plan: their plan.
+      scores: scores of the planned leaves; the default is the magnitude.
+      progress: the way from dense, 0, to the plan's patterns, 1.
+      packed: whether to pack the masks along the group axis.
+
+    Returns:
+      The masks by canonical path; None for a leaf that stays dense.
+    """
+    masks = search_masks(
+        leaves if scores is None else scores,
+        plan.sparse,
+        progress=progress,
+        packed=packed,
+        signed=scores is not None,
+    )
+    return {
+        path: device_put_mask(masks.get(path), leaf) for path, leaf in leaves.items()
+    }
+
+
+def _warn_of_ties(scores: Mapping[str, Any], plan: Plan, *, signed: bool) -> None:
+    """Warns once of all leaves whose scores are equal, so that ties decide."""
+    planned = {leaf.path: scores[leaf.path] for leaf in plan.sparse}
+    constant = constant_arrays(planned, signed=signed)
+    if constant:
+        what = "scores" if signed else "magnitudes"
+        warnings.warn(
+            f"all {what} of {sorted(constant)} are equal: ties decide and keep the "
+            "lower index, so every output keeps the same inputs. Give "
+            "scores=random_scores(params, key), or train with SET or RigL, which "
+            "regrow weights",
+            stacklevel=3,
+        )
 
 
 def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTree:

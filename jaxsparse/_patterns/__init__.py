@@ -1,5 +1,8 @@
 """One array: its pattern, its groups, its best mask."""
 
+from jaxsparse._patterns.constant import (
+    constant_arrays as constant_arrays,
+)
 from jaxsparse._patterns.groups import (
     group_axis as group_axis,
     group_positions as group_positions,

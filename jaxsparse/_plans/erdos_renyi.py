@@ -30,9 +30,9 @@ def distribute_by_erdos_renyi(plan: Plan) -> Plan:
     Raises:
       ValueError: no leaf of the plan has such a pattern.
 
-    >>> import jax.numpy as jnp
+    >>> import jax
     >>> from jaxsparse import plan_sparsity
-    >>> kernel = lambda size: {"kernel": jnp.ones((size, size))}
+    >>> kernel = lambda n: {"kernel": jax.ShapeDtypeStruct((n, n), "float32")}
     >>> params = {"a": kernel(8), "b": kernel(32)}
     >>> plan = plan_sparsity(params, Unstructured(0.8), dense_head=False)
     >>> print(distribute_by_erdos_renyi(plan))

@@ -29,6 +29,10 @@ from jaxsparse._plans.rule import Rule
 from jaxsparse._trace import Role
 
 
+#: The note of a leaf whose mask says nothing about its weights.
+_CONSTANT = "constant: ties decide"
+
+
 @dataclass(frozen=True)
 class LeafPlan:
     """The plan of one leaf.
@@ -42,7 +46,8 @@ class LeafPlan:
       output: the axes that become axes of the result.
       batch: the axes along which there are separate products.
       reason: why the leaf stays dense, and the remedy in Python's words.
-      note: a condition on the plan of a leaf that is pruned, such as `until merged`.
+      note: conditions on the plan of a leaf that is pruned, joined by commas, such as
+        `until merged` and `constant: ties decide`.
       remedy: the kind of the remedy in `reason`, if there is one.
     """
 
@@ -77,6 +82,13 @@ class LeafPlan:
             return self
         problem = self.reason.removesuffix(f"; {PYTHON_REMEDIES[self.remedy]}")
         return replace(self, reason=f"{problem}; {remedies[self.remedy]}")
+
+    def with_constant(self, is_constant: bool) -> "LeafPlan":
+        """Returns the plan with a note if all weights of the leaf are equal."""
+        notes = [x for x in self.note.split(", ") if x and x != _CONSTANT]
+        if is_constant and self.pattern is not None:
+            notes.append(_CONSTANT)
+        return replace(self, note=", ".join(notes))
 
     @property
     def tile(self) -> tuple[int, ...]:

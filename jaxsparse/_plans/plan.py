@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from jaxsparse._patterns import Pattern
+from jaxsparse._patterns import Pattern, constant_arrays
 from jaxsparse._plans.axes_from_flax import axes_from_names
 from jaxsparse._plans.axes_from_torch import axes_from_torch_names, refuse_tensors
 from jaxsparse._plans.axes_from_trace import axes_from_trace
@@ -69,7 +69,10 @@ class Plan(Tabular):
         return {**super().as_dict(), "notes": list(self.notes)}
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return ("leaf", "shape", "plan"), _folded(self.leaves)
+        shapes = ("-" if x.shape is None else shape_text(x.shape) for x in self.leaves)
+        rows = zip(self.leaves, shapes, strict=True)
+        header = ("leaf", "shape", "plan")
+        return header, fold((x.path, (shape, x.decision)) for x, shape in rows)
 
 
 _NO_HEAD = (
@@ -147,12 +150,13 @@ def plan_sparsity(
         is a PyTorch tensor.
 
     >>> import jax.numpy as jnp
-    >>> params = {"Dense_0": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}}
+    >>> kernel = jnp.arange(2048.0).reshape(64, 32)
+    >>> params = {"Dense_0": {"kernel": kernel, "bias": jnp.ones(32)}}
     >>> print(plan_sparsity(params, [Rule(r".*", "2:4")]))
     leaf            shape  plan
     Dense_0/bias    32     dense: bias, norm or scalar
     Dense_0/kernel  64x32  2:4 along axis 0
-    >>> print(plan_sparsity({"fc1.weight": jnp.ones((32, 64))}, layout="torch"))
+    >>> print(plan_sparsity({"fc1.weight": kernel.T}, layout="torch"))
     leaf        shape  plan
     fc1.weight  32x64  2:4 along axis 1
     """
@@ -178,7 +182,16 @@ def plan_sparsity(
         "adapter": dense_adapter,
     }
     plan = _decide(leaves, rules, [role for role in ROLES if dense[role]], axes)
+    plan = _with_constants(plan, leaves)
     return replace(plan, lacks_head=lacks_head and dense_head)
+
+
+def _with_constants(plan: Plan, leaves: Mapping[str, Any]) -> Plan:
+    """Notes which of the pruned leaves are constant, where values are known."""
+    constant = constant_arrays({leaf.path: leaves[leaf.path] for leaf in plan.sparse})
+    return Plan(
+        tuple(leaf.with_constant(leaf.path in constant) for leaf in plan.leaves)
+    )
 
 
 def is_plan_like(plan: Any) -> bool:
@@ -280,13 +293,3 @@ def _decide(
     if axes and not plan.sparse:
         raise NothingPrunableError(plan)
     return plan
-
-
-def _folded(leaves: Sequence[LeafPlan]) -> list[tuple[str, ...]]:
-    return fold(
-        (
-            leaf.path,
-            ("-" if leaf.shape is None else shape_text(leaf.shape), leaf.decision),
-        )
-        for leaf in leaves
-    )

@@ -19,7 +19,7 @@ from jaxsparse._masks import (
     match_masks,
     search_masks,
 )
-from jaxsparse._patterns import Pattern
+from jaxsparse._patterns import Pattern, constant_arrays
 from jaxsparse._plans import (
     LeafPlan,
     Plan,
@@ -134,7 +134,9 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
         no_array = {
             path: LeafPlan(path, None, reason="not an array") for path in leaves
         }
-        decisions = {**no_array, **plan.by_path}
+        constant = constant_arrays({x.path: leaves[x.path] for x in plan.sparse})
+        planned = {x.path: x.with_constant(x.path in constant) for x in plan.leaves}
+        decisions = {**no_array, **planned}
     else:
         masks = match_masks(flatten(shapes).by_path, plan)
         decisions = {

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from jax.errors import InconclusiveDimensionOperation
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.graph import Step, ValueType
@@ -128,13 +129,20 @@ def _reshape(
     )
     spans = [span(old, axis) for axis in features if old[axis] != 1]
     overlaps = lambda low, high: any(
-        max(low, start) < min(high, stop) for start, stop in spans
+        _may_be_less(low, stop) and _may_be_less(start, high) for start, stop in spans
     )
     return frozenset(
         axis
         for axis, size in enumerate(new)
         if size != 1 and overlaps(*span(new, axis))
     )
+
+
+def _may_be_less(size: Any, other: Any) -> bool:
+    try:
+        return size < other
+    except InconclusiveDimensionOperation:  # sizes may be symbols
+        return True
 
 
 def _unstack(

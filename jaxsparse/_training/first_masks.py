@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxsparse._masks import match_masks, search_masks
+from jaxsparse._masks import best_masks, match_masks
 from jaxsparse._patterns import as_bool, pack_mask, packed_axis
 from jaxsparse._plans import Plan
 from jaxsparse._sharding import device_put_mask
@@ -41,9 +41,7 @@ def first_masks(
         first = _copy_masks(weights, plan, match_masks(weights, masks, part=True))
     else:
         assert plan is not None
-        best = search_masks(weights, plan.sparse, progress=progress, packed=True)
-        put = lambda path: device_put_mask(best.get(path), weights[path])
-        first = {path: put(path) for path in weights}
+        first = best_masks(weights, plan, progress=progress, packed=True)
     shapes = array_shapes(weights)
     if shapes and not any(mask is not None for mask in first.values()):
         raise ValueError(

@@ -8,7 +8,13 @@ import optax
 from jax.tree_util import tree_flatten_with_path, treedef_is_leaf
 from jaxtyping import Array, Float, Integer
 
-from jaxsparse._trees import PyTree, flatten_masks, is_dense_entry, path_name
+from jaxsparse._trees import (
+    PyTree,
+    flatten_masks,
+    is_dense_entry,
+    path_name,
+    without_box,
+)
 
 
 class SparseState(NamedTuple):
@@ -142,7 +148,9 @@ def _merge(path: tuple[Any, ...], nodes: Sequence[PyTree]) -> PyTree:
     children, structure = levels[0]
     if treedef_is_leaf(structure):
         if len(present) > 1:
-            raise ValueError(f"two wrappers prune leaf {path_name(path)!r}")
+            raise ValueError(
+                f"two wrappers prune leaf {path_name(without_box(path))!r}"
+            )
         return present[0]
     return structure.unflatten(
         _merge(path + key, [level[i][1] for level, _ in levels])

@@ -6,8 +6,9 @@ boxes, `optax.masked` replaces leaves by `MaskedNode`), so trees are matched by 
 never by structure.
 """
 
+import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 
 import jax
@@ -20,7 +21,7 @@ from jax.tree_util import (
     GetAttrKey,
     SequenceKey,
     tree_flatten_with_path,
-    tree_map_with_path,
+    treedef_children,
 )
 from jaxtyping import Array, PyTree
 
@@ -35,14 +36,12 @@ _BOX = GetAttrKey("value")
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """Returns the canonical path: names joined by `/`, without the `value` of a box.
+    """Returns the names of keys, joined by `/`.
 
-    >>> path_name((DictKey("mlp"), SequenceKey(0), GetAttrKey("value")))
-    'mlp/0'
-    >>> path_name((DictKey("mlp"), DictKey("value")))
-    'mlp/value'
+    >>> path_name((DictKey("mlp"), SequenceKey(0), GetAttrKey("kernel")))
+    'mlp/0/kernel'
     """
-    return "/".join(_key_name(key) for key in without_box(path))
+    return "/".join(map(_key_name, path))
 
 
 def without_box(path: Keys) -> Keys:
@@ -93,7 +92,7 @@ def flatten_with_keys(
     leaves, structure = tree_flatten_with_path(tree, is_leaf=is_leaf)
     if any(path and path[-1] == _BOX for path, _ in leaves):
         refuse_shared_variables(tree)
-    by_path = _by_name(leaves)
+    by_path = _by_name(leaves, structure)
     keys = (without_box(path) for path, _ in leaves)
     return Leaves(by_path, structure), dict(zip(keys, by_path, strict=True))
 
@@ -120,16 +119,15 @@ def flatten_masks(masks: PyTree) -> dict[str, Any]:
     `optax.masked` and `optax.partition` replace leaves and masks alike by `MaskedNode`,
     which reads as None.
     """
-    leaves, _ = tree_flatten_with_path(masks, is_leaf=is_dense_entry)
+    entries = _by_name(*tree_flatten_with_path(masks, is_leaf=is_dense_entry))
     return {
-        name: None if is_dense_entry(mask) else mask
-        for name, mask in _by_name(leaves).items()
+        name: None if is_dense_entry(mask) else mask for name, mask in entries.items()
     }
 
 
 def replace_masks(tree: PyTree, masks: Mapping[str, Any]) -> PyTree:
     """A tree of masks with other masks, by path, instead of its own."""
-    return tree_map_with_path(lambda path, _: masks[path_name(path)], tree)
+    return flatten(tree).unflatten(masks)
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,10 +222,14 @@ def refuse_shared_variables(tree: PyTree) -> None:
             )
 
 
-def _by_name(leaves: list[tuple[Any, _Leaf]]) -> dict[str, _Leaf]:
+def _by_name(leaves: list[tuple[Any, _Leaf]], structure: Any) -> dict[str, _Leaf]:
+    """Returns leaves by canonical path: the names of their keys, without a box."""
+    boxed: Iterable[bool] = itertools.repeat(False)
+    if any(path and path[-1] == _BOX for path, _ in leaves):
+        boxed = _only_children(structure)
     named: dict[str, _Leaf] = {}
-    for path, leaf in leaves:
-        name = path_name(path)
+    for (path, leaf), in_box in zip(leaves, boxed, strict=False):
+        name = path_name(without_box(path) if in_box else path)
         if name in named:
             raise ValueError(
                 f"two leaves have the path {name!r} ({jax.tree_util.keystr(path)} is "
@@ -235,6 +237,19 @@ def _by_name(leaves: list[tuple[Any, _Leaf]]) -> dict[str, _Leaf]:
             )
         named[name] = leaf
     return named
+
+
+def _only_children(structure: Any, alone: bool = False) -> Iterator[bool]:
+    """Yields for each leaf whether its container has no other child.
+
+    A box holds one variable; an attention module may have a `value` beside a `key`.
+    Children that are None or `MaskedNode` count, so that a tree and its masks agree.
+    """
+    children = treedef_children(structure)
+    if not children:  # a leaf, or an empty container
+        yield from [alone] * structure.num_leaves
+    for child in children:
+        yield from _only_children(child, len(children) == 1)
 
 
 def is_numeric(leaf: Any) -> TypeGuard[Array]:

@@ -134,7 +134,7 @@ def test_statistics_that_a_search_cannot_use(kind):
 
 def test_an_expert_that_no_token_reached_is_named():
     fn = lambda params, x, sizes: lax.ragged_dot(x, params["w"], sizes)
-    params = {"w": np.ones((3, 16, 8), np.float32)}
+    params = {"w": np.arange(384, dtype=np.float32).reshape(3, 16, 8)}
     rules = [js.Rule(".*", "2:4", axis=1)]
     statistics = collect((X, np.array([12, 0, 8])), fn=fn, params=params, rules=rules)
     with pytest.warns(UserWarning, match=r"no tokens: 1 of 3 of leaf 'w' \(1\)"):

@@ -242,7 +242,7 @@ def test_blocks_have_two_sizes():
 
 
 def test_empty_leaves_stay_dense():
-    tree = {"a": {"kernel": np.ones((0, 8))}, "b": {"kernel": np.ones((16, 8))}}
+    tree = {"a": {"kernel": np.ones((0, 8))}, "b": {"kernel": np.eye(16, 8)}}
     for pattern in ("2:4", js.Unstructured(0.5), js.Channel(0.5)):
         plan = plan_of(tree, pattern)
         assert plan["a/kernel"].decision == "dense: empty"

@@ -82,7 +82,7 @@ def test_random_programs_have_at_most_n_in_every_group_of_the_sum():
             lax.dot_general(change(p["w"]), x, numbers),
             jnp.ones((2, 16)) @ p["sure"],
         )
-        params = {"w": rng.normal(size=leaf), "sure": np.ones((16, 8))}
+        params = {"w": rng.normal(size=leaf), "sure": np.eye(16, 8)}
         x = jax.ShapeDtypeStruct((*sizes, 2), "float32")
         rules = [js.Rule(".*", (n, m), sizes=None)]
         plan = js.plan_sparsity(params, rules, fn=fn, args=(x,), dense_head=False)
@@ -155,7 +155,7 @@ def test_random_programs_that_compute_with_weights_have_a_sparse_operand():
             jnp.ones((2, 16)) @ p["sure"],
         )
         w, s = rng.normal(size=leaf).astype(np.float32), np.float32(0.7)
-        params = {"w": w, "s": s, "sure": np.ones((16, 8), np.float32)}
+        params = {"w": w, "s": s, "sure": np.eye(16, 8, dtype=np.float32)}
         x = jax.ShapeDtypeStruct((*(shape[i] for i in contracted), 2), "float32")
         rules = [js.Rule(".*", "2:4", sizes=None)]
         plan = js.plan_sparsity(params, rules, fn=fn, args=(x,), dense_head=False)
