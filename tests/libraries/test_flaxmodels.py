@@ -1,0 +1,19 @@
+"""flaxmodels: a ResNet in Linen, whose BatchNorm statistics are not parameters."""
+
+import jax
+
+from tests.libraries.journey import Model, library, travel
+
+
+def test_flaxmodels(tmp_path):
+    models = library("flaxmodels", "--no-deps flaxmodels h5py requests regex filelock")
+    model = models.ResNet18(pretrained=None, output="logits", num_classes=16)
+    keys = jax.random.split(jax.random.key(1), 3)
+    images = [(jax.random.normal(key, (2, 32, 32, 3)),) for key in keys]
+    variables = model.init(keys[0], images[0][0], train=False)
+
+    def forward(params, images):
+        variables_now = {**variables, "params": params}
+        return model.apply(variables_now, images, train=False)
+
+    travel(Model(variables["params"], forward, images, axes={}), tmp_path)
