@@ -35,6 +35,7 @@ class Model:
       loss: what the default trainer minimises, `loss(params, *batch)`.
       train: the library's own trainer: it takes an optimizer and yields the parameters
         after each step.
+      rules: what to prune.
       tolerance: of float32 products, relative to the largest output.
     """
 
@@ -45,6 +46,7 @@ class Model:
     by_names: Mapping[str, int] | None = None
     loss: Callable[..., Any] | None = None
     train: Callable[[optax.GradientTransformation], Iterator[Any]] | None = None
+    rules: Any = "2:4"
     tolerance: float = 1e-5
 
 
@@ -73,7 +75,7 @@ def travel(model: Model, folder) -> None:
 def traced(model: Model) -> js.Plan:
     """Plans by the trace of the forward pass; prints the plan."""
     plan = js.plan_sparsity(
-        model.params, "2:4", fn=model.forward, args=model.batches[0]
+        model.params, model.rules, fn=model.forward, args=model.batches[0]
     )
     print(f"\nfrom the trace\n{plan}")
     assert _sparse(plan) == _expected(plan, model.axes)
@@ -84,10 +86,10 @@ def named(model: Model) -> None:
     """Plans by names; prints the plan."""
     if model.by_names is None:
         with pytest.raises(ValueError, match="nothing prunable") as error:
-            js.plan_sparsity(model.params, "2:4")
+            js.plan_sparsity(model.params, model.rules)
         print(f"\nfrom names\n{error.value}")
         return
-    plan = js.plan_sparsity(model.params, "2:4")
+    plan = js.plan_sparsity(model.params, model.rules)
     print(f"\nfrom names\n{plan}")
     assert _sparse(plan) == _expected(plan, model.by_names)
 

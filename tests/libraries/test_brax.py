@@ -48,11 +48,14 @@ def test_brax(tmp_path):
                 "policy_extras": {
                     "raw_action": actions,
                     "log_prob": jax.random.normal(keys[4], shape),
+                    "distribution_params": jnp.ones((*shape, 2 * ACTION)),
                 },
                 "state_extras": {"truncation": jnp.zeros(shape)},
             },
         )
 
     batches = [(transitions(key),) for key in jax.random.split(keys[2], 3)]
-    hidden = {r"policy/params/hidden_[01]/kernel": 0, r"value/params/hidden_0/kernel": 0}
-    travel(Model(params, forward, batches, hidden, hidden, loss=loss), tmp_path)
+    hidden = {r"policy/params/hidden_[01]/kernel": 0, "value/params/hidden_0/kernel": 0}
+    # Names cannot know that `hidden_2` is the policy's output.
+    names = {r"policy/params/hidden_[012]/kernel": 0, "value/params/hidden_0/kernel": 0}
+    travel(Model(params, forward, batches, hidden, names, loss=loss), tmp_path)

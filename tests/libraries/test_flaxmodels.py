@@ -2,6 +2,7 @@
 
 import jax
 
+import jaxsparse as js
 from tests.libraries.journey import Model, library, travel
 
 
@@ -16,4 +17,7 @@ def test_flaxmodels(tmp_path):
         variables_now = {**variables, "params": params}
         return model.apply(variables_now, images, train=False)
 
-    travel(Model(variables["params"], forward, images, axes={}), tmp_path)
+    axes = {r"BasicBlock_[0-3]/Conv_[012]/kernel": 2}  # the input channels
+    rules = [js.Rule(r"BasicBlock_[4-7]/.*", None), js.Rule(".*", "2:4")]  # the small
+    params = variables["params"]
+    travel(Model(params, forward, images, axes, axes, rules=rules), tmp_path)

@@ -32,4 +32,10 @@ def test_penzai(tmp_path):
 
     keys = jax.random.split(jax.random.key(1), 2)
     tokens = [(jax.random.randint(key, (4, 8), 0, 64),) for key in keys]
-    travel(Model(params, forward, tokens, axes={}), tmp_path)
+    # Each product sums over the axes that its label's inputs have.
+    axis_of = {"query": 0, "key": 0, "value": 0, "output": 2}
+    axis_of |= {"gating_linear": 0, "value_linear": 0, "out_linear": 0}
+    layers = [param.label.removesuffix(".weights").split("/")[-1] for param in params]
+    axes = {rf"{i}/.*": axis_of[x] for i, x in enumerate(layers) if x in axis_of}
+    assert len(axes) == 2 * len(axis_of)
+    travel(Model(params, forward, tokens, axes), tmp_path)
