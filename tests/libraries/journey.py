@@ -5,6 +5,7 @@ masks are compared with a sort of each group, and compressed weights with dense 
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import optax
 import pytest
 
 import jaxsparse as js
+from jaxsparse._trees import flatten, is_array
 
 
 STEPS = 3
@@ -52,7 +54,8 @@ class Model:
 
 def library(name: str, install: str) -> Any:
     """Imports a module, or skips the test with the command that installs it."""
-    return pytest.importorskip(name, reason=f"pip install {install}")
+    reason = f"pip install {install}"
+    return pytest.importorskip(name, reason=reason, exc_type=ImportError)
 
 
 def travel(model: Model, folder) -> None:
@@ -136,8 +139,6 @@ def wanda(model: Model, plan: js.Plan, statistics: Any) -> None:
 
 def sparsegpt(model: Model, plan: js.Plan, statistics: Any) -> None:
     """SparseGPT's weights are finite, and zero where its masks are False."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*(tokens|damping).*", UserWarning)
         result = js.SparseGPTSearcher(plan).search(model.params, statistics)
@@ -208,8 +209,6 @@ def _mean_square_of(forward):
 
 
 def _leaves(tree: Any) -> dict[str, np.ndarray]:
-    from jaxsparse._trees import flatten, is_array
-
     leaves = flatten(tree).by_path
     return {path: np.asarray(leaf) for path, leaf in leaves.items() if is_array(leaf)}
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from tests.libraries.journey import Model, library, travel
 
 
-INSTALL = "--no-deps brax mujoco mujoco-mjx trimesh jaxopt ml_collections"
+INSTALL = "--no-deps brax mujoco mujoco-mjx trimesh jaxopt ml_collections tensorboardX"
 STEPS, BATCH, OBSERVATION, ACTION = 6, 4, 32, 8
 
 

@@ -1,7 +1,6 @@
 """Equimo: a vision transformer in Equinox, whose weights are `(out, in)`."""
 
 import jax
-import jax.numpy as jnp
 
 from tests.libraries.journey import Model, library, travel
 

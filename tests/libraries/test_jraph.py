@@ -36,4 +36,7 @@ def test_jraph(tmp_path):
     model = hk.without_apply_rng(hk.transform(network))
     graphs = [(graph(key),) for key in jax.random.split(jax.random.key(1), 2)]
     params = model.init(jax.random.key(0), *graphs[0])
-    travel(Model(params, model.apply, graphs, {r"mlp(_[12])?/~/linear_[01]/w": 0}), tmp_path)
+    travel(
+        Model(params, model.apply, graphs, {r"mlp(_[12])?/~/linear_[01]/w": 0}),
+        tmp_path,
+    )

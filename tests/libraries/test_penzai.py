@@ -1,7 +1,6 @@
 """Penzai: a Llama-like transformer of named arrays, whose paths are numbers."""
 
 import jax
-import jax.numpy as jnp
 
 from tests.libraries.journey import Model, library, travel
 
@@ -28,7 +27,9 @@ def test_penzai(tmp_path):
         run = pz.bind_variables(model, params)
         wrapped = pz.nx.wrap(tokens, "batch", "seq")
         positions = pz.nx.arange("seq", tokens.shape[1])
-        return run(wrapped, token_positions=positions).unwrap("batch", "seq", "vocabulary")
+        return run(wrapped, token_positions=positions).unwrap(
+            "batch", "seq", "vocabulary"
+        )
 
     keys = jax.random.split(jax.random.key(1), 2)
     tokens = [(jax.random.randint(key, (4, 8), 0, 64),) for key in keys]

@@ -75,7 +75,9 @@ def test_tunix(tmp_path):
         )
         trainer.with_training_hooks(Record())
         trainer.train(
-            peft_trainer.TrainingInput(input_tokens=x, input_mask=jnp.ones((4, 8), bool))
+            peft_trainer.TrainingInput(
+                input_tokens=x, input_mask=jnp.ones((4, 8), bool)
+            )
             for (x,) in tokens
         )
         yield from steps
