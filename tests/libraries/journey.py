@@ -1,9 +1,12 @@
 """What every model of another library goes through, one function a stage.
 
-Expected values are NumPy's: the layers' axes are written down by hand in each test,
-masks are compared with a sort of each group, and compressed weights with dense ones.
+Expected values are NumPy's: each test writes down by hand which leaves are pruned and
+why the others stay dense, masks are compared with a sort of each group, and compressed
+weights with dense ones.
 """
 
+import importlib
+import importlib.util
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -22,40 +24,57 @@ from jaxsparse._trees import flatten, is_array
 
 STEPS = 3
 
+# Reasons for dense leaves, as a plan prints them.
+GATHERED = "gathered"
+HEAD = "head; pass dense_head=False"
+NO_MATMUL = "not a matmul operand"
+
 
 @dataclass(frozen=True)
 class Model:
-    """A tiny model of another library.
+    """A tiny model of another library, and what is expected of its plan.
+
+    Leaves are named by regular expressions for whole paths. Each leaf is matched by
+    exactly one of those in `pruned` and `dense`.
 
     Attributes:
+      name: the library.
       params: a tree of arrays.
       forward: the forward pass, `forward(params, *batch)`.
+      loss: what is minimised, `loss(params, *batch)`.
       batches: tuples of the further arguments.
-      axes: the group axis of every leaf that is to be pruned, by a regular expression
-        that matches its whole path, from the definition of the layers.
-      by_names: the same for a plan without `forward`; None if names tell nothing.
-      loss: what the default trainer minimises, `loss(params, *batch)`.
+      kernels: how many leaves are pruned, counted in the definition of the model.
+      pruned: the group axis of each leaf that is pruned.
+      dense: the reason of each leaf that stays dense.
+      by_names: as `pruned`, for a plan without `forward`; empty if names tell nothing.
+      optimizer: the library's own, or that of its examples.
       train: the library's own trainer: it takes an optimizer and yields the parameters
-        after each step.
+        after each step. None if its users write the step themselves.
       rules: what to prune.
       tolerance: of float32 products, relative to the largest output.
     """
 
+    name: str
     params: Any
     forward: Callable[..., Any]
+    loss: Callable[..., Any]
     batches: Sequence[tuple[Any, ...]]
-    axes: Mapping[str, int]
-    by_names: Mapping[str, int] | None = None
-    loss: Callable[..., Any] | None = None
+    kernels: int
+    pruned: Mapping[str, int]
+    dense: Mapping[str, str]
+    by_names: Mapping[str, int]
+    optimizer: optax.GradientTransformation
     train: Callable[[optax.GradientTransformation], Iterator[Any]] | None = None
     rules: Any = "2:4"
     tolerance: float = 1e-5
 
 
-def library(name: str, install: str) -> Any:
-    """Imports a module, or skips the test with the command that installs it."""
-    reason = f"pip install {install}"
-    return pytest.importorskip(name, reason=reason, exc_type=ImportError)
+def library(name: str) -> Any:
+    """Imports a module, or skips the test if its library is not installed."""
+    package = name.split(".")[0]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: see tests/libraries/requirements.txt")
+    return importlib.import_module(name)
 
 
 def travel(model: Model, folder) -> None:
@@ -76,25 +95,31 @@ def travel(model: Model, folder) -> None:
 
 
 def traced(model: Model) -> js.Plan:
-    """Plans by the trace of the forward pass; prints the plan."""
+    """Plans by the trace of the forward pass, or of the loss; prints the plan."""
     plan = js.plan_sparsity(
         model.params, model.rules, fn=model.forward, args=model.batches[0]
     )
-    print(f"\nfrom the trace\n{plan}")
-    assert _sparse(plan) == _expected(plan, model.axes)
+    print(f"\n{model.name}: {_count(plan)} by the trace of the forward pass\n{plan}")
+    assert _sparse(plan) == _matching(plan, model.pruned)
+    assert len(plan.sparse) == model.kernels
+    reasons = {leaf.path: leaf.reason for leaf in plan.leaves if not leaf.pattern}
+    assert reasons == _matching(plan, model.dense)
+    assert plan == js.plan_sparsity(
+        model.params, model.rules, fn=model.loss, args=model.batches[0]
+    )
     return plan
 
 
 def named(model: Model) -> None:
-    """Plans by names; prints the plan."""
-    if model.by_names is None:
+    """Plans by names; prints the plan, or the error if names tell nothing."""
+    if not model.by_names:
         with pytest.raises(ValueError, match="nothing prunable") as error:
             js.plan_sparsity(model.params, model.rules)
-        print(f"\nfrom names\n{error.value}")
+        print(f"\n{model.name} by names: {error.value}")
         return
     plan = js.plan_sparsity(model.params, model.rules)
-    print(f"\nfrom names\n{plan}")
-    assert _sparse(plan) == _expected(plan, model.by_names)
+    print(f"\n{model.name}: {_count(plan)} by names\n{plan}")
+    assert _sparse(plan) == _matching(plan, model.by_names)
 
 
 def masked(model: Model, plan: js.Plan) -> Any:
@@ -112,9 +137,9 @@ def masked(model: Model, plan: js.Plan) -> Any:
 
 def trained(model: Model, plan: js.Plan) -> None:
     """Every step of the trainer leaves exact zeros, and changes kept weights."""
-    tx = js.wrap_optimizer(optax.adamw(1e-3), plan)
+    tx = js.wrap_optimizer(model.optimizer, plan)
     first, steps = _leaves(model.params), 0
-    for params in (model.train or _trainer(model))(tx):
+    for params in (model.train or _hand_written(model))(tx):
         steps += 1
         js.check_sparsity(params, plan)
         leaves = _leaves(params)
@@ -181,13 +206,13 @@ def stored(path, plan: js.Plan, small: Any) -> None:
         assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
 
 
-def _trainer(model: Model) -> Callable[[Any], Iterator[Any]]:
-    loss = model.loss or _mean_square_of(model.forward)
+def _hand_written(model: Model) -> Callable[[Any], Iterator[Any]]:
+    """The step that users of JAX write themselves."""
 
     def train(tx):
         @jax.jit
         def step(params, state, *batch):
-            gradients = jax.grad(loss)(params, *batch)
+            gradients = jax.grad(model.loss)(params, *batch)
             updates, state = tx.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
@@ -200,14 +225,6 @@ def _trainer(model: Model) -> Callable[[Any], Iterator[Any]]:
     return train
 
 
-def _mean_square_of(forward):
-    def loss(params, *batch):
-        outputs = jax.tree.leaves(forward(params, *batch))
-        return sum(jnp.mean((x - 1) ** 2) for x in outputs)
-
-    return loss
-
-
 def _leaves(tree: Any) -> dict[str, np.ndarray]:
     leaves = flatten(tree).by_path
     return {path: np.asarray(leaf) for path, leaf in leaves.items() if is_array(leaf)}
@@ -217,16 +234,19 @@ def _sparse(plan: js.Plan) -> dict[str, int | None]:
     return {leaf.path: leaf.axis for leaf in plan.sparse}
 
 
-def _expected(plan: js.Plan, axes: Mapping[str, int]) -> dict[str, int]:
-    matches = {
-        path: axis
-        for pattern, axis in axes.items()
-        for path in plan.by_path
-        if re.fullmatch(pattern, path)
-    }
-    unused = [p for p in axes if not any(re.fullmatch(p, x) for x in plan.by_path)]
-    assert not unused, f"match no leaf: {unused}"
-    return matches
+def _count(plan: js.Plan) -> str:
+    return f"{len(plan.sparse)} of {len(plan.leaves)} leaves are pruned"
+
+
+def _matching(plan: js.Plan, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is expected of each leaf by path."""
+    by_path = {}
+    for pattern, value in expected.items():
+        paths = [path for path in plan.by_path if re.fullmatch(pattern, path)]
+        assert paths, f"{pattern} matches no leaf"
+        assert not by_path.keys() & set(paths), f"{pattern} matches a leaf again"
+        by_path |= dict.fromkeys(paths, value)
+    return by_path
 
 
 def _best(weight: np.ndarray, axis: int) -> np.ndarray:

@@ -1,12 +1,14 @@
 """e3nn-jax: equivariant linear layers, each scaled by the root of its inputs."""
 
 import jax
+import jax.numpy as jnp
+import optax
 
-from tests.libraries.journey import Model, library, travel
+from tests.libraries.journey import HEAD, Model, library, travel
 
 
 def test_e3nn(tmp_path):
-    e3nn = library("e3nn_jax", "e3nn-jax flax")
+    e3nn = library("e3nn_jax")
     from e3nn_jax.flax import Linear, MultiLayerPerceptron
     from flax import linen as nn
 
@@ -19,14 +21,31 @@ def test_e3nn(tmp_path):
             x = Linear("64x0e", name="scalars")(x.filter("0e").regroup())
             return MultiLayerPerceptron((32, 4), act=jax.nn.silu, name="mlp")(x).array
 
+    network = Network()
     keys = jax.random.split(jax.random.key(1), 3)
-    batches = [(jax.random.normal(key, (16, 32 + 48)),) for key in keys]
-    model = Network()
-    variables = model.init(keys[0], batches[0][0])
-    axes = {r"(mix|scalars)/w.*": 0, "mlp/Dense_0/kernel": 0}
+    batches = [(jax.random.normal(key, (16, 32 + 3 * 16)),) for key in keys]
 
     def forward(params, x):
-        return model.apply({"params": params}, x)
+        return network.apply({"params": params}, x)
 
-    names = {"mlp/Dense_0/kernel": 0}
-    travel(Model(variables["params"], forward, batches, axes, names), tmp_path)
+    # A linear layer has one matrix for each irrep that it maps to itself: `mix` has one
+    # for scalars and one for vectors, `scalars` has one. Their names are
+    # `w[0,0] 32x0e,64x0e`: the index of the irreps, inputs and outputs.
+    model = Model(
+        name="e3nn-jax",
+        params=network.init(keys[0], *batches[0])["params"],
+        forward=forward,
+        loss=lambda params, x: jnp.mean((forward(params, x) - 1) ** 2),
+        batches=batches,
+        kernels=4,
+        pruned={
+            r"mix/w\[0,0\] 32x0e,64x0e": 0,
+            r"mix/w\[1,1\] 16x1o,32x1o": 0,
+            r"scalars/w\[0,0\] 96x0e,64x0e": 0,
+            "mlp/Dense_0/kernel": 0,
+        },
+        dense={"mlp/Dense_1/kernel": HEAD},
+        by_names={"mlp/Dense_0/kernel": 0},
+        optimizer=optax.adam(1e-3),
+    )
+    travel(model, tmp_path)

@@ -2,22 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from tests.libraries.journey import Model, library, travel
+from tests.libraries.journey import HEAD, NO_MATMUL, Model, library, travel
 
 
 def test_jraph(tmp_path):
-    jraph = library("jraph", "jraph dm-haiku")
-    hk = library("haiku", "jraph dm-haiku")
+    jraph, hk = library("jraph"), library("haiku")
 
     def network(graph):
-        def mlp(*features):
+        def update(*features):
             return hk.nets.MLP([64, 32])(jnp.concatenate(features, axis=-1))
 
         graph = jraph.GraphNetwork(
-            update_edge_fn=jraph.concatenated_args(lambda x: mlp(x)),
-            update_node_fn=jraph.concatenated_args(lambda x: mlp(x)),
-            update_global_fn=jraph.concatenated_args(lambda x: mlp(x)),
+            update_edge_fn=update, update_node_fn=update, update_global_fn=update
         )(graph)
         return hk.Linear(8, name="output")(graph.globals)
 
@@ -33,10 +31,23 @@ def test_jraph(tmp_path):
             n_edge=jnp.array([10, 14]),
         )
 
-    model = hk.without_apply_rng(hk.transform(network))
+    transformed = hk.without_apply_rng(hk.transform(network))
     graphs = [(graph(key),) for key in jax.random.split(jax.random.key(1), 2)]
-    params = model.init(jax.random.key(0), *graphs[0])
-    travel(
-        Model(params, model.apply, graphs, {r"mlp(_[12])?/~/linear_[01]/w": 0}),
-        tmp_path,
+
+    def loss(params, graph):
+        return jnp.mean((transformed.apply(params, graph) - 1) ** 2)
+
+    # One network of two layers for edges, one for nodes and one for graphs.
+    model = Model(
+        name="Jraph and Haiku",
+        params=transformed.init(jax.random.key(0), *graphs[0]),
+        forward=transformed.apply,
+        loss=loss,
+        batches=graphs,
+        kernels=3 * 2,
+        pruned={r"mlp(_[12])?/~/linear_[01]/w": 0},
+        dense={"output/w": HEAD, ".*/b": NO_MATMUL},
+        by_names={},  # `w` is no name of Flax
+        optimizer=optax.adam(1e-3),  # as in Jraph's examples
     )
+    travel(model, tmp_path)
