@@ -73,12 +73,11 @@ def test_the_update_of_brax_hands_over_no_parameters():
 
 def _transitions(key):
     """Unrolls of an environment, as `compute_ppo_loss` expects them."""
-    from brax.training.types import Transition
-
+    types = library("brax.training.types")
     keys = jax.random.split(key, 5)
     shape = (BATCH, STEPS)
     actions = jax.random.normal(keys[0], (*shape, ACTION))
-    return Transition(
+    return types.Transition(
         observation=jax.random.normal(keys[1], (*shape, OBSERVATION)),
         action=jnp.tanh(actions),
         reward=jax.random.normal(keys[2], shape),

@@ -3,20 +3,20 @@
 import jax
 import jax.numpy as jnp
 import optax
+from flax.training.train_state import TrainState
 
 import jaxsparse as js
 from tests.libraries.journey import HEAD, NO_MATMUL, STEPS, Model, library, travel
 
 
+class State(TrainState):
+    """As in the training script of flaxmodels."""
+
+    batch_stats: dict
+
+
 def test_flaxmodels(tmp_path):
     flaxmodels = library("flaxmodels")
-    from flax.training.train_state import TrainState
-
-    class State(TrainState):
-        """As in the training script of flaxmodels."""
-
-        batch_stats: dict
-
     resnet = flaxmodels.ResNet18(pretrained=None, output="logits", num_classes=16)
     keys = jax.random.split(jax.random.key(1), STEPS)
     images = [jax.random.uniform(key, (2, 32, 32, 3)) for key in keys]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from tests.libraries.journey import (
     GATHERED,
@@ -21,8 +22,6 @@ VOCABULARY, BLOCKS, BATCH, LENGTH = 64, 2, 4, 8
 
 def test_tunix(tmp_path):
     llama = library("tunix.models.llama3.model")
-    from flax import nnx
-
     config = llama.ModelConfig(
         num_layers=BLOCKS,
         vocab_size=VOCABULARY,
@@ -94,9 +93,8 @@ def _random(params):
 
 def _train(model, tx, tokens, positions, attention):
     """Runs Tunix's trainer; a hook keeps the parameters after each step."""
-    from flax import nnx
-    from tunix.sft import hooks, peft_trainer
-
+    hooks = library("tunix.sft.hooks")
+    trainers = library("tunix.sft.peft_trainer")
     steps = []
 
     class Record(hooks.TrainingHooks):
@@ -109,8 +107,8 @@ def _train(model, tx, tokens, positions, attention):
             state = nnx.state(context.model, nnx.Param)
             steps.append(jax.tree.map(np.array, state))
 
-    settings = peft_trainer.TrainingConfig(eval_every_n_steps=100, max_steps=STEPS)
-    trainer = peft_trainer.PeftTrainer(model, tx, settings)
+    settings = trainers.TrainingConfig(eval_every_n_steps=100, max_steps=STEPS)
+    trainer = trainers.PeftTrainer(model, tx, settings)
     trainer.with_gen_model_input_fn(
         lambda batch: {
             "input_tokens": batch.input_tokens,
@@ -122,6 +120,6 @@ def _train(model, tx, tokens, positions, attention):
     trainer.with_training_hooks(Record())
     mask = jnp.ones((BATCH, LENGTH), bool)
     trainer.train(
-        peft_trainer.TrainingInput(input_tokens=x, input_mask=mask) for x in tokens
+        trainers.TrainingInput(input_tokens=x, input_mask=mask) for x in tokens
     )
     return steps
