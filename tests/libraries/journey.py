@@ -95,7 +95,7 @@ def travel(model: Model, folder) -> None:
 
 
 def traced(model: Model) -> js.Plan:
-    """Plans by the trace of the forward pass, or of the loss; prints the plan."""
+    """Prints the plan by the trace of the forward pass, which the loss's is too."""
     plan = js.plan_sparsity(
         model.params, model.rules, fn=model.forward, args=model.batches[0]
     )

@@ -24,7 +24,6 @@ def test_e3nn(tmp_path):
     network = Network()
     keys = jax.random.split(jax.random.key(1), 3)
     batches = [(jax.random.normal(key, (16, 32 + 3 * 16)),) for key in keys]
-
     target = jnp.ones((16, 4))
 
     def forward(params, x):
