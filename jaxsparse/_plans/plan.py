@@ -12,7 +12,7 @@ from jaxsparse._plans.axes_from_trace import axes_from_trace
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf
 from jaxsparse._plans.plan_error import PlanError, Remedy
-from jaxsparse._plans.rule import Rule, RulesLike, as_rules
+from jaxsparse._plans.rule import Rule, RulesLike, as_rules, check_rules
 from jaxsparse._trace import ROLES, Role
 from jaxsparse._trees import (
     PyTree,
@@ -168,7 +168,7 @@ def plan_sparsity(
     rules, leaves = as_rules(rules), flatten(params).by_path
     lacks_head = False
     shapes = array_shapes(leaves)
-    _check_rules(rules, list(shapes))
+    check_rules(rules, list(shapes))
     if fn is not None:
         axes, lacks_head = axes_from_trace(fn, params, args, kwargs or {})
     elif layout == "torch":
@@ -232,7 +232,7 @@ def plan_for_leaves(
         return _fit(plan, leaves, part=part)
     rules, shapes = as_rules(plan), array_shapes(leaves)
     if not part:
-        _check_rules(rules, list(shapes))
+        check_rules(rules, list(shapes))
     return _decide(leaves, rules, ROLES, axes_from_names(shapes))
 
 
@@ -263,16 +263,6 @@ def _check_leaf(plan: Plan, path: str, shape: tuple[int, ...]) -> None:
             f"has shape {shape}: make a plan for this tree with plan_sparsity",
             path=path,
         )
-
-
-def _check_rules(rules: Sequence[Rule], paths: Sequence[str]) -> None:
-    """Raises unless every rule matches a path, if there are any paths."""
-    for rule in rules if paths else ():
-        if not any(map(rule.matches, paths)):
-            raise PlanError(
-                f"{rule} matches none of the {len(paths)} leaves. It must match a "
-                f"whole path, such as {paths[0]!r}: write '.*' for anything"
-            )
 
 
 def _decide(

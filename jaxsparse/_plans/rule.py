@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jaxsparse._patterns import Pattern, PatternLike, as_pattern
+from jaxsparse._plans.plan_error import PlanError
 
 
 #: NVIDIA ASP's size rule: what the numbers of outputs and inputs must be divisible by.
@@ -77,3 +78,18 @@ def as_rules(rules: RulesLike) -> tuple[Rule, ...]:
         case _ if isinstance(rules, Pattern):
             return (Rule(".*", rules),)
     raise TypeError(f"give a pattern, a list of Rule or a Plan, got {rules!r}")
+
+
+def check_rules(rules: Sequence[Rule], paths: Sequence[str]) -> None:
+    """Raises unless every rule matches a path, if there are any paths."""
+    for rule in rules if paths else ():
+        if any(map(rule.matches, paths)):
+            continue
+        remedy = (
+            "Its path is that of a leaf, but is read as a regular expression: write "
+            f"{re.escape(rule.path)!r}"
+            if rule.path in paths
+            else f"It must match a whole path, such as {paths[0]!r}: write '.*' for "
+            "anything"
+        )
+        raise PlanError(f"{rule} matches none of the {len(paths)} leaves. {remedy}")

@@ -79,8 +79,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, ...]]:
     """Folds rows `(path, cells)` that differ only by numbers in the path into one.
 
-    >>> fold([("l_0/w", ("2:4",)), ("l_1/w", ("2:4",)), ("b", ("dense",))])
-    [('l_*/w (x2)', '2:4'), ('b', 'dense')]
+    >>> fold([("l_0/w1", ("2:4",)), ("l_1/w1", ("2:4",)), ("b", ("dense",))])
+    [('l_*/w1 (x2)', '2:4'), ('b', 'dense')]
     """
     folded: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for path, cells in rows:
@@ -128,9 +128,12 @@ def _html_row(tag: str, cells: Sequence[str]) -> str:
 
 
 def _folded_name(paths: Sequence[str]) -> str:
+    """Returns one name for paths: a number that all of them share stays."""
     if len(paths) == 1:
         return paths[0]
-    return f"{_without_numbers(paths[0])} (x{len(paths)})"
+    pieces = zip(*(re.split(r"(\d+)", path) for path in paths), strict=True)
+    name = "".join(piece[0] if len(set(piece)) == 1 else "*" for piece in pieces)
+    return f"{name} (x{len(paths)})"
 
 
 def _without_numbers(path: str) -> str:

@@ -237,6 +237,16 @@ def test_a_plan_is_hashable_and_printable():
     ]
 
 
+def test_a_folded_name_keeps_the_numbers_that_its_leaves_share():
+    up1 = {f"net0_block{i}_up1__kernel": (16, 8) for i in range(2)}
+    up2 = {f"net0_block{i}_up2__kernel": (32, 8) for i in range(2)}
+    assert str(js.plan_sparsity(tree(**up1, **up2))).splitlines() == [
+        "leaf                         shape  plan",
+        "net0_block*_up1/kernel (x2)  16x8   2:4 along axis 0",
+        "net0_block*_up2/kernel (x2)  32x8   2:4 along axis 0",
+    ]
+
+
 def test_a_dot_matches_a_newline_in_a_name():
     params = {"a\nb": {"kernel": jnp.ones((64, 32))}}
     assert len(js.plan_sparsity(params, [js.Rule(".*", "2:4")]).sparse) == 1

@@ -1,3 +1,4 @@
+import ast
 import pickle
 
 import jax
@@ -39,6 +40,17 @@ def test_an_invalid_regular_expression_is_refused():
 def test_a_rule_that_matches_nothing_is_refused_and_shows_a_path():
     with pytest.raises(ValueError, match=r"(?s)'Dense'.*none of the 2.*'Dense_0/bias'"):
         js.plan_sparsity(PARAMS, [js.Rule("Dense", "2:4"), js.Rule(".*", "2:4")])
+
+
+def test_a_rule_that_is_a_path_and_does_not_match_it_shows_the_expression_to_write():
+    # The name of a weight in e3nn-jax, in which `[0,0]` means one character.
+    path = "mix/w[0,0] 32x0e,64x0e"
+    params = {"mix": {"w[0,0] 32x0e,64x0e": jnp.ones((32, 64))}}
+    with pytest.raises(ValueError, match="regular expression") as error:
+        js.plan_sparsity(params, [js.Rule(path, "2:4", axis=0)])
+    expression = ast.literal_eval(str(error.value).split("write ")[1])
+    plan = js.plan_sparsity(params, [js.Rule(expression, "2:4", axis=0)])
+    assert plan[path].axis == 0
 
 
 def test_an_axis_out_of_range_names_the_leaf_and_its_shape():
