@@ -8,8 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.core
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jax.typing import ArrayLike
 from jaxtyping import Array
@@ -26,40 +25,50 @@ def unless_exported(kernel: _Fn, portable: _Fn, *operands: ArrayLike) -> Array:
       portable: a function of the same results for any device.
       *operands: arrays.
     """
-    return _choice.bind(*operands, kernel=kernel, portable=portable)
+    # As jaxprs: JAX looks in them for primitives that need to know the devices.
+    kernel_jaxpr, portable_jaxpr = (
+        jax.make_jaxpr(fn)(*operands) for fn in (kernel, portable)
+    )
+    return _choice.bind(*operands, kernel=kernel_jaxpr, portable=portable_jaxpr)[0]
 
 
 _choice = Primitive("unless_exported")
+_choice.multiple_results = True
 
 
 @_choice.def_impl
-def _run(*operands: ArrayLike, kernel: _Fn, portable: _Fn) -> Array:
-    return jax.jit(partial(unless_exported, kernel, portable))(*operands)
+def _run(*operands: ArrayLike, **jaxprs: ClosedJaxpr) -> list[Array]:
+    return jax.jit(partial(_choice.bind, **jaxprs))(*operands)
 
 
 @_choice.def_abstract_eval
-def _shape(*operands: Any, portable: _Fn, **_: _Fn) -> jax.core.ShapedArray:
-    result = jax.eval_shape(portable, *operands)
-    return jax.core.ShapedArray(result.shape, result.dtype)
+def _types(*_: Any, portable: ClosedJaxpr, **__: ClosedJaxpr) -> Sequence[Any]:
+    return portable.out_avals
 
 
 def _batch(
     operands: Sequence[Array],
     axes: Sequence[int | None],
     *,
-    kernel: _Fn,
-    portable: _Fn,
-) -> tuple[Array, int]:
-    each = partial(jax.vmap, in_axes=tuple(axes))
-    return unless_exported(each(kernel), each(portable), *operands), 0
+    kernel: ClosedJaxpr,
+    portable: ClosedJaxpr,
+) -> tuple[list[Array], list[int]]:
+    def each(jaxpr: ClosedJaxpr) -> _Fn:
+        fn = jaxpr_as_fun(jaxpr)
+        return jax.vmap(lambda *operands: fn(*operands)[0], in_axes=tuple(axes))
+
+    return [unless_exported(each(kernel), each(portable), *operands)], [0]
 
 
 def _lower(
-    context: mlir.LoweringRuleContext, *operands: Any, kernel: _Fn, portable: _Fn
+    context: mlir.LoweringRuleContext,
+    *operands: Any,
+    kernel: ClosedJaxpr,
+    portable: ClosedJaxpr,
 ) -> Any:
     exported = context.module_context.lowering_parameters.for_export
-    lower = mlir.lower_fun(portable if exported else kernel, multiple_results=False)
-    return lower(context, *operands)
+    fn = jaxpr_as_fun(portable if exported else kernel)
+    return mlir.lower_fun(fn, multiple_results=True)(context, *operands)
 
 
 batching.primitive_batchers[_choice] = _batch
