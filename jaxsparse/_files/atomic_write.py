@@ -49,15 +49,20 @@ def write_atomically(
         file.unlink(missing_ok=True)
 
 
+def write_file(path: Path, chunks: Chunks) -> None:
+    """Writes a new file and flushes it to disk."""
+    with open(path, "xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _replace(path: Path, token: str, chunks: Chunks) -> None:
     """Writes a temporary file beside the path, flushes it to disk, and renames it."""
     pending = path.with_name(f"{path.name}.{token}.tmp")
     try:
-        with open(pending, "xb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+        write_file(pending, chunks)
         os.replace(pending, path)
     except BaseException:
         pending.unlink(missing_ok=True)

@@ -7,10 +7,7 @@ of a checkpoint is copied.
 """
 
 import ctypes
-import os
-import re
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxsparse._files.new_folder import copy_folder, new_folder
 from jaxsparse._files.safetensors import SparseFileError, parse_object
 
 
@@ -91,35 +89,14 @@ def write_orbax_arrays(
     Raises:
       SparseFileError: the checkpoint is invalid or cannot be read.
     """
-    output = output.resolve()
-    pending = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        _copy_other_files(path, pending)
+    ignore = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
+    with new_folder(output) as pending:
+        copy_folder(path, pending, ignore)  # all but the key-value store
         arrays = open_orbax_arrays(path)
         _copy_other_entries(path, pending, arrays.values())
         for leaf, array in arrays.items():
             _write_array(pending, array, change(leaf, read_orbax_array(array)))
             _release_memory()
-        _replace_folder(pending, output)
-    except BaseException:
-        shutil.rmtree(pending, ignore_errors=True)
-        raise
-    for folder in output.parent.iterdir():
-        if re.fullmatch(rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp", folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _copy_other_files(path: Path, pending: Path) -> None:
-    """Copies everything but the key-value store, into folders that are writable."""
-    ignore = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
-    try:
-        shutil.copytree(path, pending, ignore=ignore)
-    except shutil.Error as error:
-        (file, _, cause), *_ = error.args[0]
-        raise SparseFileError(Path(file), cause) from error
-    for copied in (pending, *pending.rglob("*")):
-        if copied.is_dir():
-            copied.chmod(copied.stat().st_mode | stat.S_IRWXU)
 
 
 def _copy_other_entries(
@@ -151,27 +128,14 @@ def _release_memory() -> None:
         libc.malloc_trim(0)
 
 
-def _replace_folder(pending: Path, output: Path) -> None:
-    if not output.exists():
-        pending.rename(output)
-        return
-    old = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
-    output.rename(old)
-    try:
-        pending.rename(output)
-    except BaseException:
-        old.rename(output)
-        raise
-    shutil.rmtree(old)
-
-
 def _read_names(path: Path) -> tuple[dict[str, str], str]:
     """Returns the name of each array by its path, and TensorStore's driver for them."""
     file = path / "_METADATA"
     if not is_orbax_checkpoint(path):
         inner = sorted(x.parent.name for x in path.glob("*/_METADATA"))
         hint = f": give one of its folders {inner}" if inner else ""
-        raise SparseFileError(path, f"the folder is not an Orbax checkpoint{hint}")
+        cause = f"it has no model.safetensors and is not an Orbax checkpoint{hint}"
+        raise SparseFileError(path, cause)
     metadata = parse_object(file, file.read_bytes())
     if not metadata.get("use_ocdbt"):
         raise SparseFileError(file, "the checkpoint is not in the OCDBT format")

@@ -31,14 +31,16 @@ def rewrite_tensors(
     sizes, metadata = list(map(_sizes, headers)), index_metadata(path)
     write_atomically(
         output,
-        [partial(_changed_chunks, header, change) for header in headers],
+        [partial(changed_chunks, header, change) for header in headers],
         lambda names: index_text(names, sizes, metadata),
     )
 
 
-def _changed_chunks(
+def changed_chunks(
     header: Header, change: Callable[[str, np.ndarray], np.ndarray]
 ) -> Iterator[bytes | memoryview]:
+    """Yields a changed copy of a file, chunk by chunk; see `rewrite_tensors`."""
+
     def read_changed(name: str) -> np.ndarray:
         return change(name, read_tensor(header, name))
 

@@ -25,6 +25,7 @@ from jaxsparse._plans.leaf_plan import (
     counted_groups as counted_groups,
 )
 from jaxsparse._plans.plan import (
+    NothingPrunableError as NothingPrunableError,
     Plan as Plan,
     PlanLike as PlanLike,
     is_plan_like as is_plan_like,

@@ -1,29 +1,28 @@
 """The command `prune`."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from jaxsparse._compressed import is_compressed
-from jaxsparse._files import (
-    checked_path,
-    index_of,
-    is_orbax_checkpoint,
-    rewrite_tensors,
-    stale_files,
-    write_orbax_arrays,
-)
 from jaxsparse._masks import search_masks
 from jaxsparse._plans import (
     LeafPlan,
     Plan,
 )
-from jaxsparse._trees import fold, shape_text
-from jaxsparse.cli.console import print_json, print_line, print_table, progress
-from jaxsparse.cli.inspect import FileArgument, JsonOption
-from jaxsparse.cli.leaves import Leaves, open_leaves, without_index, x64_if_needed
+from jaxsparse._trees import bytes_text, percent_text, shape_text
+from jaxsparse.cli.arguments import (
+    FileArgument,
+    JsonOption,
+    PlainOption,
+    VerboseOption,
+)
+from jaxsparse.cli.console import print_json, print_line, print_table
+from jaxsparse.cli.finest_pattern import count_zeros
+from jaxsparse.cli.leaves import Leaves, open_leaves, x64_if_needed
 from jaxsparse.cli.options import (
     AdapterOption,
     AnySizeOption,
@@ -34,24 +33,35 @@ from jaxsparse.cli.options import (
     RuleOption,
     plan_leaves,
 )
+from jaxsparse.cli.progress import progress
+from jaxsparse.cli.prune_output import (
+    check_prunable,
+    checked_output,
+    files_left_out,
+    write_changed,
+)
+from jaxsparse.cli.totals import Totals, compressed_bytes, totals
 
 
 OutputOption = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--output",
         "-o",
         metavar="OUT",
-        help="The file to write, of the same kind as FILE: a .safetensors file, a "
+        help="What to write, of the same kind as FILE: a .safetensors file, a "
         ".safetensors.index.json, or a folder.",
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan, and write nothing.")
+]
 
 
 def prune(
     file: FileArgument,
-    output: OutputOption,
+    output: OutputOption = None,
     pattern: PatternOption = "2:4",
     layout: LayoutOption = None,
     rule: RuleOption = None,
@@ -60,18 +70,23 @@ def prune(
     router: RouterOption = False,
     adapter: AdapterOption = False,
     force: ForceOption = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
+    plain: PlainOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Prune to n:m by magnitude and write a new file.
 
     One tensor is in memory at a time. Biases, norms, embeddings, the output layer,
     routers of experts and low-rank adapters stay dense. OUT is written atomically: it
-    is either complete or absent.
+    is either complete or absent. If FILE is the folder of a model, OUT is one too.
     """
     leaves = open_leaves(file)
-    if not leaves.path.is_dir():
-        output = checked_path(without_index(output))
-    _check_output(leaves, output, force)
+    check_prunable(leaves)
+    if output is not None:
+        output = checked_output(leaves, output, force)
+    elif not dry_run:
+        raise ValueError("give --output OUT, or --dry-run to write nothing")
     plan = plan_leaves(
         leaves,
         pattern,
@@ -82,24 +97,18 @@ def prune(
         router=router,
         adapter=adapter,
     )
-    with progress(len(plan.leaves), "prune") as step:
-
-        def change(name: str, weight: np.ndarray) -> np.ndarray:
-            step(name)
-            return prune_weight(weight, plan[name])
-
-        if leaves.path.is_dir():
-            write_orbax_arrays(leaves.path, output, change)
-        else:
-            rewrite_tensors(leaves.path, leaves.headers, output, change)
+    left_out = files_left_out(leaves)
+    if dry_run or output is None:
+        output = None
+        zeros = {leaf.path: planned_zeros(leaf) for leaf in plan.leaves}
+    else:
+        zeros = _write(leaves, output, plan, verbose)
     if json:
-        print_json(_as_json(leaves, output, plan))
+        print_json(_as_json(leaves, output, plan, left_out))
         return
-    print_table(
-        ("tensor", "shape", "plan"),
-        fold((x.path, (shape_text(x.shape or ()), x.decision)) for x in plan.leaves),
-    )
-    print_line(f"pruned {len(plan.sparse)} of {len(plan.leaves)} tensors: {output}")
+    _print(leaves, plan, zeros, output, plain)
+    if left_out:
+        print_line(f"not copied, because it is not pruned: {', '.join(left_out)}")
 
 
 def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
@@ -112,51 +121,90 @@ def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
     return weight
 
 
-def _check_output(leaves: Leaves, output: Path, force: bool) -> None:
-    """Raises `ValueError` if the tensors cannot be pruned, or not to this output."""
-    if not leaves.specs:
-        raise ValueError(f"{leaves.path} has no tensors")
-    for name, spec in leaves.specs.items():
-        if is_compressed(spec):
-            raise ValueError(f"{leaves.path}: tensor {name!r} is already compressed")
-    if leaves.path.is_dir():
-        _check_not_nested(leaves.path, output)
-        output = output.resolve()
-        targets, is_same_kind = [output], is_orbax_checkpoint
-    else:
-        targets, is_same_kind = [output, index_of(output)], Path.is_file
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent}: create it")
-    inputs = [leaves.path, index_of(leaves.path), *(x.path for x in leaves.headers)]
-    resolved_inputs = {path.resolve() for path in inputs}
-    for path in (*targets, *stale_files(output, keep=())):
-        if path.resolve() in resolved_inputs:
-            raise ValueError(f"{path} is part of the input: give another output")
-    for path in filter(Path.exists, targets):
-        if not force:
-            raise ValueError(f"{path} already exists: give --force to replace it")
-        if not is_same_kind(path):
-            raise ValueError(
-                f"{path} is not the same kind of file as {leaves.path}: remove it"
-            )
+def planned_zeros(leaf: LeafPlan) -> int:
+    """Returns the number of weights that a plan prunes.
+
+    >>> from jaxsparse import NM
+    >>> planned_zeros(LeafPlan("w", (8, 16), NM(1, 4), axis=1))
+    96
+    """
+    if leaf.pattern is None:
+        return 0
+    total, kept = leaf.counts
+    return math.prod(leaf.shape or ()) * (total - kept) // total
 
 
-def _check_not_nested(path: Path, output: Path) -> None:
-    """Raises `ValueError` if one of two folders is inside the other."""
-    resolved_path, resolved_output = path.resolve(), output.resolve()
-    if (
-        resolved_path in resolved_output.parents
-        or resolved_output in resolved_path.parents
-    ):
-        raise ValueError(
-            f"{output} is inside the input {path}, or contains it: give another output"
+def _write(
+    leaves: Leaves, output: Path, plan: Plan, verbose: bool
+) -> Mapping[str, int]:
+    """Writes the pruned tensors, and returns the number of zeros in each."""
+    zeros: dict[str, int] = {}
+    with progress(leaves.bytes_of, "prune", verbose=verbose) as step:
+
+        def change(name: str, weight: np.ndarray) -> np.ndarray:
+            step(name)
+            pruned = prune_weight(weight, plan[name])
+            zeros[name] = count_zeros(pruned)
+            return pruned
+
+        write_changed(leaves, output, change)
+    return zeros
+
+
+def _print(
+    leaves: Leaves,
+    plan: Plan,
+    zeros: Mapping[str, int],
+    output: Path | None,
+    plain: bool,
+) -> None:
+    total = totals(leaves, zeros)
+    print_table(
+        ("tensor", "shape", "zeros", "plan"),
+        ((leaf.path, _cells(leaf, zeros[leaf.path])) for leaf in plan.leaves),
+        _total_cells(leaves, plan, total),
+        plain=plain,
+    )
+    count = f"{len(plan.sparse)} of {len(plan.leaves)} tensors"
+    if output is None:
+        print_line(
+            f"would prune {count}: at least {total.sparsity} of {total.weights:,} "
+            "weights would be zero"
         )
+        print_line("nothing was written")
+    else:
+        print_line(total.sentence(f"pruned {count}"))
+        print_line(f"wrote {output}")
 
 
-def _as_json(leaves: Leaves, output: Path, plan: Plan) -> dict[str, Any]:
+def _cells(leaf: LeafPlan, zeros: int) -> tuple[str, ...]:
+    size = max(math.prod(leaf.shape or ()), 1)
+    return shape_text(leaf.shape or ()), percent_text(zeros / size), leaf.decision
+
+
+def _total_cells(leaves: Leaves, plan: Plan, total: Totals) -> tuple[str, ...]:
+    pruned = {leaf.path for leaf in plan.sparse}
+    dense = sum(leaves.bytes_of.values())
+    compressed = sum(
+        compressed_bytes(leaf, leaves.specs[leaf.path].dtype.itemsize)
+        for leaf in plan.leaves
+    )
+    return (
+        "total",
+        f"{total.weights:,}",
+        total.sparsity,
+        f"{len(pruned)} of {len(pruned | leaves.matrices)} pruned, "
+        f"{bytes_text(compressed, dense)} if compressed",
+    )
+
+
+def _as_json(
+    leaves: Leaves, output: Path | None, plan: Plan, left_out: list[str]
+) -> dict[str, Any]:
     return {
         "file": str(leaves.path),
-        "output": str(output),
+        "output": None if output is None else str(output),
+        "not_copied": left_out,
         "leaves": [
             {
                 "leaf": leaf.path,

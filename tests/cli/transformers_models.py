@@ -1,0 +1,67 @@
+"""Small models of transformers with random weights, one of each shape of names.
+
+The functions get the package, which is not installed with the others.
+"""
+
+VOCABULARY = {"vocab_size": 96, "hidden_size": 64}
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+IMAGES = {"image_size": 16, "patch_size": 8, "num_channels": 16, "hidden_size": 64}
+
+
+def bert(transformers):
+    config = transformers.BertConfig(**VOCABULARY, **LAYERS)
+    return transformers.BertForMaskedLM(config)
+
+
+def llama(transformers):
+    config = transformers.LlamaConfig(**VOCABULARY, **LAYERS, num_key_value_heads=2)
+    return transformers.LlamaForCausalLM(config)
+
+
+def vit(transformers):
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(**IMAGES, **LAYERS, num_labels=16)
+    )
+
+
+def clip(transformers):
+    text = VOCABULARY | LAYERS | {"max_position_embeddings": 16}
+    return transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config=text, vision_config=IMAGES | LAYERS, projection_dim=32
+        )
+    )
+
+
+def mixtral(transformers):
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    config = transformers.MixtralConfig(
+        **VOCABULARY, **LAYERS, **experts, num_key_value_heads=2
+    )
+    return transformers.MixtralForCausalLM(config)
+
+
+def t5(transformers):
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=96, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4
+        )
+    )
+
+
+#: The models, and the largest size of a file for those that are saved in several.
+MODELS = {
+    "bert": (bert, "1GB"),
+    "llama": (llama, "100KB"),
+    "vit": (vit, "1GB"),
+    "clip": (clip, "1GB"),
+    "mixtral": (mixtral, "200KB"),
+    "t5": (t5, "1GB"),
+}
+
+
+def save(transformers, name, folder):
+    """Saves a model to a folder."""
+    make, max_size = MODELS[name]
+    transformers.set_seed(0)
+    make(transformers).save_pretrained(folder, max_shard_size=max_size)
