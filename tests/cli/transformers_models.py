@@ -49,19 +49,21 @@ def t5(transformers):
     )
 
 
-#: The models, and the largest size of a file for those that are saved in several.
+#: The models, the largest size of a file, and the number of tensors that are pruned:
+#: projections and the two or three matrices of each feed-forward layer, in two layers;
+#: of images the patches; of CLIP both projections.
 MODELS = {
-    "bert": (bert, "1GB"),
-    "llama": (llama, "100KB"),
-    "vit": (vit, "1GB"),
-    "clip": (clip, "1GB"),
-    "mixtral": (mixtral, "200KB"),
-    "t5": (t5, "1GB"),
+    "bert": (bert, "1GB", 2 * (4 + 2)),
+    "llama": (llama, "100KB", 2 * (4 + 3)),
+    "vit": (vit, "1GB", 2 * (4 + 2) + 1),
+    "clip": (clip, "1GB", 2 * 2 * (4 + 2) + 1 + 2),
+    "mixtral": (mixtral, "200KB", 2 * (4 + 4 * 3)),
+    "t5": (t5, "1GB", 2 * (4 + 2) + 2 * (2 * 4 + 2)),
 }
 
 
 def save(transformers, name, folder):
     """Saves a model to a folder."""
-    make, max_size = MODELS[name]
+    make, max_size, _ = MODELS[name]
     transformers.set_seed(0)
     make(transformers).save_pretrained(folder, max_shard_size=max_size)
