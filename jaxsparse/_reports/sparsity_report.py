@@ -24,6 +24,7 @@ from jaxsparse._plans import (
     LeafPlan,
     Plan,
     PlanLike,
+    could_be_pruned,
     is_plan_like,
     plan_for,
 )
@@ -110,21 +111,20 @@ class SparsityReport(Tabular):
             size * (leaf.sparsity or 0)
             for leaf, size in zip(weights, sizes, strict=True)
         )
-        stored = sum(leaf.stored_bytes or 0 for leaf in self.leaves)
-        dense = sum(leaf.dense_bytes or 0 for leaf in self.leaves)
-        pruned = [leaf for leaf in self.leaves if leaf.masked is not None]
-        prunable = [
-            leaf
-            for leaf in weights
-            if leaf.masked is not None or len(leaf.shape or ()) > 1
-        ]
+        stored_bytes = sum(leaf.stored_bytes or 0 for leaf in self.leaves)
+        dense_bytes = sum(leaf.dense_bytes or 0 for leaf in self.leaves)
+        pruned = sum(leaf.masked is not None for leaf in self.leaves)
+        dense = sum(
+            leaf.masked is None and could_be_pruned(leaf.shape, leaf.reason)
+            for leaf in self.leaves
+        )
         return (
             "total",
             f"{sum(sizes):,}",
             percent_text(zeros / max(sum(sizes), 1)),
             "-",
-            *([bytes_text(stored, dense)] if self._has_bytes else []),
-            f"{len(pruned)} of {len(prunable)} pruned",
+            *([bytes_text(stored_bytes, dense_bytes)] if self._has_bytes else []),
+            f"{pruned} of {pruned + dense} pruned",
         )
 
     @property

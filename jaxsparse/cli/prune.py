@@ -12,6 +12,8 @@ from jaxsparse._masks import search_masks
 from jaxsparse._plans import (
     LeafPlan,
     Plan,
+    count_text,
+    pruned_weights,
 )
 from jaxsparse._trees import bytes_text, percent_text, shape_text
 from jaxsparse.cli.arguments import (
@@ -100,7 +102,7 @@ def prune(
     left_out = files_left_out(leaves)
     if dry_run or output is None:
         output = None
-        zeros = {leaf.path: planned_zeros(leaf) for leaf in plan.leaves}
+        zeros = {leaf.path: pruned_weights(leaf) for leaf in plan.leaves}
     else:
         zeros = _write(leaves, output, plan, verbose)
     if json:
@@ -119,19 +121,6 @@ def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
         mask = np.asarray(search_masks({plan.path: weight}, [plan])[plan.path])
     np.copyto(weight, np.zeros((), weight.dtype), where=np.logical_not(mask))
     return weight
-
-
-def planned_zeros(leaf: LeafPlan) -> int:
-    """Returns the number of weights that a plan prunes.
-
-    >>> from jaxsparse import NM
-    >>> planned_zeros(LeafPlan("w", (8, 16), NM(1, 4), axis=1))
-    96
-    """
-    if leaf.pattern is None:
-        return 0
-    total, kept = leaf.counts
-    return math.prod(leaf.shape or ()) * (total - kept) // total
 
 
 def _write(
@@ -183,7 +172,6 @@ def _cells(leaf: LeafPlan, zeros: int) -> tuple[str, ...]:
 
 
 def _total_cells(leaves: Leaves, plan: Plan, total: Totals) -> tuple[str, ...]:
-    pruned = {leaf.path for leaf in plan.sparse}
     dense = sum(leaves.bytes_of.values())
     compressed = sum(
         compressed_bytes(leaf, leaves.specs[leaf.path].dtype.itemsize)
@@ -193,8 +181,7 @@ def _total_cells(leaves: Leaves, plan: Plan, total: Totals) -> tuple[str, ...]:
         "total",
         f"{total.weights:,}",
         total.sparsity,
-        f"{len(pruned)} of {len(pruned | leaves.matrices)} pruned, "
-        f"{bytes_text(compressed, dense)} if compressed",
+        f"{count_text(plan.leaves)}, {bytes_text(compressed, dense)} if compressed",
     )
 
 

@@ -234,6 +234,7 @@ def test_a_plan_is_hashable_and_printable():
     assert str(plan).splitlines() == [
         "leaf                 shape  plan",
         "layer_{0..2}/kernel  16x8   2:4 along axis 0",
+        "total                384    3 of 3 pruned: 50.0 % of weights",
     ]
 
 
