@@ -5,6 +5,7 @@ from jaxsparse._files.leaves import (
     read_leaf as read_leaf,
 )
 from jaxsparse._files.model_folder import (
+    is_other_format as is_other_format,
     left_out as left_out,
     weights_of as weights_of,
     write_model_folder as write_model_folder,
@@ -24,7 +25,6 @@ from jaxsparse._files.safetensors import (
     read_tensor as read_tensor,
 )
 from jaxsparse._files.sharded_files import (
-    checked_path as checked_path,
     index_of as index_of,
     stale_files as stale_files,
     without_index as without_index,

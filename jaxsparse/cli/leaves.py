@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 import jax
@@ -18,6 +18,7 @@ from jaxsparse._files import (
     Spec,
     index_of,
     is_orbax_checkpoint,
+    is_other_format,
     open_orbax_arrays,
     open_tensors,
     read_leaf,
@@ -96,7 +97,7 @@ def open_leaves(path: Path) -> Leaves:
         tensors = _open_weights(weights, warns=True)
         return _leaves(path, "folder", weights, tensors)
     for file in sorted(path.iterdir()):
-        if advice := conversion(file):
+        if is_other_format(PurePath(file.name), ()) and (advice := conversion(file)):
             raise ValueError(advice)
     return _open_orbax(path)  # raises
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from jaxsparse._compressed import is_compressed
 from jaxsparse._files import (
-    checked_path,
     index_of,
     is_orbax_checkpoint,
     left_out,
@@ -44,7 +43,11 @@ def checked_output(leaves: Leaves, output: Path, force: bool) -> Path:
         written, output = output, output.resolve()
         targets = [output]
     else:
-        output = checked_path(without_index(output))
+        if (output := without_index(output)).suffix != ".safetensors":
+            raise ValueError(
+                f"{output} must end in .safetensors, because {leaves.path} is a file: "
+                "to write a folder, give the folder of the model as FILE"
+            )
         written = index_of(output) if len(leaves.headers) > 1 else output
         targets = [output, index_of(output)]
     if not output.parent.is_dir():

@@ -194,7 +194,7 @@ def test_what_tools_keep_in_a_folder_is_not_copied(run, folder, tmp_path):
 
 
 def test_a_folder_without_safetensors_says_what_to_do(run, tmp_path):
-    write(tmp_path, {"config.json": b"{}"})
+    write(tmp_path, {"config.json": b"{}", "training_args.bin": b"x"})
     done = run("inspect", tmp_path)
     assert (done.code, "it has no model.safetensors" in done.err) == (2, True)
     write(tmp_path, {"pytorch_model.bin": b"x"})
