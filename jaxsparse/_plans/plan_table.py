@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from jaxsparse._plans.leaf_plan import LeafPlan, pruned_weights
-from jaxsparse._trees import fold, percent_text, shape_text
+from jaxsparse._trees import fold, percent_text, shape_text, weights_text
 
 
 #: The reasons of leaves of two or more axes that no rule would prune.
@@ -34,7 +34,7 @@ def plan_total(leaves: Sequence[LeafPlan]) -> tuple[str, str, str]:
     pruned = sum(map(pruned_weights, leaves))
     return (
         "total",
-        f"{weights:,}",
+        weights_text(weights),
         f"{count_text(leaves)}: {percent_text(pruned / max(weights, 1))} of weights",
     )
 

@@ -39,6 +39,7 @@ from jaxsparse._trees import (
     is_numeric,
     percent_text,
     shape_text,
+    weights_text,
 )
 
 
@@ -120,7 +121,7 @@ class SparsityReport(Tabular):
         )
         return (
             "total",
-            f"{sum(sizes):,}",
+            weights_text(sum(sizes)),
             percent_text(zeros / max(sum(sizes), 1)),
             "-",
             *([bytes_text(stored_bytes, dense_bytes)] if self._has_bytes else []),

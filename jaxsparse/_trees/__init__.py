@@ -34,4 +34,5 @@ from jaxsparse._trees.table import (
     percent_text as percent_text,
     shape_text as shape_text,
     table as table,
+    weights_text as weights_text,
 )

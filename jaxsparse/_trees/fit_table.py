@@ -46,7 +46,7 @@ def shorten(names: Collection[str], width: int) -> dict[str, str]:
     >>> shorten(["model.layers.{0..3}.mlp.up.weight", "up.weight"], 32).values()
     dict_values(['up.weight', 'model.layers.{0..3}…lp.up.weight'])
     >>> list(shorten(["encoder.a.weight", "encoder.b.weight"], 12).values())
-    ['en…a.weight', 'en…b.weight']
+    ['e…r.a.weight', 'e…r.b.weight']
     """
     short = {name: name for name in names if len(name) <= width}
     choices = {name: _cuts(name, width) for name in names if len(name) > width}
@@ -69,7 +69,7 @@ def _cuts(name: str, width: int) -> list[str]:
         for pattern in (r".*?\}", r"[^./]+")
         if (head := re.match(pattern, name)) and len(head[0]) <= kept - _MIN_NAME
     ]
-    heads += [name[: math.floor(kept * share)] for share in (0.4, 0.2, 0.6)]
+    heads += [name[: math.floor(kept * share)] for share in (0.1, 0.4, 0.6)]
     return [f"{head}…{name[len(head) - kept :].lstrip('./')}" for head in heads]
 
 

@@ -59,7 +59,8 @@ class Tabular(ABC):
             rich_table.add_column(name, overflow="fold", no_wrap=short)
         for name, *cells in lines:
             # As `Text`, brackets in a path are not read as markup.
-            rich_table.add_row(_RichName(name), *map(Text, cells))
+            first: Any = _RichName(name)  # it has the methods of a renderable
+            rich_table.add_row(first, *map(Text, cells))
         if self.notes:
             rich_table.caption = Text("\n".join(self.notes))
         return rich_table
@@ -109,6 +110,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def shape_text(shape: tuple[int, ...]) -> str:
     """Returns a shape as text, such as `64x32`; `scalar` for a shape without axes."""
     return "x".join(map(str, shape)) or "scalar"
+
+
+def weights_text(count: int) -> str:
+    """Returns a number of weights as text, from ten millions on rounded.
+
+    >>> weights_text(85_001), weights_text(124_439_808), weights_text(8_030_261_248)
+    ('85,001', '124.4M', '8.03B')
+    """
+    for size, unit in ((10**9, "B"), (10**6, "M")):
+        if count >= max(size, 10**7):
+            return f"{count / size:.4g}{unit}"
+    return f"{count:,}"
 
 
 def percent_text(share: float) -> str:

@@ -1,6 +1,5 @@
 """The command `check`."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxsparse._plans import (
     Plan,
 )
 from jaxsparse._reports import SparsityError, check_sparsity
-from jaxsparse._trees import percent_text, shape_text
+from jaxsparse._trees import shape_text, weights_text
 from jaxsparse.cli.arguments import (
     FileArgument,
     JsonOption,
@@ -98,13 +97,13 @@ def _print(
 ) -> None:
     total, sparse = totals(leaves, zeros), len(plan.sparse)
     print_table(
-        ("tensor", "shape", "zeros", "result"),
-        ((x.path, _cells(x, zeros[x.path], faults.get(x.path))) for x in plan.leaves),
+        ("tensor", "shape", "result"),
+        ((leaf.path, _cells(leaf, faults.get(leaf.path))) for leaf in plan.leaves),
         (
             "total",
-            f"{total.weights:,}",
-            total.sparsity,
-            f"{sparse - len(faults)} of {sparse} sparse, {stored_text(leaves)}",
+            weights_text(total.weights),
+            f"{sparse - len(faults)} of {sparse} sparse: {total.sparsity} of weights, "
+            f"{stored_text(leaves)}",
         ),
         plain=plain,
     )
@@ -116,13 +115,12 @@ def _print(
         print_line(f"the first is {fault}")
 
 
-def _cells(leaf: LeafPlan, zeros: int, fault: str | None) -> tuple[str, ...]:
-    size = max(math.prod(leaf.shape or ()), 1)
+def _cells(leaf: LeafPlan, fault: str | None) -> tuple[str, ...]:
     if fault is not None:
         result = short_fault(leaf, fault)
     else:
         result = leaf.decision + (": sparse" if leaf.pattern is not None else "")
-    return shape_text(leaf.shape or ()), percent_text(zeros / size), result
+    return shape_text(leaf.shape or ()), result
 
 
 def short_fault(leaf: LeafPlan, fault: str) -> str:

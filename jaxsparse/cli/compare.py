@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from jaxsparse._trees import percent_text, shape_text
+from jaxsparse._trees import percent_text, shape_text, weights_text
 from jaxsparse.cli.arguments import JsonOption, PlainOption, VerboseOption
 from jaxsparse.cli.console import print_json, print_line, print_table
 from jaxsparse.cli.finest_pattern import count_zeros
@@ -132,7 +132,7 @@ def _cells(result: Difference) -> tuple[str, ...]:
 
 def _total_cells(results: Sequence[Difference]) -> tuple[str, ...]:
     size = sum(math.prod(result.shape) for result in results)
-    return "total", f"{size:,}", *_numbers(results)
+    return "total", weights_text(size), *_numbers(results)
 
 
 def _numbers(results: Sequence[Difference]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse._compressed import is_compressed
-from jaxsparse._trees import percent_text, shape_text
+from jaxsparse._trees import percent_text, shape_text, weights_text
 from jaxsparse.cli.arguments import (
     FileArgument,
     JsonOption,
@@ -51,7 +51,7 @@ def inspect(
         ((result["leaf"], _cells(result)) for result in results),
         (
             "total",
-            f"{total.weights:,}",
+            weights_text(total.weights),
             stored_text(leaves),
             total.sparsity,
             f"{sparse} of {len(leaves.matrices)}",

@@ -1,6 +1,5 @@
 """The command `prune`."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from jaxsparse._plans import (
     count_text,
     pruned_weights,
 )
-from jaxsparse._trees import bytes_text, percent_text, shape_text
+from jaxsparse._trees import bytes_text, shape_text, weights_text
 from jaxsparse.cli.arguments import (
     FileArgument,
     JsonOption,
@@ -149,8 +148,11 @@ def _print(
 ) -> None:
     total = totals(leaves, zeros)
     print_table(
-        ("tensor", "shape", "zeros", "plan"),
-        ((leaf.path, _cells(leaf, zeros[leaf.path])) for leaf in plan.leaves),
+        ("tensor", "shape", "plan"),
+        (
+            (leaf.path, (shape_text(leaf.shape or ()), leaf.decision))
+            for leaf in plan.leaves
+        ),
         _total_cells(leaves, plan, total),
         plain=plain,
     )
@@ -166,11 +168,6 @@ def _print(
         print_line(f"wrote {output}")
 
 
-def _cells(leaf: LeafPlan, zeros: int) -> tuple[str, ...]:
-    size = max(math.prod(leaf.shape or ()), 1)
-    return shape_text(leaf.shape or ()), percent_text(zeros / size), leaf.decision
-
-
 def _total_cells(leaves: Leaves, plan: Plan, total: Totals) -> tuple[str, ...]:
     dense = sum(leaves.bytes_of.values())
     compressed = sum(
@@ -179,9 +176,9 @@ def _total_cells(leaves: Leaves, plan: Plan, total: Totals) -> tuple[str, ...]:
     )
     return (
         "total",
-        f"{total.weights:,}",
-        total.sparsity,
-        f"{count_text(plan.leaves)}, {bytes_text(compressed, dense)} if compressed",
+        weights_text(total.weights),
+        f"{count_text(plan.leaves)}: {total.sparsity} of weights, "
+        f"{bytes_text(compressed, dense)} if compressed",
     )
 
 
