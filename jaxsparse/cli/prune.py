@@ -109,7 +109,9 @@ def prune(
         return
     _print(leaves, plan, zeros, output, plain)
     if left_out:
-        print_line(f"not copied, because it is not pruned: {', '.join(left_out)}")
+        print_line(
+            f"not copied, because only safetensors are pruned: {', '.join(left_out)}"
+        )
 
 
 def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:

@@ -93,7 +93,8 @@ def test_a_folder_becomes_a_folder_that_loads(run, folder, tmp_path):
         assert_same_bits(result[name], expected)
     assert f"wrote {output}\n" in done.out
     assert done.out.endswith(
-        f"not copied, because it is not pruned: {', '.join(sorted(OTHER_FORMATS))}\n"
+        "not copied, because only safetensors are pruned: "
+        f"{', '.join(sorted(OTHER_FORMATS))}\n"
     )
     assert {x.name for x in tmp_path.iterdir()} == {"model", "out"}
     assert (run("check", output).code, run("check", folder).code) == (0, 1)
@@ -124,6 +125,17 @@ def test_an_interrupt_leaves_no_folder(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxsparse.cli.prune.prune_weight", interrupted)
     assert run("prune", folder, "-o", tmp_path / "out").code == 130
     assert {x.name for x in tmp_path.iterdir()} == {"model"}
+
+
+def test_what_a_killed_command_left_is_removed(run, folder, tmp_path):
+    write(tmp_path / "out.0123abcd.tmp", {"model.safetensors": b"half"})
+    write(tmp_path / "other.0123abcd.tmp", {"mine": b""})
+    assert run("prune", folder, "-o", tmp_path / "out").code == 0
+    assert {x.name for x in tmp_path.iterdir()} == {
+        "model",
+        "out",
+        "other.0123abcd.tmp",
+    }
 
 
 def test_a_snapshot_of_links_becomes_a_folder_of_files(run, folder, tmp_path):

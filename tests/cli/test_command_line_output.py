@@ -41,6 +41,7 @@ COMMANDS = ("inspect", "prune", "check", "compare", "demo")
         (("prune", "MODEL"), "--output"),
         (("prune", "MODEL", "-o", "none/out.safetensors"), "there is no folder none"),
         (("prune", "MODEL", "-o", "out.bin"), "must end in .safetensors"),
+        (("prune", "MODEL", "-o", "out"), "give the folder of the model as FILE"),
         (("prune", "MODEL", "-o", ""), "must end in .safetensors"),
     ],
 )
@@ -193,6 +194,7 @@ def test_an_internal_error_has_its_own_exit_code(
     done = run("check", model)
     assert (done.code, done.out) == (code, "")
     assert done.err.splitlines()[-1:] == [words] * bool(words)
+    assert (code == 70) == done.err.startswith("internal error of jaxsparse:\n")
 
 
 def test_an_interrupt_during_imports_is_an_interrupt(run, monkeypatch):
