@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -11,17 +11,15 @@ from jaxsparse._masks import search_masks
 from jaxsparse._plans import (
     LeafPlan,
     Plan,
-    count_text,
     pruned_weights,
 )
-from jaxsparse._trees import bytes_text, shape_text, weights_text
 from jaxsparse.cli.arguments import (
     FileArgument,
     JsonOption,
     PlainOption,
     VerboseOption,
 )
-from jaxsparse.cli.console import print_json, print_line, print_table
+from jaxsparse.cli.console import print_json, print_line
 from jaxsparse.cli.finest_pattern import count_zeros
 from jaxsparse.cli.leaves import Leaves, open_leaves, x64_if_needed
 from jaxsparse.cli.options import (
@@ -41,7 +39,7 @@ from jaxsparse.cli.prune_output import (
     files_left_out,
     write_changed,
 )
-from jaxsparse.cli.totals import Totals, compressed_bytes, totals
+from jaxsparse.cli.prune_report import print_pruned, pruned_as_json
 
 
 OutputOption = Annotated[
@@ -105,9 +103,9 @@ def prune(
     else:
         zeros = _write(leaves, output, plan, verbose)
     if json:
-        print_json(_as_json(leaves, output, plan, left_out))
+        print_json(pruned_as_json(leaves, output, plan, left_out))
         return
-    _print(leaves, plan, zeros, output, plain)
+    print_pruned(leaves, output, plan, zeros, plain=plain)
     if left_out:
         print_line(
             f"not copied, because only safetensors are pruned: {', '.join(left_out)}"
@@ -139,66 +137,3 @@ def _write(
 
         write_changed(leaves, output, change)
     return zeros
-
-
-def _print(
-    leaves: Leaves,
-    plan: Plan,
-    zeros: Mapping[str, int],
-    output: Path | None,
-    plain: bool,
-) -> None:
-    total = totals(leaves, zeros)
-    print_table(
-        ("tensor", "shape", "plan"),
-        (
-            (leaf.path, (shape_text(leaf.shape or ()), leaf.decision))
-            for leaf in plan.leaves
-        ),
-        _total_cells(leaves, plan, total),
-        plain=plain,
-    )
-    count = f"{len(plan.sparse)} of {len(plan.leaves)} tensors"
-    if output is None:
-        print_line(
-            f"would prune {count}: at least {total.sparsity} of {total.weights:,} "
-            "weights would be zero"
-        )
-        print_line("nothing was written")
-    else:
-        print_line(total.sentence(f"pruned {count}"))
-        print_line(f"wrote {output}")
-
-
-def _total_cells(leaves: Leaves, plan: Plan, total: Totals) -> tuple[str, ...]:
-    dense = sum(leaves.bytes_of.values())
-    compressed = sum(
-        compressed_bytes(leaf, leaves.specs[leaf.path].dtype.itemsize)
-        for leaf in plan.leaves
-    )
-    return (
-        "total",
-        weights_text(total.weights),
-        f"{count_text(plan.leaves)}: {total.sparsity} of weights, "
-        f"{bytes_text(compressed, dense)} if compressed",
-    )
-
-
-def _as_json(
-    leaves: Leaves, output: Path | None, plan: Plan, left_out: list[str]
-) -> dict[str, Any]:
-    return {
-        "file": str(leaves.path),
-        "output": None if output is None else str(output),
-        "not_copied": left_out,
-        "leaves": [
-            {
-                "leaf": leaf.path,
-                "shape": list(leaf.shape or ()),
-                "pattern": None if leaf.pattern is None else str(leaf.pattern),
-                "axis": leaf.axis,
-                "reason": leaf.reason,
-            }
-            for leaf in plan.leaves
-        ],
-    }
