@@ -14,7 +14,7 @@ from jaxsparse._plans import (
     PlanLike,
     plan_for_leaves,
 )
-from jaxsparse._trees import PyTree, flatten
+from jaxsparse._trees import PyTree, flatten, require_values
 
 
 def compress_params(
@@ -41,7 +41,7 @@ def compress_params(
       ValueError: the plan or a mask does not fit the parameters, a mask keeps more than
         `n` weights of a group, or a leaf that the plan keeps dense has a mask. Also
         what `plan_sparsity` raises.
-      TypeError: a mask is neither bool nor packed uint8.
+      TypeError: a mask is neither bool nor packed uint8, or its leaf has no values.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.ones((64, 32), jnp.bfloat16), "bias": jnp.ones(32)}
@@ -54,6 +54,9 @@ def compress_params(
     if masks is None:
         masks = create_masks(params, plan)
     masks_by_path = match_masks(leaves.by_path, masks)
+    for path, leaf in leaves.by_path.items():
+        if masks_by_path[path] is not None:
+            require_values(path, leaf)
     return leaves.unflatten(
         {
             path: _compress_leaf(leaf, plan[path], masks_by_path[path])

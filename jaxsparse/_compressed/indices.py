@@ -44,6 +44,11 @@ def code_bits(pattern: NM) -> int:
     return min(pattern.n * POSITION_BITS[pattern.m], pattern.m)
 
 
+def stores_positions(pattern: NM) -> bool:
+    """Returns whether a code has the positions of the slots, not a bit for each."""
+    return pattern.n * POSITION_BITS[pattern.m] <= pattern.m
+
+
 def code_shape(shape: tuple[int, ...], pattern: NM, axis: int) -> tuple[int, ...]:
     """Returns the shape of the codes of a weight of `shape`, in bytes."""
     size = -(-(shape[axis] // pattern.m) * code_bits(pattern) // 8)
@@ -58,7 +63,7 @@ def encode(slots: list[Array], pattern: NM, axis: int) -> UInt8[Array, "..."]:
       pattern: n:m.
       axis: the group axis.
     """
-    if not _stores_positions(pattern):
+    if not stores_positions(pattern):
         has_slot = jnp.stack(slots, axis + 1) < pattern.n
         return pack_mask(merge_groups(has_slot, axis), axis)
     positions = jnp.zeros((), jnp.uint8)  # of each slot
@@ -80,7 +85,7 @@ def decode(
     code = group_positions(
         lax.slice_in_dim(bits, 0, groups * width, axis=axis), width, axis
     )
-    if not _stores_positions(pattern):
+    if not stores_positions(pattern):
         return _number_slots([bit.astype(jnp.bool_) for bit in code])
     size = POSITION_BITS[pattern.m]
     positions = [
@@ -112,10 +117,6 @@ def find_slots(
 def _bits(x: UInt8[Array, "..."], count: int, axis: int) -> UInt8[Array, "..."]:
     """Returns the lowest bits of each number, along a new axis after `axis`."""
     return jnp.expand_dims(x, axis + 1) >> iota_along(count, axis + 1, x.ndim + 1) & 1
-
-
-def _stores_positions(pattern: NM) -> bool:
-    return pattern.n * POSITION_BITS[pattern.m] <= pattern.m
 
 
 def _number_slots(has_slot: list[Array]) -> list[UInt8[Array, "..."]]:

@@ -1,5 +1,7 @@
 """Checks compressed leaves against a plan."""
 
+import jax.numpy as jnp
+
 from jaxsparse._compressed.compressed_array import (
     Compressed,
     compressed_shapes,
@@ -32,5 +34,11 @@ def plan_mismatch(path: str, leaf: Compressed, planned: LeafPlan) -> str:
             f"leaf {path!r} of shape {leaf.shape} is compressed with values and "
             f"indices of shapes {shapes}, expected {expected}: map over values alone, "
             "as in dataclasses.replace(leaf, values=...)"
+        )
+    if leaf.indices.dtype != jnp.uint8:
+        return (
+            f"leaf {path!r} of shape {leaf.shape} is compressed with indices of "
+            f"{leaf.indices.dtype}, expected uint8: map over values alone, as in "
+            "dataclasses.replace(leaf, values=...)"
         )
     return ""

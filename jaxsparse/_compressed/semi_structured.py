@@ -17,8 +17,10 @@ of this is a permutation of the bits of the address, so one transpose performs i
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Int, Shaped
 
+from jaxsparse._compressed.check_codes import code_fault
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._patterns import NM
 
@@ -80,7 +82,8 @@ def from_semi_structured(
 
     Raises:
       ValueError: the shapes or dtypes of values and metadata do not match, or are none
-        that `to_semi_structured` returns; or another axis.
+        that `to_semi_structured` returns; another axis; or the metadata have codes that
+        are not two positions in ascending order. Traced metadata are not checked.
 
     >>> from jaxsparse import compress, decompress
     >>> w = compress(jnp.ones((32, 32), jnp.bfloat16), "2:4")
@@ -110,7 +113,13 @@ def from_semi_structured(
     codes = lax.bitcast_convert_type(words, jnp.uint8).reshape(out, -1)
     if axis == 0:
         values, codes = values.T, codes.T
-    return Compressed(values, codes, NM(2, 4), axis - 2)
+    compressed = Compressed(values, codes, NM(2, 4), axis - 2)
+    if not isinstance(codes, Tracer) and (fault := code_fault(compressed)):
+        raise ValueError(
+            f"the metadata of values of shape {values.shape} are not those of a 2:4 "
+            f"matrix: {fault}: give `packed` and `meta` of the same tensor"
+        )
+    return compressed
 
 
 def _metadata_dtype(dtype: jnp.dtype) -> jnp.dtype:

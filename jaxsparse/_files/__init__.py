@@ -16,12 +16,14 @@ from jaxsparse._files.orbax import (
     read_orbax_array as read_orbax_array,
     write_orbax_arrays as write_orbax_arrays,
 )
+from jaxsparse._files.parse import (
+    SparseFileError as SparseFileError,
+)
 from jaxsparse._files.rewrite import (
     rewrite_tensors as rewrite_tensors,
 )
 from jaxsparse._files.safetensors import (
     Header as Header,
-    SparseFileError as SparseFileError,
     read_tensor as read_tensor,
 )
 from jaxsparse._files.sharded_files import (

@@ -2,9 +2,10 @@
 
 A leaf is stored as a tensor named by its canonical path; a compressed leaf is stored as
 two, with `/values` and `/indices` appended to the path. The metadata of the file have a
-JSON object under `jaxsparse`: `format`, which is 1, and `leaves`, with the `dtype` and
+JSON object under `jaxsparse`: `format`, which is 2, and `leaves`, with the `dtype` and
 `shape` of every leaf, and the `pattern` and `axis` of the compressed ones. So each
-tensor is described twice, and a file in which the two differ is rejected.
+tensor is described twice, and a file in which the two differ is rejected. Files of
+format 2 have checksums; those of format 1 have none.
 """
 
 import json
@@ -14,24 +15,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxsparse._compressed import (
     POSITION_BITS,
     Compressed,
+    code_fault,
     compressed_shapes,
 )
+from jaxsparse._files.checksums import CHECKSUMS, check_metadata
+from jaxsparse._files.parse import SparseFileError, parse_object
 from jaxsparse._files.safetensors import (
     Header,
-    SparseFileError,
     as_dtype,
     as_shape,
     is_storable,
-    parse_object,
     read_tensor,
 )
 from jaxsparse._patterns import NM, as_pattern
-from jaxsparse._trees import is_array
+from jaxsparse._trees import is_abstract, is_array
 
 
 #: The shape and dtype of a leaf. A `Compressed` has them in place of its two arrays.
@@ -59,8 +62,9 @@ def check_leaves(leaves: Mapping[str, Any]) -> None:
 
     Raises:
       ValueError: two tensors have the same name, or the arrays of a compressed leaf do
-        not match.
-      TypeError: a leaf is not an array, or the format does not have its dtype.
+        not match or have impossible codes.
+      TypeError: a leaf is not an array, has no values, or the format does not have its
+        dtype.
     """
     names = {"__metadata__"}
     for path, leaf in leaves.items():
@@ -73,9 +77,17 @@ def check_leaves(leaves: Mapping[str, Any]) -> None:
                     f"leaf {path!r} {content}, which safetensors files cannot store: "
                     "save arrays of floats, integers or bools"
                 )
+            if is_abstract(x) or isinstance(x, Tracer):
+                raise TypeError(
+                    f"leaf {path!r} of shape {tuple(leaf.shape)} is a "
+                    f"{type(x).__name__} without values: save arrays, outside jax.jit "
+                    "and jax.eval_shape"
+                )
             if name in names:
                 raise ValueError(f"two tensors have the name {name!r}: rename a leaf")
             names.add(name)
+        if isinstance(leaf, Compressed) and (fault := code_fault(leaf)):
+            raise ValueError(_describe_fault(path, leaf, fault))
 
 
 def _check_compressed(path: str, leaf: Compressed) -> None:
@@ -90,10 +102,18 @@ def _check_compressed(path: str, leaf: Compressed) -> None:
         )
 
 
+def _describe_fault(path: str, leaf: Compressed, fault: str) -> str:
+    return (
+        f"leaf {path!r} of shape {leaf.shape}, {leaf.pattern} along axis "
+        f"{leaf.axis + leaf.ndim}: {fault}: its indices are damaged, or those of "
+        "another pattern"
+    )
+
+
 def leaf_metadata(leaves: Mapping[str, Any]) -> dict[str, str]:
     """Returns the metadata of a file with these leaves."""
     described = {path: _describe(leaf) for path, leaf in leaves.items()}
-    entry = {"format": 1, "leaves": described}
+    entry = {"format": 2, "leaves": described}
     return {"jaxsparse": json.dumps(entry, separators=(",", ":"))}
 
 
@@ -107,9 +127,11 @@ def read_specs(header: Header) -> dict[str, Spec]:
         cause = "its metadata have no entry 'jaxsparse': save_sparse did not write it"
         raise SparseFileError(header.path, cause)
     entry = parse_object(header.path, header.metadata["jaxsparse"])
-    if entry.keys() != {"format", "leaves"} or entry["format"] != 1:
-        cause = "its metadata are not of format 1: it may need a later jaxsparse"
+    if entry.keys() != {"format", "leaves"} or entry["format"] not in (1, 2):
+        cause = "its metadata are not of format 1 or 2: it may need a later jaxsparse"
         raise SparseFileError(header.path, cause)
+    if entry["format"] == 2 and CHECKSUMS not in header.metadata:
+        raise SparseFileError(header.path, "its metadata have no checksums")
     try:
         specs = {path: _spec(leaf) for path, leaf in entry["leaves"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -124,6 +146,7 @@ def read_specs(header: Header) -> dict[str, Spec]:
                 f"tensor {name!r} is {actual.get(name)}, but its metadata say "
                 f"{expected.get(name)}",
             )
+    check_metadata(header.path, header.metadata, header.checksums)
     return specs
 
 
@@ -144,7 +167,8 @@ def read_leaf(header: Header, path: str, spec: Spec) -> Array | Compressed:
     """Reads one leaf.
 
     Raises:
-      SparseFileError: the file has changed, or its dtype needs `jax_enable_x64`.
+      SparseFileError: the file has changed or is damaged, the codes of a compressed
+        leaf are impossible, or its dtype needs `jax_enable_x64`.
     """
     if jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype:
         cause = (
@@ -153,7 +177,10 @@ def read_leaf(header: Header, path: str, spec: Spec) -> Array | Compressed:
         raise SparseFileError(header.path, cause)
     arrays = [jnp.asarray(read_tensor(header, name)) for name in tensors_of(path, spec)]
     if isinstance(spec, Compressed):
-        return replace(spec, values=arrays[0], indices=arrays[1])
+        leaf = replace(spec, values=arrays[0], indices=arrays[1])
+        if fault := code_fault(leaf):
+            raise SparseFileError(header.path, _describe_fault(path, leaf, fault))
+        return leaf
     return arrays[0]
 
 

@@ -7,13 +7,14 @@
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
 
 from jaxsparse._files.atomic_write import write_file
 from jaxsparse._files.new_folder import copy_folder, new_folder
-from jaxsparse._files.rewrite import changed_chunks
+from jaxsparse._files.rewrite import write_changed_file
 from jaxsparse._files.safetensors import Header
 from jaxsparse._files.sharded_files import index_of, without_index
 
@@ -70,7 +71,7 @@ def left_out(folder: Path, headers: Sequence[Header]) -> list[str]:
     names = [f"{name}/" for name in _NOT_OF_A_MODEL if (folder / name).is_dir()]
     paths = [
         Path(parent, name).relative_to(folder)
-        for parent, _, files in os.walk(folder, followlinks=True)
+        for parent, _, files in os.walk(folder)
         for name in files
     ]
     names += [
@@ -104,6 +105,8 @@ def write_model_folder(
     headers: Sequence[Header],
     output: Path,
     change: Callable[[str, np.ndarray], np.ndarray],
+    *,
+    replace: bool,
 ) -> None:
     """Writes a changed copy of a folder, which appears when it is complete.
 
@@ -112,9 +115,14 @@ def write_model_folder(
     Args:
       folder: the folder to read.
       headers: the headers of its weights.
-      output: the folder to write. An existing folder is replaced.
+      output: the folder to write, or a link to it.
       change: returns the tensor to write, given the name of a tensor and the tensor,
         which it may write to. The result must have the same shape and dtype.
+      replace: whether the output may exist; it is then replaced.
+
+    Raises:
+      FileExistsError: the output exists and is not to be replaced.
+      SparseFileError: a file of the folder cannot be read, or is a link to a folder.
     """
     skipped = {*left_out(folder, headers), *(header.path.name for header in headers)}
 
@@ -127,10 +135,11 @@ def write_model_folder(
             if path in skipped or f"{path}/" in skipped
         ]
 
-    with new_folder(output) as pending:
+    with new_folder(output, replace=replace) as pending:
         copy_folder(folder, pending, ignore)
         for header in headers:
-            write_file(pending / header.path.name, changed_chunks(header, change))
+            write = partial(write_changed_file, header, change)
+            write_file(pending / header.path.name, write)
 
 
 def _files_of_weights(folder: Path, headers: Sequence[Header]) -> set[str]:

@@ -8,34 +8,51 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxsparse._files.safetensors import SparseFileError
+from jaxsparse._files.atomic_write import refuse_existing
+from jaxsparse._files.lock import locked
+from jaxsparse._files.parse import SparseFileError
 
 
 @contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
+def new_folder(output: Path, *, replace: bool) -> Iterator[Path]:
     """Yields the path of a folder to create; when the block ends, it becomes `output`.
 
-    An existing folder is replaced; if `output` is a link, the folder that it leads to.
-    If the block raises, the new folder is removed. Folders that were left by an
-    earlier call that was killed are removed too.
+    If the block raises, the new folder is removed. Of several writers to a folder, each
+    waits until the one before is done. Folders that were left by an earlier call that
+    was killed are removed.
+
+    Args:
+      output: the folder, or a link to it.
+      replace: whether the folder may exist; it is then replaced.
+
+    Raises:
+      FileExistsError: the folder exists and is not to be replaced.
     """
     output = output.resolve()
-    pending = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        yield pending
-        _replace_folder(pending, output)
-    except BaseException:
-        shutil.rmtree(pending, ignore_errors=True)
-        raise
-    for folder in output.parent.iterdir():
-        if re.fullmatch(rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp", folder.name):
+    with locked(output):
+        if not replace:
+            refuse_existing(output)
+        pending = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
+        try:
+            yield pending
+            _replace_folder(pending, output)
+        except BaseException:
+            shutil.rmtree(pending, ignore_errors=True)
+            raise
+        for folder in _pending_folders(output):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pending_folders(output: Path) -> list[Path]:
+    """Returns the folders of earlier writers that were killed."""
+    pattern = rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp"
+    return [x for x in output.parent.iterdir() if re.fullmatch(pattern, x.name)]
 
 
 def copy_folder(
     path: Path, copy: Path, ignore: Callable[[str, list[str]], Iterable[str]]
 ) -> None:
-    """Copies a folder, into folders that are writable; links become what they lead to.
+    """Copies a folder, into folders that are writable; links to files become files.
 
     Args:
       path: the folder.
@@ -43,16 +60,33 @@ def copy_folder(
       ignore: returns the names that are not copied, given a folder and the names in it.
 
     Raises:
-      SparseFileError: a file cannot be read; the error names it.
+      SparseFileError: a file cannot be read, or is a link to a folder.
     """
+
+    def checked_ignore(folder: str, names: list[str]) -> set[str]:
+        ignored = {*ignore(folder, names)}
+        for name in {*names} - ignored:
+            _refuse_linked_folder(Path(folder, name))
+        return ignored
+
     try:
-        shutil.copytree(path, copy, ignore=ignore)
+        shutil.copytree(path, copy, ignore=checked_ignore)
     except shutil.Error as error:
         (file, _, cause), *_ = error.args[0]
         raise SparseFileError(Path(file), cause) from error
     for copied in (copy, *copy.rglob("*")):
         if copied.is_dir():
             copied.chmod(copied.stat().st_mode | stat.S_IRWXU)
+
+
+def _refuse_linked_folder(path: Path) -> None:
+    """Raises if a path is a link to a folder, which might be of any size, or a loop.
+
+    Links to files are followed: Hugging Face's cache consists of them.
+    """
+    if path.is_symlink() and path.is_dir():
+        cause = f"it is a link to the folder {os.readlink(path)}: replace it by a copy"
+        raise SparseFileError(path, cause)
 
 
 def _replace_folder(pending: Path, output: Path) -> None:

@@ -2,8 +2,8 @@
 
 Orbax restores and saves whole trees, which may not fit in memory. So arrays are read
 and written by TensorStore, in the way that Orbax does it: each array is a Zarr array in
-an OCDBT key-value store, and its name is its keys in the tree, joined by dots. The rest
-of a checkpoint is copied.
+an OCDBT key-value store, and its name is its keys in the tree, joined by dots, which is
+empty if the tree is one array. The rest of a checkpoint is copied.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxsparse._files.new_folder import copy_folder, new_folder
-from jaxsparse._files.safetensors import SparseFileError, parse_object
+from jaxsparse._files.parse import SparseFileError, parse_object
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class OrbaxArray:
     name: str
     store: Any
     spec: jax.ShapeDtypeStruct
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of its entries in the key-value store begin with."""
+        return _prefix(self.name)
 
 
 def is_orbax_checkpoint(path: Path) -> bool:
@@ -53,7 +58,8 @@ def open_orbax_arrays(path: Path) -> dict[str, OrbaxArray]:
     try:
         futures = {
             leaf: ts.open(
-                {"driver": driver, "kvstore": kvstore | {"path": f"{name}/"}}, open=True
+                {"driver": driver, "kvstore": kvstore | {"path": _prefix(name)}},
+                open=True,
             )
             for leaf, name in names.items()
         }
@@ -77,20 +83,28 @@ def read_orbax_array(array: OrbaxArray) -> np.ndarray:
 
 
 def write_orbax_arrays(
-    path: Path, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
+    path: Path,
+    output: Path,
+    change: Callable[[str, np.ndarray], np.ndarray],
+    *,
+    replace: bool,
 ) -> None:
     """Writes a changed copy of a checkpoint; the folder appears when it is complete.
 
+    Of several writers to a folder, each waits until the one before is done.
+
     Args:
       path: the checkpoint to read.
-      output: the folder to write, or a link to it. An existing folder is replaced.
+      output: the folder to write, or a link to it.
       change: returns the array to write, given the path of an array and the array.
+      replace: whether the output may exist; it is then replaced.
 
     Raises:
+      FileExistsError: the output exists and is not to be replaced.
       SparseFileError: the checkpoint is invalid or cannot be read.
     """
     ignore = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
-    with new_folder(output) as pending:
+    with new_folder(output, replace=replace) as pending:
         copy_folder(path, pending, ignore)  # all but the key-value store
         arrays = open_orbax_arrays(path)
         _copy_other_entries(path, pending, arrays.values())
@@ -104,7 +118,7 @@ def _copy_other_entries(
 ) -> None:
     """Copies the entries of the key-value store that do not belong to an array."""
     ts = _tensorstore()
-    prefixes = tuple(f"{array.name}/" for array in arrays)
+    prefixes = tuple(array.prefix for array in arrays)
     source, target = (ts.KvStore.open(_kvstore(x)).result() for x in (path, pending))
     for key in source.list().result():
         if not key.decode().startswith(prefixes):
@@ -114,7 +128,7 @@ def _copy_other_entries(
 def _write_array(pending: Path, array: OrbaxArray, values: np.ndarray) -> None:
     """Writes new values of an array into another checkpoint."""
     spec = array.store.spec().to_json()
-    spec["kvstore"] = _kvstore(pending) | {"path": f"{array.name}/"}
+    spec["kvstore"] = _kvstore(pending) | {"path": array.prefix}
     store = _tensorstore().open(spec, create=True, open=False).result()
     store.write(values).result()
 
@@ -158,9 +172,13 @@ _ARRAY_TYPES = {"jax.Array", "np.ndarray", "scalar"}
 
 def _leaf_path(keys: list[str]) -> str:
     """Returns the canonical path, without the `value` of NNX variables."""
-    if keys[-1] == "value" and len(keys) > 1:
+    if keys[-1:] == ["value"] and len(keys) > 1:
         keys = keys[:-1]
     return "/".join(keys)
+
+
+def _prefix(name: str) -> str:
+    return f"{name}/" if name else ""
 
 
 def _kvstore(path: Path) -> dict[str, Any]:

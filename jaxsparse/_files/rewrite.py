@@ -1,13 +1,15 @@
 """Writes changed copies of safetensors files, one tensor at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from jaxsparse._files.atomic_write import write_atomically
-from jaxsparse._files.safetensors import Header, file_chunks, read_tensor
+from jaxsparse._files.checksums import CHECKSUMS
+from jaxsparse._files.safetensors import Header, read_tensor, write_tensors
 from jaxsparse._files.sharded_files import index_metadata, index_text
 
 
@@ -16,6 +18,8 @@ def rewrite_tensors(
     headers: Sequence[Header],
     output: Path,
     change: Callable[[str, np.ndarray], np.ndarray],
+    *,
+    replace: bool,
 ) -> None:
     """Writes a changed copy of each file, and their index if there are several.
 
@@ -27,24 +31,31 @@ def rewrite_tensors(
       output: the path to write to.
       change: returns the tensor to write, given the name of a tensor and the tensor,
         which it may write to. The result must have the same shape and dtype.
+      replace: whether the output may exist.
+
+    Raises:
+      FileExistsError: the output exists and is not to be replaced.
     """
     sizes, metadata = list(map(_sizes, headers)), index_metadata(path)
     write_atomically(
         output,
-        [partial(changed_chunks, header, change) for header in headers],
+        [partial(write_changed_file, header, change) for header in headers],
         lambda names: index_text(names, sizes, metadata),
+        replace=replace,
     )
 
 
-def changed_chunks(
-    header: Header, change: Callable[[str, np.ndarray], np.ndarray]
-) -> Iterator[bytes | memoryview]:
-    """Yields a changed copy of a file, chunk by chunk; see `rewrite_tensors`."""
-
-    def read_changed(name: str) -> np.ndarray:
-        return change(name, read_tensor(header, name))
-
-    return file_chunks(header.entries, read_changed, header.metadata)
+def write_changed_file(
+    header: Header, change: Callable[[str, np.ndarray], np.ndarray], file: BinaryIO
+) -> None:
+    """Writes a changed copy of a file; see `rewrite_tensors`."""
+    write_tensors(
+        file,
+        header.entries,
+        lambda name: change(name, read_tensor(header, name)),
+        header.metadata,
+        checksums=CHECKSUMS in header.metadata,
+    )
 
 
 def _sizes(header: Header) -> dict[str, int]:

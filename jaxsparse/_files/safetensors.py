@@ -10,13 +10,21 @@ it cannot read float8 into NumPy, and its errors do not name the file.
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
+
+from jaxsparse._files.checksums import (
+    check_tensor,
+    checksum,
+    read_checksums,
+    with_checksums,
+)
+from jaxsparse._files.parse import SparseFileError, is_text_map, parse_object
 
 
 _NAMES = {
@@ -49,13 +57,6 @@ _MAX_AXES, _MAX_BYTES = 64, 2**63
 _MAX_HEADER = 100_000_000
 
 
-class SparseFileError(ValueError):
-    """A file is invalid, or not what was expected; names the file and the cause."""
-
-    def __init__(self, path: os.PathLike[str], cause: object):
-        super().__init__(f"{path}: {cause}")
-
-
 @dataclass(frozen=True)
 class Entry:
     """One tensor of a file.
@@ -85,12 +86,15 @@ class Header:
       entries: the tensors of the file by name.
       metadata: the metadata of the file.
       state: identifies the contents of the file, to detect later changes.
+      checksums: the checksum of each tensor by name, and that of the metadata; empty
+        if the file has none, or they are not to be verified.
     """
 
     path: Path
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
     state: tuple[int, ...]
+    checksums: Mapping[str, str]
 
 
 def is_storable(dtype: Any) -> bool:
@@ -98,23 +102,48 @@ def is_storable(dtype: Any) -> bool:
     return dtype.name in _NAMES
 
 
-def file_chunks(
+def write_tensors(
+    file: BinaryIO,
     specs: Mapping[str, Any],
     read: Callable[[str], Any],
     metadata: Mapping[str, str],
-) -> Iterator[bytes | memoryview]:
-    """Yields a file chunk by chunk; each tensor is read when its chunk is next.
+    *,
+    checksums: bool,
+) -> None:
+    """Writes a whole file; each tensor is read when its bytes are next.
 
     Args:
+      file: the file to write, which is empty.
       specs: by name, objects with the shape and the dtype of each tensor.
       read: returns the tensor of a name, as an array of JAX or NumPy.
       metadata: the metadata of the file.
+      checksums: whether to store a checksum of each tensor in the metadata.
     """
     # With wide dtypes first, all tensors are aligned.
-    ordered = sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize)
+    ordered = dict(sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize))
+    sums = dict.fromkeys(ordered, "0" * 8)  # until the tensors were read
+    file.write(
+        _header(ordered, with_checksums(metadata, sums) if checksums else metadata)
+    )
+    for name in ordered:
+        flat = np.ascontiguousarray(np.asarray(read(name)).reshape(-1))
+        if not flat.dtype.isnative:
+            flat = flat.astype(flat.dtype.newbyteorder("<"))
+        data = flat.view(np.uint8).data
+        file.write(data)
+        if checksums:
+            sums[name] = checksum(data)
+        del flat, data  # frees the tensor before the next one is read
+    if checksums:
+        file.seek(0)
+        file.write(_header(ordered, with_checksums(metadata, sums)))
+
+
+def _header(ordered: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """Returns all that comes before the bytes of the tensors, which are in order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    for name, x in ordered:
+    for name, x in ordered.items():
         start, end = end, end + math.prod(x.shape) * x.dtype.itemsize
         header[name] = {
             "dtype": _NAMES[x.dtype.name],
@@ -123,13 +152,7 @@ def file_chunks(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name, _ in ordered:
-        flat = np.ascontiguousarray(np.asarray(read(name)).reshape(-1))
-        if not flat.dtype.isnative:
-            flat = flat.astype(flat.dtype.newbyteorder("<"))
-        yield flat.view(np.uint8).data
-        del flat  # frees the tensor before the next one is read
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_header(path: Path) -> Header:
@@ -161,7 +184,8 @@ def read_header(path: Path) -> Header:
             cause = f"the header's entry of {name!r} is not valid: {error}"
             raise SparseFileError(path, cause) from error
     _check_contiguous(path, entries, 8 + length, size)
-    return Header(path, entries, metadata, state)
+    checksums = read_checksums(path, metadata, entries)
+    return Header(path, entries, metadata, state, checksums)
 
 
 def read_tensor(header: Header, name: str) -> np.ndarray:
@@ -170,7 +194,7 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
     The caller owns the array and may write to it.
 
     Raises:
-      SparseFileError: the file has changed or cannot be read.
+      SparseFileError: the file has changed, cannot be read, or is damaged.
       MemoryError: there is too little memory for the tensor.
     """
     entry, path = header.entries[name], header.path
@@ -190,34 +214,8 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
         ) from error
     if size != entry.nbytes:
         raise SparseFileError(path, f"it ends within {name!r}")
+    check_tensor(path, name, data.data, header.checksums)
     return data.view(entry.dtype).reshape(entry.shape)
-
-
-def parse_object(path: Path, text: bytes | str) -> dict[str, Any]:
-    """Parses a JSON object; `path` is named in errors.
-
-    Raises:
-      SparseFileError: it is not valid JSON, not an object, or has a duplicate key.
-    """
-
-    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("it has a duplicate key")
-        return dict(pairs)
-
-    try:
-        text = text if isinstance(text, str) else text.decode()
-        parsed = json.loads(text, object_pairs_hook=to_dict)
-    except (ValueError, RecursionError) as error:
-        raise SparseFileError(path, f"it is not valid JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise SparseFileError(path, "its JSON is not an object")
-    return parsed
-
-
-def is_text_map(value: Any) -> TypeGuard[dict[str, str]]:
-    """Returns whether a value maps strings to strings."""
-    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
 
 
 def as_dtype(name: Any) -> jnp.dtype:

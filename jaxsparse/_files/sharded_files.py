@@ -11,13 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxsparse._files.safetensors import (
-    Header,
-    SparseFileError,
-    is_text_map,
-    parse_object,
-    read_header,
-)
+from jaxsparse._files.parse import SparseFileError, is_text_map, parse_object
+from jaxsparse._files.safetensors import Header, read_header
 
 
 def index_of(path: Path) -> Path:

@@ -9,16 +9,16 @@ the metadata.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsparse._compressed import Compressed, is_compressed
-from jaxsparse._files.atomic_write import Chunks, write_atomically
+from jaxsparse._files.atomic_write import write_atomically
 from jaxsparse._files.leaves import (
     Spec,
     check_leaves,
@@ -29,11 +29,8 @@ from jaxsparse._files.leaves import (
     tensor_specs,
     tensors_by_name,
 )
-from jaxsparse._files.safetensors import (
-    Header,
-    SparseFileError as SparseFileError,
-    file_chunks,
-)
+from jaxsparse._files.parse import SparseFileError as SparseFileError
+from jaxsparse._files.safetensors import Header, write_tensors
 from jaxsparse._files.sharded_files import (
     check_total,
     checked_path,
@@ -77,7 +74,8 @@ def save_sparse(
     """Saves a tree of arrays and compressed weights as safetensors.
 
     The save is atomic: until all of it is on disk, the path still loads the previous
-    tree. Only one process at a time may save to a path.
+    tree. Processes and threads of one machine that save to the same path wait for each
+    other, and the last one wins. The file has a checksum of every tensor.
 
     Args:
       path: the file to write. Its name must end in `.safetensors`, and its folder must
@@ -88,8 +86,10 @@ def save_sparse(
 
     Raises:
       ValueError: the name has another ending, two tensors have the same name, or the
-        arrays of a compressed leaf do not match.
-      TypeError: a leaf is not an array, or the format does not have its dtype.
+        arrays of a compressed leaf do not match or have codes that `compress` cannot
+        write.
+      TypeError: a leaf is not an array, or has no values, or the format does not have
+        its dtype.
 
     >>> import tempfile
     >>> from jaxsparse import compress_params
@@ -117,12 +117,14 @@ def save_leaves(
     parts = _split_leaves(leaves, max_file_bytes)
     write_atomically(
         path,
-        [partial(_file_chunks, part, metadata or {}) for part in parts],
+        [partial(_write_leaves, part, metadata or {}) for part in parts],
         lambda names: index_text(names, list(map(_sizes, parts))),
     )
 
 
-def load_sparse(path: str | os.PathLike[str], *, like: PyTree | None = None) -> PyTree:
+def load_sparse(
+    path: str | os.PathLike[str], *, like: PyTree | None = None, verify: bool = True
+) -> PyTree:
     """Loads a whole tree that `save_sparse` saved.
 
     Args:
@@ -130,6 +132,8 @@ def load_sparse(path: str | os.PathLike[str], *, like: PyTree | None = None) -> 
       like: a tree of arrays, `Compressed` or `jax.ShapeDtypeStruct` with the same
         paths, shapes and dtypes. A leaf that is compressed in the file may be an array
         in `like`.
+      verify: whether to compare every tensor with its checksum. Files of earlier
+        versions have no checksums.
 
     Returns:
       The leaves on the default device, in the containers of `like`, or by default in
@@ -137,11 +141,11 @@ def load_sparse(path: str | os.PathLike[str], *, like: PyTree | None = None) -> 
 
     Raises:
       FileNotFoundError: the path has neither a file nor an index.
-      SparseFileError: a file is invalid or incomplete according to headers and index,
-        or the tree does not match `like`. It is a `ValueError` that names the file and
-        the cause.
+      SparseFileError: a file is invalid, incomplete or damaged, a compressed leaf has
+        codes that `compress` cannot write, or the tree does not match `like`. It is a
+        `ValueError` that names the file and the cause.
     """
-    file = open_sparse(path)
+    file = open_sparse(path, verify=verify)
     if like is None:
         return _nested(Path(path), dict(file))
     expected, structure = flatten(like, is_leaf=is_compressed)
@@ -149,7 +153,7 @@ def load_sparse(path: str | os.PathLike[str], *, like: PyTree | None = None) -> 
     return structure.unflatten([file[name] for name in expected])
 
 
-def open_sparse(path: str | os.PathLike[str]) -> SparseFile:
+def open_sparse(path: str | os.PathLike[str], *, verify: bool = True) -> SparseFile:
     """Opens a tree that `save_sparse` saved, to read single leaves.
 
     All headers are read and checked now, and each leaf is read on access. If a file
@@ -157,6 +161,7 @@ def open_sparse(path: str | os.PathLike[str]) -> SparseFile:
 
     Args:
       path: the path that the tree was saved to.
+      verify: whether to compare each leaf with its checksums when it is read.
 
     Returns:
       A mapping from paths to leaves.
@@ -173,19 +178,21 @@ def open_sparse(path: str | os.PathLike[str]) -> SparseFile:
     (['mlp/bias'], Array([1., 1.], dtype=float32))
     """
     path = Path(path)
-    headers = read_headers(path)
+    headers = _read_headers(path, verify)
     file = _open_headers(headers, read_specs)
     check_total(path, headers)
     return file
 
 
-def open_tensors(path: str | os.PathLike[str]) -> SparseFile:
+def open_tensors(path: str | os.PathLike[str], *, verify: bool = True) -> SparseFile:
     """Opens any safetensors file, or several with Hugging Face's index.
 
     Each tensor is read on access.
 
     Args:
       path: the file, `model.safetensors`; the index is `model.safetensors.index.json`.
+      verify: whether to compare each tensor with its checksum when it is read, if the
+        file has checksums.
 
     Returns:
       A mapping from names to tensors. For a file of `save_sparse`, it maps paths to
@@ -201,9 +208,14 @@ def open_tensors(path: str | os.PathLike[str]) -> SparseFile:
     ...     open_tensors(f"{folder}/model.safetensors").specs["up.weight"]
     ShapeDtypeStruct(shape=(8, 16), dtype=float32)
     """
-    headers = read_headers(Path(path))
+    headers = _read_headers(Path(path), verify)
     is_sparse = any(map(has_leaf_metadata, headers))
     return _open_headers(headers, read_specs if is_sparse else tensor_specs)
+
+
+def _read_headers(path: Path, verify: bool) -> list[Header]:
+    headers = read_headers(path)
+    return headers if verify else [replace(x, checksums={}) for x in headers]
 
 
 def _open_headers(
@@ -221,10 +233,12 @@ def _open_headers(
     return SparseFile(all_specs, header_of)
 
 
-def _file_chunks(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> Chunks:
+def _write_leaves(
+    leaves: Mapping[str, Any], metadata: Mapping[str, str], file: BinaryIO
+) -> None:
     tensors = tensors_by_name(leaves)
     all_metadata = {**leaf_metadata(leaves), **metadata}
-    return file_chunks(tensors, tensors.__getitem__, all_metadata)
+    write_tensors(file, tensors, tensors.__getitem__, all_metadata, checksums=True)
 
 
 def _split_leaves(

@@ -89,7 +89,7 @@ def save_torch(
     )
 
 
-def open_torch(path: str | os.PathLike[str]) -> TorchFile:
+def open_torch(path: str | os.PathLike[str], *, verify: bool = True) -> TorchFile:
     """Opens a safetensors file of PyTorch as a tree in Flax's layout.
 
     Each leaf is read and transposed on access. `from_torch_layout` documents names and
@@ -98,6 +98,8 @@ def open_torch(path: str | os.PathLike[str]) -> TorchFile:
     Args:
       path: the file, `model.safetensors`; the index of several files is
         `model.safetensors.index.json`.
+      verify: whether to compare each tensor with its checksum when it is read, if the
+        file has checksums.
 
     Returns:
       A mapping from Flax's paths to leaves.
@@ -115,7 +117,7 @@ def open_torch(path: str | os.PathLike[str]) -> TorchFile:
     ...     print(list(leaves), leaves["up/kernel"].shape)
     ['up/kernel'] (16, 8)
     """
-    tensors = open_tensors(path)
+    tensors = open_tensors(path, verify=verify)
     moves = flax_moves({name: tuple(x.shape) for name, x in tensors.specs.items()})
     return TorchFile(
         {

@@ -1,7 +1,7 @@
 """The best mask of every leaf that a plan prunes, whatever its pattern."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +33,14 @@ from jaxsparse._sharding import (
     reshard_like,
     reshard_to,
 )
+from jaxsparse._trees import require_values
 
 
 _Mask = Bool[Array, "..."] | UInt8[Array, "..."]
 
 
 def search_masks(
-    scores: Mapping[str, ArrayLike],
+    scores: Mapping[str, Any],
     leaves: Sequence[LeafPlan],
     *,
     progress: Float[Array, ""] | None = None,
@@ -58,9 +59,11 @@ def search_masks(
       signed: whether to rank by value instead of by magnitude.
 
     Raises:
-      TypeError: `within` a mask, for integers of 32 bits or more: their order has no
-        key below the lowest, which pruned weights would need.
+      TypeError: a leaf has no values; or, `within` a mask, for integers of 32 bits or
+        more: their order has no key below the lowest, which pruned weights would need.
     """
+    for leaf in leaves:
+        require_values(leaf.path, scores[leaf.path])
     masks: dict[str, _Mask] = {}
     kept_counts: dict[tuple[int, int], Array] = {}
     for group, total, kept in counted_groups(leaves):

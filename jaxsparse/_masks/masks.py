@@ -15,7 +15,14 @@ from jaxsparse._patterns import (
 )
 from jaxsparse._plans import PlanLike, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
-from jaxsparse._trees import PyTree, flatten, flatten_masks, is_array, is_numeric
+from jaxsparse._trees import (
+    PyTree,
+    flatten,
+    flatten_masks,
+    is_array,
+    is_numeric,
+    require_values,
+)
 
 
 def create_masks(
@@ -44,6 +51,7 @@ def create_masks(
     Raises:
       ValueError: the plan or the scores do not fit the parameters, and whatever
         `plan_sparsity` raises.
+      TypeError: a leaf that the plan prunes, or its score, is a `jax.ShapeDtypeStruct`.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> create_masks(params, "2:4")["kernel"][:4, 0]
@@ -83,7 +91,7 @@ def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTre
     Raises:
       ValueError: a leaf has no entry in `masks`, a mask has no leaf or another shape;
         or, to be donated, one array is two leaves.
-      TypeError: a mask is neither bool nor packed (uint8).
+      TypeError: a mask is neither bool nor packed (uint8), or a leaf has no values.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> mask_params(params, create_masks(params, "2:4"))["kernel"][:4, 0]
@@ -91,6 +99,8 @@ def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTre
     """
     leaves = flatten(params)
     matched = match_masks(leaves.by_path, masks)
+    for path, leaf in leaves.by_path.items():
+        require_values(path, leaf)
     if donate:
         _check_once(leaves.by_path, matched)
     mask_one = _donated_leaf if donate else mask_leaf

@@ -1,6 +1,6 @@
 """Checks that a tree is as sparse as its plan says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxsparse._compressed import (
     Compressed,
     as_dense_shapes,
+    code_fault,
     decompress,
     is_compressed,
     plan_mismatch,
@@ -30,7 +31,8 @@ from jaxsparse._plans import (
     counted_groups,
     plan_for,
 )
-from jaxsparse._trees import PyTree, flatten
+from jaxsparse._reports.measure import measure_leaf
+from jaxsparse._trees import PyTree, flatten, is_abstract, require_values
 
 
 class SparsityError(ValueError):
@@ -59,7 +61,8 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     Args:
       params: a tree of arrays, some of which may be `Compressed`. A compressed leaf
         keeps no more than its own pattern, so only its pattern and axis are compared
-        with the plan's.
+        with the plan's, and its indices are checked for codes that `compress` cannot
+        write.
       plan: a plan, rules or a pattern.
 
     Raises:
@@ -67,7 +70,9 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
         leaf has more non-zero weights, blocks or channels than its pattern keeps. The
         error names every such leaf and its first bad group, and has the text for each
         leaf by path in its attribute `faults`. Also if a compressed leaf is not
-        compressed as the plan says, or the plan does not fit.
+        compressed as the plan says or its indices are damaged, or the plan does not
+        fit.
+      TypeError: a leaf has no values.
 
     >>> params = {"kernel": jnp.ones((16, 8))}
     >>> try:
@@ -80,10 +85,15 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     """
     plan = plan_for(as_dense_shapes(params), plan)
     leaves, _ = flatten(params, is_leaf=is_compressed)
+    for planned in plan.sparse:
+        leaf = leaves[planned.path]
+        if is_compressed(leaf) and is_abstract(leaf.indices):
+            leaf = as_dense_shapes(leaf)
+        require_values(planned.path, leaf)
     mismatches = {
         path: fault
         for path, leaf in leaves.items()
-        if is_compressed(leaf) and (fault := plan_mismatch(path, leaf, plan[path]))
+        if is_compressed(leaf) and (fault := _storage_fault(path, leaf, plan[path]))
     }
     if mismatches:
         raise SparsityError("not compressed as planned", mismatches)
@@ -94,6 +104,14 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     if faults:
         summary = "not sparse as planned; mask_params(params, masks) prunes it"
         raise SparsityError(summary, faults)
+
+
+def _storage_fault(path: str, leaf: Compressed, planned: LeafPlan) -> str:
+    """Returns what is wrong with how a leaf is compressed, if anything."""
+    if mismatch := plan_mismatch(path, leaf, planned):
+        return mismatch
+    fault = code_fault(leaf)
+    return fault and f"{path!r} of shape {leaf.shape}, {planned.decision}: {fault}"
 
 
 def _faults(
@@ -113,6 +131,17 @@ def _faults(
         case _:
             faults = [_count_fault(group, leaves, total, kept)]
     return [fault for fault in faults if fault]
+
+
+def _nonfinite_note(weights: Iterable[ArrayLike | Compressed]) -> str:
+    """Returns a note on the NaN and infinite weights of leaves, if they have any.
+
+    They stay: no update makes `weight + update` zero, since `inf - inf` is NaN.
+    """
+    count = sum(int(measure_leaf(weight, None)["nonfinite"]) for weight in weights)
+    if not count:
+        return ""
+    return f"{count} NaN or infinite weights, which no update can prune; "
 
 
 def _axes_to_check(leaf: LeafPlan, weight: ArrayLike | Compressed) -> list[int]:
@@ -141,9 +170,9 @@ def _group_fault(
     start = [int(i) for i in group]
     start[axis] *= m
     return (
-        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
-        f"{bad.size} groups keep more than {n}; the first, with "
-        f"{counts[tuple(group)]}, starts at {tuple(start)}{along}"
+        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
+        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} groups keep more than "
+        f"{n}; the first, with {counts[tuple(group)]}, starts at {tuple(start)}{along}"
     )
 
 
@@ -157,9 +186,9 @@ def _output_fault(leaf: LeafPlan, weight: ArrayLike, kept: int) -> str:
         return ""
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     return (
-        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: {bad.sum()} of "
-        f"{bad.size} outputs keep more than {kept}; the first, with {counts[first]}, "
-        f"starts at {first}"
+        f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
+        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} outputs keep more than "
+        f"{kept}; the first, with {counts[first]}, starts at {first}"
     )
 
 
@@ -180,8 +209,9 @@ def _count_fault(
         case _:
             unit = "weights"
     return (
-        f"{first.path!r} of shape {first.shape}{others}, {first.decision}: {nonzero} "
-        f"of {total} {unit} are not zero, but at most {kept} may be"
+        f"{first.path!r} of shape {first.shape}{others}, {first.decision}: "
+        f"{_nonfinite_note(leaves[x.path] for x in group)}{nonzero} of {total} {unit} "
+        f"are not zero, but at most {kept} may be"
     )
 
 

@@ -35,6 +35,8 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
       - `magnitude_kept`: the share of the sum of magnitudes of these leaves that the
         masks keep: 1 for a sparse network, less under `straight_through` or before the
         first update.
+      - `nonfinite`: the number of NaN and infinite weights of these leaves. No update
+        prunes them: `inf - inf` is NaN. `mask_params` does.
       - `flip_rate`: the fraction of these leaves' weights that the last change of masks
         pruned or regrew. Only for states that record it, those of
         `regrow_by_gradient`, `regrow_at_random` and `add_sr_ste_decay`.
@@ -42,6 +44,7 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
 
     Raises:
       ValueError: there are no masks in the state, or they do not fit the parameters.
+      TypeError: the state is a dict, as Orbax restores it without a target.
 
     >>> from jaxsparse import wrap_optimizer
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8), "bias": jnp.ones(8)}
@@ -51,6 +54,7 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
     sparsity: 0.007
     masked: 0.500
     magnitude_kept: 0.563
+    nonfinite: 0.000
     sparsity/kernel: 0.008
     """
     leaves, _ = flatten(params)
@@ -66,6 +70,7 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
         "sparsity": sparsity(params),
         "masked": _ratio(total("masked"), sum(sizes.values()), if_empty=0.0),
         "magnitude_kept": _ratio(total("kept"), total("magnitude"), if_empty=1.0),
+        "nonfinite": jnp.asarray(total("nonfinite"), jnp.float32),
     }
     # If several wrappers record a rate, the mean weighted by the sizes of their leaves.
     rates = [

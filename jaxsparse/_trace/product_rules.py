@@ -60,10 +60,6 @@ def record_product(
     if _record_lookup(eqn, operands, record):
         return result
     node = frozenset(view.leaf for value in operands for view in value.views)
-    others = result.frontier - {node}
-    record.after.update(others)
-    if others:
-        record.before.add(node)
     path = step_into(record.path, eqn)
     for i, axes in enumerate(_OPERAND_AXES[eqn.primitive.name](eqn)):
         # A product of parameters alone does not multiply either of them by an input.
@@ -78,9 +74,7 @@ def record_product(
                 contractions.append(Contraction(i, axes, view, shape))
     # Constants count as inputs: the result is a parameter only if both operands are.
     params_only = all(value.params and not value.inputs for value in operands)
-    return AbstractValue(
-        inputs=not params_only, params=True, frontier=frozenset({node})
-    )
+    return AbstractValue(inputs=not params_only, params=True)
 
 
 def _record_lookup(

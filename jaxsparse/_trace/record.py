@@ -21,8 +21,6 @@ class AbstractValue(NamedTuple):
       zero: whether it is a constant of zeros.
       counts: the axis along which it is `0, 1, 2, ...`, or lists other constants.
       one_hot: the axis along which it is one-hot, times anything, or a sum of such.
-      frontier: the products with parameters that reach it without passing through
-        another one.
     """
 
     views: tuple[View, ...] = ()
@@ -31,7 +29,6 @@ class AbstractValue(NamedTuple):
     zero: bool = False
     counts: int | None = None
     one_hot: int | None = None
-    frontier: frozenset[frozenset[str]] = frozenset()
 
     def map_views(self, move: Callable[[View], View | None]) -> "AbstractValue":
         """Applies `move` to the views that are not lost; drops those that become None.
@@ -120,15 +117,11 @@ class Record(NamedTuple):
 
     Attributes:
       uses: pairs of a leaf's path and a use of the leaf.
-      before: products that precede another product.
-      after: products that follow another product.
       contractions: products with parameters, by the path of their equation.
       path: the surrounding equations, from the outermost one.
     """
 
     uses: list[tuple[str, Use]]
-    before: set[frozenset[str]]
-    after: set[frozenset[str]]
     contractions: dict[Path, list[Contraction]]
     path: Path = ()
 
@@ -139,7 +132,7 @@ class Record(NamedTuple):
 
 def new_record() -> Record:
     """Returns an empty record."""
-    return Record([], set(), set(), {})
+    return Record([], {})
 
 
 def combine(values: Sequence[AbstractValue]) -> AbstractValue:
@@ -147,7 +140,6 @@ def combine(values: Sequence[AbstractValue]) -> AbstractValue:
     return AbstractValue(
         inputs=any(value.inputs for value in values),
         params=any(value.params for value in values),
-        frontier=frozenset().union(*(value.frontier for value in values)),
     )
 
 

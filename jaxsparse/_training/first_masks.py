@@ -12,7 +12,7 @@ from jaxsparse._masks import match_masks, search_masks
 from jaxsparse._patterns import as_bool, pack_mask, packed_axis
 from jaxsparse._plans import Plan
 from jaxsparse._sharding import device_put_mask
-from jaxsparse._trees import array_shapes
+from jaxsparse._trees import array_shapes, require_values
 
 
 def first_masks(
@@ -35,6 +35,7 @@ def first_masks(
 
     Raises:
       ValueError: masks that do not fit the parameters or the plan; nothing prunable.
+      TypeError: a leaf with a mask has no values.
     """
     if masks is not None:
         first = _copy_masks(weights, plan, match_masks(weights, masks, part=True))
@@ -64,6 +65,8 @@ def _copy_masks(
                 "reverse: to refresh masks, give those of the plan's leaves"
             )
         axis = None if axes is None else axes.get(path)
+        if mask is not None:
+            require_values(path, weights[path])
         copies[path] = None if mask is None else _copy(path, mask, weights[path], axis)
     return copies
 

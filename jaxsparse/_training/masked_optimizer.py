@@ -17,6 +17,7 @@ from jaxsparse._patterns import as_bool, packed_axis, packed_shape
 from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
 from jaxsparse._sharding import reshard_to
 from jaxsparse._training.inner_state import reset_changed
+from jaxsparse._training.state import RESTORED_DICT, is_restored_dict
 from jaxsparse._trees import Keys, Leaves, flatten_as
 
 
@@ -140,8 +141,11 @@ def require_state(state: Any, kind: type) -> None:
     """Raises where a state is not what `tx.init` made.
 
     Raises:
-      TypeError: it is of another type, such as that of an optimizer without masks.
+      TypeError: it is of another type, such as that of an optimizer without masks, or
+        the dict that Orbax restores without a target.
     """
+    if is_restored_dict(state):
+        raise TypeError(RESTORED_DICT)
     if not isinstance(state, kind):
         raise TypeError(
             f"update takes the {kind.__name__} that tx.init(params) makes, got "

@@ -7,6 +7,7 @@ RigL by the size of their gradients.
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,7 @@ from jaxsparse._trees import (
     flatten_masks,
     flatten_with_keys,
     replace_masks,
+    require_values,
 )
 
 
@@ -242,7 +244,8 @@ def _gradient(gradients: Leaves, leaf: LeafPlan) -> Array:
     return gradient
 
 
-def _check_regrowable(leaf: LeafPlan, weight: ArrayLike) -> None:
+def _check_regrowable(leaf: LeafPlan, weight: Any) -> None:
+    require_values(leaf.path, weight)
     dtype = jnp.asarray(weight).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(

@@ -1,6 +1,6 @@
 """The state of a masked optimizer, and the masks in it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,6 +57,12 @@ class StraightThroughState(NamedTuple):
     flip_rate: Float[Array, "..."]
 
 
+#: What to do with a state that is a dict.
+RESTORED_DICT = (
+    "the state is a dict, as Orbax returns a checkpoint that it restores without a "
+    "target: restore it with the target abstract_state(tx, params)"
+)
+
 #: Every state that has masks.
 _STATES = SparseState | RegrowthState | StraightThroughState
 
@@ -75,6 +81,7 @@ def get_masks(opt_state: optax.OptState) -> PyTree:
 
     Raises:
       ValueError: no such state, or two that prune the same leaf.
+      TypeError: the state is a dict, as Orbax restores it without a target.
 
     >>> import jaxsparse
     >>> params = {"kernel": jax.numpy.ones((16, 8))}
@@ -84,6 +91,8 @@ def get_masks(opt_state: optax.OptState) -> PyTree:
     (2, 8)
     """
     trees = [state.masks for state in _states_in(opt_state)]
+    if not trees and any(map(is_restored_dict, _nodes(opt_state, is_restored_dict))):
+        raise TypeError(RESTORED_DICT)
     if not trees:
         raise ValueError(
             "no masks in this optimizer state: give the state of wrap_optimizer, "
@@ -106,8 +115,16 @@ def flip_rates(opt_state: optax.OptState) -> list[tuple[Array, list[str]]]:
 
 def _states_in(opt_state: optax.OptState) -> list[Any]:
     is_state = lambda node: isinstance(node, _STATES)
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
-    return [node for node in nodes if is_state(node)]
+    return [node for node in _nodes(opt_state, is_state) if is_state(node)]
+
+
+def is_restored_dict(node: Any) -> bool:
+    """Returns whether a node is a dict with the fields of a state with masks."""
+    return isinstance(node, Mapping) and {"count", "masks"} <= {*node}
+
+
+def _nodes(tree: PyTree, is_node: Callable[[Any], bool]) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=is_node)
 
 
 def _merge(path: tuple[Any, ...], nodes: Sequence[PyTree]) -> PyTree:

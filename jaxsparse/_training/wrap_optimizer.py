@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.core import Tracer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 from jaxsparse._masks import (
@@ -139,7 +140,10 @@ def wrap_optimizer(
         kept = match_entries(weights.by_path, entries)
         if planned is not None and schedule is not None:
             progress = jnp.asarray(schedule(state.count), jnp.float32)
-            due = (state.count % every == 0) & _keep_more(planned, kept, progress)
+            before = schedule(jnp.maximum(state.count - every, 0))
+            moved = _moved(planned, before, progress)
+            late = _keep_more(planned, kept, progress)
+            due = (state.count % every == 0) & (moved | late)
             prune = partial(_finer_masks, weights.by_path, planned, progress)
             kept, inner_state = update_masks(
                 due, prune, kept, inner_state, weights.by_path, paths
@@ -201,11 +205,19 @@ def keep_params_sparse(
     )
 
 
+def _moved(plan: Plan, before: ArrayLike, progress: Array) -> Bool[Array, ""]:
+    """Whether any pattern keeps another number of weights than at an earlier step."""
+    before = jnp.asarray(before, jnp.float32)
+    counts = {(total, target) for _, total, target in counted_groups(plan.sparse)}
+    moved = [kept_count(*x, progress) != kept_count(*x, before) for x in counts]
+    return jnp.any(jnp.stack(moved)) if moved else jnp.zeros((), bool)
+
+
 def _keep_more(plan: Plan, masks: Masks, progress: Array) -> Bool[Array, ""]:
     """Whether any masks keep more weights than they should at this progress.
 
-    The masks themselves are asked, not the schedule at an earlier step: a state may be
-    restored behind a step at which it should have been pruned.
+    A state may be restored behind a step at which it should have been pruned, where
+    the schedule no longer moves.
     """
     more = []
     for group, total, target in counted_groups(plan.sparse):

@@ -16,6 +16,7 @@ from jaxsparse._trees.paths import (
     flatten_as as flatten_as,
     flatten_masks as flatten_masks,
     flatten_with_keys as flatten_with_keys,
+    is_abstract as is_abstract,
     is_array as is_array,
     is_dense_entry as is_dense_entry,
     is_numeric as is_numeric,
@@ -23,6 +24,7 @@ from jaxsparse._trees.paths import (
     nest as nest,
     path_name as path_name,
     replace_masks as replace_masks,
+    require_values as require_values,
     without_box as without_box,
 )
 from jaxsparse._trees.pytree import (

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import ShapedArray
 from jax.tree_util import (
     DictKey,
     FlattenedIndexKey,
@@ -182,6 +183,27 @@ def map_named(f: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
 def is_array(leaf: Any) -> bool:
     """Whether a leaf has a shape and a dtype: arrays, tracers, `ShapeDtypeStruct`."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def is_abstract(leaf: Any) -> bool:
+    """Returns whether a leaf has a shape and a dtype, and never has values.
+
+    Tracers are not abstract: they have values where the program runs.
+    """
+    return isinstance(leaf, jax.ShapeDtypeStruct | ShapedArray)
+
+
+def require_values(path: str, leaf: Any) -> None:
+    """Raises if a leaf is abstract.
+
+    Raises:
+      TypeError: it is; the error names the leaf.
+    """
+    if is_abstract(leaf):
+        raise TypeError(
+            f"leaf {path!r} of shape {tuple(leaf.shape)} is a {type(leaf).__name__}, "
+            "which has no values: give arrays, or call this within jax.eval_shape"
+        )
 
 
 def refuse_shared_variables(tree: PyTree) -> None:

@@ -19,7 +19,7 @@ from jaxsparse.cli.prune import prune
 _EXIT_CODES = (
     "Exit codes: 0 done, or check passed; 1 check failed, the files do not have the "
     "same tensors, or broken pipe; 2 invalid file or argument; 70 internal error; 130 "
-    "interrupted."
+    "interrupted; 143 terminated."
 )
 
 app = typer.Typer(

@@ -48,9 +48,9 @@ def check(
     plain: PlainOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Say, by the exit code too, whether a file is sparse.
+    """Check that every tensor that would be pruned has its pattern already.
 
-    It is if every tensor that would be pruned has its pattern already.
+    The exit code is 0 if all do, and 1 if one does not.
     """
     leaves = open_leaves(file)
     plan = plan_leaves(

@@ -101,7 +101,7 @@ def prune(
         output = None
         zeros = {leaf.path: pruned_weights(leaf) for leaf in plan.leaves}
     else:
-        zeros = _write(leaves, output, plan, verbose)
+        zeros = _write(leaves, output, plan, replace=force, verbose=verbose)
     if json:
         print_json(pruned_as_json(leaves, output, plan, left_out))
         return
@@ -123,7 +123,7 @@ def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
 
 
 def _write(
-    leaves: Leaves, output: Path, plan: Plan, verbose: bool
+    leaves: Leaves, output: Path, plan: Plan, *, replace: bool, verbose: bool
 ) -> Mapping[str, int]:
     """Writes the pruned tensors, and returns the number of zeros in each."""
     zeros: dict[str, int] = {}
@@ -135,5 +135,5 @@ def _write(
             zeros[name] = count_zeros(pruned)
             return pruned
 
-        write_changed(leaves, output, change)
+        write_changed(leaves, output, change, replace=replace)
     return zeros

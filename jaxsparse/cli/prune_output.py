@@ -73,18 +73,26 @@ def check_prunable(leaves: Leaves) -> None:
 
 
 def write_changed(
-    leaves: Leaves, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
+    leaves: Leaves,
+    output: Path,
+    change: Callable[[str, np.ndarray], np.ndarray],
+    *,
+    replace: bool,
 ) -> None:
-    """Writes a changed copy of the tensors, and of what else is in their folder."""
+    """Writes a changed copy of the tensors, and of what else is in their folder.
+
+    Raises:
+      FileExistsError: the output exists and is not to be replaced.
+    """
     if leaves.kind == "orbax":
-        write_orbax_arrays(leaves.path, output, change)
+        write_orbax_arrays(leaves.path, output, change, replace=replace)
         return
     assert leaves.weights is not None
     if leaves.kind == "folder":
-        write_model_folder(leaves.path, leaves.headers, output, change)
+        write_model_folder(leaves.path, leaves.headers, output, change, replace=replace)
     else:
         path = without_index(output)
-        rewrite_tensors(leaves.weights, leaves.headers, path, change)
+        rewrite_tensors(leaves.weights, leaves.headers, path, change, replace=replace)
 
 
 def files_left_out(leaves: Leaves) -> list[str]:

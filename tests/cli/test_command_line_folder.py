@@ -141,8 +141,10 @@ def test_what_a_killed_command_left_is_removed(run, folder, tmp_path):
 def test_a_snapshot_of_links_becomes_a_folder_of_files(run, folder, tmp_path):
     snapshot, output = tmp_path / "snapshot", tmp_path / "out"
     snapshot.mkdir()
-    for path in folder.iterdir():
-        (snapshot / path.name).symlink_to(path)
+    for path in filter(Path.is_file, folder.rglob("*")):
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(path)
     assert run("prune", snapshot, "-o", output).code == 0
     assert not any(path.is_symlink() for path in output.rglob("*"))
     assert files(output).keys() == files(folder).keys() - OTHER_FORMATS.keys()

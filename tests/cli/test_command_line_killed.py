@@ -1,11 +1,22 @@
 """A `prune` that is killed or interrupted: OUT is absent or complete."""
 
+import shutil
 import signal
+import subprocess
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from tests.cli.command import assert_complete, kill_prune, write_matrices
+import jaxsparse as js
+from tests.cli.command import (
+    assert_complete,
+    command,
+    kill_prune,
+    pruned,
+    weights,
+    write_matrices,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +50,56 @@ def test_an_interrupt_leaves_nothing(tmp_path, model):
     output = tmp_path / "out.safetensors"
     assert kill_prune(model, output, 3, how=signal.SIGINT) == 130
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGHUP) == signal.SIG_IGN,
+    reason="SIGHUP is ignored, as by nohup",
+)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_stops_the_command_leaves_nothing(tmp_path, model, how):
+    output = tmp_path / "out.safetensors"
+    assert kill_prune(model, output, 3, how=how) == 128 + how
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminated_command_leaves_the_output_of_before(tmp_path):
+    model, output = tmp_path / "model", tmp_path / "out"
+    tree = {f"layers_{i}": {"kernel": np.ones((512, 512))} for i in range(6)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(model, tree)
+    shutil.copytree(model, output)
+    assert kill_prune(model, output, 3, how=signal.SIGTERM) == 143
+    assert {x.name for x in tmp_path.iterdir()} == {"model", "out"}
+    with ocp.StandardCheckpointer() as checkpointer:
+        result = checkpointer.restore(output)
+    assert all((x["kernel"] == 1).all() for x in result.values())
+
+
+def test_two_commands_at_once(tmp_path):
+    models = [tmp_path / name / "model.safetensors" for name in "ab"]
+    for seed, model in enumerate(models):
+        model.parent.mkdir()
+        kernels = {f"{i}.up.weight": weights((64, 64), seed + i) for i in range(8)}
+        js.save_sparse(model, kernels, max_file_bytes=1)  # each in eight files
+    folder = tmp_path / "out"
+    folder.mkdir()
+    output = folder / "out.safetensors"
+    running = [
+        subprocess.Popen(command("prune", model, "-o", output, "--force"), **QUIET)
+        for model in models
+    ]
+    assert [process.wait(120) for process in running] == [0, 0]
+    result = js.load_sparse(output)
+    expected = [
+        {name: pruned(np.asarray(x), 2, 4, 1) for name, x in js.open_tensors(a).items()}
+        for a in models
+    ]
+    assert any(
+        all(np.array_equal(result[name], x) for name, x in tree.items())
+        for tree in expected
+    )
+    assert len(list(folder.iterdir())) == 9  # the files of one of them, and the index
+
+
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

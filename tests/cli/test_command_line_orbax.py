@@ -149,3 +149,33 @@ def test_a_file_that_cannot_be_copied_is_named(run, model, tmp_path):
     assert (done.code, names(tmp_path)) == (2, {"model"})
     (line,) = done.err.splitlines()
     assert line.startswith(f"error: {model / 'notes'}: [Errno 2] No such file")
+
+
+@pytest.mark.parametrize("zarr3", [False, True])
+def test_a_checkpoint_of_one_array(run, tmp_path, zarr3):
+    kernel = weights((64, 32))
+    model, output = tmp_path / "model", tmp_path / "out"
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=zarr3)
+    options = ("--layout", "flax", "--rule", ".*=2:4@0")
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(model, args=ocp.args.PyTreeSave(kernel))
+        assert run("inspect", model, "--json").json["leaves"][0]["leaf"] == ""
+        assert run("prune", model, "-o", output, *options).code == 0
+        result = checkpointer.restore(output)
+    np.testing.assert_array_equal(result, pruned(kernel, 2, 4, 0))
+    assert run("check", output, *options).code == 0
+
+
+@pytest.mark.parametrize("target", ["elsewhere", ".", "/", "model"])
+def test_a_folder_that_links_elsewhere_is_not_followed(run, tmp_path, model, target):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret").write_text("secret")
+    (model / "more").symlink_to(tmp_path / target)
+    done = run("prune", model, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert f"{model / 'more'}: it is a link to the folder" in done.err
+    assert {x.name for x in tmp_path.iterdir()} == {"model", "elsewhere"}
+    (model / "more").unlink()
+    (model / "more").symlink_to(tmp_path / "elsewhere" / "secret")  # as in a cache
+    assert run("prune", model, "-o", tmp_path / "out").code == 0
+    assert (tmp_path / "out" / "more").read_text() == "secret"

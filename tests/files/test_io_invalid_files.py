@@ -94,7 +94,7 @@ def change_metadata(path, leaf, **changes):
         (set_in("__metadata__", {"jaxsparse": 1}), "map of strings"),
         (set_in("__metadata__", {}), "save_sparse did not write it"),
         (set_in("__metadata__", "jaxsparse", "[]"), "not an object"),
-        (set_in("__metadata__", "jaxsparse", '{"format":2,"leaves":{}}'), "format 1"),
+        (set_in("__metadata__", "jaxsparse", '{"format":3,"leaves":{}}'), "format 1"),
         (set_in("__metadata__", "jaxsparse", '{"format":1,"leaves":[]}'), "valid"),
         (lambda header: header.pop("step") and None, "begins at|describes"),
         (set_in("__metadata__", "jaxsparse", '"\ud800"'), "not an object"),

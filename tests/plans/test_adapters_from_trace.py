@@ -5,28 +5,17 @@ import jax.numpy as jnp
 import pytest
 
 import jaxsparse as js
-from tests.plans.mixture import MIXTURE, top_k_of_softmax
+from tests.plans.roles import (
+    CLASSES,
+    MIXTURE,
+    RANK,
+    RULES,
+    WIDTH,
+    X,
+    roles,
+    top_k_of_softmax,
+)
 
-
-WIDTH, EXPERTS, RANK, CLASSES = 32, 16, 16, 24
-X = jax.ShapeDtypeStruct((8, WIDTH), "float32")
-LABELS = jax.ShapeDtypeStruct((8,), "int32")
-RULES = [js.Rule(".*", "2:4", sizes=None)]
-
-
-def roles(fn, *args, **shapes):
-    """Returns the leaves that stay dense, by the first word of the reason."""
-    params = {
-        name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()
-    }
-    dense = {}
-    for leaf in js.plan_sparsity(params, RULES, fn=fn, args=args or (X,)).leaves:
-        if leaf.pattern is None:
-            dense.setdefault(leaf.reason.split(";")[0], set()).add(leaf.path)
-    return dense
-
-
-# Adapters.
 
 LAYERS = {"w1": (WIDTH, WIDTH), "w2": (WIDTH, WIDTH), "head": (WIDTH, CLASSES)}
 

@@ -1,4 +1,4 @@
-"""Output layers, routers and adapters, recognised by their products."""
+"""Output layers and routers, recognised by their products."""
 
 import jax
 import jax.numpy as jnp
@@ -6,25 +6,18 @@ import optax
 import pytest
 
 import jaxsparse as js
-from tests.plans.mixture import MIXTURE, experts, top_k_of_softmax
-
-
-WIDTH, EXPERTS, RANK, CLASSES = 32, 16, 16, 24
-X = jax.ShapeDtypeStruct((8, WIDTH), "float32")
-LABELS = jax.ShapeDtypeStruct((8,), "int32")
-RULES = [js.Rule(".*", "2:4", sizes=None)]
-
-
-def roles(fn, *args, **shapes):
-    """Returns the leaves that stay dense, by the first word of the reason."""
-    params = {
-        name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()
-    }
-    dense = {}
-    for leaf in js.plan_sparsity(params, RULES, fn=fn, args=args or (X,)).leaves:
-        if leaf.pattern is None:
-            dense.setdefault(leaf.reason.split(";")[0], set()).add(leaf.path)
-    return dense
+from tests.plans.roles import (
+    CLASSES,
+    EXPERTS,
+    LABELS,
+    MIXTURE,
+    RULES,
+    WIDTH,
+    X,
+    experts,
+    roles,
+    top_k_of_softmax,
+)
 
 
 # Losses of several terms.

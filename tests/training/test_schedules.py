@@ -193,3 +193,19 @@ def test_a_state_of_a_denser_plan_is_pruned_on_or_refused():
     )
     with pytest.raises(ValueError, match=said):
         fixed.update(params(), state, params())
+
+
+def test_masks_of_another_pattern_with_as_many_weights_take_the_plans():
+    """Whole groups of four at first, every other one: half of the weights, not 2:4."""
+    groups = np.arange(16)[:, None] // 4 % 2 == 0
+    first = np.broadcast_to(groups, (16, 8))
+    masks = {"a": {"kernel": first}, "b": {"kernel": None, "bias": None}}
+    rules = [js.Rule("a/.*", "2:4")]
+    schedule = js.one_shot_schedule(3)
+    tx = js.wrap_optimizer(optax.sgd(0.01), rules, masks=masks, schedule=schedule)
+    step, tree, state = jax.jit(make_step(tx)), params(), tx.init(params())
+    for index in range(5):
+        tree, state = step(tree, state, index)
+        kept = reference.n_per_group(unpacked(js.get_masks(state), "a"), 4, 0)
+        np.testing.assert_array_equal(kept.max(), 4 if index < 3 else 2)
+    js.check_sparsity(tree, rules)
