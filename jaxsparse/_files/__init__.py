@@ -4,6 +4,12 @@ from jaxsparse._files.leaves import (
     Spec as Spec,
     read_leaf as read_leaf,
 )
+from jaxsparse._files.model_folder import (
+    is_other_format as is_other_format,
+    left_out as left_out,
+    weights_of as weights_of,
+    write_model_folder as write_model_folder,
+)
 from jaxsparse._files.orbax import (
     is_orbax_checkpoint as is_orbax_checkpoint,
     open_orbax_arrays as open_orbax_arrays,
@@ -21,9 +27,9 @@ from jaxsparse._files.safetensors import (
     read_tensor as read_tensor,
 )
 from jaxsparse._files.sharded_files import (
-    checked_path as checked_path,
     index_of as index_of,
     stale_files as stale_files,
+    without_index as without_index,
 )
 from jaxsparse._files.sparse_file import (
     SparseFile as SparseFile,

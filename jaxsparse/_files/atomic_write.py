@@ -74,14 +74,19 @@ def _write_files(
         file.unlink(missing_ok=True)
 
 
+def write_file(path: Path, write: Write) -> None:
+    """Writes a new file and flushes it to disk."""
+    with open(path, "xb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _replace(path: Path, token: str, write: Write) -> None:
     """Writes a temporary file beside the path, flushes it to disk, and renames it."""
     pending = path.with_name(f"{path.name}.{token}.tmp")
     try:
-        with open(pending, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_file(pending, write)
         os.replace(pending, path)
     except BaseException:
         pending.unlink(missing_ok=True)

@@ -7,10 +7,7 @@ empty if the tree is one array. The rest of a checkpoint is copied.
 """
 
 import ctypes
-import os
-import re
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,8 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsparse._files.atomic_write import refuse_existing
-from jaxsparse._files.lock import locked
+from jaxsparse._files.new_folder import copy_folder, new_folder
 from jaxsparse._files.parse import SparseFileError, parse_object
 
 
@@ -107,66 +103,14 @@ def write_orbax_arrays(
       FileExistsError: the output exists and is not to be replaced.
       SparseFileError: the checkpoint is invalid or cannot be read.
     """
-    output = output.resolve()
-    with locked(output):
-        if not replace:
-            refuse_existing(output)
-        _write_checkpoint(path, output, change)
-        for folder in _pending_folders(output):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_checkpoint(
-    path: Path, output: Path, change: Callable[[str, np.ndarray], np.ndarray]
-) -> None:
-    pending = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        _copy_other_files(path, pending)
+    ignore = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
+    with new_folder(output, replace=replace) as pending:
+        copy_folder(path, pending, ignore)  # all but the key-value store
         arrays = open_orbax_arrays(path)
         _copy_other_entries(path, pending, arrays.values())
         for leaf, array in arrays.items():
             _write_array(pending, array, change(leaf, read_orbax_array(array)))
             _release_memory()
-        _replace_folder(pending, output)
-    except BaseException:
-        shutil.rmtree(pending, ignore_errors=True)
-        raise
-
-
-def _pending_folders(output: Path) -> list[Path]:
-    """Returns the folders of earlier writers that were killed."""
-    pattern = rf"{re.escape(output.name)}\.[0-9a-f]{{8}}\.tmp"
-    return [x for x in output.parent.iterdir() if re.fullmatch(pattern, x.name)]
-
-
-def _copy_other_files(path: Path, pending: Path) -> None:
-    """Copies everything but the key-value store, into folders that are writable."""
-    of_store = shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_*")
-
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        ignored = of_store(folder, names)
-        for name in {*names} - ignored:
-            _refuse_linked_folder(Path(folder, name))
-        return ignored
-
-    try:
-        shutil.copytree(path, pending, ignore=ignore)
-    except shutil.Error as error:
-        (file, _, cause), *_ = error.args[0]
-        raise SparseFileError(Path(file), cause) from error
-    for copied in (pending, *pending.rglob("*")):
-        if copied.is_dir():
-            copied.chmod(copied.stat().st_mode | stat.S_IRWXU)
-
-
-def _refuse_linked_folder(path: Path) -> None:
-    """Raises if a path is a link to a folder, which might be of any size, or a loop.
-
-    Links to files are followed: Hugging Face's cache consists of them.
-    """
-    if path.is_symlink() and path.is_dir():
-        cause = f"it is a link to the folder {os.readlink(path)}: replace it by a copy"
-        raise SparseFileError(path, cause)
 
 
 def _copy_other_entries(
@@ -198,27 +142,14 @@ def _release_memory() -> None:
         libc.malloc_trim(0)
 
 
-def _replace_folder(pending: Path, output: Path) -> None:
-    if not output.exists():
-        pending.rename(output)
-        return
-    old = output.with_name(f"{output.name}.{os.urandom(4).hex()}.tmp")
-    output.rename(old)
-    try:
-        pending.rename(output)
-    except BaseException:
-        old.rename(output)
-        raise
-    shutil.rmtree(old)
-
-
 def _read_names(path: Path) -> tuple[dict[str, str], str]:
     """Returns the name of each array by its path, and TensorStore's driver for them."""
     file = path / "_METADATA"
     if not is_orbax_checkpoint(path):
         inner = sorted(x.parent.name for x in path.glob("*/_METADATA"))
         hint = f": give one of its folders {inner}" if inner else ""
-        raise SparseFileError(path, f"the folder is not an Orbax checkpoint{hint}")
+        cause = f"it has no model.safetensors and is not an Orbax checkpoint{hint}"
+        raise SparseFileError(path, cause)
     metadata = parse_object(file, file.read_bytes())
     if not metadata.get("use_ocdbt"):
         raise SparseFileError(file, "the checkpoint is not in the OCDBT format")

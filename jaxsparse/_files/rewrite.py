@@ -39,15 +39,16 @@ def rewrite_tensors(
     sizes, metadata = list(map(_sizes, headers)), index_metadata(path)
     write_atomically(
         output,
-        [partial(_write_changed, header, change) for header in headers],
+        [partial(write_changed_file, header, change) for header in headers],
         lambda names: index_text(names, sizes, metadata),
         replace=replace,
     )
 
 
-def _write_changed(
+def write_changed_file(
     header: Header, change: Callable[[str, np.ndarray], np.ndarray], file: BinaryIO
 ) -> None:
+    """Writes a changed copy of a file; see `rewrite_tensors`."""
     write_tensors(
         file,
         header.entries,

@@ -166,14 +166,13 @@ def read_header(path: Path) -> Header:
         with open(path, "rb") as file:
             state = _state(file)
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise SparseFileError(
-                    path, f"{size} bytes cannot contain a header of {length}"
-                )
-            header = parse_object(path, file.read(length))
+            start = file.read(9)
+            length = int.from_bytes(start[:8], "little")
+            _check_start(path, start[8:], length, size)
+            text = start[8:] + file.read(length - 1)
     except OSError as error:
         raise SparseFileError(path, error) from error
+    header = parse_object(path, text)
     metadata = header.pop("__metadata__", {})
     if not is_text_map(metadata):
         raise SparseFileError(path, "its metadata are not a map of strings")
@@ -233,6 +232,18 @@ def as_shape(value: Any) -> tuple[int, ...]:
     ):
         raise ValueError(f"{value!r} is not a list of sizes")
     return tuple(value)
+
+
+def _check_start(path: Path, first: bytes, length: int, size: int) -> None:
+    """Checks the length and the first byte of a header against the size of the file."""
+    begins_well = first == b"{" and length <= _MAX_HEADER
+    cause = "" if begins_well else "its first bytes are not a safetensors header"
+    if length > max(size - 8, 0) or size < 8:
+        # A header that begins well is that of a file that was not written to its end.
+        separator = ": " if cause else ""
+        cause += f"{separator}{size} bytes cannot contain a header of {length}"
+    if cause:
+        raise SparseFileError(path, cause)
 
 
 def _check_contiguous(

@@ -20,6 +20,11 @@ def index_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.index.json")
 
 
+def without_index(path: Path) -> Path:
+    """Returns the path without the `.index.json` of an index."""
+    return path.parent / path.name.removesuffix(".index.json")
+
+
 def checked_path(path: Path) -> Path:
     """Returns the path; raises `ValueError` unless it ends in `.safetensors`."""
     if path.suffix != ".safetensors":

@@ -23,8 +23,10 @@ from jaxsparse._plans.leaf_axes import (
 from jaxsparse._plans.leaf_plan import (
     LeafPlan as LeafPlan,
     counted_groups as counted_groups,
+    pruned_weights as pruned_weights,
 )
 from jaxsparse._plans.plan import (
+    NothingPrunableError as NothingPrunableError,
     Plan as Plan,
     PlanLike as PlanLike,
     is_plan_like as is_plan_like,
@@ -36,6 +38,10 @@ from jaxsparse._plans.plan import (
 from jaxsparse._plans.plan_error import (
     PlanError as PlanError,
     Remedy as Remedy,
+)
+from jaxsparse._plans.plan_table import (
+    could_be_pruned as could_be_pruned,
+    count_text as count_text,
 )
 from jaxsparse._plans.rule import (
     ASP_SIZES as ASP_SIZES,

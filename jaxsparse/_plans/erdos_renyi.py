@@ -39,6 +39,7 @@ def distribute_by_erdos_renyi(plan: Plan) -> Plan:
     leaf      shape  plan
     a/kernel  8x8    31.25% unstructured
     b/kernel  32x32  83.01% unstructured
+    total     1,088  2 of 2 pruned: 80.0 % of weights
     """
     leaves = [
         leaf

@@ -126,6 +126,18 @@ class LeafPlan:
         return total, round(total * self.pattern.density)
 
 
+def pruned_weights(leaf: LeafPlan) -> int:
+    """Returns the number of weights of a leaf that its plan prunes.
+
+    >>> pruned_weights(LeafPlan("w", (8, 16), NM(1, 4), axis=1))
+    96
+    """
+    if leaf.pattern is None:
+        return 0
+    total, kept = leaf.counts
+    return math.prod(leaf.shape or ()) * (total - kept) // total
+
+
 def dense_leaf(
     path: str, shape: tuple[int, ...], problem: str, remedy: Remedy | None
 ) -> LeafPlan:

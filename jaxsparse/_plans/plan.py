@@ -12,6 +12,7 @@ from jaxsparse._plans.axes_from_trace import axes_from_trace
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf
 from jaxsparse._plans.plan_error import PlanError, Remedy
+from jaxsparse._plans.plan_table import plan_rows, plan_total
 from jaxsparse._plans.rule import Rule, RulesLike, as_rules, check_rules
 from jaxsparse._trace import ROLES, Role
 from jaxsparse._trees import (
@@ -19,9 +20,7 @@ from jaxsparse._trees import (
     Tabular,
     array_shapes,
     flatten,
-    fold,
     is_array,
-    shape_text,
 )
 
 
@@ -69,10 +68,10 @@ class Plan(Tabular):
         return {**super().as_dict(), "notes": list(self.notes)}
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        shapes = ("-" if x.shape is None else shape_text(x.shape) for x in self.leaves)
-        rows = zip(self.leaves, shapes, strict=True)
-        header = ("leaf", "shape", "plan")
-        return header, fold((x.path, (shape, x.decision)) for x, shape in rows)
+        return ("leaf", "shape", "plan"), plan_rows(self.leaves)
+
+    def _total(self) -> tuple[str, str, str]:
+        return plan_total(self.leaves)
 
 
 _NO_HEAD = (
@@ -156,9 +155,11 @@ def plan_sparsity(
     leaf            shape  plan
     Dense_0/bias    32     dense: bias, norm or scalar
     Dense_0/kernel  64x32  2:4 along axis 0
+    total           2,080  1 of 1 pruned: 49.2 % of weights
     >>> print(plan_sparsity({"fc1.weight": kernel.T}, layout="torch"))
     leaf        shape  plan
     fc1.weight  32x64  2:4 along axis 1
+    total       2,048  1 of 1 pruned: 50.0 % of weights
     """
     if layout not in ("flax", "torch") or (fn is not None and layout != "flax"):
         raise ValueError(

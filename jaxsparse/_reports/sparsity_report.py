@@ -24,6 +24,7 @@ from jaxsparse._plans import (
     LeafPlan,
     Plan,
     PlanLike,
+    could_be_pruned,
     is_plan_like,
     plan_for,
 )
@@ -36,7 +37,9 @@ from jaxsparse._trees import (
     fold,
     is_array,
     is_numeric,
+    percent_text,
     shape_text,
+    weights_text,
 )
 
 
@@ -94,13 +97,40 @@ class SparsityReport(Tabular):
         return iter(self.leaves)
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        has_bytes = any(leaf.stored for leaf in self.leaves)
+        has_bytes = self._has_bytes
         if has_bytes:
             header = ("leaf", "shape", "sparsity", "kept", "bytes", "plan")
         else:
             header = ("leaf", "shape", "sparsity", "kept", "plan")
         rows = ((leaf.path, _cells(leaf, has_bytes)) for leaf in self.leaves)
         return header, fold(rows)
+
+    def _total(self) -> tuple[str, ...]:
+        weights = [leaf for leaf in self.leaves if leaf.sparsity is not None]
+        sizes = [math.prod(leaf.shape or ()) for leaf in weights]
+        zeros = sum(
+            size * (leaf.sparsity or 0)
+            for leaf, size in zip(weights, sizes, strict=True)
+        )
+        stored_bytes = sum(leaf.stored_bytes or 0 for leaf in self.leaves)
+        dense_bytes = sum(leaf.dense_bytes or 0 for leaf in self.leaves)
+        pruned = sum(leaf.masked is not None for leaf in self.leaves)
+        dense = sum(
+            leaf.masked is None and could_be_pruned(leaf.shape, leaf.reason)
+            for leaf in self.leaves
+        )
+        return (
+            "total",
+            weights_text(sum(sizes)),
+            percent_text(zeros / max(sum(sizes), 1)),
+            "-",
+            *([bytes_text(stored_bytes, dense_bytes)] if self._has_bytes else []),
+            f"{pruned} of {pruned + dense} pruned",
+        )
+
+    @property
+    def _has_bytes(self) -> bool:
+        return any(leaf.stored for leaf in self.leaves)
 
 
 def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> SparsityReport:
@@ -122,9 +152,10 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8), "bias": jnp.ones(8)}
     >>> print(sparsity_report(params, "2:4"))
-    leaf    shape  sparsity  kept   plan
-    bias    8      0.0%      -      dense: bias, norm or scalar
-    kernel  16x8   0.8%      56.3%  2:4 along axis 0
+    leaf    shape  sparsity  kept    plan
+    bias    8      0.0 %     -       dense: bias, norm or scalar
+    kernel  16x8   0.8 %     56.3 %  2:4 along axis 0
+    total   136    0.7 %     -       1 of 1 pruned
     """
     leaves, _ = flatten(params, is_leaf=is_compressed)
     shapes = as_dense_shapes(params)
@@ -214,8 +245,8 @@ def _cells(leaf: LeafReport, has_bytes: bool) -> tuple[str, ...]:
         plan += f"; {leaf.nonfinite} values are NaN or infinite"
     cells = [
         "-" if leaf.shape is None else shape_text(leaf.shape),
-        "-" if leaf.sparsity is None else f"{leaf.sparsity:.1%}",
-        "-" if leaf.magnitude_kept is None else f"{leaf.magnitude_kept:.1%}",
+        "-" if leaf.sparsity is None else percent_text(leaf.sparsity),
+        "-" if leaf.magnitude_kept is None else percent_text(leaf.magnitude_kept),
     ]
     if has_bytes:
         stored, dense = leaf.stored_bytes, leaf.dense_bytes

@@ -1,5 +1,12 @@
 """Leaves of any tree by their canonical path, and tables of them."""
 
+from jaxsparse._trees.fit_table import (
+    fit_table as fit_table,
+)
+from jaxsparse._trees.fold import (
+    alike as alike,
+    fold as fold,
+)
 from jaxsparse._trees.paths import (
     Keys as Keys,
     Leaves as Leaves,
@@ -25,8 +32,9 @@ from jaxsparse._trees.pytree import (
 )
 from jaxsparse._trees.table import (
     Tabular as Tabular,
-    alike as alike,
     bytes_text as bytes_text,
-    fold as fold,
+    percent_text as percent_text,
     shape_text as shape_text,
+    table as table,
+    weights_text as weights_text,
 )

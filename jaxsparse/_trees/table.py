@@ -1,14 +1,12 @@
-"""Tables in which equal layers of a model are one line."""
+"""Tables of leaves as text, as HTML, and for consoles of `rich`."""
 
 import dataclasses
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
-from typing import Any, TypeVar
+from typing import Any
 
-
-_Item = TypeVar("_Item")
+from jaxsparse._trees.fit_table import shorten
 
 
 class Tabular(ABC):
@@ -23,20 +21,28 @@ class Tabular(ABC):
     def _table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         """Returns the header and the cells of each line."""
 
+    def _total(self) -> Sequence[str] | None:
+        """Returns the cells of the last line, about all leaves; None without it."""
+        return None
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines about the leaves together, which are printed below the table."""
         return ()
 
     def __str__(self) -> str:
-        return "\n".join([table(*self._table()), *self.notes])
+        header, rows = self._table()
+        return "\n".join([table(header, [*rows, *self._totals()]), *self.notes])
 
     def _repr_html_(self) -> str:
         header, rows = self._table()
         head = _html_row("th", header)
         body = "\n".join(_html_row("td", cells) for cells in rows)
+        foot = "".join(
+            f"\n<tfoot>{_html_row('td', cells)}</tfoot>" for cells in self._totals()
+        )
         notes = "".join(f"\n<p>{escape(note)}</p>" for note in self.notes)
-        rows_html = f"<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>"
+        rows_html = f"<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>{foot}"
         return f"<table>\n{rows_html}\n</table>{notes}"
 
     def __rich__(self) -> Any:
@@ -45,16 +51,23 @@ class Tabular(ABC):
         from rich.text import Text
 
         header, rows = self._table()
+        lines = [*rows, *self._totals()]
         rich_table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        for name, *cells in zip(header, *rows, strict=True):
-            short = max(map(len, cells), default=0) <= 16  # paths and reasons are long
+        for i, (name, *cells) in enumerate(zip(header, *lines, strict=True)):
+            # Reasons are long; names are as wide as the rest allows.
+            short = i > 0 and max(map(len, cells), default=0) <= 16
             rich_table.add_column(name, overflow="fold", no_wrap=short)
-        for cells in rows:
+        for name, *cells in lines:
             # As `Text`, brackets in a path are not read as markup.
-            rich_table.add_row(*map(Text, cells))
+            first: Any = _RichName(name)  # it has the methods of a renderable
+            rich_table.add_row(first, *map(Text, cells))
         if self.notes:
             rich_table.caption = Text("\n".join(self.notes))
         return rich_table
+
+    def _totals(self) -> list[Sequence[str]]:
+        total = self._total()
+        return [] if total is None else [total]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns data that JSON can hold: under `leaves` a dict for each leaf.
@@ -62,6 +75,24 @@ class Tabular(ABC):
         Patterns become the strings that they print as.
         """
         return {"leaves": [_plain(leaf) for leaf in self.leaves]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _RichName:
+    """A name that a console of `rich` shortens in the middle and never wraps."""
+
+    name: str
+
+    def __rich_console__(self, _console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        yield Text(shorten([self.name], options.max_width)[self.name], no_wrap=True)
+
+    def __rich_measure__(self, _console: Any, options: Any) -> Any:
+        from rich.measure import Measurement
+
+        width = min(len(self.name), options.max_width)
+        return Measurement(min(width, 16), width)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -76,36 +107,30 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, ...]]:
-    """Folds rows `(path, cells)` that differ only by numbers in the path into one.
-
-    >>> fold([("l_0/w1", ("2:4",)), ("l_1/w1", ("2:4",)), ("b", ("dense",))])
-    [('l_*/w1 (x2)', '2:4'), ('b', 'dense')]
-    """
-    folded: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for path, cells in rows:
-        folded.setdefault((_without_numbers(path), cells), []).append(path)
-    return [(_folded_name(paths), *cells) for (_, cells), paths in folded.items()]
-
-
-def alike(items: Mapping[str, _Item]) -> dict[str, list[_Item]]:
-    """Groups items whose paths differ only by numbers under one name.
-
-    >>> alike({"l_0/w": 1, "l_1/w": 2, "b": 3})
-    {'l_*/w (x2)': [1, 2], 'b': [3]}
-    """
-    groups: dict[str, list[str]] = {}
-    for path in items:
-        groups.setdefault(_without_numbers(path), []).append(path)
-    return {
-        _folded_name(paths): [items[path] for path in paths]
-        for paths in groups.values()
-    }
-
-
 def shape_text(shape: tuple[int, ...]) -> str:
     """Returns a shape as text, such as `64x32`; `scalar` for a shape without axes."""
     return "x".join(map(str, shape)) or "scalar"
+
+
+def weights_text(count: int) -> str:
+    """Returns a number of weights as text, from ten millions on rounded.
+
+    >>> weights_text(85_001), weights_text(124_439_808), weights_text(8_030_261_248)
+    ('85,001', '124.4M', '8.03B')
+    """
+    for size, unit in ((10**9, "B"), (10**6, "M")):
+        if count >= max(size, 10**7):
+            return f"{count / size:.4g}{unit}"
+    return f"{count:,}"
+
+
+def percent_text(share: float) -> str:
+    """Returns a share of one as text.
+
+    >>> percent_text(0.5)
+    '50.0 %'
+    """
+    return f"{100 * share:.1f} %"
 
 
 def bytes_text(part: int, whole: int) -> str:
@@ -125,19 +150,6 @@ def bytes_text(part: int, whole: int) -> str:
 
 def _html_row(tag: str, cells: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-
-def _folded_name(paths: Sequence[str]) -> str:
-    """Returns one name for paths: a number that all of them share stays."""
-    if len(paths) == 1:
-        return paths[0]
-    pieces = zip(*(re.split(r"(\d+)", path) for path in paths), strict=True)
-    name = "".join(piece[0] if len(set(piece)) == 1 else "*" for piece in pieces)
-    return f"{name} (x{len(paths)})"
-
-
-def _without_numbers(path: str) -> str:
-    return re.sub(r"\d+", "*", path)
 
 
 def _plain(leaf: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import typer
 
 from jaxsparse._plans import (
@@ -10,8 +11,15 @@ from jaxsparse._plans import (
     Plan,
 )
 from jaxsparse._reports import SparsityError, check_sparsity
-from jaxsparse.cli.console import print_json, print_line, with_progress
-from jaxsparse.cli.inspect import FileArgument, JsonOption
+from jaxsparse._trees import shape_text, weights_text
+from jaxsparse.cli.arguments import (
+    FileArgument,
+    JsonOption,
+    PlainOption,
+    VerboseOption,
+)
+from jaxsparse.cli.console import print_json, print_line, print_table
+from jaxsparse.cli.finest_pattern import count_zeros
 from jaxsparse.cli.leaves import Leaves, open_leaves, x64_if_needed
 from jaxsparse.cli.options import (
     AdapterOption,
@@ -23,6 +31,8 @@ from jaxsparse.cli.options import (
     RuleOption,
     plan_leaves,
 )
+from jaxsparse.cli.progress import with_progress
+from jaxsparse.cli.totals import stored_text, totals
 
 
 def check(
@@ -35,6 +45,8 @@ def check(
     router: RouterOption = False,
     adapter: AdapterOption = False,
     json: JsonOption = False,
+    plain: PlainOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Check that every tensor that would be pruned has its pattern already.
 
@@ -51,32 +63,79 @@ def check(
         router=router,
         adapter=adapter,
     )
-    planned = {leaf.path: leaf for leaf in plan.sparse}
+    zeros: dict[str, int] = {}
     faults: dict[str, str] = {}
-    for name in with_progress([*planned], "check"):
-        faults |= _faults(leaves, planned[name])
+    for name in with_progress(leaves.bytes_of, "check", verbose=verbose):
+        weight = leaves.read(name)
+        zeros[name] = count_zeros(weight)
+        faults |= _faults(weight, plan[name])
     if json:
         print_json(_as_json(leaves, plan, faults))
-    elif faults:
-        print_line(
-            f"{len(faults)} of {len(planned)} tensors are not sparse as planned:"
-        )
-        for fault in faults.values():
-            print_line(fault)
     else:
-        print_line(f"all {len(planned)} tensors are sparse as planned")
+        _print(leaves, plan, zeros, faults, plain)
     raise typer.Exit(1 if faults else 0)
 
 
-def _faults(leaves: Leaves, leaf: LeafPlan) -> Mapping[str, str]:
+def _faults(weight: np.ndarray, leaf: LeafPlan) -> Mapping[str, str]:
     """Returns the fault of a tensor by its name; empty if it has none."""
-    weight = leaves.read(leaf.path)
+    if leaf.pattern is None:
+        return {}
     try:
         with x64_if_needed(weight.dtype):
             check_sparsity({leaf.path: weight}, Plan((leaf,)))
     except SparsityError as error:
         return error.faults
     return {}
+
+
+def _print(
+    leaves: Leaves,
+    plan: Plan,
+    zeros: Mapping[str, int],
+    faults: Mapping[str, str],
+    plain: bool,
+) -> None:
+    total, sparse = totals(leaves, zeros), len(plan.sparse)
+    print_table(
+        ("tensor", "shape", "result"),
+        ((leaf.path, _cells(leaf, faults.get(leaf.path))) for leaf in plan.leaves),
+        (
+            "total",
+            weights_text(total.weights),
+            f"{sparse - len(faults)} of {sparse} sparse: {total.sparsity} of weights, "
+            f"{stored_text(leaves)}",
+        ),
+        plain=plain,
+    )
+    subject = f"all {sparse} tensors are sparse as planned"
+    if faults:
+        subject = f"{len(faults)} of {sparse} tensors are not sparse as planned"
+    print_line(total.sentence(subject))
+    for fault in [*faults.values()][:1]:
+        print_line(f"the first is {fault}")
+
+
+def _cells(leaf: LeafPlan, fault: str | None) -> tuple[str, ...]:
+    if fault is not None:
+        result = short_fault(leaf, fault)
+    else:
+        result = leaf.decision + (": sparse" if leaf.pattern is not None else "")
+    return shape_text(leaf.shape or ()), result
+
+
+def short_fault(leaf: LeafPlan, fault: str) -> str:
+    """Returns a fault without what the other columns show.
+
+    >>> from jaxsparse import NM
+    >>> leaf = LeafPlan("up", (64, 16), NM(2, 4), axis=1)
+    >>> start = "'up' of shape (64, 16), 2:4 along axis 1"
+    >>> short_fault(leaf, f"{start}: 3 of 256 groups keep more than 2; the first ...")
+    'not 2:4: 3 of 256 groups'
+    """
+    start = f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
+    lines = [line.removeprefix(start) for line in fault.splitlines()]
+    causes = "; ".join(line.partition(" keep more")[0] for line in lines)
+    return f"not {leaf.pattern}: {causes}"
 
 
 def _as_json(leaves: Leaves, plan: Plan, faults: Mapping[str, str]) -> dict[str, Any]:

@@ -1,38 +1,57 @@
-"""The output of the commands: tables of 80 columns, progress, JSON."""
+"""The output of the commands: tables, lines, notes, JSON."""
 
-import itertools
 import json
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from rich.text import Text
 
+from jaxsparse._trees import fit_table, fold
 
-_WIDTH = 80
+
+#: The name and the other cells of a row.
+Row = tuple[str, tuple[str, ...]]
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table to stdout; the first column is wrapped if it is too wide."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, title in enumerate(header):
-        ratio = 1 if i == 0 else None
-        table.add_column(title, overflow="fold", no_wrap=False, ratio=ratio)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console = _console(sys.stdout)
-    with console.capture() as captured:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+def print_table(
+    header: Sequence[str], rows: Iterable[Row], total: Sequence[str], *, plain: bool
+) -> None:
+    """Prints a table of tensors and its last row to stdout.
+
+    On a terminal it is as wide as that, and tensors whose names differ only by numbers
+    share a row. Otherwise, or if `plain`, see `plain_lines`.
+    """
+    if plain or not sys.stdout.isatty():
+        print("\n".join(plain_lines(header, rows, total)))
+        return
+    names = ((printable(name), tuple(map(printable, cells))) for name, cells in rows)
+    first, *lines = fit_table(header, [*fold(names), tuple(total)], _width())
+    Console().print(Text(first, style="bold"), soft_wrap=True)
+    print("\n".join(lines))
+
+
+def plain_lines(
+    header: Sequence[str], rows: Iterable[Row], total: Sequence[str]
+) -> list[str]:
+    r"""Returns the lines of a table, one for each tensor, with tabs between the cells.
+
+    >>> plain_lines(("tensor", "shape"), [("up.weight", ("4x4",))], ("total", "16"))
+    ['tensor\tshape', 'up.weight\t4x4', 'total\t16']
+    """
+    lines = [header, *((name, *cells) for name, cells in rows), total]
+    return ["\t".join(map(printable, line)) for line in lines]
 
 
 def print_line(text: str) -> None:
-    """Prints a text to stdout, wrapped to 80 columns."""
-    _console(sys.stdout).print(Text(printable(text)))
+    """Prints a text to stdout, on a terminal wrapped to its width."""
+    text = printable(text)
+    if sys.stdout.isatty():
+        text = textwrap.fill(text, _width(), break_on_hyphens=False)
+    print(text)
 
 
 def print_note(text: str) -> None:
@@ -45,40 +64,10 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-@contextmanager
-def progress(total: int, command: str) -> Iterator[Callable[[str], None]]:
-    """Yields a function to be called with the name of each tensor before its work.
-
-    It updates a bar if stderr is a terminal, and otherwise prints one line per tensor
-    to stderr. Only results go to stdout.
-    """
-    if sys.stderr.isatty():
-        with Progress(console=_console(sys.stderr), transient=True) as bar:
-            task = bar.add_task(command, total=total)
-            yield lambda _: bar.advance(task)
-        return
-    count = itertools.count(1)
-
-    def step(name: str) -> None:
-        line = f"{command} {next(count)}/{total} {printable(name)}"
-        print(line, file=sys.stderr, flush=True)
-
-    yield step
-
-
-def with_progress(names: Sequence[str], command: str) -> Iterator[str]:
-    """Yields the names and reports progress before each."""
-    with progress(len(names), command) as step:
-        for name in names:
-            step(name)
-            yield name
-
-
 def printable(text: str) -> str:
     """Returns the text with non-printable characters escaped: names come from files."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _console(file: Any) -> Console:
-    console = Console(file=file, highlight=False)
-    return Console(file=file, highlight=False, width=min(console.width, _WIDTH))
+def _width() -> int:
+    return shutil.get_terminal_size().columns

@@ -19,6 +19,11 @@ def nonzero(weight: np.ndarray) -> np.ndarray:
     return np.asarray((weight.view(bits) & without_sign) != 0).view(np.uint8)
 
 
+def count_zeros(weight: np.ndarray) -> int:
+    """Returns the number of weights that are zero."""
+    return weight.size - int(np.count_nonzero(nonzero(weight)))
+
+
 def finest_pattern(nonzeros: np.ndarray) -> tuple[int, int, tuple[int, ...]] | None:
     """Returns the n:m pattern of the lowest density that the weight obeys.
 

@@ -1,52 +1,64 @@
 """The command `inspect`."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import typer
 
 from jaxsparse._compressed import is_compressed
-from jaxsparse._trees import fold, shape_text
-from jaxsparse.cli.console import print_json, print_line, print_table, with_progress
+from jaxsparse._trees import percent_text, shape_text, weights_text
+from jaxsparse.cli.arguments import (
+    FileArgument,
+    JsonOption,
+    PlainOption,
+    VerboseOption,
+)
+from jaxsparse.cli.console import print_json, print_line, print_table
 from jaxsparse.cli.finest_pattern import finest_pattern, nonzero
 from jaxsparse.cli.leaves import Leaves, open_leaves
+from jaxsparse.cli.progress import with_progress
+from jaxsparse.cli.totals import stored_text, totals
 
 
-FileArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="FILE",
-        help="A .safetensors file, a .safetensors.index.json, or the folder of an "
-        "Orbax checkpoint.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def inspect(file: FileArgument, json: JsonOption = False) -> None:
+def inspect(
+    file: FileArgument,
+    json: JsonOption = False,
+    plain: PlainOption = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Show each tensor, and the sparsest n:m pattern that it obeys.
 
     That is the pattern of the lowest density in groups of 2, 4, 8 or 16, with all axes
-    along which it is obeyed. Tensors whose names differ only in numbers share a line.
+    along which it is obeyed. On a terminal, tensors whose names differ only by numbers
+    share a row.
     """
     leaves = open_leaves(file)
     results = [
         _inspect_tensor(leaves, name)
-        for name in with_progress([*leaves.specs], "inspect")
+        for name in with_progress(leaves.bytes_of, "inspect", verbose=verbose)
     ]
     if json:
         print_json({"file": str(leaves.path), "leaves": results})
         return
+    total = totals(leaves, {result["leaf"]: result["zeros"] for result in results})
+    sparse = sum(
+        result["pattern"] is not None
+        for result in results
+        if result["leaf"] in leaves.matrices
+    )
     print_table(
         ("tensor", "shape", "dtype", "zeros", "obeys"),
-        fold((result["leaf"], _cells(result)) for result in results),
+        ((result["leaf"], _cells(result)) for result in results),
+        (
+            "total",
+            weights_text(total.weights),
+            stored_text(leaves),
+            total.sparsity,
+            f"{sparse} of {len(leaves.matrices)}",
+        ),
+        plain=plain,
     )
-    size = sum(result["size"] for result in results)
-    zeros = sum(result["zeros"] for result in results)
-    share = f"{zeros / max(size, 1):.1%}"
-    print_line(f"{len(results)} tensors, {size:,} values, {share} zeros")
+    print_line(total.sentence(f"{len(results)} tensors"))
 
 
 def _inspect_tensor(leaves: Leaves, name: str) -> dict[str, Any]:
@@ -75,4 +87,4 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
     dtype = result["dtype"]
     if result["compressed"]:
         dtype += ", compressed"
-    return shape_text(tuple(result["shape"])), dtype, f"{zeros:.1%}", obeys
+    return shape_text(tuple(result["shape"])), dtype, percent_text(zeros), obeys

@@ -10,12 +10,15 @@ import typer
 
 from jaxsparse._plans import (
     ASP_SIZES,
+    LeafPlan,
+    NothingPrunableError,
     Plan,
     PlanError,
     Remedy,
     Rule,
     plan_sparsity,
 )
+from jaxsparse._trees import fold, shape_text, table
 from jaxsparse.cli.leaves import Leaves
 
 
@@ -70,7 +73,8 @@ _REMEDIES: Mapping[Remedy, str] = {
     "axis": "give --rule 'REGEX=2:4@AXIS'",
     "fn_or_axis": "give --rule 'REGEX=2:4@AXIS'",
     "dense": (
-        "give real floats or integers, or keep the leaf dense with --rule 'REGEX=dense'"
+        "give real floats or integers, or keep the tensor dense with --rule "
+        "'REGEX=dense'"
     ),
     "rule_axis": "narrow the REGEX of its --rule or correct the AXIS",
     "rules": (
@@ -129,9 +133,18 @@ def plan_leaves(
             dense_router=not router,
             dense_adapter=not adapter,
         )
+    except NothingPrunableError as error:
+        plan = error.plan.with_remedies(_REMEDIES)
+        lines = table(("tensor", "shape", "plan"), fold(map(_row, plan.leaves)))
+        text = f"nothing prunable:\n{lines}\n{_REMEDIES['rules']}"
+        raise ValueError(text) from error
     except PlanError as error:
         raise ValueError(error.describe(_REMEDIES)) from error
     return plan.with_remedies(_REMEDIES)
+
+
+def _row(leaf: LeafPlan) -> tuple[str, tuple[str, ...]]:
+    return leaf.path, (shape_text(leaf.shape or ()), leaf.decision)
 
 
 def _layout_of(leaves: Leaves) -> Layout:

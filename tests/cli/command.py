@@ -29,9 +29,16 @@ def command(*args):
 
 
 def runner(capsys, monkeypatch):
-    """Returns a function that runs commands in this process."""
+    """Returns a function that runs commands in this process.
 
-    def run(*args):
+    With `columns`, stdout is a terminal of that width.
+    """
+
+    def run(*args, columns=None):
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", str(columns))
+            monkeypatch.setenv("TERM", "dumb")  # without styles
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: columns is not None)
         monkeypatch.setattr(sys, "argv", ["jaxsparse", *map(str, args)])
         capsys.readouterr()
         try:
@@ -100,7 +107,7 @@ def write_matrices(path, count, rows, columns):
 def kill_prune(model, output, after, how=signal.SIGKILL, wait=0.0):
     """Kills a `prune` after so many lines of progress and `wait` seconds."""
     process = subprocess.Popen(
-        command("prune", model, "-o", output, "--force"),
+        command("prune", model, "-o", output, "--force", "--verbose"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

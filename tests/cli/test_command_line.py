@@ -18,7 +18,7 @@ def load(path):
 
 def test_prune_writes_what_the_library_prunes_and_nothing_else(run, model, tmp_path):
     output = tmp_path / "out.safetensors"
-    done = run("prune", model, "-o", output)
+    done = run("prune", model, "-o", output, "--verbose")
     assert done.code == 0
     result, state = load(output), torch_state()
     sparse = {f"model.layers.0.{x}.weight" for x in ("up", "conv", "wide")}

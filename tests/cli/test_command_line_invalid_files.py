@@ -60,6 +60,14 @@ def test_a_huge_header(run, path):
 
 
 @pytest.mark.parametrize(
+    "data", [b"PK\x03\x04" + bytes(100), b"GGUF" + bytes(4), b"\x02" + bytes(7) + b"[]"]
+)
+def test_files_that_are_not_safetensors(run, path, data):
+    path.write_bytes(data)
+    is_refused(run, path, path, "its first bytes are not a safetensors header")
+
+
+@pytest.mark.parametrize(
     ("key", "value", "words"),
     [
         ("data_offsets", [4, 1028], "begins at byte"),

@@ -98,7 +98,8 @@ def change_metadata(path, leaf, **changes):
         (set_in("__metadata__", "jaxsparse", '{"format":1,"leaves":[]}'), "valid"),
         (lambda header: header.pop("step") and None, "begins at|describes"),
         (set_in("__metadata__", "jaxsparse", '"\ud800"'), "not an object"),
-        (lambda _: "[" * 100_000, "valid JSON"),
+        (lambda _: '{"a":' + "[" * 100_000, "valid JSON"),
+        (lambda _: "[" * 100_000, "first bytes are not a safetensors header"),
         (lambda _: '{"a":1,"a":2}', "duplicate key"),
     ],
 )

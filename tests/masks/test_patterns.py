@@ -217,6 +217,8 @@ def test_plans_and_reports_say_what_is_pruned():
     assert str(plan).splitlines()[1:] == [
         "Dense_0/kernel  12x8   50% of 4x4 blocks along axes 0 and 1",
         "Dense_1/kernel  8x16   90% unstructured across leaves",
+        # Half of 12 * 8, and 115 of 8 * 16, of 224.
+        "total           224    2 of 2 pruned: 72.8 % of weights",
     ]
     report = js.sparsity_report(TWO, plan)
     assert "50% of 4x4 blocks along axes 0 and 1" in str(report)

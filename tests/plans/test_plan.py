@@ -233,7 +233,8 @@ def test_a_plan_is_hashable_and_printable():
     assert hash(plan) == hash(js.plan_sparsity(params))
     assert str(plan).splitlines() == [
         "leaf                 shape  plan",
-        "layer_*/kernel (x3)  16x8   2:4 along axis 0",
+        "layer_{0..2}/kernel  16x8   2:4 along axis 0",
+        "total                384    3 of 3 pruned: 50.0 % of weights",
     ]
 
 
@@ -241,9 +242,10 @@ def test_a_folded_name_keeps_the_numbers_that_its_leaves_share():
     up1 = {f"net0_block{i}_up1__kernel": (16, 8) for i in range(2)}
     up2 = {f"net0_block{i}_up2__kernel": (32, 8) for i in range(2)}
     assert str(js.plan_sparsity(tree(**up1, **up2))).splitlines() == [
-        "leaf                         shape  plan",
-        "net0_block*_up1/kernel (x2)  16x8   2:4 along axis 0",
-        "net0_block*_up2/kernel (x2)  32x8   2:4 along axis 0",
+        "leaf                        shape  plan",
+        "net0_block{0,1}_up1/kernel  16x8   2:4 along axis 0",
+        "net0_block{0,1}_up2/kernel  32x8   2:4 along axis 0",
+        "total                       768    4 of 4 pruned: 50.0 % of weights",
     ]
 
 

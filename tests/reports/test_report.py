@@ -56,6 +56,22 @@ def test_text_html_and_rich_tables_have_the_same_cells():
         assert letters(rich.replace("\n", "")) == letters("".join(words))
 
 
+def test_a_console_shortens_names_and_never_wraps_them():
+    name = "encoder.layers.{}.attention.self.query.kernel"
+    params = {name.format(i): jnp.ones((16, 16)) for i in range(12)}
+    rules = [js.Rule(".*", "2:4", axis=0)]
+    console = Console(width=50, force_terminal=False)
+    with console.capture() as captured:
+        console.print(js.plan_sparsity(params, rules))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    (row,) = (line for line in lines if "2:4" in line)
+    shown, *_ = row.split()
+    assert shown.startswith("encoder")
+    assert shown.endswith("query.kernel")
+    assert "…" in shown
+    assert max(map(len, lines)) <= 50
+
+
 def test_html_is_escaped():
     params = {"<b>&": jnp.ones((16, 8))}
     plan = js.plan_sparsity(params, [js.Rule(".*", "2:4", axis=0)])

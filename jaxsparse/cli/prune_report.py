@@ -1,0 +1,77 @@
+"""What `prune` prints: its plan, what was written, and what was not."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxsparse._plans import Plan, count_text
+from jaxsparse._trees import bytes_text, shape_text, weights_text
+from jaxsparse.cli.console import print_line, print_table
+from jaxsparse.cli.leaves import Leaves
+from jaxsparse.cli.totals import Totals, compressed_bytes, totals
+
+
+def print_pruned(
+    leaves: Leaves,
+    output: Path | None,
+    plan: Plan,
+    zeros: Mapping[str, int],
+    *,
+    plain: bool,
+) -> None:
+    """Prints the table of a plan and what was written, or would be if no output is."""
+    total = totals(leaves, zeros)
+    print_table(
+        ("tensor", "shape", "plan"),
+        (
+            (leaf.path, (shape_text(leaf.shape or ()), leaf.decision))
+            for leaf in plan.leaves
+        ),
+        _total_cells(leaves, plan, total),
+        plain=plain,
+    )
+    count = f"{len(plan.sparse)} of {len(plan.leaves)} tensors"
+    if output is None:
+        print_line(
+            f"would prune {count}: at least {total.sparsity} of {total.weights:,} "
+            "weights would be zero"
+        )
+        print_line("nothing was written")
+    else:
+        print_line(total.sentence(f"pruned {count}"))
+        print_line(f"wrote {output}")
+
+
+def _total_cells(leaves: Leaves, plan: Plan, total: Totals) -> tuple[str, ...]:
+    dense = sum(leaves.bytes_of.values())
+    compressed = sum(
+        compressed_bytes(leaf, leaves.specs[leaf.path].dtype.itemsize)
+        for leaf in plan.leaves
+    )
+    return (
+        "total",
+        weights_text(total.weights),
+        f"{count_text(plan.leaves)}: {total.sparsity} of weights, "
+        f"{bytes_text(compressed, dense)} if compressed",
+    )
+
+
+def pruned_as_json(
+    leaves: Leaves, output: Path | None, plan: Plan, left_out: list[str]
+) -> dict[str, Any]:
+    """Returns the plan, the paths, and the files that are not copied, as for JSON."""
+    return {
+        "file": str(leaves.path),
+        "output": None if output is None else str(output),
+        "not_copied": left_out,
+        "leaves": [
+            {
+                "leaf": leaf.path,
+                "shape": list(leaf.shape or ()),
+                "pattern": None if leaf.pattern is None else str(leaf.pattern),
+                "axis": leaf.axis,
+                "reason": leaf.reason,
+            }
+            for leaf in plan.leaves
+        ],
+    }
