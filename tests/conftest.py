@@ -1,5 +1,13 @@
+import os
+
 import pytest
 from hypothesis import settings
+
+
+# The quick tests compile longer than they compute: LLVM need not optimise.
+_QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 
 def pytest_addoption(parser):
@@ -8,19 +16,26 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Says how many examples Hypothesis draws; see `tests/thorough.py`."""
+    """Says how Hypothesis draws, see `tests/thorough.py`, and how XLA compiles."""
+    sweeps = _runs_sweeps(config)
     for name in ("quick", "sweeps"):
         settings.register_profile(name, deadline=None, derandomize=True)
-    settings.load_profile("sweeps" if config.getoption("--sweeps") else "quick")
+    settings.load_profile("sweeps" if sweeps else "quick")
+    if not sweeps:
+        os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILATION)
 
 
 def pytest_collection_modifyitems(config, items):
     """Without `--sweeps`, of a sweep only the cases remain that it keeps."""
-    if config.getoption("--sweeps"):
+    if _runs_sweeps(config):
         return
     left_out = [item for item in items if not _is_quick(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def _runs_sweeps(config):
+    return config.getoption("--sweeps") or config.getoption("markexpr") == "gpu"
 
 
 def _is_quick(item):

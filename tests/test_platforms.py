@@ -29,7 +29,7 @@ def _export(fn, args, platforms=_PLATFORMS):
     return export.export(jax.jit(run), platforms=platforms)(*flat)
 
 
-@pytest.mark.sweep(keep=["create_asp_mask", "wrap_optimizer"])
+@pytest.mark.sweep(keep=["create_asp_mask"])
 @_each_case
 def test_a_program_for_every_platform_computes_the_same_here(name):
     case = _CASES[name]
@@ -47,12 +47,16 @@ def test_a_program_for_every_platform_computes_the_same_here(name):
 @_each_case
 def test_ranks_are_never_promoted(name):
     case = _CASES[name]
-    expected = _leaves(case.fn)(*case.args)
-    jax.clear_caches()
     with jax.numpy_rank_promotion("raise"):
-        outputs = _leaves(case.fn)(*case.args)
-    for output, value in zip(outputs, expected, strict=True):
-        np.testing.assert_array_equal(output, value)
+        types = jax.eval_shape(_leaves(case.fn), *case.args)
+    assert types
+
+
+def test_a_promoted_rank_is_noticed_in_a_cached_function():
+    add = jax.jit(lambda x, y: x + y)
+    add(jnp.ones((2, 3)), jnp.ones(3))
+    with jax.numpy_rank_promotion("raise"), pytest.raises(ValueError, match="promot"):
+        jax.eval_shape(lambda: add(jnp.ones((2, 3)), jnp.ones(3)))
 
 
 #: Those that a kernel for one kind of GPU computes there.
@@ -106,7 +110,7 @@ _SYMBOLIC = {
 }
 
 
-@pytest.mark.sweep(keep=["create_asp_mask", "wrap_optimizer"])
+@pytest.mark.sweep(keep=["create_asp_mask"])
 @pytest.mark.parametrize("name", _SYMBOLIC)
 def test_shapes_may_be_symbolic(name, monkeypatch):
     # Annotations say that sizes are integers.

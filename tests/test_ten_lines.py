@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import linen as nn, nnx
 from flax.training.train_state import TrainState
 
@@ -42,6 +43,7 @@ def assert_pruned(before, after, n, axis=0):
     np.testing.assert_array_equal(np.asarray(after) != 0, expected)
 
 
+@pytest.mark.sweep
 def test_linen():
     model = LinenModel()
     dense = params = model.init(jax.random.key(0), X)["params"]

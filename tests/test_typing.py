@@ -69,7 +69,7 @@ def start_pyright(folder, mode):
     )
 
 
-@pytest.mark.sweep(keep=["pyright"])
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("start", "modes"),
     [(start_mypy, [(), ("--strict",)]), (start_pyright, ["basic", "strict"])],

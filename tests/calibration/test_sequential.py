@@ -28,6 +28,7 @@ def network(params, x):
     return jnp.sum((third + x) @ cast["d"])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", [js.SparseGPTSearcher, js.WandaSearcher])
 def test_each_stage_sees_what_the_pruned_ones_before_it_give(kind):
     searcher = kind(RULES)

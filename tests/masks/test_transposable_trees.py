@@ -71,7 +71,7 @@ def test_transposable_axes_come_from_the_trace():
     assert plan["w"].decision == "dense: axis 1 is not divisible by 4"
 
 
-@pytest.mark.sweep(keep=["4:8"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("pattern", [BOTH, "4:8 transposable"])
 def test_a_gradual_walk_to_a_transposable_mask(pattern):
     """Each mask is valid along both axes and keeps a subset of the one before."""
@@ -103,7 +103,7 @@ def test_a_gradual_walk_to_a_transposable_mask(pattern):
     js.check_sparsity(tree, plan)
 
 
-@pytest.mark.sweep(keep=["float8_e5m2"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "int8"])
 def test_a_walk_of_narrow_dtypes_to_a_transposable_mask(dtype):
     """Each step keeps one less per row and column, in formats without infinity too."""

@@ -32,6 +32,7 @@ EQUINOX = {
 }
 
 
+@pytest.mark.sweep(keep=["[Linear-False]", "[Conv2d-False]"])
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("name", EQUINOX)
 def test_equinox_layers(name, batched):

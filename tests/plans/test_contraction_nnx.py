@@ -135,6 +135,7 @@ NNX = {
 }
 
 
+@pytest.mark.sweep(keep=["[Linear]", "[Conv 2-D]", "[scan]", "[attention]"])
 @pytest.mark.parametrize("name", NNX)
 def test_nnx_layers(name):
     make, x, expected = NNX[name]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import linen as nn, nnx
 
 import jaxsparse as js
@@ -93,6 +94,7 @@ def test_linen():
     assert by_trace_only == {"DenseGeneral_0/kernel", "Einsum_0/kernel"}
 
 
+@pytest.mark.sweep
 def test_nnx():
     model = NNX(nnx.Rngs(0))
     ids = jax.ShapeDtypeStruct((2, 6), "int32")

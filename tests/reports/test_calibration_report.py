@@ -13,6 +13,7 @@ def relative_error(x, before, after):
     return np.linalg.norm(x @ (before - after)) / np.linalg.norm(x @ before)
 
 
+@pytest.mark.sweep
 def test_errors_are_those_of_the_outputs():
     rng = np.random.default_rng(0)
     draw = lambda *sizes: rng.normal(size=sizes).astype(np.float32)

@@ -106,6 +106,7 @@ def test_a_report_is_plain_data():
     assert (leaf["contracted"], leaf["output"]) == ([0], [1])
 
 
+@pytest.mark.sweep(keep=["float8_e4m3fn", "int4"])
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float4_e2m1fn", "int4"])
 def test_a_report_takes_narrow_leaves(dtype):
     kernel = jnp.tile(jnp.array([0.0, 1.0, 2.0, 4.0]), (8, 4)).T.astype(dtype)

@@ -75,6 +75,7 @@ def test_statistics_of_a_function_with_a_closed_over_scalar(make, value):
         )
 
 
+@pytest.mark.sweep(keep=["value0", "value4", "value6"])
 @_each_case
 def test_compressed_weights_in_a_jitted_function(make, value):
     compressed = js.compress_params(_PARAMS, _RULES)
@@ -99,6 +100,7 @@ def test_a_plan_is_the_same_inside_jit(make, value):
     np.testing.assert_array_equal(masks["a"], js.create_masks(_PARAMS, plans[0])["a"])
 
 
+@pytest.mark.sweep
 def test_a_traced_temperature_under_other_transformations():
     compressed = js.compress_params(_PARAMS, _RULES)
     dense = js.decompress_params(compressed)
@@ -114,6 +116,7 @@ def test_a_traced_temperature_under_other_transformations():
     np.testing.assert_allclose(scanned, mapped, atol=1e-4)
 
 
+@pytest.mark.sweep
 def test_sequential_pruning_of_a_function_with_a_closed_over_scalar():
     searcher = js.SparseGPTSearcher(_RULES)
     results = [

@@ -211,6 +211,7 @@ def test_an_ensemble_under_vmap_and_scan_is_each_run_alone():
         assert one[2] > 0
 
 
+@pytest.mark.sweep(keep=["gradient"])
 @pytest.mark.parametrize("grow", ["gradient", "random"])
 def test_wide_floats_work(grow):
     with jax.enable_x64(True):

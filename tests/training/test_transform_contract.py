@@ -165,7 +165,13 @@ def test_every_optimizer_lands_on_exact_zeros(name, dtype):
     assert_sparse_from(0, history, state, params)
 
 
-@pytest.mark.sweep(keep=["adamw-bfloat16", "bfloat16-adamw"])
+@pytest.mark.sweep(
+    keep=[
+        "[chain-adamw-bfloat16]",
+        "[partition-adamw-bfloat16]",
+        "[multi_steps-adamw-bfloat16]",
+    ]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("inner", ["adamw", "sgd"])
 @pytest.mark.parametrize("name", COMBINATORS)

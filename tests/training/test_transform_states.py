@@ -110,6 +110,7 @@ class Net(nnx.Module):
         return self.dropout(self.a(x))
 
 
+@pytest.mark.sweep(keep=["[module]"])
 @pytest.mark.parametrize("source", ["plan", "state", "params", "module"])
 def test_an_nnx_optimizer_takes_masks_made_from_any_view_of_the_model(source):
     model = Net()

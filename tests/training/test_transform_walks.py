@@ -89,7 +89,7 @@ COMBINATORS = {
 }
 
 
-@pytest.mark.sweep(keep=["masked"])
+@pytest.mark.sweep(keep=["[masked]"])
 @pytest.mark.parametrize("name", COMBINATORS)
 def test_rigl_inside_combinators(name):
     tx = js.regrow_by_gradient(
