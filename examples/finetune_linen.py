@@ -13,6 +13,7 @@ import time
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class Network(nn.Module):
         return nn.Dense(10, name="head")(x)
 
 
-def forward(params, images):
+def forward(params, images) -> Any:
     """The logits, as a function of the parameters."""
     return Network().apply({"params": params}, images)
 

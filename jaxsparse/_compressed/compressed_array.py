@@ -7,7 +7,7 @@ indices, and a tile of groups is one block of rows of either array.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,18 @@ class Compressed:
     def nbytes(self) -> int:
         """The total size of values and indices in bytes."""
         return self.values.nbytes + self.indices.nbytes
+
+    #: NumPy then leaves `x @ compressed` to this class.
+    __array_ufunc__: ClassVar[None] = None
+
+    def __matmul__(self, _: Any) -> Any:
+        """Raises `TypeError`: operators are for arrays."""
+        raise TypeError(
+            f"a Compressed weight of shape {self.shape} is no operand of @: call "
+            "nm_matmul(x, w), or run a whole model with sparse_apply(fn)"
+        )
+
+    __rmatmul__ = __matmul__
 
 
 @jax.jit

@@ -40,6 +40,7 @@ def nm_matmul(
       `[..., out]`, of the dtype of `jnp.dot`, but int32 for narrower integers.
 
     Raises:
+      TypeError: the weight is not compressed.
       ValueError: the weight has another rank, or groups along its output axis; `x` does
         not fit the weight; or the implementation is unknown or not available.
 
@@ -54,6 +55,12 @@ def nm_matmul(
     """
     x = jnp.asarray(x)
     check_implementation(implementation)
+    if not isinstance(compressed, Compressed):
+        raise TypeError(
+            f"nm_matmul takes a Compressed weight, got {type(compressed).__name__} of "
+            f"shape {jnp.shape(compressed)}: give compress(w, '2:4', axis=0), or "
+            "multiply it by x @ w"
+        )
     if compressed.ndim != 2 or compressed.axis != -2:
         raise ValueError(
             "nm_matmul takes a weight [k, out] with groups along axis 0, got shape "

@@ -34,6 +34,7 @@ from jaxsparse._patterns.pattern import (
     PerOutput as PerOutput,
     Unstructured as Unstructured,
     as_pattern as as_pattern,
+    fraction_hint as fraction_hint,
 )
 from jaxsparse._patterns.ranking import (
     RankKeys as RankKeys,

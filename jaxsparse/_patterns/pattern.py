@@ -226,6 +226,7 @@ def as_pattern(pattern: PatternLike) -> Pattern:
             raise ValueError(
                 f"unknown pattern {pattern!r}: write '2:4' or '2:4 sparsity' for "
                 "2 weights kept in each group of 4, or '2:4 transposable'"
+                f"{fraction_hint(pattern)}"
             )
         return NM(int(match[1]), int(match[2]), transposable=bool(match[3]))
     if isinstance(pattern, tuple) and len(pattern) == 2:
@@ -233,7 +234,17 @@ def as_pattern(pattern: PatternLike) -> Pattern:
     raise TypeError(
         "a pattern must be '2:4', '2:4 sparsity', (2, 4), NM(2, 4), Unstructured(0.9), "
         f"PerOutput(0.5), Block((4, 4), 0.9) or Channel(0.5), got {pattern!r}"
+        f"{fraction_hint(pattern)}"
     )
+
+
+def fraction_hint(pattern: object) -> str:
+    """Returns how to write a fraction that is no pattern, such as 0.5 or '50%'."""
+    match = re.fullmatch(r"\s*(\d*\.?\d+)\s*(%?)\s*", str(pattern))
+    fraction = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < fraction < 1:
+        return ""
+    return f"; to prune that fraction of the weights, give Unstructured({fraction:g})"
 
 
 def _check_sparsity(sparsity: float) -> None:

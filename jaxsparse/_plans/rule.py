@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jaxsparse._patterns import Pattern, PatternLike, as_pattern
+from jaxsparse._patterns import Pattern, PatternLike, as_pattern, fraction_hint
 from jaxsparse._plans.plan_error import PlanError
 
 
@@ -77,7 +77,8 @@ def as_rules(rules: RulesLike) -> tuple[Rule, ...]:
             return (Rule(".*", rules),)
         case _ if isinstance(rules, Pattern):
             return (Rule(".*", rules),)
-    raise TypeError(f"give a pattern, a list of Rule or a Plan, got {rules!r}")
+    hint = fraction_hint(rules)
+    raise TypeError(f"give a pattern, a list of Rule or a Plan, got {rules!r}{hint}")
 
 
 def check_rules(rules: Sequence[Rule], paths: Sequence[str]) -> None:

@@ -57,7 +57,15 @@ def trace(
       args: its further arguments.
       kwargs: its further arguments by name.
       flat: whether to inline calls, so that only loops and branches contain jaxprs.
+
+    Raises:
+      TypeError: `args` is one argument, not a tuple of arguments.
     """
+    if not isinstance(args, Sequence) or isinstance(args, str):
+        raise TypeError(
+            "args must be a tuple of the arguments of fn after params, got "
+            f"{type(args).__name__}: for one argument x write args=(x,)"
+        )
     leaves, structure = flatten(params)
     arrays = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
     arguments, rest = jax.tree.flatten((args, dict(kwargs or {})))

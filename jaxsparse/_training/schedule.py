@@ -1,6 +1,7 @@
 """Pruning schedules: progress from 0 (dense) to 1 (the pattern), by the step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -64,6 +65,16 @@ def cubic_schedule(start: int, end: int) -> Schedule:
         return 1 - jnp.clip(left, 0.0, 1.0) ** 3
 
     return progress
+
+
+def check_schedule(schedule: Any) -> None:
+    """Raises `TypeError` unless a schedule is None or a function of the step."""
+    if schedule is not None and not callable(schedule):
+        raise TypeError(
+            f"schedule must be a function of the step, got {schedule!r}: "
+            f"one_shot_schedule({schedule!r}) prunes at a step, "
+            "cubic_schedule(begin, end) step by step"
+        )
 
 
 def check_every(every: int) -> None:

@@ -37,7 +37,7 @@ from jaxsparse._training.masked_optimizer import (
     require_state,
     update_masks,
 )
-from jaxsparse._training.schedule import Schedule, check_every
+from jaxsparse._training.schedule import Schedule, check_every, check_schedule
 from jaxsparse._training.state import SparseState
 from jaxsparse._trees import (
     PyTree,
@@ -111,6 +111,7 @@ def wrap_optimizer(
             "masks alone stay fixed; masks with a plan and a schedule are refreshed: "
             "give both plan and schedule beside masks, or neither"
         )
+    check_schedule(schedule)
     check_every(every)
     if plan is None and masks is None:
         plan = "2:4"

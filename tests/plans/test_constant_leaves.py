@@ -143,6 +143,7 @@ for kind in AxisType.Auto, AxisType.Explicit:
 """
 
 
+@pytest.mark.sweep
 def test_shards_are_read_where_they_are():
     run_on_eight_devices("-c", DEVICES)
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 import jaxsparse as js
@@ -67,10 +68,12 @@ def as_matrix(changed, order, contracted):
     return np.transpose(changed, own + rest).reshape(size, -1)
 
 
-def test_random_programs_have_at_most_n_in_every_group_of_the_sum():
-    rng = np.random.default_rng(0)
+@pytest.mark.sweep(keep=["[0]"])
+@pytest.mark.parametrize("seed", range(5))
+def test_random_programs_have_at_most_n_in_every_group_of_the_sum(seed):
+    rng = np.random.default_rng(seed)
     sparse = 0
-    for _ in range(300):
+    for _ in range(60):
         leaf, change, shape, contracted, batch = random_program(rng)
         n, m = [(2, 4), (1, 2), (4, 8), (4, 8)][rng.integers(4)]
         sizes = [shape[i] for i in batch + contracted]
@@ -95,7 +98,7 @@ def test_random_programs_have_at_most_n_in_every_group_of_the_sum():
         padded = np.pad(matrix, ((0, -len(matrix) % m), (0, 0)))
         counts = padded.reshape(-1, m, matrix.shape[1]).sum(1)
         assert counts.max() <= n, (leaf, shape, contracted, batch, plan["w"])
-    assert sparse >= 100
+    assert sparse >= 20
 
 
 def random_values(rng, shape):
@@ -132,11 +135,13 @@ def random_values(rng, shape):
     return kinds[name], name in ("parameter", "interpolation", "offset")
 
 
-def test_random_programs_that_compute_with_weights_have_a_sparse_operand():
+@pytest.mark.sweep(keep=["[0]"])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_programs_that_compute_with_weights_have_a_sparse_operand(seed):
     """Of every leaf that is planned without a condition, on the weights themselves."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(100 + seed)
     sparse = refused = 0
-    for _ in range(200):
+    for _ in range(50):
         leaf, change, shape, contracted, _ = random_program(rng)
         before = [random_values(rng, leaf) for _ in range(rng.integers(0, 3))]
         after = [random_values(rng, shape) for _ in range(rng.integers(0, 3))]
@@ -170,5 +175,5 @@ def test_random_programs_that_compute_with_weights_have_a_sparse_operand():
         matrix = as_matrix(operand(mask * w, s) != 0, order, contracted)
         padded = np.pad(matrix, ((0, -len(matrix) % 4), (0, 0)))
         assert padded.reshape(-1, 4, matrix.shape[1]).sum(1).max() <= 2, plan["w"]
-    assert sparse >= 40
-    assert refused >= 40
+    assert sparse >= 10
+    assert refused >= 10
