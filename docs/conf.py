@@ -30,6 +30,8 @@ release = metadata.version("jaxsparse")
 html_title = f"jaxsparse {release}"
 html_theme = "furo"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
