@@ -95,6 +95,7 @@ def test_blocks_do_not_change_the_result_for_a_given_mask():
     assert difference < 1e-4
 
 
+@pytest.mark.sweep
 def test_it_beats_wanda_and_magnitude_on_inputs_that_it_has_not_seen():
     """Fifty layers of 64 inputs, four tokens an input, as one stack."""
     rng = np.random.default_rng(0)

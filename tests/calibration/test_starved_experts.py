@@ -102,7 +102,7 @@ def test_wanda_prunes_only_the_starved_expert_by_magnitude(fn):
         np.testing.assert_array_equal(result.masks["experts"][i], expected)
 
 
-@pytest.mark.sweep(keep=["[True]"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("update", [True, False, "optimal"])
 def test_sparsegpt_prunes_the_other_experts_as_without_it(update):
     statistics = _collect(_by_slots)
