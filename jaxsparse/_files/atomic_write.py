@@ -9,8 +9,8 @@ from jaxsparse._files.lock import locked
 from jaxsparse._files.sharded_files import index_of, shard_names, stale_files
 
 
-#: Writes the contents of a file to an empty file.
-Write = Callable[[BinaryIO], None]
+#: Writes the contents of a file to an empty file; what it returns does not count.
+Write = Callable[[BinaryIO], object]
 
 
 def write_atomically(
@@ -63,7 +63,7 @@ def _write_files(
         try:
             for name, write in zip(names, files, strict=True):
                 _replace(path.with_name(name), token, write)
-            _replace(index_of(path), token, lambda file: _write_text(file, text))
+            _replace(index_of(path), token, lambda file: file.write(text))
         except BaseException:
             if not _contains(index_of(path), text):  # else the new index is in use
                 for name in names:
@@ -91,10 +91,6 @@ def _replace(path: Path, token: str, write: Write) -> None:
     except BaseException:
         pending.unlink(missing_ok=True)
         raise
-
-
-def _write_text(file: BinaryIO, text: bytes) -> None:
-    file.write(text)
 
 
 def _contains(file: Path, text: bytes) -> bool:

@@ -67,12 +67,14 @@ def create_masks(
     leaves = flatten(params)
     plan = plan_for_leaves(leaves.by_path, plan)
     ranked = None
-    if scores is not None:
+    if scores is None:
+        _warn_of_ties(leaves.by_path, plan, signed=False)
+    else:
         ranked = flatten(scores).by_path
         for leaf in plan.sparse:
             weight = leaves.by_path[leaf.path]
             _check_score(leaf.path, weight, ranked.get(leaf.path))
-    _warn_of_ties(ranked or leaves.by_path, plan, signed=ranked is not None)
+        _warn_of_ties(ranked, plan, signed=True)
     return leaves.unflatten(
         best_masks(leaves.by_path, plan, scores=ranked, packed=packed)
     )

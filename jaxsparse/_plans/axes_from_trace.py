@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._trace import (
+    NOT_AN_OPERAND,
     Role,
     Use,
     find_roles,
@@ -103,7 +104,7 @@ def _decide(uses: Sequence[Use], shape: tuple[int, ...], role: Role | None) -> L
     if lost:
         return LeafAxes(reason=f"not followed through {lost[0]}")
     if not products:
-        return LeafAxes(reason="not a matmul operand" if uses else "not used by fn")
+        return LeafAxes(reason=NOT_AN_OPERAND if uses else "not used by fn")
     for use in products:
         if use.group is None:
             return LeafAxes(reason=use.reason)

@@ -26,11 +26,15 @@ from jaxsparse._plans.plan_error import (
     Remedy,
 )
 from jaxsparse._plans.rule import Rule
-from jaxsparse._trace import Role
+from jaxsparse._trace import NOT_AN_OPERAND, Role
 
 
 #: The note of a leaf whose mask says nothing about its weights.
 _CONSTANT = "constant: ties decide"
+
+_PRNG_KEY, _BOOL, _EMPTY = "PRNG key", "bool", "empty"
+#: The reasons of arrays that are no weights, whatever the rules say.
+NO_WEIGHT = frozenset([_PRNG_KEY, _BOOL, _EMPTY, NOT_AN_OPERAND])
 
 
 @dataclass(frozen=True)
@@ -218,10 +222,10 @@ def decide_leaf(
 def _not_a_weight(leaf: Any) -> str:
     """Returns why an array is not pruned under any rule, or an empty string."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return "PRNG key"
+        return _PRNG_KEY
     if leaf.dtype == jnp.bool_:
-        return "bool"
-    return "empty" if 0 in leaf.shape else ""
+        return _BOOL
+    return _EMPTY if 0 in leaf.shape else ""
 
 
 def _check_dtype(path: str, leaf: Any) -> None:

@@ -3,12 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from jaxsparse._plans.leaf_plan import LeafPlan, pruned_weights
+from jaxsparse._plans.leaf_plan import NO_WEIGHT, LeafPlan, pruned_weights
 from jaxsparse._trees import fold, percent_text, shape_text, weights_text
-
-
-#: The reasons of leaves of two or more axes that no rule would prune.
-_NO_WEIGHT = ("not a matmul operand", "not an array", "empty", "bool", "PRNG key")
 
 
 def plan_rows(leaves: Sequence[LeafPlan]) -> list[tuple[str, ...]]:
@@ -54,4 +50,4 @@ def could_be_pruned(shape: tuple[int, ...] | None, reason: str) -> bool:
 
     It has two or more axes, and is not known to be something else.
     """
-    return len(shape or ()) > 1 and reason not in _NO_WEIGHT
+    return len(shape or ()) > 1 and reason not in NO_WEIGHT

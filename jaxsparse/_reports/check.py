@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +42,19 @@ class SparsityError(ValueError):
     Attributes:
       faults: the fault of each leaf that has one, by its path. Leaves that share a
         threshold share their fault.
+      counts: for each of these leaves what is not sparse, such as `3 of 256 groups`;
+        empty for leaves that are not compressed as planned.
     """
 
-    def __init__(self, summary: str, faults: Mapping[str, str]):
-        super().__init__(summary, faults)
+    def __init__(
+        self,
+        summary: str,
+        faults: Mapping[str, str],
+        counts: Mapping[str, str] = MappingProxyType({}),
+    ):
+        super().__init__(summary, dict(faults), dict(counts))
         self.faults = faults
+        self.counts = counts
 
     def __str__(self) -> str:
         """The summary, with a line for each fault."""
@@ -98,12 +107,22 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     if mismatches:
         raise SparsityError("not compressed as planned", mismatches)
     faults: dict[str, str] = {}
+    counts: dict[str, str] = {}
     for group, total, kept in counted_groups(plan.sparse):
-        if lines := _faults(group, leaves, total, kept):
-            faults |= dict.fromkeys((leaf.path for leaf in group), "\n".join(lines))
+        if group_faults := _faults(group, leaves, total, kept):
+            paths = [leaf.path for leaf in group]
+            faults |= dict.fromkeys(paths, "\n".join(x.text for x in group_faults))
+            counts |= dict.fromkeys(paths, "; ".join(x.amount for x in group_faults))
     if faults:
         summary = "not sparse as planned; mask_params(params, masks) prunes it"
-        raise SparsityError(summary, faults)
+        raise SparsityError(summary, faults, counts)
+
+
+class _Fault(NamedTuple):
+    """What of a leaf is not sparse: how much, and the whole text."""
+
+    amount: str
+    text: str
 
 
 def _storage_fault(path: str, leaf: Compressed, planned: LeafPlan) -> str:
@@ -116,8 +135,8 @@ def _storage_fault(path: str, leaf: Compressed, planned: LeafPlan) -> str:
 
 def _faults(
     group: Sequence[LeafPlan], leaves: Mapping[str, Any], total: int, kept: int
-) -> list[str]:
-    """Returns the faults of leaves that are counted together, one a line."""
+) -> list[_Fault]:
+    """Returns the faults of leaves that are counted together."""
     leaf = group[0]
     weight = leaves[leaf.path]
     match leaf.pattern:
@@ -130,7 +149,7 @@ def _faults(
             faults = [_output_fault(leaf, weight, kept)]
         case _:
             faults = [_count_fault(group, leaves, total, kept)]
-    return [fault for fault in faults if fault]
+    return [fault for fault in faults if fault is not None]
 
 
 def _nonfinite_note(weights: Iterable[ArrayLike | Compressed]) -> str:
@@ -157,48 +176,52 @@ def _axes_to_check(leaf: LeafPlan, weight: ArrayLike | Compressed) -> list[int]:
 
 def _group_fault(
     leaf: LeafPlan, weight: ArrayLike | Compressed, n: int, m: int, axis: int
-) -> str:
+) -> _Fault | None:
     """Returns what is wrong with the groups along an axis of a leaf, if anything."""
     assert leaf.shape is not None
     tile = tuple(m if i == axis else 1 for i in range(len(leaf.shape)))
     counts = np.asarray(_nonzero_sums(weight, tile))
     bad = counts > n
     if not bad.any():
-        return ""
+        return None
     along = "" if axis == leaf.axis else f" along axis {axis}"
     group = np.argwhere(bad)[0]
     start = [int(i) for i in group]
     start[axis] *= m
-    return (
+    amount = f"{bad.sum()} of {bad.size} groups"
+    text = (
         f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
-        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} groups keep more than "
-        f"{n}; the first, with {counts[tuple(group)]}, starts at {tuple(start)}{along}"
+        f"{_nonfinite_note([weight])}{amount} keep more than {n}; the first, with "
+        f"{counts[tuple(group)]}, starts at {tuple(start)}{along}"
     )
+    return _Fault(amount, text)
 
 
-def _output_fault(leaf: LeafPlan, weight: ArrayLike, kept: int) -> str:
+def _output_fault(leaf: LeafPlan, weight: ArrayLike, kept: int) -> _Fault | None:
     """Returns what is wrong with the outputs of a leaf, if anything."""
     assert leaf.shape is not None
     tile = tuple(1 if i in leaf.rows else n for i, n in enumerate(leaf.shape))
     counts = np.asarray(_nonzero_sums(weight, tile))
     bad = counts > kept
     if not bad.any():
-        return ""
+        return None
     first = tuple(int(i) for i in np.argwhere(bad)[0])
-    return (
+    amount = f"{bad.sum()} of {bad.size} outputs"
+    text = (
         f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
-        f"{_nonfinite_note([weight])}{bad.sum()} of {bad.size} outputs keep more than "
-        f"{kept}; the first, with {counts[first]}, starts at {first}"
+        f"{_nonfinite_note([weight])}{amount} keep more than {kept}; the first, with "
+        f"{counts[first]}, starts at {first}"
     )
+    return _Fault(amount, text)
 
 
 def _count_fault(
     group: Sequence[LeafPlan], leaves: Mapping[str, Any], total: int, kept: int
-) -> str:
+) -> _Fault | None:
     """Returns what is wrong with leaves that keep a number of tiles, if anything."""
     nonzero = sum(int(_nonzero_tiles(leaves[leaf.path], leaf.tile)) for leaf in group)
     if nonzero <= kept:
-        return ""
+        return None
     first, *more = group
     others = f" and {len(more)} more leaves" if more else ""
     match first.pattern:
@@ -209,10 +232,12 @@ def _count_fault(
         case _:
             unit = "weights"
     note = _nonfinite_note(leaves[leaf.path] for leaf in group)
-    return (
+    amount = f"{nonzero} of {total} {unit} are not zero"
+    text = (
         f"{first.path!r} of shape {first.shape}{others}, {first.decision}: {note}"
-        f"{nonzero} of {total} {unit} are not zero, but at most {kept} may be"
+        f"{amount}, but at most {kept} may be"
     )
+    return _Fault(amount, text)
 
 
 @partial(jax.jit, static_argnums=1)

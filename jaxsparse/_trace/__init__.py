@@ -33,6 +33,7 @@ from jaxsparse._trace.program import (
     trace as trace,
 )
 from jaxsparse._trace.record import (
+    NOT_AN_OPERAND as NOT_AN_OPERAND,
     Contraction as Contraction,
     Use as Use,
 )

@@ -8,6 +8,7 @@ from jax.extend.core import JaxprEqn
 from jaxsparse._trace.jaxpr import step_into, var_shape
 from jaxsparse._trace.lookups import is_lookup
 from jaxsparse._trace.record import (
+    NOT_AN_OPERAND,
     AbstractValue,
     Contraction,
     OperandAxes,
@@ -145,7 +146,7 @@ def _group(
         return None, 0, "depthwise convolution" if depthwise else "one input channel"
     inner = {i: axis.pieces[-1] for i, axis in enumerate(axes) if axis.parameter_axes}
     if not inner:
-        return None, 0, "not a matmul operand"
+        return None, 0, NOT_AN_OPERAND
     for i in inner:
         if axes[i].mixed_by:
             return None, 0, f"mixed axes ({axes[i].mixed_by})"

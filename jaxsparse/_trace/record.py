@@ -42,6 +42,9 @@ class AbstractValue(NamedTuple):
 #: How a computation uses a leaf: "lost" is an operation that is not understood.
 UseKind = Literal["contraction", "gather", "elementwise", "lost"]
 
+#: The reason of a leaf that is used, but by no product.
+NOT_AN_OPERAND = "not a matmul operand"
+
 
 @dataclass(frozen=True)
 class Use:

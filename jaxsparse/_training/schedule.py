@@ -73,7 +73,7 @@ def check_schedule(schedule: Any) -> None:
         raise TypeError(
             f"schedule must be a function of the step, got {schedule!r}: "
             f"one_shot_schedule({schedule!r}) prunes at a step, "
-            "cubic_schedule(begin, end) step by step"
+            "cubic_schedule(start, end) step by step"
         )
 
 

@@ -1,6 +1,5 @@
 """The commands as one application, and its exit codes."""
 
-import re
 import sys
 import traceback
 from typing import Annotated
@@ -63,18 +62,6 @@ def _options(
     del version  # handled by its callback
 
 
-def _in_tensors(text: str) -> str:
-    """Returns an error of the library, which names leaves, with the word for a file.
-
-    >>> _in_tensors("leaf 'a' and leaves ['b']")
-    "tensor 'a' and tensors ['b']"
-    """
-    return re.sub(r"\b(leaf|leaves)(?= ['\[])", lambda m: _TENSOR_WORDS[m[1]], text)
-
-
-_TENSOR_WORDS = {"leaf": "tensor", "leaves": "tensors"}
-
-
 def run() -> None:
     """Runs the command that the arguments name, and exits with its exit code."""
     try:
@@ -83,7 +70,7 @@ def run() -> None:
         # Errors of the library name the tensor or file and the remedy.
         lines = str(error).splitlines() or [type(error).__name__]
         text = "\n".join(map(printable, lines))
-        print(f"error: {_in_tensors(text)}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except Exception:
         print("internal error of jaxsparse:", file=sys.stderr)

@@ -64,11 +64,12 @@ def check(
         adapter=adapter,
     )
     zeros: dict[str, int] = {}
-    faults: dict[str, str] = {}
+    faults: dict[str, SparsityError] = {}
     for name in with_progress(leaves.bytes_of, "check", verbose=verbose):
         weight = leaves.read(name)
         zeros[name] = count_zeros(weight)
-        faults |= _faults(weight, plan[name])
+        if (fault := _fault(weight, plan[name])) is not None:
+            faults[name] = fault
     if json:
         print_json(_as_json(leaves, plan, faults))
     else:
@@ -76,23 +77,23 @@ def check(
     raise typer.Exit(1 if faults else 0)
 
 
-def _faults(weight: np.ndarray, leaf: LeafPlan) -> Mapping[str, str]:
-    """Returns the fault of a tensor by its name; empty if it has none."""
+def _fault(weight: np.ndarray, leaf: LeafPlan) -> SparsityError | None:
+    """Returns what is wrong with a tensor, if anything."""
     if leaf.pattern is None:
-        return {}
+        return None
     try:
         with x64_if_needed(weight.dtype):
             check_sparsity({leaf.path: weight}, Plan((leaf,)))
     except SparsityError as error:
-        return error.faults
-    return {}
+        return error
+    return None
 
 
 def _print(
     leaves: Leaves,
     plan: Plan,
     zeros: Mapping[str, int],
-    faults: Mapping[str, str],
+    faults: Mapping[str, SparsityError],
     plain: bool,
 ) -> None:
     total, sparse = totals(leaves, zeros), len(plan.sparse)
@@ -111,39 +112,27 @@ def _print(
     if faults:
         subject = f"{len(faults)} of {sparse} tensors are not sparse as planned"
     print_line(total.sentence(subject))
-    for fault in [*faults.values()][:1]:
-        print_line(f"the first is {fault}")
+    for name, fault in [*faults.items()][:1]:
+        print_line(f"the first is {fault.faults[name]}")
 
 
-def _cells(leaf: LeafPlan, fault: str | None) -> tuple[str, ...]:
+def _cells(leaf: LeafPlan, fault: SparsityError | None) -> tuple[str, ...]:
     if fault is not None:
-        result = short_fault(leaf, fault)
+        result = f"not {leaf.pattern}: {fault.counts[leaf.path]}"
     else:
         result = leaf.decision + (": sparse" if leaf.pattern is not None else "")
     return shape_text(leaf.shape or ()), result
 
 
-def short_fault(leaf: LeafPlan, fault: str) -> str:
-    """Returns a fault without what the other columns show.
-
-    >>> from jaxsparse import NM
-    >>> leaf = LeafPlan("up", (64, 16), NM(2, 4), axis=1)
-    >>> start = "'up' of shape (64, 16), 2:4 along axis 1"
-    >>> short_fault(leaf, f"{start}: 3 of 256 groups keep more than 2; the first ...")
-    'not 2:4: 3 of 256 groups'
-    """
-    start = f"{leaf.path!r} of shape {leaf.shape}, {leaf.decision}: "
-    lines = [line.removeprefix(start) for line in fault.splitlines()]
-    causes = "; ".join(line.partition(" keep more")[0] for line in lines)
-    return f"not {leaf.pattern}: {causes}"
-
-
-def _as_json(leaves: Leaves, plan: Plan, faults: Mapping[str, str]) -> dict[str, Any]:
+def _as_json(
+    leaves: Leaves, plan: Plan, faults: Mapping[str, SparsityError]
+) -> dict[str, Any]:
+    texts = {name: fault.faults[name] for name, fault in faults.items()}
     return {
         "file": str(leaves.path),
         "obeys": not faults,
         "leaves": [
-            {"leaf": leaf.path, "plan": leaf.decision, "fault": faults.get(leaf.path)}
+            {"leaf": leaf.path, "plan": leaf.decision, "fault": texts.get(leaf.path)}
             for leaf in plan.leaves
         ],
     }

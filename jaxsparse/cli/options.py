@@ -139,8 +139,22 @@ def plan_leaves(
         text = f"nothing prunable:\n{lines}\n{_REMEDIES['rules']}"
         raise ValueError(text) from error
     except PlanError as error:
-        raise ValueError(error.describe(_REMEDIES)) from error
+        raise ValueError(_describe(error, leaves, planned)) from error
     return plan.with_remedies(_REMEDIES)
+
+
+def _describe(error: PlanError, leaves: Leaves, rules: Sequence[Rule]) -> str:
+    """Returns an error about a plan in the words of the command line."""
+    if error.path is None or error.remedy is None:
+        return error.describe(_REMEDIES)
+    spec = leaves.specs[error.path]
+    tensor = f"tensor {error.path!r} of shape {spec.shape}"
+    if error.remedy == "dense":
+        problem = f"{tensor} has dtype {spec.dtype}, which has no magnitude order"
+    else:
+        axis = next(rule.axis for rule in rules if rule.matches(error.path))
+        problem = f"a --rule gives axis {axis} to {tensor}, which has {spec.ndim} axes"
+    return f"{problem}: {_REMEDIES[error.remedy]}"
 
 
 def _row(leaf: LeafPlan) -> tuple[str, tuple[str, ...]]:

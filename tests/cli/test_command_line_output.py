@@ -51,6 +51,15 @@ def test_invalid_arguments(run, model, args, words):
     assert words in " ".join(done.err.split())
 
 
+def test_a_dtype_that_cannot_be_ranked_is_named_in_the_words_of_files(run, tmp_path):
+    path = str(tmp_path / "model.safetensors")
+    jaxsparse.save_sparse(path, {"up.weight": np.ones((16, 16), np.complex64)})
+    done = run("check", path)
+    assert done.code == 2
+    assert "tensor 'up.weight' of shape (16, 16) has dtype complex64" in done.err
+    assert "keep the tensor dense with --rule 'REGEX=dense'" in done.err
+
+
 def test_version_is_printed_before_anything_else(run):
     expected = (0, f"jaxsparse {jaxsparse.__version__}\n", "")
     assert run("--version") == expected

@@ -46,6 +46,10 @@ def test_an_error_has_the_faults_of_leaves_by_path():
     ] * 2
     # Leaves that share a threshold share their fault, which the text states once.
     assert faults["b"] == faults["c"]
+    # 16 x 8 weights have 32 groups along either axis; b and c have 256 weights.
+    every_weight = "256 of 256 weights are not zero"
+    both_axes = "32 of 32 groups; 32 of 32 groups"
+    assert copy.counts == {"a": both_axes, "b": every_weight, "c": every_weight}
     lines = str(error.value).splitlines()[1:]
     assert lines == [f"  {line}" for line in (*along_both, faults["b"])]
 
