@@ -83,6 +83,19 @@ def donated_params_masked():
     js.mask_params(deleted(), {"kernel": W > 9})
 
 
+def pattern_for_masks():
+    js.mask_params(PARAMS, "2:4")
+
+
+def plan_for_masks():
+    js.mask_params(PARAMS, js.plan_sparsity(PARAMS, "2:4"))
+
+
+def plan_for_first_masks():
+    plan = js.plan_sparsity(PARAMS, "2:4")
+    js.wrap_optimizer(optax.sgd(0.1), masks=plan).init(PARAMS)
+
+
 def donated_params_in_init():
     js.wrap_optimizer(optax.sgd(0.1), "2:4").init(deleted())
 
@@ -101,6 +114,9 @@ def donated_params_in_init():
         (fraction_for_a_pattern, TypeError, "Unstructured(0.5)"),
         (percentage_for_a_pattern, ValueError, "Unstructured(0.5)"),
         (percentage_in_a_rule, ValueError, "Unstructured(0.75)"),
+        (pattern_for_masks, TypeError, "create_masks(params, plan)"),
+        (plan_for_masks, TypeError, "create_masks(params, plan)"),
+        (plan_for_first_masks, TypeError, "create_masks(params, plan)"),
         (masks_of_donated_params, RuntimeError, "'kernel' of shape (32, 16)"),
         (donated_params_masked, RuntimeError, "the tree that this call returned"),
         (donated_params_in_init, RuntimeError, "the tree that this call returned"),

@@ -144,7 +144,8 @@ def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTre
     Raises:
       ValueError: a leaf has no entry in `masks`, a mask has no leaf or another shape;
         or, to be donated, one array is two leaves.
-      TypeError: a mask is neither bool nor packed (uint8), or a leaf has no values.
+      TypeError: a mask is neither bool nor packed (uint8), the masks are a plan, or a
+        leaf has no values.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> mask_params(params, create_masks(params, "2:4"))["kernel"][:4, 0]
@@ -174,7 +175,15 @@ def match_masks(
 
     Returns:
       The masks by canonical path; None for a leaf that stays dense.
+
+    Raises:
+      TypeError: the masks are a plan.
     """
+    if isinstance(masks, Plan | str):
+        raise TypeError(
+            f"masks must be a tree of masks, got a {type(masks).__name__}: "
+            "create_masks(params, plan) makes them"
+        )
     return match_entries(leaves, flatten_masks(masks), part=part)
 
 
