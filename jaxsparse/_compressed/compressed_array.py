@@ -6,11 +6,13 @@ The value in slot `j` of group `g` is `values[..., g * n + j, ...]`. The module
 indices, and a tile of groups is one block of rows of either array.
 """
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeGuard
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array
 
 from jaxsparse._compressed.indices import code_shape, decode
@@ -87,6 +89,25 @@ class Compressed:
         )
 
     __rmatmul__ = __matmul__
+
+
+def _static_as_bytes(static: tuple[NM, int]) -> bytes:
+    pattern, axis = static
+    return json.dumps([pattern.n, pattern.m, pattern.transposable, axis]).encode()
+
+
+def _static_from_bytes(data: bytes | bytearray) -> tuple[NM, int]:
+    n, m, transposable, axis = json.loads(data)
+    return NM(n, m, transposable=transposable), axis
+
+
+# A program that `jax.export` serializes may take and return compressed weights.
+export.register_pytree_node_serialization(
+    Compressed,
+    serialized_name="jaxsparse.Compressed",
+    serialize_auxdata=_static_as_bytes,
+    deserialize_auxdata=_static_from_bytes,
+)
 
 
 @jax.jit
