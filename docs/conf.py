@@ -33,7 +33,7 @@ html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -54,6 +54,7 @@ napoleon_use_rtype = False
 python_maximum_signature_line_length = 72
 viewcode_line_numbers = True
 myst_heading_anchors = 2
+nb_execution_mode = "off"  # notebooks keep their output; a test runs them
 
 
 # Python 3.11 forgets the name of a union: types are shown by the names that the
