@@ -19,6 +19,7 @@ from jaxsparse._patterns import (
     check_rankable,
 )
 from jaxsparse._plans.leaf_axes import LeafAxes
+from jaxsparse._plans.misfit import misfit
 from jaxsparse._plans.plan_error import (
     PYTHON_REMEDIES,
     PlanDtypeError,
@@ -204,8 +205,8 @@ def decide_leaf(
         return dense_leaf(path, shape, axes.role, axes.role)
     if axes.group is None:
         return dense_leaf(path, shape, axes.reason, axes.remedy)
-    if reason := _misfit(shape, axes, pattern, rule.sizes):
-        return dense(reason)
+    if reason := misfit(shape, axes, pattern, rule.sizes):
+        return dense_leaf(path, shape, *reason)
     _check_dtype(path, leaf)
     return LeafPlan(
         path,
@@ -249,51 +250,3 @@ def _axes_from_rule(path: str, shape: tuple[int, ...], axis: int) -> LeafAxes:
     axis %= len(shape)
     others = tuple(i for i in range(len(shape)) if i != axis)
     return LeafAxes(group=axis, contracted=(axis,), output=others)
-
-
-def _misfit(
-    shape: tuple[int, ...],
-    axes: LeafAxes,
-    pattern: Pattern,
-    sizes: tuple[int, int] | None,
-) -> str:
-    """Returns why the sizes of a leaf keep it dense, or an empty string."""
-    assert axes.group is not None
-    match pattern:
-        case NM(transposable=True) | Block() | Channel() if not axes.output:
-            return "no output axis"
-        case NM(m=m, transposable=True) if shape[axes.output[-1]] % m:
-            return f"axis {axes.output[-1]} is not divisible by {m}"
-        case NM(m=m):
-            return _group_misfit(shape, axes, m) or _size_misfit(shape, axes, sizes)
-        case Block(shape=(height, width)):
-            for axis, size in ((axes.group, height), (axes.output[-1], width)):
-                if shape[axis] % size:
-                    return f"axis {axis} is not divisible by {size}"
-    return ""
-
-
-def _group_misfit(shape: tuple[int, ...], axes: LeafAxes, m: int) -> str:
-    assert axes.group is not None
-    if shape[axes.group] % m:
-        return f"axis {axes.group} is not divisible by {m}"
-    if axes.alignment % m:
-        return (
-            f"axis {axes.group} is split at multiples of {axes.alignment}, not of {m}"
-        )
-    return ""
-
-
-def _size_misfit(
-    shape: tuple[int, ...], axes: LeafAxes, sizes: tuple[int, int] | None
-) -> str:
-    if sizes is None:
-        return ""
-    outputs = math.prod(shape[axis] for axis in axes.output)
-    inputs = math.prod(shape[axis] for axis in axes.contracted)
-    for name, size, divisor in zip(
-        ("outputs", "inputs"), (outputs, inputs), sizes, strict=True
-    ):
-        if size % divisor:
-            return f"size rule: {size} {name} are not divisible by {divisor}"
-    return ""

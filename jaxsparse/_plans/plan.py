@@ -13,6 +13,7 @@ from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf
 from jaxsparse._plans.plan_error import PlanError, Remedy
 from jaxsparse._plans.plan_table import plan_rows, plan_total
+from jaxsparse._plans.roles_from_names import names_lack_head
 from jaxsparse._plans.rule import Rule, RulesLike, as_rules, check_rules
 from jaxsparse._trace import ROLES, Role
 from jaxsparse._trees import (
@@ -130,7 +131,8 @@ def plan_sparsity(
       args: its further arguments; arrays may be `jax.ShapeDtypeStruct`.
       kwargs: its further arguments by name.
       dense_head: whether output layers stay dense. With `fn`, an output layer is a
-        product that others precede and none follows.
+        product that others precede and none follows; without it, names decide. If none
+        is recognised, the last line of the plan says so.
       dense_router: whether the routers of mixtures of experts stay dense.
       dense_adapter: whether low-rank adapters (LoRA) stay dense.
       layout: whose names and layout decide without `fn`: `"flax"` or `"torch"`. With
@@ -167,7 +169,7 @@ def plan_sparsity(
             "fn, whose trace determines the axes"
         )
     rules, leaves = as_rules(rules), flatten(params).by_path
-    lacks_head = False
+    lacks_head = None
     shapes = array_shapes(leaves)
     check_rules(rules, list(shapes))
     if fn is not None:
@@ -184,6 +186,8 @@ def plan_sparsity(
     }
     plan = _decide(leaves, rules, [role for role in ROLES if dense[role]], axes)
     plan = _with_constants(plan, leaves)
+    if lacks_head is None:
+        lacks_head = len(plan.sparse) > 1 and names_lack_head(axes, rules)
     return replace(plan, lacks_head=lacks_head and dense_head)
 
 

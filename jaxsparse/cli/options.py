@@ -81,6 +81,9 @@ _REMEDIES: Mapping[Remedy, str] = {
         "Give a --rule that matches a weight, --rule 'REGEX=2:4@AXIS' where names do "
         "not determine the axis, and --any-size where the size rule keeps it dense."
     ),
+    "sizes": "give --any-size",
+    "m": "give --rule 'REGEX=N:M' with another M",
+    "block": "give --rule 'REGEX=N:M'",
     "head": "give --head",
     "router": "give --router",
     "adapter": "give --adapter",
