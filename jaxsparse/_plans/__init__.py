@@ -46,4 +46,5 @@ from jaxsparse._plans.plan_table import (
 from jaxsparse._plans.rule import (
     ASP_SIZES as ASP_SIZES,
     Rule as Rule,
+    expression_meant as expression_meant,
 )
