@@ -6,6 +6,7 @@ weights are followed to the products that contract them.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jax.extend.core import JaxprEqn
 
@@ -64,10 +65,10 @@ def is_scaled_by_inputs(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> bool:
     if name not in ("mul", "div") or (name == "div" and i):
         return False
     weight, factor = (var_shape(eqn.invars[k]) for k in (i, 1 - i))
-    if not all(isinstance(n, int) for n in factor):  # symbols: the copies are unknown
+    # A scalar is combined with an array of any rank; sizes may be symbols.
+    if not (all(map(_is_matrix, inputs[i].views)) and _are_numbers(factor)):
         return False
-    smaller = not factor or any(n == 1 < k for n, k in zip(factor, weight, strict=True))
-    return smaller and all(map(_is_matrix, inputs[i].views))
+    return not factor or any(n == 1 < k for n, k in zip(factor, weight, strict=True))
 
 
 def selection_of(
@@ -96,6 +97,10 @@ def selection_of(
         if leaves:
             return Selection(i, frozenset(leaves))
     return None
+
+
+def _are_numbers(shape: Sequence[Any]) -> bool:
+    return all(isinstance(size, int) for size in shape)
 
 
 def _is_matrix(view: View) -> bool:

@@ -50,6 +50,8 @@ def test_each_example_may_have_its_own_factor():
 
 NOT_WEIGHTS = {
     "gain of a norm": lambda p, x: (x * p["w"][0]) @ p["v"],
+    "one gain": lambda p, x: (x * p["w"][0, 0]) @ p["v"],
+    "one divisor": lambda p, x: (x / p["w"][0, 0]) @ p["v"],
     "gain for each token": lambda p, x: (x * p["w"][:2, :]) @ p["v"],
     "positions of which some are padding": lambda p, x: (
         (x + p["w"] * (x[:, :1] > 0)) @ p["v"]
@@ -62,6 +64,13 @@ NOT_WEIGHTS = {
 def test_other_values_that_the_data_scale_are_no_weights(name):
     plan = plan_of(NOT_WEIGHTS[name], X, w=(2, 16), v=(16, 16))
     assert plan.decision.startswith("dense: not a matmul operand")
+
+
+@pytest.mark.parametrize("size", [(), (1,), (1, 1), (1, 16), (2, 1)])
+def test_small_parameters_scale_data_of_any_shape(size):
+    for x in (X, shape(), shape(1, 1)):
+        fn = lambda p, x: jnp.sum(x * p["w"]) + jnp.sum(p["w"] / x)
+        assert plan_of(fn, x, w=size).reason == "not a matmul operand"
 
 
 def test_a_sum_that_cannot_be_merged_stays_dense():
