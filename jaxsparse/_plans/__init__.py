@@ -23,6 +23,7 @@ from jaxsparse._plans.leaf_axes import (
 from jaxsparse._plans.leaf_plan import (
     LeafPlan as LeafPlan,
     counted_groups as counted_groups,
+    plan_no_array as plan_no_array,
     pruned_weights as pruned_weights,
 )
 from jaxsparse._plans.plan import (

@@ -28,6 +28,7 @@ from jaxsparse._plans.plan_error import (
 )
 from jaxsparse._plans.rule import Rule
 from jaxsparse._trace import NOT_AN_OPERAND, Role
+from jaxsparse._trees import is_array
 
 
 #: The note of a leaf whose mask says nothing about its weights.
@@ -143,8 +144,16 @@ def pruned_weights(leaf: LeafPlan) -> int:
     return math.prod(leaf.shape or ()) * (total - kept) // total
 
 
+def plan_no_array(path: str, leaf: Any) -> LeafPlan:
+    """Returns the plan of a leaf that is not an array."""
+    held = jax.tree.leaves(getattr(leaf, "value", None))
+    if any(map(is_array, held)):
+        return dense_leaf(path, None, f"a {type(leaf).__name__}, not an array", "held")
+    return LeafPlan(path, None, reason="not an array")
+
+
 def dense_leaf(
-    path: str, shape: tuple[int, ...], problem: str, remedy: Remedy | None
+    path: str, shape: tuple[int, ...] | None, problem: str, remedy: Remedy | None
 ) -> LeafPlan:
     """Returns the plan of a leaf that stays dense, with the remedy in its reason."""
     reason = problem if remedy is None else f"{problem}; {PYTHON_REMEDIES[remedy]}"

@@ -10,7 +10,7 @@ from jaxsparse._plans.axes_from_flax import axes_from_names
 from jaxsparse._plans.axes_from_torch import axes_from_torch_names, refuse_tensors
 from jaxsparse._plans.axes_from_trace import axes_from_trace
 from jaxsparse._plans.leaf_axes import LeafAxes
-from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf
+from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf, plan_no_array
 from jaxsparse._plans.plan_error import PlanError, Remedy
 from jaxsparse._plans.plan_table import plan_rows, plan_total
 from jaxsparse._plans.roles_from_names import names_lack_head
@@ -30,7 +30,8 @@ class Plan(Tabular):
     """The plan of every leaf of a tree: static, hashable, printable.
 
     A notebook displays it as HTML, a rich console as a rich table, and
-    `json.dumps(plan.as_dict())` is its JSON.
+    `json.dumps(plan.as_dict())` is its JSON. In a table, leaves that are not arrays
+    share a row.
 
     Attributes:
       leaves: one `LeafPlan` for each leaf, in the order of the tree.
@@ -281,10 +282,11 @@ def _decide(
         tuple(
             decide_leaf(path, leaf, axes[path], rules, dense_roles)
             if path in axes
-            else LeafPlan(path, None, reason="not an array")
+            else plan_no_array(path, leaf)
             for path, leaf in leaves.items()
         )
     )
-    if axes and not plan.sparse:
+    has_weights = axes or any(leaf.remedy == "held" for leaf in plan.leaves)
+    if has_weights and not plan.sparse:
         raise NothingPrunableError(plan)
     return plan

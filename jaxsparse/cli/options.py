@@ -86,6 +86,7 @@ _REMEDIES: Mapping[Remedy, str] = {
     "sizes": "give --any-size",
     "m": "give --rule 'REGEX=N:M' with another M",
     "block": "give --rule 'REGEX=N:M'",
+    "held": "give a file of arrays",
     "head": "give --head",
     "router": "give --router",
     "adapter": "give --adapter",
