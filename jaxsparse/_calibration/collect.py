@@ -61,7 +61,8 @@ def collect_statistics(
     parameters and along any axes, has the inputs of that product, and the factors are
     in the statistics too: searchers score and update the weight times its factor.
     Factors computed from the leaf itself, such as one over its norm, are held fixed,
-    and rounding is ignored. Any other function of a weight raises an error.
+    and rounding is ignored. Factors that depend on the batch must be the same in all
+    batches. Any other function of a weight raises an error.
 
     Args:
       fn: a function `fn(params, *batch)`: a forward pass or a loss. Operations that its
@@ -228,8 +229,8 @@ def _check_sums(
         if bad_factors:
             raise ValueError(
                 f"leaf {path!r} of shape {matrices[path].shape} is multiplied by "
-                "factors that are not finite, or that differ between its products: "
-                "use the same factors everywhere, or keep it dense by a rule"
+                "factors that are not finite, or that differ between its products or "
+                "batches: use the same factors everywhere, or keep it dense by a rule"
             )
         if not tokens.any():
             raise ValueError(

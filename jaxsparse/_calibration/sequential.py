@@ -27,6 +27,7 @@ from jaxsparse._patterns import Unstructured
 from jaxsparse._plans import (
     LeafPlan,
     Plan,
+    expression_meant,
     plan_for,
 )
 from jaxsparse._trace import (
@@ -176,6 +177,11 @@ def _check_boundaries(plan: Plan, boundaries: Sequence[str]) -> None:
                     "leaf, with across_leaves=False"
                 )
     for boundary in boundaries:
+        if meant := expression_meant(boundary, [leaf.path for leaf in plan.sparse]):
+            raise ValueError(
+                f"boundary {boundary!r} does not match what has this name, because it "
+                f"is read as a regular expression: write {meant!r}"
+            )
         if not any(re.fullmatch(boundary, leaf.path) for leaf in plan.sparse):
             raise ValueError(
                 f"boundary {boundary!r} matches none of the {len(plan.sparse)} leaves "

@@ -23,6 +23,7 @@ from jaxsparse._plans.leaf_axes import (
 from jaxsparse._plans.leaf_plan import (
     LeafPlan as LeafPlan,
     counted_groups as counted_groups,
+    plan_no_array as plan_no_array,
     pruned_weights as pruned_weights,
 )
 from jaxsparse._plans.plan import (
@@ -46,4 +47,5 @@ from jaxsparse._plans.plan_table import (
 from jaxsparse._plans.rule import (
     ASP_SIZES as ASP_SIZES,
     Rule as Rule,
+    expression_meant as expression_meant,
 )

@@ -19,6 +19,7 @@ from jaxsparse._patterns import (
     check_rankable,
 )
 from jaxsparse._plans.leaf_axes import LeafAxes
+from jaxsparse._plans.misfit import misfit
 from jaxsparse._plans.plan_error import (
     PYTHON_REMEDIES,
     PlanDtypeError,
@@ -27,6 +28,7 @@ from jaxsparse._plans.plan_error import (
 )
 from jaxsparse._plans.rule import Rule
 from jaxsparse._trace import NOT_AN_OPERAND, Role
+from jaxsparse._trees import is_array
 
 
 #: The note of a leaf whose mask says nothing about its weights.
@@ -142,8 +144,16 @@ def pruned_weights(leaf: LeafPlan) -> int:
     return math.prod(leaf.shape or ()) * (total - kept) // total
 
 
+def plan_no_array(path: str, leaf: Any) -> LeafPlan:
+    """Returns the plan of a leaf that is not an array."""
+    held = jax.tree.leaves(getattr(leaf, "value", None))
+    if any(map(is_array, held)):
+        return dense_leaf(path, None, f"a {type(leaf).__name__}, not an array", "held")
+    return LeafPlan(path, None, reason="not an array")
+
+
 def dense_leaf(
-    path: str, shape: tuple[int, ...], problem: str, remedy: Remedy | None
+    path: str, shape: tuple[int, ...] | None, problem: str, remedy: Remedy | None
 ) -> LeafPlan:
     """Returns the plan of a leaf that stays dense, with the remedy in its reason."""
     reason = problem if remedy is None else f"{problem}; {PYTHON_REMEDIES[remedy]}"
@@ -204,8 +214,8 @@ def decide_leaf(
         return dense_leaf(path, shape, axes.role, axes.role)
     if axes.group is None:
         return dense_leaf(path, shape, axes.reason, axes.remedy)
-    if reason := _misfit(shape, axes, pattern, rule.sizes):
-        return dense(reason)
+    if reason := misfit(shape, axes, pattern, rule.sizes):
+        return dense_leaf(path, shape, *reason)
     _check_dtype(path, leaf)
     return LeafPlan(
         path,
@@ -249,51 +259,3 @@ def _axes_from_rule(path: str, shape: tuple[int, ...], axis: int) -> LeafAxes:
     axis %= len(shape)
     others = tuple(i for i in range(len(shape)) if i != axis)
     return LeafAxes(group=axis, contracted=(axis,), output=others)
-
-
-def _misfit(
-    shape: tuple[int, ...],
-    axes: LeafAxes,
-    pattern: Pattern,
-    sizes: tuple[int, int] | None,
-) -> str:
-    """Returns why the sizes of a leaf keep it dense, or an empty string."""
-    assert axes.group is not None
-    match pattern:
-        case NM(transposable=True) | Block() | Channel() if not axes.output:
-            return "no output axis"
-        case NM(m=m, transposable=True) if shape[axes.output[-1]] % m:
-            return f"axis {axes.output[-1]} is not divisible by {m}"
-        case NM(m=m):
-            return _group_misfit(shape, axes, m) or _size_misfit(shape, axes, sizes)
-        case Block(shape=(height, width)):
-            for axis, size in ((axes.group, height), (axes.output[-1], width)):
-                if shape[axis] % size:
-                    return f"axis {axis} is not divisible by {size}"
-    return ""
-
-
-def _group_misfit(shape: tuple[int, ...], axes: LeafAxes, m: int) -> str:
-    assert axes.group is not None
-    if shape[axes.group] % m:
-        return f"axis {axes.group} is not divisible by {m}"
-    if axes.alignment % m:
-        return (
-            f"axis {axes.group} is split at multiples of {axes.alignment}, not of {m}"
-        )
-    return ""
-
-
-def _size_misfit(
-    shape: tuple[int, ...], axes: LeafAxes, sizes: tuple[int, int] | None
-) -> str:
-    if sizes is None:
-        return ""
-    outputs = math.prod(shape[axis] for axis in axes.output)
-    inputs = math.prod(shape[axis] for axis in axes.contracted)
-    for name, size, divisor in zip(
-        ("outputs", "inputs"), (outputs, inputs), sizes, strict=True
-    ):
-        if size % divisor:
-            return f"size rule: {size} {name} are not divisible by {divisor}"
-    return ""

@@ -10,9 +10,10 @@ from jaxsparse._plans.axes_from_flax import axes_from_names
 from jaxsparse._plans.axes_from_torch import axes_from_torch_names, refuse_tensors
 from jaxsparse._plans.axes_from_trace import axes_from_trace
 from jaxsparse._plans.leaf_axes import LeafAxes
-from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf
+from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf, plan_no_array
 from jaxsparse._plans.plan_error import PlanError, Remedy
 from jaxsparse._plans.plan_table import plan_rows, plan_total
+from jaxsparse._plans.roles_from_names import names_lack_head
 from jaxsparse._plans.rule import Rule, RulesLike, as_rules, check_rules
 from jaxsparse._trace import ROLES, Role
 from jaxsparse._trees import (
@@ -29,7 +30,8 @@ class Plan(Tabular):
     """The plan of every leaf of a tree: static, hashable, printable.
 
     A notebook displays it as HTML, a rich console as a rich table, and
-    `json.dumps(plan.as_dict())` is its JSON.
+    `json.dumps(plan.as_dict())` is its JSON. In a table, leaves that are not arrays
+    share a row.
 
     Attributes:
       leaves: one `LeafPlan` for each leaf, in the order of the tree.
@@ -130,7 +132,8 @@ def plan_sparsity(
       args: its further arguments; arrays may be `jax.ShapeDtypeStruct`.
       kwargs: its further arguments by name.
       dense_head: whether output layers stay dense. With `fn`, an output layer is a
-        product that others precede and none follows.
+        product that others precede and none follows; without it, names decide. If none
+        is recognised, the last line of the plan says so.
       dense_router: whether the routers of mixtures of experts stay dense.
       dense_adapter: whether low-rank adapters (LoRA) stay dense.
       layout: whose names and layout decide without `fn`: `"flax"` or `"torch"`. With
@@ -167,7 +170,7 @@ def plan_sparsity(
             "fn, whose trace determines the axes"
         )
     rules, leaves = as_rules(rules), flatten(params).by_path
-    lacks_head = False
+    lacks_head = None
     shapes = array_shapes(leaves)
     check_rules(rules, list(shapes))
     if fn is not None:
@@ -184,6 +187,8 @@ def plan_sparsity(
     }
     plan = _decide(leaves, rules, [role for role in ROLES if dense[role]], axes)
     plan = _with_constants(plan, leaves)
+    if lacks_head is None:
+        lacks_head = len(plan.sparse) > 1 and names_lack_head(axes, rules)
     return replace(plan, lacks_head=lacks_head and dense_head)
 
 
@@ -277,10 +282,11 @@ def _decide(
         tuple(
             decide_leaf(path, leaf, axes[path], rules, dense_roles)
             if path in axes
-            else LeafPlan(path, None, reason="not an array")
+            else plan_no_array(path, leaf)
             for path, leaf in leaves.items()
         )
     )
-    if axes and not plan.sparse:
+    has_weights = axes or any(leaf.remedy == "held" for leaf in plan.leaves)
+    if has_weights and not plan.sparse:
         raise NothingPrunableError(plan)
     return plan

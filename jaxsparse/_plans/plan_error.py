@@ -12,6 +12,10 @@ Remedy = Literal[
     "dense",
     "rule_axis",
     "rules",
+    "sizes",
+    "m",
+    "block",
+    "held",
     "head",
     "router",
     "adapter",
@@ -29,6 +33,10 @@ PYTHON_REMEDIES: Mapping[Remedy, str] = {
         "Give rules that match a weight, with fn=... or axis=... where names do not "
         "determine the axis, and sizes=None where the size rule keeps it dense."
     ),
+    "sizes": "pass Rule(..., sizes=None)",
+    "m": "pass Rule(..., pattern) with another m",
+    "block": "pass Rule(..., Block(...)) of another shape",
+    "held": "give the arrays that it holds, in Penzai those of pz.unbind_params",
     "head": "pass dense_head=False",
     "router": "pass dense_router=False",
     "adapter": "pass dense_adapter=False",

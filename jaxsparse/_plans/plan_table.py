@@ -4,17 +4,21 @@ import math
 from collections.abc import Sequence
 
 from jaxsparse._plans.leaf_plan import NO_WEIGHT, LeafPlan, pruned_weights
-from jaxsparse._trees import fold, percent_text, shape_text, weights_text
+from jaxsparse._trees import fold_with_others, percent_text, shape_text, weights_text
 
 
 def plan_rows(leaves: Sequence[LeafPlan]) -> list[tuple[str, ...]]:
-    """Returns the path, shape and decision of leaves; alike leaves share a row."""
-    return fold(
+    """Returns the path, shape and decision of leaves; alike leaves share a row.
+
+    So do leaves that are not arrays, such as the functions in a module of Equinox.
+    """
+    return fold_with_others(
         (
-            leaf.path,
-            ("-" if leaf.shape is None else shape_text(leaf.shape), leaf.decision),
-        )
-        for leaf in leaves
+            (leaf.path, (shape_text(leaf.shape), leaf.decision))
+            for leaf in leaves
+            if leaf.shape is not None
+        ),
+        ((leaf.path, ("-", leaf.decision)) for leaf in leaves if leaf.shape is None),
     )
 
 

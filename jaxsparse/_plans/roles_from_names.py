@@ -2,8 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+from jaxsparse._plans.leaf_axes import LeafAxes
+from jaxsparse._plans.rule import Rule
 from jaxsparse._trace import Role
 
 
@@ -78,6 +80,22 @@ def roles_from_names(
         ):
             roles[path] = "head"
     return roles
+
+
+def names_lack_head(axes: Mapping[str, LeafAxes], rules: Sequence[Rule]) -> bool:
+    """Returns whether names show no output layer and rules do not select layers.
+
+    Rules select layers if they keep one dense that has a group axis: then the user
+    decided which.
+    """
+    if any(leaf.role == "head" for leaf in axes.values()):
+        return False
+    patterns = [
+        next((rule.pattern for rule in rules if rule.matches(path)), None)
+        for path, leaf in axes.items()
+        if leaf.group is not None
+    ]
+    return None not in patterns
 
 
 def _is_head(

@@ -1,11 +1,12 @@
 """Rules, which select leaves by path and give them a pattern."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from jaxsparse._patterns import Pattern, PatternLike, as_pattern, fraction_hint
 from jaxsparse._plans.plan_error import PlanError
+from jaxsparse._trees import alike
 
 
 #: NVIDIA ASP's size rule: what the numbers of outputs and inputs must be divisible by.
@@ -45,7 +46,8 @@ class Rule:
         except re.error as error:
             raise ValueError(
                 "the path of a rule is a regular expression, which "
-                f"{self.path!r} is not: {error}"
+                f"{self.path!r} is not: {error}. If it is the path of a leaf, write "
+                f"{re.escape(self.path)!r}"
             ) from error
         if self.pattern is not None:
             object.__setattr__(self, "pattern", as_pattern(self.pattern))
@@ -82,15 +84,48 @@ def as_rules(rules: RulesLike) -> tuple[Rule, ...]:
 
 
 def check_rules(rules: Sequence[Rule], paths: Sequence[str]) -> None:
-    """Raises unless every rule matches a path, if there are any paths."""
+    """Raises unless every rule matches a path, if there are any paths.
+
+    Raises too if a rule's path is that of leaves which it does not match as a regular
+    expression.
+    """
     for rule in rules if paths else ():
-        if any(map(rule.matches, paths)):
-            continue
-        remedy = (
-            "Its path is that of a leaf, but is read as a regular expression: write "
-            f"{re.escape(rule.path)!r}"
-            if rule.path in paths
-            else f"It must match a whole path, such as {paths[0]!r}: write '.*' for "
-            "anything"
-        )
-        raise PlanError(f"{rule} matches none of the {len(paths)} leaves. {remedy}")
+        if meant := expression_meant(rule.path, paths):
+            raise PlanError(
+                f"{rule} does not match what has this name, because a path is read as "
+                f"a regular expression: write {meant!r}"
+            )
+        if not any(map(rule.matches, paths)):
+            raise PlanError(
+                f"{rule} matches none of the {len(paths)} leaves. It must match a "
+                f"whole path, such as {paths[0]!r}: write '.*' for anything"
+            )
+
+
+def expression_meant(text: str, paths: Iterable[str]) -> str | None:
+    r"""Returns the regular expression for a path, given as it is printed.
+
+    In a table, one row may stand for several paths, with their numbers in braces.
+
+    Args:
+      text: what is used as a regular expression.
+      paths: all paths.
+
+    Returns:
+      The expression for the paths that have this name, or None if there are none or
+      `text` matches them.
+
+    >>> expression_meant("a[0]", ["a0", "a[0]"])
+    'a\\[0\\]'
+    >>> expression_meant("l{0..2}/w", ["l0/w", "l1/w", "l2/w"])
+    'l\\d+/w'
+    """
+    printed = {path: [path] for path in paths}
+    if "{" in text:
+        printed = {**alike({path: path for path in printed}), **printed}
+    named = printed.get(text, [])
+    if all(re.fullmatch(text, path, re.DOTALL) for path in named):
+        return None
+    if named == [text]:
+        return re.escape(text)
+    return r"\d+".join(map(re.escape, re.split(r"\{[\d.,]+\}", text)))

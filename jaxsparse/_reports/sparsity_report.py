@@ -27,6 +27,7 @@ from jaxsparse._plans import (
     could_be_pruned,
     is_plan_like,
     plan_for,
+    plan_no_array,
 )
 from jaxsparse._reports.measure import measure_leaf
 from jaxsparse._trees import (
@@ -34,7 +35,7 @@ from jaxsparse._trees import (
     Tabular,
     bytes_text,
     flatten,
-    fold,
+    fold_with_others,
     is_array,
     is_numeric,
     percent_text,
@@ -102,8 +103,11 @@ class SparsityReport(Tabular):
             header = ("leaf", "shape", "sparsity", "kept", "bytes", "plan")
         else:
             header = ("leaf", "shape", "sparsity", "kept", "plan")
-        rows = ((leaf.path, _cells(leaf, has_bytes)) for leaf in self.leaves)
-        return header, fold(rows)
+        rows = [(leaf, (leaf.path, _cells(leaf, has_bytes))) for leaf in self.leaves]
+        return header, fold_with_others(
+            [row for leaf, row in rows if leaf.shape is not None],
+            [row for leaf, row in rows if leaf.shape is None],
+        )
 
     def _total(self) -> tuple[str, ...]:
         weights = [leaf for leaf in self.leaves if leaf.sparsity is not None]
@@ -162,9 +166,7 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
     if is_plan_like(plan):
         plan = plan_for(shapes, plan)
         masks = _best_masks(leaves, plan)
-        no_array = {
-            path: LeafPlan(path, None, reason="not an array") for path in leaves
-        }
+        no_array = {path: plan_no_array(path, leaf) for path, leaf in leaves.items()}
         constant = constant_arrays({x.path: leaves[x.path] for x in plan.sparse})
         planned = {x.path: x.with_constant(x.path in constant) for x in plan.leaves}
         decisions = {**no_array, **planned}

@@ -71,7 +71,9 @@ def _scale(views: Sequence[View], factor: AbstractValue, name: str) -> list[View
     """Returns the views of a value after a product with a factor."""
     bending = {view.leaf for view in factor.views if view.lost not in _STATISTICS}
     return [
-        view.bend(name) if view.leaf in bending else replace(view, scaled=True)
+        view.bend(name)
+        if view.leaf in bending
+        else replace(view, scaled=True, varies=view.varies or factor.inputs)
         for view in views
     ]
 
@@ -85,6 +87,8 @@ def _add(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
         return [view.lose("a sum with a constant") for view in _all(terms)]
     if views := union(terms):
         return [replace(view, scaled=True) for view in views]
+    if any(view.varies for view in _all(terms)):  # they cannot be merged
+        return [view.lose("a sum scaled by the inputs") for view in _all(terms)]
     return [
         view.lose(_self_sum(view.leaf, terms))
         if all(view.leaf in _leaves(term) for term in terms)
@@ -123,6 +127,7 @@ def _merge_flags(views: Sequence[View]) -> View:
     return replace(
         views[0],
         scaled=any(view.scaled for view in views) or len(set(views)) > 1,
+        varies=any(view.varies for view in views),
         bent=_first(view.bent for view in views),
         unclear=_first(view.unclear for view in views),
     )

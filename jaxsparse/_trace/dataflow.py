@@ -43,6 +43,7 @@ from jaxsparse._trace.record import (
     new_record,
     source_line,
 )
+from jaxsparse._trace.selected import is_scaled_by_inputs, selected_weights
 from jaxsparse._trace.view_rules import KEEPS_ZEROS, output_views
 
 
@@ -118,6 +119,8 @@ def _equation(
         _record_uses(eqn, inputs[2:], record, "elementwise")
         return [record_product(eqn, inputs, record)]
     output = combine(inputs)
+    if output.inputs:
+        output = output._replace(selected=selected_weights(eqn, inputs))
     gathers = name == "gather" or (name == "dynamic_slice" and output.inputs)
     if gathers and inputs[0].views:
         _record_uses(eqn, inputs[:1], record, "gather")
@@ -129,10 +132,11 @@ def _equation(
         if len(eqn.outvars) == 1:
             return [one_hot_output(eqn, inputs, output)]
         return [output] * len(eqn.outvars)
-    if output.inputs:
+    if output.inputs and not is_scaled_by_inputs(eqn, inputs):
         kind = "elementwise" if name in _ELEMENTWISE else "lost"
         _record_uses(eqn, inputs, record, kind)
         return [output] * len(eqn.outvars)
+    output = output._replace(inputs=False, selected=())
     outputs = output_views(eqn, inputs)
     if name not in _CUTS:
         followed = {view.leaf for views in outputs for view in views}

@@ -88,7 +88,7 @@ def _params(step: Step) -> dict[str, Any]:
 
 
 def _reduce(
-    features: frozenset[int], axes: Iterable[Any], old: Sequence[int]
+    features: frozenset[int], axes: Iterable[Any], old: Sequence[Any]
 ) -> Features:
     """Removes axes. Features are reduced if one of theirs is removed."""
     axes = {int(axis) for axis in axes}
@@ -100,27 +100,27 @@ def _reduce(
 
 
 def _squeeze(
-    features: frozenset[int], old: Sequence[int], _: Sequence[int], step: Step
+    features: frozenset[int], old: Sequence[Any], _: Sequence[Any], step: Step
 ) -> Features:
     return _reduce(features, _params(step)["dimensions"], old)
 
 
 def _broadcast(
-    features: frozenset[int], _: Sequence[int], __: Sequence[int], step: Step
+    features: frozenset[int], _: Sequence[Any], __: Sequence[Any], step: Step
 ) -> Features:
     axes = _params(step)["broadcast_dimensions"]
     return frozenset(int(axes[axis]) for axis in features)
 
 
 def _transpose(
-    features: frozenset[int], _: Sequence[int], __: Sequence[int], step: Step
+    features: frozenset[int], _: Sequence[Any], __: Sequence[Any], step: Step
 ) -> Features:
     order = list(_params(step)["permutation"])
     return frozenset(order.index(axis) for axis in features)
 
 
 def _reshape(
-    features: frozenset[int], old: Sequence[int], new: Sequence[int], _: Step
+    features: frozenset[int], old: Sequence[Any], new: Sequence[Any], _: Step
 ) -> Features:
     """In row-major order an axis holds the strides from its own to the next one's."""
     span = lambda shape, axis: (
@@ -146,20 +146,20 @@ def _may_be_less(size: Any, other: Any) -> bool:
 
 
 def _unstack(
-    features: frozenset[int], old: Sequence[int], _: Sequence[int], __: Step
+    features: frozenset[int], old: Sequence[Any], _: Sequence[Any], __: Step
 ) -> Features:
     return _reduce(features - {0}, [0], old)
 
 
 def _stack(
-    features: frozenset[int], _: Sequence[int], __: Sequence[int], ___: Step
+    features: frozenset[int], _: Sequence[Any], __: Sequence[Any], ___: Step
 ) -> Features:
     return frozenset(axis + 1 for axis in features)
 
 
 #: `(features, shape of the operand, shape of the result, step) -> features`.
 _MOVES: dict[
-    str, Callable[[frozenset[int], Sequence[int], Sequence[int], Step], Features]
+    str, Callable[[frozenset[int], Sequence[Any], Sequence[Any], Step], Features]
 ] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
@@ -185,7 +185,7 @@ def _dot_general(features: frozenset[int], operand: int, step: Step) -> Features
     return frozenset(moved[axis] for axis in features)
 
 
-def _gather(features: frozenset[int], old: Sequence[int], step: Step) -> Features:
+def _gather(features: frozenset[int], old: Sequence[Any], step: Step) -> Features:
     """One index along an axis of features, such as a label, reduces them."""
     numbers, sizes = _params(step)["dimension_numbers"], _params(step)["slice_sizes"]
     if any(sizes[axis] == 1 < old[axis] for axis in features):

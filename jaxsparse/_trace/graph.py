@@ -12,18 +12,21 @@ from jaxsparse._trace.jaxpr import (
     Call,
     Cond,
     ControlFlow,
+    Path,
     Scan,
     ShardMap,
     While,
+    body_part,
     control_flow,
     interpret,
+    step_into,
 )
 
 
 class ValueType(NamedTuple):
-    """The shape and the dtype of a value."""
+    """The shape and the dtype of a value. Sizes are integers or symbols."""
 
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     dtype: Any
 
 
@@ -36,12 +39,14 @@ class Step(NamedTuple):
       operands: the numbers of its operands.
       outputs: the numbers of its outputs.
       eqn: the equation; None for a move.
+      path: the path of the equation; empty for a move.
     """
 
     name: str
     operands: tuple[int, ...]
     outputs: tuple[int, ...]
     eqn: JaxprEqn | None = None
+    path: Path = ()
 
 
 class Graph(NamedTuple):
@@ -63,7 +68,7 @@ def graph_of(bound: BoundJaxpr) -> Graph:
     """Returns the graph of a jaxpr. The bodies of loops are in it once."""
     builder = _Builder([], [], {})
     inputs = [builder.value(var.aval) for var in bound.jaxpr.invars]
-    _inline(bound, inputs, builder)
+    _inline(bound, inputs, builder, ())
     steps = [
         step._replace(operands=builder.loops.get(i, step.operands))
         for i, step in enumerate(builder.steps)
@@ -97,27 +102,36 @@ class _Builder(NamedTuple):
         return output
 
 
-def _inline(bound: BoundJaxpr, args: Sequence[int], builder: _Builder) -> list[int]:
-    return interpret(bound, args, partial(_equation, builder=builder), builder.value)
+def _inline(
+    bound: BoundJaxpr, args: Sequence[int], builder: _Builder, path: Path
+) -> list[int]:
+    rule = partial(_equation, builder=builder, path=path)
+    return interpret(bound, args, rule, builder.value)
 
 
-def _equation(eqn: JaxprEqn, inputs: list[int], builder: _Builder) -> Sequence[int]:
+def _equation(
+    eqn: JaxprEqn, inputs: list[int], builder: _Builder, path: Path
+) -> Sequence[int]:
     flow = control_flow(eqn)
     if flow is not None:
-        return _control_flow(eqn, flow, inputs, builder)
+        return _control_flow(eqn, flow, inputs, builder, path)
     outputs = tuple(builder.value(var.aval) for var in eqn.outvars)
-    builder.steps.append(Step(eqn.primitive.name, tuple(inputs), outputs, eqn))
+    path = step_into(path, eqn)
+    builder.steps.append(Step(eqn.primitive.name, tuple(inputs), outputs, eqn, path))
     return outputs
 
 
 def _control_flow(
-    eqn: JaxprEqn, flow: ControlFlow, inputs: list[int], builder: _Builder
+    eqn: JaxprEqn, flow: ControlFlow, inputs: list[int], builder: _Builder, path: Path
 ) -> Sequence[int]:
     match flow:
         case Call(body) | ShardMap(body=body):
-            return _inline(body, inputs, builder)
+            return _inline(body, inputs, builder, step_into(path, eqn))
         case Cond(branches):
-            results = [_inline(branch, inputs[1:], builder) for branch in branches]
+            results = [
+                _inline(branch, inputs[1:], builder, step_into(path, eqn, i))
+                for i, branch in enumerate(branches)
+            ]
             return [
                 builder.move("join", values, var.aval)
                 for values, var in zip(
@@ -125,13 +139,14 @@ def _control_flow(
                 )
             ]
         case Scan():
-            return _scan(eqn, flow, inputs, builder)
+            return _scan(eqn, flow, inputs, builder, step_into(path, eqn))
         case While():
-            return _while(flow, inputs, builder)
+            part = body_part(flow.condition)
+            return _while(flow, inputs, builder, step_into(path, eqn, part))
 
 
 def _scan(
-    eqn: JaxprEqn, scan: Scan, inputs: list[int], builder: _Builder
+    eqn: JaxprEqn, scan: Scan, inputs: list[int], builder: _Builder, path: Path
 ) -> Sequence[int]:
     first_carry, first_xs = scan.num_consts, scan.num_consts + scan.num_carry
     body = scan.body.jaxpr
@@ -140,7 +155,7 @@ def _scan(
         for x, var in zip(inputs[first_xs:], body.invars[first_xs:], strict=True)
     ]
     carry, start = _open_loop(inputs[first_carry:first_xs], builder)
-    outputs = _inline(scan.body, [*inputs[:first_carry], *carry, *xs], builder)
+    outputs = _inline(scan.body, [*inputs[:first_carry], *carry, *xs], builder, path)
     _close_loop(start, outputs[: scan.num_carry], builder)
     stacked = [
         builder.move("stack", [y], var.aval)
@@ -151,10 +166,14 @@ def _scan(
     return [*outputs[: scan.num_carry], *stacked]
 
 
-def _while(loop: While, inputs: list[int], builder: _Builder) -> Sequence[int]:
+def _while(
+    loop: While, inputs: list[int], builder: _Builder, path: Path
+) -> Sequence[int]:
     first_body, first_carry = loop.num_condition, loop.num_condition + loop.num_body
     carry, start = _open_loop(inputs[first_carry:], builder)
-    outputs = _inline(loop.body, [*inputs[first_body:first_carry], *carry], builder)
+    outputs = _inline(
+        loop.body, [*inputs[first_body:first_carry], *carry], builder, path
+    )
     _close_loop(start, outputs, builder)
     return carry
 

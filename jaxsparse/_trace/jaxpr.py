@@ -145,8 +145,8 @@ _CALLS = {
 }
 
 
-def var_shape(var: Any) -> tuple[int, ...]:
-    """Returns the shape of a variable or literal; JAX's types declare none."""
+def var_shape(var: Any) -> tuple[Any, ...]:
+    """Returns the shape of a variable or literal. Sizes are integers or symbols."""
     return tuple(var.aval.shape)
 
 

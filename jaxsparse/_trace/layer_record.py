@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from jaxsparse._trace.features import Features
 from jaxsparse._trace.graph import Graph
+from jaxsparse._trace.jaxpr import Path
+from jaxsparse._trace.record import Selection
 
 
 class Reach(NamedTuple):
@@ -52,10 +54,11 @@ class Layer(NamedTuple):
     """One product with a weight.
 
     Attributes:
-      leaves: the parameters that its weight is computed from; for a product of two
-        weights, those of both.
+      leaves: the parameters that its weight is computed from or selected from; for a
+        product of two weights, those of both.
       operand: the number of the value that is multiplied; None if both are weights.
-      before: the products whose results reach that value.
+      before: the products whose results reach that value, or scale a weight that the
+        inputs select.
       contracted: the number of elements that it sums over.
       outputs: the number of outputs; for two weights, the lower number of rows.
     """
@@ -89,6 +92,7 @@ class Layers(NamedTuple):
     Attributes:
       graph: the program.
       num_params: the number of its parameters, the first values.
+      selections: products with weights that the inputs select or scale.
       layers: products of a weight and another value, or of two weights.
       merges: products of two weights that are added to another value.
       meetings: where their outputs meet.
@@ -99,6 +103,7 @@ class Layers(NamedTuple):
 
     graph: Graph
     num_params: int
+    selections: Mapping[Path, Selection]
     layers: dict[int, Layer]
     merges: set[int]
     meetings: list[Meeting]

@@ -1,19 +1,20 @@
 """The products of a program: what reaches their inputs, and where their results meet.
 
-A product here multiplies a weight (a value that is computed from parameters alone) by
-anything else. Its result is followed up to the next products, through floating-point
-values only: an index that was chosen by it is not a result of it.
+A product here multiplies a weight by anything else. A weight is a value that is
+computed from parameters alone, or one that the inputs select from such a value or
+scale. The result is followed up to the next products, through floating-point values
+only: an index that was chosen by it is not a result of it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.features import move_features, product_features
 from jaxsparse._trace.graph import Graph, Step
-from jaxsparse._trace.jaxpr import var_shape
+from jaxsparse._trace.jaxpr import Path, var_shape
 from jaxsparse._trace.layer_record import (
     Flow,
     Layer,
@@ -23,6 +24,7 @@ from jaxsparse._trace.layer_record import (
     Reaches,
 )
 from jaxsparse._trace.product_rules import PRODUCTS
+from jaxsparse._trace.record import Selection
 
 
 #: Elementwise operations on several operands.
@@ -74,20 +76,28 @@ _CHOICES = frozenset(["approx_top_k", "argmax", "argmin", "sort", "top_k"])
 _NORMALIZATIONS = frozenset(["exp", "exp2", "logistic"])
 
 
-def find_layers(graph: Graph, paths: Sequence[str], num_inputs: int) -> Layers:
+def find_layers(
+    graph: Graph,
+    paths: Sequence[str],
+    num_inputs: int,
+    selections: Mapping[Path, Selection],
+) -> Layers:
     """Returns the products of a program.
 
     Args:
       graph: the program.
       paths: the paths of the parameters, its first inputs.
       num_inputs: the number of its further inputs.
+      selections: its products with weights that the inputs select or scale.
     """
     flows = [Flow()] * len(graph.values)
     flows[: len(paths)] = [Flow(frozenset([path])) for path in paths]
     for i in range(len(paths), len(paths) + num_inputs):
         flows[i] = Flow(inputs=True)
     while True:
-        layers = Layers(graph, len(paths), {}, set(), [], set(), set(), set())
+        layers = Layers(
+            graph, len(paths), selections, {}, set(), [], set(), set(), set()
+        )
         changed = False
         for i, step in enumerate(graph.steps):
             operands = [flows[operand] for operand in step.operands]
@@ -107,8 +117,11 @@ def _step(layers: Layers, index: int, operands: Sequence[Flow]) -> list[Flow]:
     leaves = frozenset[str]()
     if not inputs:
         leaves = leaves.union(*(flow.leaves for flow in operands))
-    if step.name in PRODUCTS and any(flow.leaves for flow in operands[:2]):
-        return [_product(layers, index, operands)]
+    if step.name in PRODUCTS:
+        if any(flow.leaves for flow in operands[:2]):
+            return [_product(layers, index, operands)]
+        if step.path in layers.selections:
+            return [_product_with_selected(layers, index, operands)]
     moved = _moved(layers.graph, step, operands)
     _record(layers, step, operands, moved)
     reaches = _merge(moved)
@@ -143,6 +156,27 @@ def _product(layers: Layers, index: int, operands: Sequence[Flow]) -> Flow:
     )
     reach = Reach(features if math.prod(sizes) != 1 else None, linear=True)
     return Flow(leaves if both else frozenset(), not both, {index: reach})
+
+
+def _product_with_selected(
+    layers: Layers, index: int, operands: Sequence[Flow]
+) -> Flow:
+    step = layers.graph.steps[index]
+    eqn = step.eqn
+    assert eqn is not None
+    weight, leaves = layers.selections[step.path]
+    shape = layers.graph.values[step.outputs[0]].shape
+    features = product_features(eqn, weight)
+    outputs = math.prod(shape[axis] for axis in features)
+    layers.layers[index] = Layer(
+        leaves,
+        step.operands[1 - weight],
+        _merge([flow.reaches for flow in operands[:2]]),
+        _contracted(eqn, weight),
+        outputs,
+    )
+    reach = Reach(features if outputs != 1 else None, linear=True)
+    return Flow(inputs=True, reaches={index: reach})
 
 
 def _contracted(eqn: JaxprEqn, weight: int) -> int:

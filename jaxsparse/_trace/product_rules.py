@@ -17,6 +17,7 @@ from jaxsparse._trace.record import (
     combine,
     source_line,
 )
+from jaxsparse._trace.selected import selection_of
 from jaxsparse._trace.view import View
 from jaxsparse._trace.view_axis import ViewAxis
 
@@ -56,25 +57,32 @@ def record_product(
     """Records how a product contracts parameters; its result carries no views."""
     operands = inputs[:2]
     result = combine(inputs)
+    path = step_into(record.path, eqn)
+    axes_of = _OPERAND_AXES[eqn.primitive.name](eqn)
+    selection = selection_of(operands, axes_of)
+    if selection is not None:
+        record.selections[path] = selection
     if not any(value.views for value in operands):
         return result
     if _record_lookup(eqn, operands, record):
         return result
     node = frozenset(view.leaf for value in operands for view in value.views)
-    path = step_into(record.path, eqn)
-    for i, axes in enumerate(_OPERAND_AXES[eqn.primitive.name](eqn)):
+    for i, axes in enumerate(axes_of):
         # A product of parameters alone does not multiply either of them by an input.
         other = operands[1 - i]
-        has_input = other.inputs or not other.params
+        has_input = other.varies or not other.params
         for view in dict.fromkeys(operands[i].views):  # `w + w` has two equal views
-            use = _use(eqn, view, axes, i, node)
+            if view.varies and not has_input:  # it is an input of the other parameter
+                use = Use(eqn.primitive.name, "elementwise", source=source_line(eqn))
+            else:
+                use = _use(eqn, view, axes, i, node)
             record.uses.append((view.leaf, use))
             if has_input and axes and use.kind == "contraction":
                 shape = var_shape(eqn.invars[i])
                 contractions = record.contractions.setdefault(path, [])
                 contractions.append(Contraction(i, axes, view, shape))
     # Constants count as inputs: the result is a parameter only if both operands are.
-    params_only = all(value.params and not value.inputs for value in operands)
+    params_only = all(value.params and not value.varies for value in operands)
     return AbstractValue(inputs=not params_only, params=True)
 
 

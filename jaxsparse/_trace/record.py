@@ -2,13 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import Path, step_into
 from jaxsparse._trace.view import View
+
+
+class Selected(NamedTuple):
+    """A weight that the inputs select, as a value shows it.
+
+    Attributes:
+      leaf: the path of the parameter that it is selected from.
+      axes: the axes of the value that are the weight's own.
+    """
+
+    leaf: str
+    axes: frozenset[int]
 
 
 class AbstractValue(NamedTuple):
@@ -21,6 +33,7 @@ class AbstractValue(NamedTuple):
       zero: whether it is a constant of zeros.
       counts: the axis along which it is `0, 1, 2, ...`, or lists other constants.
       one_hot: the axis along which it is one-hot, times anything, or a sum of such.
+      selected: the weights that it shows, if the inputs select them.
     """
 
     views: tuple[View, ...] = ()
@@ -29,14 +42,22 @@ class AbstractValue(NamedTuple):
     zero: bool = False
     counts: int | None = None
     one_hot: int | None = None
+    selected: tuple[Selected, ...] = ()
+
+    @property
+    def varies(self) -> bool:
+        """Whether it depends on the inputs, if only by a factor of a parameter."""
+        return self.inputs or any(view.varies for view in self.views)
 
     def map_views(self, move: Callable[[View], View | None]) -> "AbstractValue":
         """Applies `move` to the views that are not lost; drops those that become None.
 
-        Lost views are kept unchanged.
+        Lost views are kept unchanged. Weights that the inputs select are no longer
+        followed.
         """
         moved = [view if view.lost else move(view) for view in self.views]
-        return self._replace(views=tuple(view for view in moved if view is not None))
+        views = tuple(view for view in moved if view is not None)
+        return self._replace(views=views, selected=())
 
 
 #: How a computation uses a leaf: "lost" is an operation that is not understood.
@@ -61,7 +82,7 @@ class Use:
       group: the axis along which groups lie, or None.
       alignment: what `m` must divide for groups to fit the product; 0 for any `m`.
       groups: the feature groups of a convolution.
-      other: the shape of the other operand.
+      other: the shape of the other operand, whose sizes may be symbols.
       merged: whether the leaf was summed with other parameters before.
       reason: why there is no group axis.
       node: the leaves that this product multiplies by.
@@ -76,7 +97,7 @@ class Use:
     group: int | None = None
     alignment: int = 0
     groups: int = 1
-    other: tuple[int, ...] | None = None
+    other: tuple[Any, ...] | None = None
     merged: bool = False
     reason: str = ""
     node: frozenset[str] = frozenset()
@@ -115,17 +136,31 @@ class Contraction(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Selection(NamedTuple):
+    """A product with weights that the inputs select or scale.
+
+    Attributes:
+      operand: the index of the operand that shows them, 0 or 1.
+      leaves: their paths.
+    """
+
+    operand: int
+    leaves: frozenset[str]
+
+
 class Record(NamedTuple):
     """What the analysis records, and the equation it is inside of.
 
     Attributes:
       uses: pairs of a leaf's path and a use of the leaf.
       contractions: products with parameters, by the path of their equation.
+      selections: products with weights that the inputs select or scale, likewise.
       path: the surrounding equations, from the outermost one.
     """
 
     uses: list[tuple[str, Use]]
     contractions: dict[Path, list[Contraction]]
+    selections: dict[Path, Selection]
     path: Path = ()
 
     def inside(self, eqn: JaxprEqn, part: int = 0) -> "Record":
@@ -135,7 +170,7 @@ class Record(NamedTuple):
 
 def new_record() -> Record:
     """Returns an empty record."""
-    return Record([], {})
+    return Record([], {}, {})
 
 
 def combine(values: Sequence[AbstractValue]) -> AbstractValue:

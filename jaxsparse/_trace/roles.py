@@ -1,6 +1,6 @@
 """Which parameters are output layers, routers or adapters, by their products."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set as AbstractSet
 from typing import Literal, NamedTuple, get_args
 
 from jaxsparse._trace.graph import Step, graph_of
@@ -39,9 +39,10 @@ def find_roles(program: Program) -> Roles:
         graph_of(program.bound),
         [path for path, leaf in program.leaves.items() if is_array(leaf)],
         len(program.inputs),
+        program.record.selections,
     )
-    heads, routers = _heads(layers), _routers(layers)
     adapters, merges = set(_adapters(layers)), _low_rank_merges(layers)
+    heads, routers = _heads(layers, adapters), _routers(layers)
     products: dict[str, set[int]] = {}
     for i, layer in layers.layers.items():
         for path in layer.leaves:
@@ -73,13 +74,14 @@ def _routers(layers: Layers) -> set[int]:
     return layers.chosen & layers.normalized & used
 
 
-def _heads(layers: Layers) -> set[int]:
+def _heads(layers: Layers, adapters: AbstractSet[int]) -> set[int]:
     """Returns the products that are output layers.
 
     At least one product precedes an output layer and none follows it. It is not part of
     a sum of layers: its outputs meet those of no product that others follow, as in a
-    residual block, and are not added to those of another last product. After its
-    outputs were reduced, as by a loss, its result may meet anything.
+    residual block, and are not added to those of another last product, unless that is
+    its low-rank adapter. After its outputs were reduced, as by a loss, its result may
+    meet anything.
     """
     followed = _followed(layers)
     last = {
@@ -95,6 +97,7 @@ def _heads(layers: Layers) -> set[int]:
                     j
                     for j in other.outputs - flow.outputs
                     if layers.layers[j].leaves != layers.layers[i].leaves
+                    and j not in adapters
                 }
                 added = meeting.is_sum and i in flow.linear and rivals & other.linear
                 if added or rivals & followed:

@@ -42,6 +42,7 @@ class View:
       indexed: the axes that loops, shards or indices run over.
       merged: whether it was summed with other parameters on the way.
       scaled: whether it was multiplied by anything on the way.
+      varies: whether it was multiplied by a value that depends on the inputs.
       bent: the operation on the way that is not a product with a factor, if any.
       unclear: why the other operand of a product may not be an input of this
         parameter, if so: the value is one of several, or was indexed along an axis
@@ -54,6 +55,7 @@ class View:
     indexed: tuple[IndexedAxis, ...] = ()
     merged: bool = False
     scaled: bool = False
+    varies: bool = False
     bent: str = ""
     unclear: str = ""
     lost: str = ""
@@ -72,7 +74,7 @@ class View:
     @property
     def positions(self) -> "View":
         """The view without what is known about its values: where its zeros are."""
-        return replace(self, scaled=False, bent="", unclear="")
+        return replace(self, scaled=False, varies=False, bent="", unclear="")
 
     def bend(self, primitive: str) -> "View":
         """Returns the view after an operation that is not a product with a factor."""

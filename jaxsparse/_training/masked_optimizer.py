@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32, PyTree
 
 from jaxsparse._patterns import as_bool, packed_axis, packed_shape
@@ -168,8 +169,8 @@ def require_params(params: PyTree | None) -> PyTree:
     return params
 
 
-def next_count(count: jax.Array) -> jax.Array:
-    """One more update made."""
+def next_count(count: ArrayLike) -> jax.Array:
+    """One more update made. A restored count may be an array of NumPy."""
     return jnp.asarray(optax.safe_increment(count))
 
 

@@ -6,6 +6,7 @@ from jaxsparse._trees.fit_table import (
 from jaxsparse._trees.fold import (
     alike as alike,
     fold as fold,
+    fold_with_others as fold_with_others,
 )
 from jaxsparse._trees.paths import (
     Keys as Keys,

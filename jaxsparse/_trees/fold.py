@@ -29,6 +29,24 @@ def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, ...]]:
     ]
 
 
+def fold_with_others(
+    rows: Iterable[tuple[str, tuple[str, ...]]],
+    others: Iterable[tuple[str, tuple[str, ...]]],
+) -> list[tuple[str, ...]]:
+    """Folds rows as `fold` does, and further rows whatever their paths are.
+
+    >>> fold_with_others([("w", ("2:4",))], [("act", ("-",)), ("norm", ("-",))])
+    [('w', '2:4'), ('2 leaves', '-')]
+    """
+    paths_of: dict[tuple[str, ...], list[str]] = {}
+    for path, cells in others:
+        paths_of.setdefault(cells, []).append(path)
+    return fold(rows) + [
+        (paths[0] if len(paths) == 1 else f"{len(paths)} leaves", *cells)
+        for cells, paths in paths_of.items()
+    ]
+
+
 def alike(items: Mapping[str, _Item]) -> dict[str, list[_Item]]:
     """Groups items whose paths differ only by numbers under one name.
 

@@ -1,6 +1,7 @@
 """The options that select what is pruned, and the plan that they make."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Annotated
@@ -16,6 +17,7 @@ from jaxsparse._plans import (
     PlanError,
     Remedy,
     Rule,
+    expression_meant,
     plan_sparsity,
 )
 from jaxsparse._trees import fold, shape_text, table
@@ -81,6 +83,10 @@ _REMEDIES: Mapping[Remedy, str] = {
         "Give a --rule that matches a weight, --rule 'REGEX=2:4@AXIS' where names do "
         "not determine the axis, and --any-size where the size rule keeps it dense."
     ),
+    "sizes": "give --any-size",
+    "m": "give --rule 'REGEX=N:M' with another M",
+    "block": "give --rule 'REGEX=N:M'",
+    "held": "give a file of arrays",
     "head": "give --head",
     "router": "give --router",
     "adapter": "give --adapter",
@@ -109,6 +115,13 @@ def plan_leaves(
     sizes = None if any_size else ASP_SIZES
     planned = [_rule(text, sizes) for text in rules or ()]
     for text, rule in zip(rules or (), planned, strict=True):
+        if meant := expression_meant(rule.path, leaves.specs):
+            pattern = text.rpartition("=")[2]
+            raise ValueError(
+                f"--rule {text!r} does not match what has this name, because it is "
+                "read as a regular expression: give --rule "
+                f"{shlex.quote(f'{meant}={pattern}')}"
+            )
         if not any(map(rule.matches, leaves.specs)):
             raise ValueError(
                 f"--rule {text!r} matches none of the {len(leaves.specs)} tensors. It "
@@ -183,6 +196,14 @@ def _rule(text: str, sizes: tuple[int, int] | None) -> Rule:
             f"--rule {text!r} is not REGEX=PATTERN, such as '.*mlp.*=1:4', "
             "'.*experts.*=2:4@1' or '.*attn.*=dense'"
         )
+    try:
+        re.compile(path)
+    except re.error as error:
+        raise ValueError(
+            f"--rule {text!r}: REGEX is a regular expression, which {path!r} is not: "
+            f"{error}. If it is the name of a tensor, give --rule "
+            f"{shlex.quote(f'{re.escape(path)}={pattern}')}"
+        ) from error
     axis = None if parts[2] is None else int(parts[2])
     kept = None if parts[1] == "dense" else parts[1]
     return Rule(path, kept, axis=axis, sizes=sizes)

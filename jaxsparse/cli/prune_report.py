@@ -30,6 +30,11 @@ def print_pruned(
         _total_cells(leaves, plan, total),
         plain=plain,
     )
+    if plan.lacks_head:
+        print_line(
+            "no output layer was recognised: if one of these tensors is one, keep it "
+            "dense with --rule 'REGEX=dense'"
+        )
     count = f"{len(plan.sparse)} of {len(plan.leaves)} tensors"
     if output is None:
         print_line(

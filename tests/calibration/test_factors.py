@@ -228,3 +228,61 @@ def test_rounding_is_ignored():
     fn = lambda p, x: x @ (jnp.round(p["w"] / 0.1) * 0.1)
     _, statistics = collect(fn, params, X)
     np.testing.assert_allclose(statistics["w"].factors, np.ones((K, 8)), rtol=1e-5)
+
+
+#: Factors that the data determine.
+BY_DATA = {
+    "of all weights": lambda p, x: p["w"] * x.mean(),
+    "divisor of all weights": lambda p, x: p["w"] / x.std(),
+    "along the inputs": lambda p, x: p["w"] * x.mean(0)[:, None],
+    "along the outputs": lambda p, x: x[:1, :8] * p["w"],
+    "twice": lambda p, x: (p["w"].T * x.mean(0)).T * x.max(),
+}
+
+
+@pytest.mark.parametrize("name", BY_DATA)
+def test_a_factor_of_the_data_is_that_of_the_merged_matrix(name):
+    scale = BY_DATA[name]
+    params = {"w": normal(K, 8, seed=1)}
+    plan, statistics = collect(lambda p, x: x @ scale(p, x), params, X)
+    assert plan["w"].decision == "2:4 along axis 0"
+    factor = np.asarray(scale({"w": np.ones((K, 8), np.float32)}, X))
+    np.testing.assert_allclose(statistics["w"].factors, factor, rtol=1e-5)
+    norms = np.sqrt((X.astype(np.float64) ** 2).mean(0))
+    scores = abs(params["w"] * factor) * norms[:, None]
+    groups = scores.reshape(4, 4, 8)
+    mask = np.asarray(js.WandaSearcher(plan).search(params, statistics).masks["w"])
+    expected = groups >= np.sort(groups, 1)[:, 2:3]
+    np.testing.assert_array_equal(mask.reshape(4, 4, 8), expected)
+
+
+def test_a_factor_of_the_data_must_be_the_same_in_all_batches():
+    params = {"w": normal(K, 8, seed=1)}
+    fn = lambda p, x, scale: x @ (p["w"] * scale)
+    two = [(X[:50], np.float32(2)), (X[50:], np.float32(2))]
+    plan = js.plan_sparsity(params, RULES, fn=fn, args=two[0])
+    statistics = js.collect_statistics(fn, params, two, plan=plan)
+    np.testing.assert_array_equal(statistics["w"].factors, np.full((K, 8), 2))
+    two[1] = (X[50:], np.float32(3))
+    with pytest.raises(ValueError, match=r"leaf 'w' .*differ between .*batches"):
+        js.collect_statistics(fn, params, two, plan=plan)
+    each = jax.vmap(lambda p, x: x @ (p["w"] * x.mean()), (None, 0))
+    with pytest.raises(ValueError, match=r"leaf 'w' .*differ between .*batches"):
+        collect(each, params, X)
+
+
+def test_a_factor_of_the_data_of_an_earlier_stage():
+    params = {"w": normal(K, K, seed=1), "v": normal(K, 8, seed=2)}
+
+    def fn(p, x):
+        hidden = jnp.tanh(x @ p["w"])
+        return hidden @ (p["v"] * hidden.std(0)[:, None])
+
+    rules = [js.Rule(".*", "2:4", axis=0, sizes=None)]
+    searcher = js.WandaSearcher(rules)
+    result = js.prune_sequentially(fn, params, [X], searcher, boundaries=["w", "v"])
+    hidden = np.tanh(X @ np.asarray(result.params["w"]))
+    norms = np.sqrt((hidden**2).mean(0)) * hidden.std(0)
+    groups = (abs(params["v"]) * norms[:, None]).reshape(4, 4, 8)
+    mask = np.asarray(result.masks["v"]).reshape(4, 4, 8)
+    np.testing.assert_array_equal(mask, groups >= np.sort(groups, 1)[:, 2:3])

@@ -97,6 +97,10 @@ def test_what_cannot_be_pruned_in_order_is_refused_with_the_remedy():
         run(network, PARAMS, ["[ad]", "[bc]"])
     with pytest.raises(ValueError, match="boundary 'e' matches none of the 4 leaves"):
         run(network, PARAMS, [".*", "e"])
+    named = {f"l{i}": normal(16, 16) for i in range(2)}
+    chain = lambda p, x: jnp.tanh(x @ p["l0"]) @ p["l1"]
+    with pytest.raises(ValueError, match=r"boundary 'l\{0,1\}' .*write 'l"):
+        run(chain, named, ["l{0,1}"])  # as a table prints them
     across = [js.Rule(".*", js.Unstructured(0.5, across_leaves=True), axis=0)]
     with pytest.raises(ValueError, match="one threshold for leaves of several stages"):
         js.prune_sequentially(

@@ -86,7 +86,6 @@ UNCLEAR = {
     "chosen by an input": (chosen(lambda _, x: x[0, 0] > 0), "depends on the inputs"),
     "carried in turns": (in_turns, "one of several"),
     "chosen element by element": (where, "one of several"),
-    "dropped by inputs": (dropped, "depends on the inputs"),
     "parameters alone": (
         lambda p, x: x @ (p["u"] @ p["v"]) @ p["w"],
         "does not multiply inputs by it",
@@ -101,6 +100,12 @@ def test_inputs_that_might_be_anothers_are_refused(name):
         ValueError, match=rf"inputs of leaf '.' .* can't be read: .*{why}"
     ):
         collect(fn, PARAMS, X)
+
+
+def test_a_weight_that_inputs_drop_in_one_of_two_products_is_refused():
+    words = r"leaf 'u' .* factors that .* differ between its products or batches"
+    with pytest.raises(ValueError, match=words):
+        collect(dropped, PARAMS, X)
 
 
 def test_two_stacks_in_one_scan_are_refused():

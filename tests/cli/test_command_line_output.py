@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -122,6 +123,39 @@ def test_remedies_are_options_of_the_command_line(run, tmp_path):
     done = run("check", path)
     assert done.code == 2
     assert done.err.endswith("or keep the tensor dense with --rule 'REGEX=dense'\n")
+
+
+def test_a_rule_that_is_a_name_shows_the_expression_to_give(run, tmp_path):
+    path = tmp_path / "model.safetensors"
+    names = ["w[0].weight", "w0.weight", "l.0.up.weight", "l.1.up.weight", "(a.weight"]
+    state = {name: weights((16, 16)) for name in names}
+    safetensors.numpy.save_file(state, path)
+    table = run("prune", path, "--dry-run", columns=80).out
+    for name, expected in (
+        ("w[0].weight", ["w[0].weight"]),
+        ("l.{0,1}.up.weight", ["l.0.up.weight", "l.1.up.weight"]),
+        ("(a.weight", ["(a.weight"]),
+    ):
+        assert name in table
+        done = run("check", path, "--rule", f"{name}=dense")
+        assert done.code == 2
+        assert "regular expression" in done.err
+        (argument,) = shlex.split(done.err.split("give --rule ")[1])
+        plans = run("check", path, "--json", "--rule", argument).json["leaves"]
+        dense = [x["leaf"] for x in plans if x["plan"].startswith("dense: rule")]
+        assert sorted(dense) == expected
+
+
+def test_prune_says_where_no_head_was_recognised(run, tmp_path):
+    path = tmp_path / "model.safetensors"
+    state = {f"fc{i}.weight": weights((16, 16)) for i in (1, 2)}
+    safetensors.numpy.save_file(state, path)
+    line = "no output layer was recognised: if one of these tensors is one, keep it "
+    for rule, said in (("fc1.weight=1:4", True), ("fc2.weight=dense", False)):
+        done = run("prune", path, "--dry-run", "--rule", rule)
+        assert (line + "dense with --rule 'REGEX=dense'" in done.out) == said
+    assert line not in run("prune", path, "--dry-run", "--head").out
+    assert run("check", path).code == 1
 
 
 class Terminal(io.StringIO):

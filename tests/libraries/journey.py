@@ -28,6 +28,8 @@ STEPS = 3
 GATHERED = "gathered"
 HEAD = "head; pass dense_head=False"
 NO_MATMUL = "not a matmul operand"
+#: What follows "axis 1 is not divisible by 4".
+ANOTHER_M = "pass Rule(..., pattern) with another m"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tests.libraries.journey import HEAD, NO_MATMUL, STEPS, Model, library, travel
+from tests.libraries.journey import (
+    ANOTHER_M,
+    HEAD,
+    NO_MATMUL,
+    STEPS,
+    Model,
+    library,
+    travel,
+)
+
+
+THREE_COLOURS = f"axis 1 is not divisible by 4; {ANOTHER_M}"
 
 
 def test_equimo(tmp_path):
@@ -63,7 +74,7 @@ def test_equimo(tmp_path):
         pruned={rf"{block}/(attn/(qkv|proj)|mlp/fc[12])/weight": 1},
         dense={
             "head/weight": HEAD,
-            "patch_embed/proj/weight": "axis 1 is not divisible by 4",  # three colours
+            "patch_embed/proj/weight": THREE_COLOURS,
             "(global_pos_embed/weight|cls_token|reg_tokens)": NO_MATMUL,
             r".*norm/weight|.*/bias": NO_MATMUL,
         },

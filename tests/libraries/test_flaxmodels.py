@@ -6,7 +6,18 @@ import optax
 from flax.training.train_state import TrainState
 
 import jaxsparse as js
-from tests.libraries.journey import HEAD, NO_MATMUL, STEPS, Model, library, travel
+from tests.libraries.journey import (
+    ANOTHER_M,
+    HEAD,
+    NO_MATMUL,
+    STEPS,
+    Model,
+    library,
+    travel,
+)
+
+
+THREE_COLOURS = f"axis 2 is not divisible by 4; {ANOTHER_M}"
 
 
 class State(TrainState):
@@ -68,7 +79,7 @@ def test_flaxmodels(tmp_path):
         kernels=2 + 2 + 3,
         pruned=pruned,
         dense={
-            "Conv_0/kernel": "axis 2 is not divisible by 4",  # three colours
+            "Conv_0/kernel": THREE_COLOURS,
             "Dense_0/kernel": HEAD,
             r"Dense_0/bias|(BasicBlock_[0-2]/)?BatchNorm_\d/.*": NO_MATMUL,
             r"BasicBlock_[3-7]/.*": r"rule 'BasicBlock_[3-7]/.*'",

@@ -197,7 +197,10 @@ def test_what_does_not_fit_stays_dense_with_the_reason():
         ],
         dense_head=False,
     )
-    assert plan["Dense_0/kernel"].decision == "dense: axis 0 is not divisible by 5"
+    assert plan["Dense_0/kernel"].decision == (
+        "dense: axis 0 is not divisible by 5; pass Rule(..., Block(...)) of another "
+        "shape"
+    )
     vector = js.plan_sparsity(
         {"v": np.ones(16), "w": OTHER},
         [js.Rule("v", js.Channel(0.5), axis=0), js.Rule("w", js.Channel(0.5), axis=0)],

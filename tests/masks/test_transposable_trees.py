@@ -68,7 +68,9 @@ def test_transposable_axes_come_from_the_trace():
     np.testing.assert_array_equal(mask, expected)
     ragged = {"w": np.ones((16, 6)), "v": np.ones((16, 8))}
     plan = js.plan_sparsity(ragged, [js.Rule(".*", BOTH, axis=0, sizes=None)])
-    assert plan["w"].decision == "dense: axis 1 is not divisible by 4"
+    assert plan["w"].decision == (
+        "dense: axis 1 is not divisible by 4; pass Rule(..., pattern) with another m"
+    )
 
 
 @pytest.mark.sweep

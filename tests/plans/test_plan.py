@@ -199,6 +199,29 @@ def test_sizes_follow_asp(shape, reason):
     assert reason is None or reason in leaf.reason
 
 
+SIZES = tree(a__kernel=(18, 8), b__kernel=(20, 8), c__kernel=(16, 8), d__bias=(16,))
+
+
+def test_a_size_that_does_not_fit_names_what_changes_it():
+    plan = js.plan_sparsity(SIZES)
+    assert plan["a/kernel"].decision == (
+        "dense: axis 0 is not divisible by 4; pass Rule(..., pattern) with another m"
+    )
+    assert plan["b/kernel"].decision == (
+        "dense: size rule: 20 inputs are not divisible by 16; pass Rule(..., "
+        "sizes=None)"
+    )
+    # What the reasons say is what prunes the leaves.
+    plan = js.plan_sparsity(SIZES, [js.Rule(".*", "1:2", sizes=None)])
+    assert [leaf.path for leaf in plan.sparse] == ["a/kernel", "b/kernel", "c/kernel"]
+    blocks = js.plan_sparsity(SIZES, js.Block((4, 4), 0.5))
+    assert blocks["a/kernel"].decision.endswith(
+        "divisible by 4; pass Rule(..., Block(...)) of another shape"
+    )
+    rules = [js.Rule(".*", js.Block((2, 4), 0.5))]
+    assert js.plan_sparsity(SIZES, rules)["a/kernel"].pattern is not None
+
+
 def test_sizes_count_the_product_of_axes():
     plan = js.plan_sparsity(attention((64, 2, 4), (64, 2, 4), (64, 2, 4), (2, 4, 8)))
     assert plan["query/kernel"].axis == 0  # 2 * 4 outputs
@@ -235,18 +258,63 @@ def test_a_plan_is_hashable_and_printable():
         "leaf                 shape  plan",
         "layer_{0..2}/kernel  16x8   2:4 along axis 0",
         "total                384    3 of 3 pruned: 50.0 % of weights",
+        "no output layer was recognised: if one of these leaves is one, keep it dense "
+        "with Rule(path, None)",
     ]
 
 
 def test_a_folded_name_keeps_the_numbers_that_its_leaves_share():
     up1 = {f"net0_block{i}_up1__kernel": (16, 8) for i in range(2)}
     up2 = {f"net0_block{i}_up2__kernel": (32, 8) for i in range(2)}
-    assert str(js.plan_sparsity(tree(**up1, **up2))).splitlines() == [
+    plan = js.plan_sparsity(tree(**up1, **up2), dense_head=False)
+    assert str(plan).splitlines() == [
         "leaf                        shape  plan",
         "net0_block{0,1}_up1/kernel  16x8   2:4 along axis 0",
         "net0_block{0,1}_up2/kernel  32x8   2:4 along axis 0",
         "total                       768    4 of 4 pruned: 50.0 % of weights",
     ]
+
+
+def test_leaves_that_are_no_arrays_share_a_row():
+    """As in a module of Equinox that was not partitioned."""
+    params = tree(layers__kernel=(16, 8)) | {"act": jnp.tanh, "rate": 0.1, "norm": None}
+    params["name"] = "mlp"
+    plan = js.plan_sparsity(params)
+    assert str(plan).splitlines() == [
+        "leaf           shape  plan",
+        "layers/kernel  16x8   2:4 along axis 0",
+        "3 leaves       -      dense: not an array",
+        "total          128    1 of 1 pruned: 50.0 % of weights",
+    ]
+    assert [plan[path].shape for path in ("act", "rate", "name")] == [None] * 3
+    assert len(plan.as_dict()["leaves"]) == 4
+    params["layers"] = {"kernel": jnp.ones((16, 8))}
+    line = str(js.sparsity_report(params)).splitlines()[-2]
+    assert line.startswith("3 leaves ")
+    assert line.endswith(" dense: not an array")
+    alone = js.plan_sparsity({**tree(layers__kernel=(16, 8)), "act": jnp.tanh})
+    assert str(alone).splitlines()[-2].startswith("act ")
+
+
+class Parameter:
+    """A variable that is a leaf of a tree and holds an array, as in Penzai."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+@pytest.mark.parametrize("more", [{}, {"scale": jnp.ones(())}])
+def test_a_variable_that_holds_arrays_is_refused_with_the_remedy(more):
+    held = {"up": Parameter(jnp.ones((16, 16))), "down": Parameter([jnp.ones(16)])}
+    with pytest.raises(ValueError, match="nothing prunable") as error:
+        js.plan_sparsity({**held, **more})
+    assert (
+        "dense: a Parameter, not an array; give the arrays that it holds, in Penzai "
+        "those of pz.unbind_params"
+    ) in str(error.value)
+    plan = js.plan_sparsity({**held, **tree(a__kernel=(16, 8))})
+    assert [leaf.path for leaf in plan.sparse] == ["a/kernel"]
+    assert "\n2 leaves" in str(plan)
 
 
 def test_a_dot_matches_a_newline_in_a_name():

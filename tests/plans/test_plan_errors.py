@@ -51,6 +51,44 @@ def test_a_rule_that_is_a_path_and_does_not_match_it_shows_the_expression_to_wri
     expression = ast.literal_eval(str(error.value).split("write ")[1])
     plan = js.plan_sparsity(params, [js.Rule(expression, "2:4", axis=0)])
     assert plan[path].axis == 0
+    with pytest.raises(ValueError, match="regular expression") as error:
+        js.Rule("w[0", None)
+    expression = ast.literal_eval(str(error.value).split("write ")[1])
+    assert js.Rule(expression, None).matches("w[0")
+
+
+SEVERAL = {
+    # name: (paths, what is given as a rule, what has to be written for it)
+    "brackets": (["w[0]", "w0"], "w[0]", r"w\[0\]"),
+    "plus": (["a+b", "aab"], "a+b", r"a\+b"),
+    "a row": (["l0/w", "l1/w", "l2/w", "up"], "l{0..2}/w", r"l\d+/w"),
+    "a row of two": (["l/w", "l0/w", "l1/w"], "l{0,1}/w", r"l\d+/w"),
+    "a row with a dot": (["l.0.w", "l.1.w", "l.3.w"], "l.{0,1,3}.w", r"l\.\d+\.w"),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_rule_that_is_printed_so_does_not_match_something_else(name):
+    paths, path, expression = SEVERAL[name]
+    params = {path: jax.ShapeDtypeStruct((16, 8), "float32") for path in paths}
+    rules = lambda path: [js.Rule(path, "1:4", axis=0), js.Rule(".*", "2:4", axis=0)]
+    plan = js.plan_sparsity(params, [js.Rule(".*", "2:4", axis=0)])
+    is_row = path not in paths
+    assert not is_row or path in str(plan)
+    with pytest.raises(ValueError, match="does not match what has this name") as error:
+        js.plan_sparsity(params, rules(path))
+    assert ast.literal_eval(str(error.value).split("write ")[1]) == expression
+    plan = js.plan_sparsity(params, rules(expression))
+    sparser = [leaf.path for leaf in plan.leaves if leaf.pattern == js.NM(1, 4)]
+    expected = [p for p in paths if any(x.isdigit() for x in p)] if is_row else [path]
+    assert sorted(sparser) == sorted(expected)
+
+
+def test_a_dot_in_a_name_is_fine():
+    params = {"fc1.weight": jnp.ones((16, 16)), "fc2.weight": jnp.ones((16, 16))}
+    rules = [js.Rule("fc1.weight", None), js.Rule(".*", "2:4")]
+    plan = js.plan_sparsity(params, rules, layout="torch")
+    assert [leaf.path for leaf in plan.sparse] == ["fc2.weight"]
 
 
 def test_an_axis_out_of_range_names_the_leaf_and_its_shape():

@@ -194,3 +194,53 @@ def test_an_adapter_of_nnx_by_name_and_by_trace():
         reason = "adapter; pass dense_adapter=False"
         assert {x.path for x in plan.leaves if x.reason == reason} == expected
         assert {x.path for x in plan.sparse} == {"up/kernel", "down/kernel"}
+
+
+def chain(*names):
+    """The parameters of dense layers with these names, one after the other."""
+    matrix = jax.ShapeDtypeStruct((64, 64), "float32")
+    return {
+        name: {"kernel": matrix, "bias": matrix.update(shape=(64,))} for name in names
+    }
+
+
+NO_HEAD = "no output layer was recognised: if one of these leaves is one, keep it "
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("hidden_0", "hidden_1", "hidden_2"),  # a policy of Brax ends with `hidden_2`
+        ("Conv_0", "BasicBlock_0", "Dense_0"),  # flaxmodels
+    ],
+)
+def test_where_names_show_no_head_the_plan_says_so(names):
+    plan = js.plan_sparsity(chain(*names))
+    assert len(plan.sparse) == 3
+    assert str(plan).splitlines()[-1] == NO_HEAD + "dense with Rule(path, None)"
+    # What it says to do is what ends it.
+    rules = [js.Rule(f"{names[-1]}/.*", None), js.Rule(".*", "2:4")]
+    assert js.plan_sparsity(chain(*names), rules).notes == ()
+    assert js.plan_sparsity(chain(*names), dense_head=False).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("params", "rules"),
+    [
+        (chain("hidden_0", "hidden_1", "lm_head"), "2:4"),
+        (chain("hidden_0", "hidden_1", "Head"), "2:4"),
+        (chain("Dense_0"), "2:4"),
+        ({"kernel": chain("w")["w"]["kernel"]}, "2:4"),
+        (chain("up", "down", "out"), [js.Rule("(up|down)/.*", "2:4")]),
+    ],
+)
+def test_a_head_one_layer_or_chosen_layers_need_no_line(params, rules):
+    assert js.plan_sparsity(params, rules).notes == ()
+
+
+def test_names_of_torch_have_the_line_too():
+    state = dict.fromkeys(["fc1.weight", "fc2.weight"], chain("w")["w"]["kernel"])
+    (note,) = js.plan_sparsity(state, layout="torch").notes
+    assert note.startswith(NO_HEAD)
+    state["fc.weight"] = state["fc1.weight"]  # an outermost `fc` is a head
+    assert js.plan_sparsity(state, layout="torch").notes == ()
