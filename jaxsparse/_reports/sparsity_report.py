@@ -136,7 +136,7 @@ class SparsityReport(Tabular):
 
 
 def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> SparsityReport:
-    """Reports on every leaf: its zeros and the magnitude kept, or why it stays dense.
+    """Reports the zeros and the kept magnitude of every leaf, or why it stays dense.
 
     It reads values, so it runs outside `jit`.
 
