@@ -6,8 +6,9 @@ if (entry && !document.getElementById(entry)) {
 }
 
 // What scrolls sideways can be reached, and scrolled, with the keyboard.
+const SCROLLED = "article :is(pre, .table-wrapper, .output.text_html)";
 function focusScrolled() {
-  for (const box of document.querySelectorAll("article pre, article .table-wrapper")) {
+  for (const box of document.querySelectorAll(SCROLLED)) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }
