@@ -158,7 +158,7 @@ def create_asp_mask(
     *,
     axis: int | None = None,
 ) -> Bool[Array, "..."]:
-    """Returns the mask that keeps the largest magnitudes of each group of one weight.
+    """Returns the mask that keeps the largest magnitudes of each group.
 
     The search is exact in every dtype: subnormals are distinct, plus and minus zero
     tie, infinities rank above all finite values, and NaN ranks highest, so neither

@@ -149,7 +149,7 @@ def plot_flip_rate(
     steps: ArrayLike | Sequence[int] | None = None,
     ax: Any = None,
 ) -> Any:
-    """Plots the flip rate over training: the weights that each change of masks moved.
+    """Plots the share of weights that each change of masks pruned or regrew.
 
     Args:
       history: the results of `metrics` step by step: a list of dicts, or the dict of

@@ -53,7 +53,7 @@ Update = bool | Literal["optimal"]
 
 @dataclass(frozen=True)
 class SparseGPTSearcher:
-    """Prunes weight by weight, and updates the remaining weights to compensate.
+    """Prunes by SparseGPT, which updates the remaining weights to compensate.
 
     Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned
     in One-Shot" (2023, arXiv:2301.00774). Supports n:m, `PerOutput` and `Unstructured`;

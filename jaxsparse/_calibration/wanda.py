@@ -27,9 +27,10 @@ from jaxsparse._trees import PyTree, map_named
 
 @dataclass(frozen=True)
 class WandaSearcher:
-    """Keeps the weights of largest `abs(w) * norm(x)`, where `x` is the weight's input.
+    """Prunes by Wanda: weights with the largest `abs(w) * norm(x)` are kept.
 
-    A weight that `fn` multiplies by a factor is scored with the factor.
+    `x` is what the weight is multiplied by. A weight that `fn` multiplies by a factor
+    is scored with the factor.
 
     Sun et al., "A Simple and Effective Pruning Approach for Large Language Models"
     (2024, arXiv:2306.11695). Supports any pattern and leaves kept weights unchanged.

@@ -33,8 +33,8 @@ def compress_params(
         unchanged.
 
     Returns:
-      A tree like `params` with a `Compressed` for every leaf that has a mask and an n:m
-      pattern in groups of 4, 8 or 16. Leaves with other patterns are masked arrays.
+      A tree like `params` with a `Compressed` for every leaf that has a mask and the
+      pattern n:m in groups of 4, 8 or 16. Leaves with other patterns are masked arrays.
       Leaves without a mask are unchanged.
 
     Raises:

@@ -39,8 +39,8 @@ def to_semi_structured(
         groups along axis 0, or `[out, k]` with groups along axis 1.
 
     Returns:
-      The values, `[out, k / 2]`, and the metadata: int16 `[out, k / 16]`, or int32
-      `[out, k / 32]` for int8.
+      The values, `[out, k / 2]`, and the metadata, which are int16 `[out, k / 16]`, or
+      int32 `[out, k / 32]` for int8.
 
     Raises:
       ValueError: another rank, pattern or dtype; or `out` is not divisible by 32 (int8:

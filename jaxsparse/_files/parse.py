@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 
 class SparseFileError(ValueError):
-    """A file is invalid, or not what was expected; names the file and the cause."""
+    """Raised for a file that is invalid or unexpected; names the file and the cause."""
 
     def __init__(self, path: os.PathLike[str], cause: object):
         super().__init__(f"{path}: {cause}")

@@ -34,7 +34,7 @@ def create_masks(
     scores: PyTree | None = None,
     packed: bool = False,
 ) -> PyTree:
-    """Creates the best mask for every leaf that the plan prunes.
+    """Returns the best mask for every leaf that the plan prunes.
 
     Args:
       params: a tree of arrays.
@@ -45,10 +45,10 @@ def create_masks(
         group axis, lowest bit first, instead of bool arrays.
 
     Returns:
-      A tree like `params`: True (a set bit) where a weight is kept, None for a leaf
-      that stays dense. Every complete group keeps exactly `n`. Masks are sharded like
-      the parameters; packed masks are replicated along an axis where shards would
-      split bytes.
+      A tree like `params` of masks, which are True (a set bit) where a weight is kept,
+      or None for a leaf that stays dense. Every complete group keeps exactly `n`. Masks
+      are sharded like the parameters; packed masks are replicated along an axis where
+      shards would split bytes.
 
     Raises:
       ValueError: the plan or the scores do not fit the parameters, and whatever
@@ -128,7 +128,7 @@ def _warn_of_ties(scores: Mapping[str, Any], plan: Plan, *, signed: bool) -> Non
 
 
 def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTree:
-    """Sets pruned weights to exact zeros.
+    """Returns the parameters with exact zeros where weights are pruned.
 
     Args:
       params: a tree of arrays.

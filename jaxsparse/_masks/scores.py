@@ -14,7 +14,7 @@ from jaxsparse._trees import (
 
 
 def random_scores(params: PyTree, key: jax.Array) -> PyTree:
-    """Draws uniform random scores, from which masks of any pattern are random.
+    """Returns uniform random scores, which make masks of any pattern random.
 
     Args:
       params: a tree of arrays.
@@ -42,7 +42,7 @@ def random_scores(params: PyTree, key: jax.Array) -> PyTree:
 
 
 def saliency_scores(params: PyTree, gradients: PyTree) -> PyTree:
-    """Scores weights by the first-order change of the loss without them, `abs(w * g)`.
+    """Returns `abs(w * g)`, the first-order change of the loss without each weight.
 
     Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient
     Inference" (2017, arXiv:1611.06440); at initialisation it is SNIP, of Lee et al.
@@ -53,8 +53,8 @@ def saliency_scores(params: PyTree, gradients: PyTree) -> PyTree:
       gradients: a tree like `params`: the gradients of the loss.
 
     Returns:
-      A tree like `params` of scores, in float32 or the wider dtype of the two: a
-      product of bfloat16s has too many ties. Leaves that hold no real numbers stay as
+      A tree like `params` of scores, in float32 or the wider dtype of the two, since
+      a product of bfloat16s has too many ties. Leaves that hold no real numbers stay as
       they are.
 
     Raises:

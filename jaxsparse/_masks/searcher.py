@@ -9,7 +9,7 @@ from jaxsparse._trees import PyTree
 
 
 class SearchResult(NamedTuple):
-    """What a searcher returns.
+    """The result of a searcher.
 
     Attributes:
       params: the pruned parameters.
@@ -23,7 +23,7 @@ class SearchResult(NamedTuple):
 
 
 class Searcher(Protocol):
-    """The interface of all searchers."""
+    """The interface of searchers."""
 
     def search(self, params: PyTree, statistics: Any = None) -> SearchResult:
         """Prunes `params`, by statistics of layer inputs if the method needs them."""
@@ -32,7 +32,7 @@ class Searcher(Protocol):
 
 @dataclass(frozen=True)
 class MagnitudeSearcher:
-    """Keeps the largest magnitudes, as NVIDIA's ASP does.
+    """Prunes by magnitude, as NVIDIA's ASP does: the largest weights are kept.
 
     Attributes:
       plan: a plan, rules or a pattern.

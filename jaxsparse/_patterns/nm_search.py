@@ -72,7 +72,7 @@ def best_nm_mask(
 
 
 def magnitude_mask(weight: Array, pattern: NM, axis: int) -> Bool[Array, "..."]:
-    """Returns the mask that keeps the largest magnitudes of each group of one weight.
+    """Returns the mask that keeps the largest magnitudes of each group.
 
     Args:
       weight: real floats or integers, of any shape.

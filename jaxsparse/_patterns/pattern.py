@@ -63,7 +63,7 @@ class NM:
 
 @dataclass(frozen=True)
 class Unstructured:
-    """The weights with the lowest scores are pruned, anywhere in the leaf.
+    """Unstructured sparsity: the lowest scores of a leaf are pruned.
 
     Attributes:
       sparsity: the fraction of the weights that is pruned, to the nearest weight.
@@ -96,7 +96,7 @@ class Unstructured:
 
 @dataclass(frozen=True)
 class PerOutput:
-    """The weights with the lowest scores of each output are pruned.
+    """Sparsity per output: the lowest scores of each output are pruned.
 
     This is the comparison group of Wanda (Sun et al. 2024, arXiv:2306.11695): all
     outputs of a layer keep the same number of weights.
@@ -128,7 +128,7 @@ class PerOutput:
 
 @dataclass(frozen=True)
 class Block:
-    """The blocks with the lowest sums of scores are pruned.
+    """Block sparsity: the blocks with the lowest sums of scores are pruned.
 
     Attributes:
       shape: the size of a block along the group axis and along the last output axis.
@@ -171,7 +171,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Channel:
-    """The output channels with the lowest sums of scores are pruned.
+    """Channel sparsity: the channels with the lowest sums of scores are pruned.
 
     With magnitudes as scores this is the filter pruning of Li et al., "Pruning Filters
     for Efficient ConvNets" (2017, arXiv:1608.08710).

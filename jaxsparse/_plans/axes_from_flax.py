@@ -36,8 +36,9 @@ def flax_axes(params: PyTree) -> PyTree:
       params: a tree of arrays or `jax.ShapeDtypeStruct`, from Linen or NNX.
 
     Returns:
-      A tree of the same structure: an axis, or None where names determine no single
-      axis (biases, norms, embeddings, depthwise convolutions, ambiguous leaves).
+      A tree of the same structure with an axis for each leaf, or None where names
+      determine no single axis (biases, norms, embeddings, depthwise convolutions,
+      ambiguous leaves).
 
     >>> import jax
     >>> params = {"Dense_0": {"kernel": jax.ShapeDtypeStruct((64, 32), "float32"),

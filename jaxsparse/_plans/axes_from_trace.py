@@ -32,7 +32,8 @@ def contraction_axes(
       **kwargs: further arguments by name.
 
     Returns:
-      A tree like `params`: an axis, or None if the trace shows no single axis.
+      A tree like `params` with an axis for each leaf, or None where the trace shows no
+      single axis.
 
     Raises:
       ValueError: two leaves have the same path. Errors that `fn` raises when it is
@@ -51,7 +52,7 @@ def contraction_axes(
 def leaf_uses(
     fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
 ) -> dict[str, tuple[Use, ...]]:
-    """Returns every use that `fn(params, *args, **kwargs)` makes of each leaf.
+    """Returns all uses that `fn(params, *args, **kwargs)` makes of each leaf.
 
     `plan_sparsity` decides from these: each use has the operation, the leaf's
     contracted, batch and output axes, the shape of the other operand and the line of

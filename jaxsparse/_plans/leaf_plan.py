@@ -83,7 +83,7 @@ class LeafPlan:
         return f"{self.pattern}{along}" + (f", {self.note}" if self.note else "")
 
     def with_remedies(self, remedies: Mapping[Remedy, str]) -> "LeafPlan":
-        """Returns the plan with the remedy in `reason` from a table of other words."""
+        """Returns the plan with the remedy in `reason` in the words of a table."""
         if self.remedy is None:
             return self
         problem = self.reason.removesuffix(f"; {PYTHON_REMEDIES[self.remedy]}")
@@ -112,7 +112,7 @@ class LeafPlan:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The output and batch axes: each of their elements is a separate output."""
+        """The output and batch axes, along which each index is a separate output."""
         return tuple(sorted(self.output + self.batch))
 
     @property

@@ -61,7 +61,7 @@ class Plan(Tabular):
         return (_NO_HEAD,) if self.lacks_head else ()
 
     def with_remedies(self, remedies: Mapping[Remedy, str]) -> "Plan":
-        """Returns the plan with the remedies in reasons from a table of other words."""
+        """Returns the plan with the remedies of its leaves in the words of a table."""
         leaves = tuple(leaf.with_remedies(remedies) for leaf in self.leaves)
         return replace(self, leaves=leaves)
 
@@ -116,7 +116,7 @@ def plan_sparsity(
     dense_adapter: bool = True,
     layout: str = "flax",
 ) -> Plan:
-    """Decides for every leaf whether it is pruned, to what pattern, along which axis.
+    """Plans which leaves are pruned, to what pattern, and along which axis.
 
     With `fn` the axis is read from the trace of `fn(params, *args, **kwargs)`, which
     is not run: this works for any JAX model, from shapes alone. Without `fn` it comes

@@ -15,7 +15,7 @@ ASP_SIZES = (8, 16)
 
 @dataclass(frozen=True)
 class Rule:
-    """The pattern of the leaves whose path matches.
+    """A pattern for the leaves whose paths match a regular expression.
 
     Attributes:
       path: a regular expression that must match the whole canonical path, such as

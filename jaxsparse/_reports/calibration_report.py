@@ -56,7 +56,7 @@ class LeafError:
 
 @dataclass(frozen=True)
 class CalibrationReport(Tabular):
-    """A report on every pruned leaf, which prints as a table.
+    """A report on the error of every pruned leaf, which prints as a table.
 
     Attributes:
       leaves: a `LeafError` for each leaf.
@@ -75,7 +75,7 @@ class CalibrationReport(Tabular):
 def calibration_report(
     params: PyTree, result: SearchResult, statistics: Any
 ) -> CalibrationReport:
-    """Reports the relative error of every pruned layer's outputs, beside magnitude's.
+    """Reports the error of each pruned leaf's outputs, beside that of magnitude.
 
     The error is computed from second moments alone, so it is the error on the inputs
     that were collected: those of the dense model, unless the statistics are of another

@@ -27,7 +27,7 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
       params: the parameters, a tree of arrays.
 
     Returns:
-      Float32 scalars by name:
+      Float32 scalars, by the names below.
 
       - `sparsity`: the fraction of zeros among all weights.
       - `masked`: the fraction of pruned weights, among the weights of all leaves with

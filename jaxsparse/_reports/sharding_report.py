@@ -46,7 +46,7 @@ class LeafSharding:
 
 @dataclass(frozen=True)
 class ShardingReport(Tabular):
-    """A report on every pruned leaf, which prints as a table.
+    """A report on the sharding of every pruned leaf, which prints as a table.
 
     Attributes:
       leaves: a `LeafSharding` for each leaf.
@@ -63,7 +63,7 @@ class ShardingReport(Tabular):
 
 
 def sharding_report(params: PyTree, plan: PlanLike = "2:4") -> ShardingReport:
-    """Reports which leaves need communication to search their masks, why, and a remedy.
+    """Reports which leaves need communication to search their masks, and a remedy.
 
     A mask is searched without communication if every shard holds whole groups, and
     whole bytes of the packed mask, of eight weights along the group axis. If shards cut

@@ -85,8 +85,10 @@ class LeafReport:
 class SparsityReport(Tabular):
     """A report on every leaf of a tree, which prints as a table.
 
-    Notebooks display it as HTML and `rich` as its own table;
-    `json.dumps(report.as_dict())` is its JSON.
+    A dense leaf that is all zeros, as biases are at first, has no sparsity in the
+    table: its plan says `all zeros`. The total counts its zeros. Notebooks display the
+    report as HTML and `rich` as its own table; `json.dumps(report.as_dict())` is its
+    JSON.
 
     Attributes:
       leaves: a `LeafReport` for each leaf.
@@ -138,7 +140,7 @@ class SparsityReport(Tabular):
 
 
 def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> SparsityReport:
-    """Reports on every leaf: its zeros and the magnitude kept, or why it stays dense.
+    """Reports the zeros and the kept magnitude of every leaf, or why it stays dense.
 
     It reads values, so it runs outside `jit`.
 
@@ -245,9 +247,13 @@ def _cells(leaf: LeafReport, has_bytes: bool) -> tuple[str, ...]:
         plan += f"; stored {leaf.stored}"
     if leaf.nonfinite:
         plan += f"; {leaf.nonfinite} values are NaN or infinite"
+    sparsity = "-" if leaf.sparsity is None else percent_text(leaf.sparsity)
+    if leaf.sparsity == 1 and leaf.masked is None:
+        # Biases start as zeros: nothing was pruned, so that is no sparsity.
+        sparsity, plan = "-", f"{plan}; all zeros"
     cells = [
         "-" if leaf.shape is None else shape_text(leaf.shape),
-        "-" if leaf.sparsity is None else percent_text(leaf.sparsity),
+        sparsity,
         "-" if leaf.magnitude_kept is None else percent_text(leaf.magnitude_kept),
     ]
     if has_bytes:

@@ -15,7 +15,7 @@ from jaxsparse._trees import PyTree, flatten_with_keys
 
 
 def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
-    """Shapes, dtypes and shardings of the state that `tx.init(params)` returns.
+    """Returns the shapes, dtypes and shardings of the state of `tx.init(params)`.
 
     Arrays that belong to a parameter and have its shape are sharded like the parameter.
     So are packed masks, except along axes where shards would split bytes

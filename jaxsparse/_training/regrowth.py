@@ -72,7 +72,7 @@ def regrow_by_gradient(
     fraction: DropFraction,
     every: int = 100,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer in RigL: regrow weights with the largest gradients.
+    """Wraps an optimizer in RigL, which regrows weights with the largest gradients.
 
     Evci et al., "Rigging the Lottery: Making All Tickets Winners" (2020,
     arXiv:1911.11134). Every `every` steps each leaf drops the smallest of its kept
@@ -131,7 +131,7 @@ def regrow_at_random(
     fraction: DropFraction,
     every: int = 100,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer in SET: regrow weights at random.
+    """Wraps an optimizer in SET, which regrows weights at random.
 
     Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse
     connectivity inspired by network science" (2018, arXiv:1707.04780). Like

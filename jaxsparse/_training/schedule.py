@@ -12,7 +12,7 @@ Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def one_shot_schedule(step: int) -> Schedule:
-    """Prunes once: dense before `step`, the whole pattern from `step` on.
+    """Returns a schedule that prunes to the whole pattern at one step.
 
     Args:
       step: the number of dense updates; the next one prunes.
@@ -33,7 +33,7 @@ def one_shot_schedule(step: int) -> Schedule:
 
 
 def cubic_schedule(start: int, end: int) -> Schedule:
-    """Prunes gradually: fast at first, slowly towards the end.
+    """Returns a schedule that prunes fast at first and slowly towards the end.
 
     The progress is `1 - (1 - t)**3` for `t` from 0 at `start` to 1 at `end`: the
     sparsity function of Zhu and Gupta, "To prune, or not to prune" (2017,

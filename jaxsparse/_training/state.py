@@ -82,8 +82,8 @@ def get_masks(opt_state: optax.OptState) -> PyTree:
         `add_sr_ste_decay`.
 
     Returns:
-      A tree like the parameters: packed masks, None for dense leaves. If several
-      wrappers prune parts of the tree, their masks are merged.
+      A tree like the parameters with a packed mask for each leaf, or None for a dense
+      one. If several wrappers prune parts of the tree, their masks are merged.
 
     Raises:
       ValueError: no such state, or two that prune the same leaf.

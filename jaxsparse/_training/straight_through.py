@@ -46,7 +46,7 @@ from jaxsparse._trees import (
 
 
 def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
-    """Masks parameters for the loss, with the gradient of dense parameters.
+    """Returns masked parameters, with the gradient of dense ones.
 
     The straight-through estimator of Bengio et al., "Estimating or Propagating
     Gradients Through Stochastic Neurons" (2013, arXiv:1308.3432), applied to masks: the
@@ -114,9 +114,9 @@ def add_sr_ste_decay(
         decay uses the same masks, and recomputed ones take effect at the next step.
 
     Returns:
-      A gradient transformation with the state `StraightThroughState`: the masks, and
-      the fraction of the masked leaves' weights whose mask changed last. `update` needs
-      the parameters.
+      A gradient transformation with the state `StraightThroughState`, which has the
+      masks and the fraction of the masked leaves' weights whose mask changed last.
+      `update` needs the parameters.
 
     Raises:
       ValueError: a decay that is negative or not finite, or `every < 1`; in `init`, as

@@ -1,6 +1,7 @@
 """Reports in every form, of compressed trees too; metrics; plots."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -104,6 +105,28 @@ def test_a_report_is_plain_data():
     (*_, leaf) = json.loads(json.dumps(planned().as_dict()))["leaves"]
     assert (leaf["path"], leaf["pattern"], leaf["axis"]) == ("a/kernel", "1:4", 0)
     assert (leaf["contracted"], leaf["output"]) == ([0], [1])
+
+
+def test_zero_initialised_leaves_are_not_shown_as_sparse():
+    kernel = jnp.ones((16, 8)).at[::2].set(0)
+    params = {
+        "bias": jnp.zeros(8),
+        "heads": jnp.zeros((4, 16)),  # like the biases of attention
+        "kernel": kernel,
+        "scale": jnp.zeros(8).at[0].set(1),
+        "silent": jnp.zeros((16, 8)),  # has a mask: its zeros are its sparsity
+    }
+    plan = js.plan_sparsity(params, [js.Rule("kernel|silent", "2:4", axis=0)])
+    masks = js.create_masks({**params, "silent": kernel}, plan)
+    for plan_or_masks in (plan, masks):
+        report = js.sparsity_report(params, plan_or_masks)
+        assert [leaf.sparsity for leaf in report] == [1, 1, 0.5, 7 / 8, 1]
+        _, *lines = str(report).splitlines()
+        # 8 + 64 + 64 + 7 + 128 zeros of 8 + 64 + 128 + 8 + 128 weights.
+        cells = [re.split("  +", line)[2] for line in lines]
+        assert cells == ["-", "-", "50.0 %", "87.5 %", "100.0 %", "80.7 %"]
+        with_zeros = [line.split()[0] for line in lines if line.endswith("; all zeros")]
+        assert with_zeros == ["bias", "heads"]
 
 
 @pytest.mark.sweep(keep=["float8_e4m3fn", "int4"])
