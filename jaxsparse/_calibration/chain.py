@@ -69,11 +69,11 @@ def prune_chain(
     Raises:
       ValueError: as `collect_statistics` and the searcher.
     """
-    carried = list(batches)
+    carried = list(map(_commit, batches))
     observers: dict[Any, tuple[Callable[..., Any], dict[str, LayerMatrices]]] = {}
     forward = {stage.fn: jax.jit(stage.fn) for stage in stages}
     for number, stage in enumerate(stages):
-        params = stage.load()
+        params = _commit(stage.load())
         masks, statistics = map_named(lambda *_: None, params), {}
         result = SearchResult(params, masks, stage.plan)
         if stage.plan.sparse:
@@ -94,3 +94,11 @@ def prune_chain(
             # One by one, so that the inputs need no memory twice.
             for i, x in enumerate(carried):
                 carried[i] = forward[stage.fn](result.params, x)
+
+
+def _commit(tree: PyTree) -> PyTree:
+    """Returns arrays that are committed to their devices, as searchers return them.
+
+    JAX would compile a program again for arrays that are not.
+    """
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding), tree)

@@ -82,12 +82,9 @@ class Config:
                 raise self.error(name, "the forward pass does not know this field")
 
     def error(self, name: str, problem: str) -> ValueError:
-        """Returns an error about a field, with its value and the remedy."""
+        """Returns an error about a field, with its value."""
         value = f" is {self.fields[name]!r}" if name in self.fields else " is missing"
-        return ValueError(
-            f"config.json: {self.prefix}{name}{value}: {problem}. Use --method "
-            "magnitude"
-        )
+        return ValueError(f"config.json: {self.prefix}{name}{value}: {problem}")
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.fields.get(name)

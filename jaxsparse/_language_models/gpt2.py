@@ -18,6 +18,8 @@ from jaxsparse._language_models.model import LanguageModel, Stage, Tensor, block
 
 _Params = Mapping[str, Array]
 _Features = Float[Array, "batch token feature"]
+_Logits = Float[Array, "batch token logit"]
+_Outputs = Float[Array, "batch token output"]
 
 _FIELDS = {
     *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"),
@@ -123,12 +125,12 @@ def _block(
     return x + _conv1d(params, "mlp.c_proj", hidden)
 
 
-def _conv1d(params: _Params, name: str, x: _Features) -> _Features:
+def _conv1d(params: _Params, name: str, x: _Features) -> _Outputs:
     """Applies a linear layer whose weight is `(in, out)`, which PyTorch calls so."""
     weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
     return x @ weight.astype(x.dtype) + bias.astype(x.dtype)
 
 
-def _head(epsilon: float, params: _Params, x: _Features) -> _Features:
+def _head(epsilon: float, params: _Params, x: _Features) -> _Logits:
     normed = layer_norm(x, params["norm.weight"], params["norm.bias"], epsilon)
     return linear(params, "head", normed)

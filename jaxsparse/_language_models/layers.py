@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-_Features = Float[Array, "batch token feature"]
-_Heads = Float[Array, "batch token head feature"]
+_Queries = Float[Array, "batch token head feature"]
+_Keys = Float[Array, "batch token kv_head feature"]
 
 #: Activations by their names in `config.json`.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -47,8 +47,8 @@ def linear(params: Mapping[str, Array], name: str, x: Array) -> Array:
 
 
 def causal_attention(
-    query: _Heads, key: _Heads, value: _Heads, window: int | None = None
-) -> _Features:
+    query: _Queries, key: _Keys, value: _Keys, window: int | None = None
+) -> Float[Array, "batch token features"]:
     """Returns the mixed values of all heads, side by side.
 
     Args:

@@ -20,6 +20,7 @@ from jaxsparse._language_models.rope import ROPE_FIELDS, Rope, read_rope, rotate
 
 _Params = Mapping[str, Array]
 _Features = Float[Array, "batch token feature"]
+_Logits = Float[Array, "batch token logit"]
 
 _FIELDS = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -201,5 +202,5 @@ def _attention(block: Block, params: _Params, x: _Features) -> _Features:
     return linear(params, "self_attn.o_proj", mixed)
 
 
-def _head(epsilon: float, params: _Params, x: _Features) -> _Features:
+def _head(epsilon: float, params: _Params, x: _Features) -> _Logits:
     return linear(params, "head", rms_norm(x, params["norm.weight"], epsilon))

@@ -115,6 +115,5 @@ def check_tensors(model: LanguageModel, specs: Mapping[str, Any]) -> None:
         if name not in tensors and not _BUFFERS.fullmatch(name):
             raise ValueError(
                 f"tensor {name!r} has no place in the forward pass of model_type "
-                f"{model.model_type!r}, as config.json describes it: use --method "
-                "magnitude"
+                f"{model.model_type!r}, as config.json describes it"
             )

@@ -83,7 +83,8 @@ def open_calibration(
         check_tensors(model, leaves.specs)
         _check_plan(plan, model)
     except ValueError as error:
-        raise ValueError(f"{leaves.path}: {error}") from error
+        remedy = "--method magnitude runs no model"
+        raise ValueError(f"{leaves.path}: {error}; {remedy}") from error
     return Calibration(method, model, load_tokens(data, leaves.path, model))
 
 
@@ -96,13 +97,13 @@ def _check_plan(plan: Plan, model: LanguageModel) -> None:
             raise ValueError(
                 f"tensor {leaf.path!r} of shape {leaf.shape} is planned "
                 f"{leaf.decision!r}, but as an embedding it has no inputs to calibrate "
-                "on: keep it dense, or use --method magnitude"
+                "on: keep it dense"
             )
         if leaf.axis != tensor.inputs:
             raise ValueError(
                 f"tensor {leaf.path!r} of shape {leaf.shape} is planned "
                 f"{leaf.decision!r}, but its inputs are along axis {tensor.inputs}: "
-                "correct the --rule or the --layout, or use --method magnitude"
+                "correct the --rule or the --layout"
             )
 
 
@@ -200,9 +201,10 @@ def _batches(ids: np.ndarray) -> list[Array]:
 def calibration_lines(
     calibration: Calibration, errors: Mapping[str, LeafError]
 ) -> list[str]:
-    """Returns lines about the data and the errors; without errors, about the data."""
+    """Returns lines about the data and the errors, or about what is to be done."""
     method = calibration.method.value
-    lines = [f"calibrated by {method} on {calibration.tokens.describe()}"]
+    was = "was" if errors else "would be"
+    lines = [f"{method} {was} calibrated on {calibration.tokens.describe()}"]
     if errors:
         mean = np.mean([leaf.error for leaf in errors.values()])
         magnitude = np.mean([leaf.magnitude_error for leaf in errors.values()])
