@@ -85,18 +85,19 @@ def _read_array(path: Path) -> np.ndarray:
     """Returns the token ids of a file, of shape `(samples, length)`."""
     try:
         loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            ids = loaded
+        else:
+            with loaded:
+                names = ", ".join(loaded.files)
+                ids = loaded["tokens"] if "tokens" in loaded.files else None
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a file of NumPy: {error}") from error
-    if isinstance(loaded, np.ndarray):
-        ids = loaded
-    else:
-        with loaded:
-            if "tokens" not in loaded.files:
-                raise ValueError(
-                    f"{path} has no array 'tokens', but {', '.join(loaded.files)}: "
-                    "save it with numpy.savez(path, tokens=ids)"
-                )
-            ids = loaded["tokens"]
+        raise ValueError(f"{path} is not a file of numbers: {error}") from error
+    if ids is None:
+        raise ValueError(
+            f"{path} has no array 'tokens', but {names}: save it with "
+            "numpy.savez(path, tokens=ids)"
+        )
     if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"{path} has tokens of shape {ids.shape} and dtype {ids.dtype}: they must "

@@ -149,6 +149,7 @@ def test_options_that_miss_each_other(run, tokens, tmp_path):
         ({"tokens": np.ones((2, 9))}, "shape (2, 9) and dtype float64: they must be"),
         ({"tokens": np.ones(9, int)}, "must be integers of shape (samples, length)"),
         ({"tokens": np.ones((0, 9), int)}, "shape (0, 9)"),
+        ({"tokens": np.array([[1], [1, 2]], object)}, "is not a file of numbers: "),
         ({"ids": np.ones((2, 9), int)}, "has no array 'tokens', but ids: save it with"),
     ],
 )
@@ -167,7 +168,7 @@ def test_files_that_are_no_token_ids(run, tokens, tmp_path):
     line = refuse(run, folder, *WANDA, tokens, "--length", 65)
     assert "--length 65 is more than the 64 positions of the model" in line
     tokens.write_bytes(b"nothing")
-    assert f"{tokens} is not a file of NumPy" in refuse(run, folder, *WANDA, tokens)
+    assert f"{tokens} is not a file of numbers" in refuse(run, folder, *WANDA, tokens)
     tokens.unlink()
     assert "No such file" in refuse(run, folder, *WANDA, tokens)
 
