@@ -86,18 +86,18 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            ids = loaded
+            arrays = {"tokens": loaded}
         else:
             with loaded:
-                names = ", ".join(loaded.files)
-                ids = loaded["tokens"] if "tokens" in loaded.files else None
+                arrays = dict(loaded)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a file of numbers: {error}") from error
-    if ids is None:
+    if "tokens" not in arrays:
         raise ValueError(
-            f"{path} has no array 'tokens', but {names}: save it with "
+            f"{path} has no array 'tokens', but {', '.join(arrays)}: save it with "
             "numpy.savez(path, tokens=ids)"
         )
+    ids = arrays["tokens"]
     if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"{path} has tokens of shape {ids.shape} and dtype {ids.dtype}: they must "

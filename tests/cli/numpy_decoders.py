@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 
-WIDTH, VOCAB, LAYERS = 32, 48, 2
+WIDTH, VOCAB, LAYERS = 32, 32, 2
 
 LLAMA = {
     "model_type": "llama",
@@ -37,7 +37,7 @@ GPT2 = {
     "n_embd": WIDTH,
     "n_layer": LAYERS,
     "n_head": 2,
-    "n_inner": 48,
+    "n_inner": WIDTH,
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
 }
@@ -52,8 +52,8 @@ def shapes(config):
             "ln_2": (width,),
             "attn.c_attn": (width, 3 * width),
             "attn.c_proj": (width, width),
-            "mlp.c_fc": (width, 48),
-            "mlp.c_proj": (48, width),
+            "mlp.c_fc": (width, width),
+            "mlp.c_proj": (width, width),
         }
         of = {
             "transformer.wte.weight": (VOCAB, width),

@@ -51,6 +51,7 @@ def folder(tmp_path):
     return write_folder(tmp_path / "model", LLAMA, random_weights(LLAMA))
 
 
+@pytest.mark.sweep(keep=["llama"])
 @pytest.mark.parametrize("name", MODELS)
 def test_wanda_keeps_what_float64_keeps(run, tokens, tmp_path, name):
     config, dtype = MODELS[name]

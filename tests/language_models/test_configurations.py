@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from jaxsparse._language_models import language_model
-from jaxsparse._language_models.llama import Block
 
 
 COMMON = {
@@ -138,14 +137,3 @@ def test_models_have_as_many_parameters_as_published(name):
     sizes = [np.prod(tensor.shape) for tensor in model.tensors.values()]
     assert sum(sizes) / 1e6 == pytest.approx(millions, abs=0.05)
     assert len({id(block.fn) for block in model.blocks}) == 1  # compiled once
-
-
-def test_the_window_is_that_of_the_configuration():
-    blocks = language_model(MISTRAL, ()).blocks
-    (settings,) = blocks[0].fn.args
-    assert isinstance(settings, Block)
-    assert settings.window == 4096
-    (settings,) = (
-        language_model(MISTRAL | {"sliding_window": None}, ()).blocks[0].fn.args
-    )
-    assert settings.window is None
