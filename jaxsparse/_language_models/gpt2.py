@@ -107,7 +107,7 @@ def _block_tensors(width: int, hidden: int) -> dict[str, Tensor]:
 def _embed(params: _Params, tokens: Int[Array, "batch token"]) -> _Features:
     words, positions = params["wte.weight"], params["wpe.weight"]
     dtype = jnp.promote_types(words.dtype, jnp.float32)
-    return words.astype(dtype)[tokens] + positions.astype(dtype)[: tokens.shape[1]]
+    return words[tokens].astype(dtype) + positions[: tokens.shape[1]].astype(dtype)
 
 
 def _block(

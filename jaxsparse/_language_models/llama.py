@@ -176,7 +176,7 @@ def _windows(model_type: str, config: Config) -> list[int | None]:
 
 def _embed(params: _Params, tokens: Int[Array, "batch token"]) -> _Features:
     weight = params["embed_tokens.weight"]
-    return weight.astype(jnp.promote_types(weight.dtype, jnp.float32))[tokens]
+    return weight[tokens].astype(jnp.promote_types(weight.dtype, jnp.float32))
 
 
 def _block(block: Block, params: _Params, x: _Features) -> _Features:

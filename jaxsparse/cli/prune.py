@@ -80,6 +80,11 @@ def prune(
     file: FileArgument,
     output: OutputOption = None,
     pattern: PatternOption = "2:4",
+    method: MethodOption = Method.magnitude,
+    calibrate: CalibrateOption = None,
+    samples: SamplesOption = None,
+    length: LengthOption = None,
+    seed: SeedOption = None,
     layout: LayoutOption = None,
     rule: RuleOption = None,
     any_size: AnySizeOption = False,
@@ -91,11 +96,6 @@ def prune(
     json: JsonOption = False,
     plain: PlainOption = False,
     verbose: VerboseOption = False,
-    method: MethodOption = Method.magnitude,
-    calibrate: CalibrateOption = None,
-    samples: SamplesOption = None,
-    length: LengthOption = None,
-    seed: SeedOption = None,
 ) -> None:
     """Prune to n:m and write a new file.
 
