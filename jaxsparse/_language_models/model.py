@@ -57,8 +57,8 @@ class LanguageModel(NamedTuple):
       positions: the length of the longest sequence.
       embed: from token ids `(batch, length)` to features `(batch, length, width)`.
       blocks: from features to features.
-      head: from features to logits `(batch, length, vocab)`, and to none if the tensor
-        of its matmul is missing.
+      head: from features to logits `(batch, length, vocab)`. If the file has no output
+        layer, the weight of its matmul is missing, and it cannot be run.
     """
 
     model_type: str
@@ -114,6 +114,6 @@ def check_tensors(model: LanguageModel, specs: Mapping[str, Any]) -> None:
     for name in specs:
         if name not in tensors and not _BUFFERS.fullmatch(name):
             raise ValueError(
-                f"tensor {name!r} has no place in the forward pass of model_type "
+                f"tensor {name!r} is not used by the forward pass of model_type "
                 f"{model.model_type!r}, as config.json describes it"
             )

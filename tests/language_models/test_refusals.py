@@ -52,9 +52,9 @@ def test_fields_that_are_not_honoured(config, field, value):
     [
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope'"),
         ({"num_hidden_layers": 3}, "there is no tensor 'model.layers.2."),
-        ({"num_hidden_layers": 1}, "'model.layers.1.input_layernorm.weight' has no"),
+        ({"num_hidden_layers": 1}, "'model.layers.1.input_layernorm.weight' is not"),
         ({"intermediate_size": 48}, "has shape (32, 32), but config.json implies"),
-        ({"tie_word_embeddings": True}, "'lm_head.weight' has no place"),
+        ({"tie_word_embeddings": True}, "'lm_head.weight' is not used"),
         ({"attention_bias": True}, "there is no tensor 'model.layers.0.self_attn."),
         ({"hidden_size": None}, "hidden_size is None: it must be a positive"),
     ],
