@@ -1,5 +1,9 @@
 """Statistics of layers' inputs, and pruning by them (Wanda, SparseGPT)."""
 
+from jaxsparse._calibration.chain import (
+    ChainStage as ChainStage,
+    prune_chain as prune_chain,
+)
 from jaxsparse._calibration.collect import (
     collect_statistics as collect_statistics,
 )

@@ -123,7 +123,8 @@ def collect_statistics(
         stream = chain([first], stream) if i == 0 else iter(batches)
         name = f"pass {i + 1} of {len(passes)}"
         stream = progress_bar(stream, batches, name, progress)
-        collected |= _collect(fn, params, stream, leaves, products, weights)
+        observe = compile_observer(fn, params, leaves, weights)
+        collected |= observe_batches(observe, params, stream, leaves, products=products)
     return {path: collected[path] for path in matrices}
 
 
@@ -145,22 +146,37 @@ def _passes(
     return passes
 
 
-def _collect(
+def compile_observer(
     fn: Callable[..., Any],
     params: PyTree,
-    batches: Iterable[Any],
     matrices: Mapping[str, LayerMatrices],
-    products: bool,
-    weights: Callable[..., Array] | None,
-) -> dict[str, LeafStatistics]:
-    """Returns the statistics of some leaves, from one pass over the batches."""
+    weights: Callable[..., Array] | None = None,
+) -> Callable[..., dict[str, Accumulator]]:
+    """Returns a compiled function that accumulates the inputs of leaves in one batch.
+
+    Its arguments are the arrays of the parameters, those of the batch, the rest of the
+    batch, the number of the batch, and accumulators, which it overwrites.
+
+    Args:
+      fn: the function that runs on the batch.
+      params: its parameters, or others of the same structure.
+      matrices: the leaves.
+      weights: token weights, as for `collect_statistics`.
+    """
     leaves, structure = flatten(params)
+    # The values of arrays are arguments: the observer may be kept longer than them.
     paths = [path for path, leaf in leaves.items() if is_array(leaf)]
-    arrays = [leaves[path] for path in paths]
+    static = {**leaves, **dict.fromkeys(paths)}
 
     @partial(jax.jit, static_argnums=2, donate_argnums=4)
-    def observe(arrays, inputs, batch: BatchStructure, number, accumulators):
-        traced = {**leaves, **dict(zip(paths, arrays, strict=True))}
+    def observe(
+        arrays: list[Any],
+        inputs: list[Any],
+        batch: BatchStructure,
+        number: Any,
+        accumulators: dict[str, Accumulator],
+    ) -> dict[str, Accumulator]:
+        traced = {**static, **dict(zip(paths, arrays, strict=True))}
         params = structure.unflatten(traced.values())
         args = as_args(batch.fill(inputs))
         program = trace(fn, params, args)
@@ -169,6 +185,27 @@ def _collect(
         values = [*observed_params(program, matrices, arrays), *program.inputs]
         return evaluate(program.bound, values, rule, accumulators)[1]
 
+    return observe
+
+
+def observe_batches(
+    observe: Callable[..., dict[str, Accumulator]],
+    params: PyTree,
+    batches: Iterable[Any],
+    matrices: Mapping[str, LayerMatrices],
+    *,
+    products: bool,
+) -> dict[str, LeafStatistics]:
+    """Returns the statistics of some leaves, from one pass over the batches.
+
+    Args:
+      observe: what `compile_observer` returned for these leaves.
+      params: the parameters.
+      batches: the batches.
+      matrices: the leaves.
+      products: whether second moments are collected, or mean squares.
+    """
+    arrays = [x for x in flatten(params)[0].values() if is_array(x)]
     accumulators = {
         path: empty_accumulator(leaf, products=products)
         for path, leaf in matrices.items()

@@ -18,6 +18,7 @@ from jaxsparse._files.orbax import (
 )
 from jaxsparse._files.parse import (
     SparseFileError as SparseFileError,
+    parse_object as parse_object,
 )
 from jaxsparse._files.rewrite import (
     rewrite_tensors as rewrite_tensors,
@@ -37,6 +38,9 @@ from jaxsparse._files.sparse_file import (
     open_sparse as open_sparse,
     open_tensors as open_tensors,
     save_sparse as save_sparse,
+)
+from jaxsparse._files.spill import (
+    spilled_tensors as spilled_tensors,
 )
 from jaxsparse._files.torch_file import (
     TorchFile as TorchFile,

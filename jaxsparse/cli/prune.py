@@ -1,27 +1,45 @@
 """The command `prune`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
+from jaxsparse._files import spilled_tensors
 from jaxsparse._masks import search_masks
 from jaxsparse._plans import (
     LeafPlan,
     Plan,
     pruned_weights,
 )
+from jaxsparse._reports import LeafError
 from jaxsparse.cli.arguments import (
     FileArgument,
     JsonOption,
     PlainOption,
     VerboseOption,
 )
+from jaxsparse.cli.calibrate import (
+    Calibration,
+    calibration_lines,
+    open_calibration,
+    prune_calibrated,
+)
 from jaxsparse.cli.console import print_json, print_line
 from jaxsparse.cli.finest_pattern import count_zeros
 from jaxsparse.cli.leaves import Leaves, open_leaves, x64_if_needed
+from jaxsparse.cli.method import (
+    CalibrateOption,
+    LengthOption,
+    Method,
+    MethodOption,
+    SamplesOption,
+    SeedOption,
+    checked_data,
+)
 from jaxsparse.cli.options import (
     AdapterOption,
     AnySizeOption,
@@ -62,6 +80,11 @@ def prune(
     file: FileArgument,
     output: OutputOption = None,
     pattern: PatternOption = "2:4",
+    method: MethodOption = Method.magnitude,
+    calibrate: CalibrateOption = None,
+    samples: SamplesOption = None,
+    length: LengthOption = None,
+    seed: SeedOption = None,
     layout: LayoutOption = None,
     rule: RuleOption = None,
     any_size: AnySizeOption = False,
@@ -74,14 +97,16 @@ def prune(
     plain: PlainOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Prune to n:m by magnitude and write a new file.
+    """Prune to n:m and write a new file.
 
-    One tensor is in memory at a time. Biases, norms, embeddings, the output layer,
-    routers of experts and low-rank adapters stay dense. OUT is written atomically: it
-    is either complete or absent. If FILE is the folder of a model, OUT is one too.
+    One tensor is in memory at a time; with --calibrate, one block of the model and its
+    inputs. Biases, norms, embeddings, the output layer, routers of experts and low-rank
+    adapters stay dense. OUT is written atomically: it is either complete or absent. If
+    FILE is the folder of a model, OUT is one too.
     """
     leaves = open_leaves(file)
     check_prunable(leaves)
+    data = checked_data(leaves, method, calibrate, samples, length, seed)
     if output is not None:
         output = checked_output(leaves, output, force)
     elif not dry_run:
@@ -97,15 +122,23 @@ def prune(
         adapter=adapter,
     )
     left_out = files_left_out(leaves)
+    calibration = None
+    if data is not None:
+        calibration = open_calibration(leaves, plan, method, data)
     if dry_run or output is None:
-        output = None
+        output, errors = None, {}
         zeros = {leaf.path: pruned_weights(leaf) for leaf in plan.leaves}
     else:
-        zeros = _write(leaves, output, plan, replace=force, verbose=verbose)
+        zeros, errors = _prune(
+            leaves, output, plan, calibration, replace=force, verbose=verbose
+        )
     if json:
-        print_json(pruned_as_json(leaves, output, plan, left_out))
+        print_json(pruned_as_json(leaves, output, plan, left_out, calibration, errors))
         return
     print_pruned(leaves, output, plan, zeros, plain=plain)
+    if calibration is not None:
+        for line in calibration_lines(calibration, errors):
+            print_line(line)
     if left_out:
         print_line(
             f"not copied, because only safetensors are pruned: {', '.join(left_out)}"
@@ -122,8 +155,34 @@ def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
     return weight
 
 
+def _prune(
+    leaves: Leaves,
+    output: Path,
+    plan: Plan,
+    calibration: Calibration | None,
+    *,
+    replace: bool,
+    verbose: bool,
+) -> tuple[Mapping[str, int], Mapping[str, LeafError]]:
+    """Prunes and writes; returns the zeros of each tensor, and errors if calibrated."""
+    write = partial(_write, leaves, output, replace=replace, verbose=verbose)
+    if calibration is None:
+        return write(lambda name, weight: prune_weight(weight, plan[name])), {}
+    with spilled_tensors(output.parent) as pruned:
+        errors = prune_calibrated(
+            leaves, plan, calibration, pruned.store, verbose=verbose
+        )
+        read = lambda name, weight: pruned.read(name) if name in errors else weight
+        return write(read), errors
+
+
 def _write(
-    leaves: Leaves, output: Path, plan: Plan, *, replace: bool, verbose: bool
+    leaves: Leaves,
+    output: Path,
+    prune: Callable[[str, np.ndarray], np.ndarray],
+    *,
+    replace: bool,
+    verbose: bool,
 ) -> Mapping[str, int]:
     """Writes the pruned tensors, and returns the number of zeros in each."""
     zeros: dict[str, int] = {}
@@ -131,7 +190,7 @@ def _write(
 
         def change(name: str, weight: np.ndarray) -> np.ndarray:
             step(name)
-            pruned = prune_weight(weight, plan[name])
+            pruned = prune(name, weight)
             zeros[name] = count_zeros(pruned)
             return pruned
 

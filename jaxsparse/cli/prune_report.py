@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxsparse._plans import Plan, count_text
+from jaxsparse._reports import LeafError
 from jaxsparse._trees import bytes_text, shape_text, weights_text
+from jaxsparse.cli.calibrate import Calibration
 from jaxsparse.cli.console import print_line, print_table
 from jaxsparse.cli.leaves import Leaves
+from jaxsparse.cli.method import Method
 from jaxsparse.cli.totals import Totals, compressed_bytes, totals
 
 
@@ -62,13 +65,26 @@ def _total_cells(leaves: Leaves, plan: Plan, total: Totals) -> tuple[str, ...]:
 
 
 def pruned_as_json(
-    leaves: Leaves, output: Path | None, plan: Plan, left_out: list[str]
+    leaves: Leaves,
+    output: Path | None,
+    plan: Plan,
+    left_out: list[str],
+    calibration: Calibration | None,
+    errors: Mapping[str, LeafError],
 ) -> dict[str, Any]:
-    """Returns the plan, the paths, and the files that are not copied, as for JSON."""
+    """Returns the plan, the paths, and the files that are not copied, as for JSON.
+
+    With the method, what it was calibrated on, and the errors of the tensors.
+    """
+    method = Method.magnitude if calibration is None else calibration.method
+    error_of = {name: leaf.error for name, leaf in errors.items()}
+    magnitude_error_of = {name: leaf.magnitude_error for name, leaf in errors.items()}
     return {
         "file": str(leaves.path),
         "output": None if output is None else str(output),
         "not_copied": left_out,
+        "method": method.value,
+        "calibration": calibration and calibration.as_json(),
         "leaves": [
             {
                 "leaf": leaf.path,
@@ -76,6 +92,8 @@ def pruned_as_json(
                 "pattern": None if leaf.pattern is None else str(leaf.pattern),
                 "axis": leaf.axis,
                 "reason": leaf.reason,
+                "error": error_of.get(leaf.path),
+                "magnitude_error": magnitude_error_of.get(leaf.path),
             }
             for leaf in plan.leaves
         ],
