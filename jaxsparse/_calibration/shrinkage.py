@@ -1,11 +1,11 @@
 """Second moments shrunk towards their diagonal.
 
-Correlations measured on few tokens, or on one kind of text, are partly those of the
-sample. A weight update that relies on them helps there and does harm elsewhere. Shrinking
-the off-diagonal entries keeps what each input weighs and trusts less in how inputs vary
-together. Ledoit and Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance
-Matrices" (Journal of Multivariate Analysis, 2004), shrink towards a multiple of the
-identity; here the target is the diagonal, since inputs of a layer differ in scale.
+Correlations between inputs that few tokens show, or tokens of one kind, are partly
+those of the sample: weights that rely on them fit the sample and lose elsewhere.
+Shrinking keeps what each input weighs, and trusts less in how inputs vary together.
+Ledoit and Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance
+Matrices" (2004, Journal of Multivariate Analysis 88), shrink towards a multiple of the
+identity. The inputs of a layer differ in scale, so the target here is the diagonal.
 """
 
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float32
 
 
-#: The default. `benchmarks.shrinkage` has the measurements behind it.
+#: The default: of 0 to 0.5 the best on texts that were calibrated on, and better than 0
+#: on all others.
 SHRINKAGE = 0.1
 
 
