@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -112,6 +113,13 @@ def loss(model, tokens):
     return optax.softmax_cross_entropy_with_integer_labels(
         model(tokens[:, :-1]), tokens[:, 1:]
     ).mean()
+
+
+def perplexity(mean_loss, params, pieces, batch=8):
+    """Of each next token of `(count, seq)`; `mean_loss(params, pieces)` is compiled."""
+    parts = np.array_split(pieces, -(-len(pieces) // batch))
+    losses = [mean_loss(params, part) for part in parts]
+    return float(np.exp(np.average(losses, weights=[len(part) for part in parts])))
 
 
 def small_decoder(rngs, dtype=jnp.float32):

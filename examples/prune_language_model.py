@@ -4,9 +4,9 @@
 
 SmolLM2-135M on two texts, the King James Bible and CPython's language reference:
 calibrated on their first halves, or on that of one (`--calibrate KJV`), evaluated on
-their second halves. On two CPU cores it takes some minutes and its figures are
-indicative, of few tokens; `--full` is the whole table, for a GPU, where fine-tuning on
-batches of eight takes 11 GiB. Seconds include compilation, memory is the most so far.
+their second halves and on files (`--text FILE`). On two CPU cores it takes some minutes
+and its figures are indicative, of few tokens; `--full` is the whole table, for a GPU,
+where fine-tuning takes 11 GiB. Seconds include compilation, memory is the most so far.
 """
 
 import argparse
@@ -14,11 +14,12 @@ import resource
 import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 import optax
-from decoder import loss, small_decoder
+from decoder import loss, perplexity, small_decoder
 from flax import nnx
 from real_data import load_text
 from smollm import load_pieces, load_smollm
@@ -26,23 +27,13 @@ from smollm import load_pieces, load_smollm
 import jaxsparse as js
 
 
-BATCH = 8
-
-
-def load(smoke, batch, *sizes):
+def load(smoke, files, batch, *sizes):
     """The model, batches to calibrate on, and texts to evaluate on."""
     if smoke:
         pieces = load_text()[0][: 16 * 65].astype(np.int32).reshape(16, 65)
         return small_decoder(nnx.Rngs(0)), [pieces[:8]], {"CPython": pieces[8:]}
-    calibration, texts = load_pieces(*sizes)
+    calibration, texts = load_pieces(*sizes, files)
     return load_smollm(), np.split(calibration, len(calibration) // batch), texts
-
-
-def perplexity(mean_loss, params, pieces):
-    """Of each next token."""
-    parts = np.array_split(pieces, -(-len(pieces) // BATCH))
-    losses = [mean_loss(params, part) for part in parts]
-    return float(np.exp(np.average(losses, weights=[len(part) for part in parts])))
 
 
 def ways(plan, forward, dense, batches, stages, statistics):
@@ -54,18 +45,21 @@ def ways(plan, forward, dense, batches, stages, statistics):
         )
 
     wanda, sparsegpt = js.WandaSearcher(plan), js.SparseGPTSearcher(plan)
+    unshrunk = js.SparseGPTSearcher(plan, shrinkage=0.0)
     return {
         "magnitude": lambda: js.MagnitudeSearcher(plan).search(dense),
         "Wanda": lambda: wanda.search(dense, statistics),
         "Wanda, in order": lambda: in_order(wanda),
         "SparseGPT": lambda: sparsegpt.search(dense, statistics),
+        "SparseGPT, shrinkage 0": lambda: unshrunk.search(dense, statistics),
         "SparseGPT, in order": lambda: in_order(sparsegpt),
     }
 
 
 def fine_tune(mean_loss, found, batches, steps):
     """A short training with the masks held."""
-    tx = js.wrap_optimizer(optax.adam(1e-5), masks=found.masks)
+    learning_rate = optax.cosine_decay_schedule(1e-4, steps)
+    tx = js.wrap_optimizer(optax.adam(learning_rate), masks=found.masks)
 
     @jax.jit
     def step(params, state, tokens):
@@ -94,6 +88,7 @@ def main():
     parser.add_argument("--full", action="store_true", help="for a GPU")
     texts = ["KJV", "CPython"]
     parser.add_argument("--calibrate", nargs="+", choices=texts, default=texts)
+    parser.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE")
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
     args = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -102,7 +97,7 @@ def main():
     jax.config.update("jax_compilation_cache_dir", cache.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     batch, *sizes, steps = (8, 110, 128, 200) if args.full else (2, 8, 16, 10)
-    model, batches, texts = load(args.smoke, batch, *sizes, args.calibrate)
+    model, batches, texts = load(args.smoke, args.text, batch, *sizes, args.calibrate)
     graph, dense = nnx.split(model, nnx.Param)
     forward = lambda params, tokens: nnx.merge(graph, params)(tokens)
     mean_loss = jax.jit(lambda params, tokens: loss(nnx.merge(graph, params), tokens))
@@ -113,7 +108,7 @@ def main():
     tokens = sum(batch.size for batch in batches)
     print(f"tokens: calibrated on {tokens}, evaluated on {counts}\n")
     names = "".join(f"{name:>10}" for name in texts)
-    print(f"{'perplexity':38}{names}{'seconds':>9}{'peak GiB':>9}")
+    print(f"{'perplexity':40}{names}{'seconds':>9}{'peak GiB':>9}")
 
     def row(pattern, method, make):
         start = time.perf_counter()
@@ -121,7 +116,7 @@ def main():
         seconds, peak = time.perf_counter() - start, peak_memory()
         of = lambda pieces: perplexity(mean_loss, found.params, pieces)
         cells = "".join(f"{of(pieces):10.2f}" for pieces in texts.values())
-        print(f"{pattern!s:16}{method:22}{cells}{seconds:9.1f}{peak:9.2f}", flush=True)
+        print(f"{pattern!s:16}{method:24}{cells}{seconds:9.1f}{peak:9.2f}", flush=True)
         return found
 
     row("dense", "", lambda: js.SearchResult(dense, None, js.Plan(())))
@@ -133,7 +128,9 @@ def main():
     start = time.perf_counter()
     statistics = js.collect_statistics(forward, dense, batches, plan=plans[0])
     seconds = time.perf_counter() - start
-    print(f"{'second moments':58}{seconds:9.1f}{peak_memory():9.2f}")
+    print(
+        f"{'second moments':{40 + 10 * len(texts)}}{seconds:9.1f}{peak_memory():9.2f}"
+    )
     found = {}
     for pattern, plan in zip(patterns, plans, strict=True):
         every = ways(plan, forward, dense, batches, stages, statistics)

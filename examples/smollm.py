@@ -96,13 +96,16 @@ def token_pieces(tokenizer, text, count, length):
     return pieces[np.arange(count) * len(pieces) // count]
 
 
-def load_pieces(evaluated, calibrated, chosen, length=512):
-    """Pieces of the first halves of the chosen texts, and of all second halves."""
+def load_pieces(evaluated, calibrated, chosen, files=(), length=512):
+    """Pieces of the first halves of the chosen texts, and of all second halves.
+
+    Files are texts that nothing is calibrated on.
+    """
     tokenizer = load_tokenizer()
     texts = {"KJV": load_bible(), "CPython": load_reference()}
     cut = lambda text, count: token_pieces(tokenizer, text, count, length)
     each = calibrated // len(chosen)
     calibration = np.concatenate([cut(texts[name][0], each) for name in chosen])
-    return calibration, {
-        name: cut(text, evaluated) for name, (_, text) in texts.items()
-    }
+    held_out = {name: text for name, (_, text) in texts.items()}
+    held_out |= {file.stem: file.read_text("utf-8") for file in files}
+    return calibration, {name: cut(text, evaluated) for name, text in held_out.items()}

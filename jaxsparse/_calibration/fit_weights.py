@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxsparse._calibration.leaf_statistics import (
@@ -16,13 +17,16 @@ from jaxsparse._calibration.leaf_statistics import (
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._calibration.map_solves import map_solves
+from jaxsparse._calibration.shrinkage import SHRINKAGE, check_shrinkage, shrink
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
 from jaxsparse._sharding import device_put_like, replicate
 from jaxsparse._trees import PyTree, flatten, map_named
 
 
-def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
+def fit_weights(
+    params: PyTree, masks: PyTree, statistics: Any, *, shrinkage: float = SHRINKAGE
+) -> PyTree:
     """Returns the weights under these masks that best preserve each layer's outputs.
 
     For each output of a layer, solves the least squares over the weights that its mask
@@ -34,13 +38,16 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
       params: a tree of arrays: the weights before pruning.
       masks: a tree of bool or packed masks, with None for leaves to leave unchanged.
       statistics: second moments of every leaf with a mask, from `collect_statistics`.
+      shrinkage: the fraction by which the products of different inputs are reduced
+        first, as in `SparseGPTSearcher`. With 0 the weights are the least squares over
+        the inputs themselves.
 
     Returns:
       A tree like `params`, with the same dtypes and exact zeros at masked positions.
 
     Raises:
-      ValueError: masks or statistics do not fit, only mean squares were collected, or
-        weights are not finite.
+      ValueError: masks or statistics do not fit, only mean squares were collected,
+        weights are not finite, or `shrinkage` is not from 0 to 1.
       TypeError: a masked leaf has an integer dtype.
 
     Warns:
@@ -54,6 +61,7 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
     >>> fit_weights(params, create_masks(params), statistics)["kernel"][:4, 0]
     Array([ 0.,  0., 16., 24.], dtype=float32)
     """
+    check_shrinkage(shrinkage)
     leaves, _ = flatten(params)
     matched = match_masks(leaves, masks)
     masked = [path for path, mask in matched.items() if mask is not None]
@@ -67,17 +75,20 @@ def fit_weights(params: PyTree, masks: PyTree, statistics: Any) -> PyTree:
     def fit(path: str, leaf: Any) -> Any:
         if path not in by_path:
             return leaf
-        return device_put_like(_fit(leaf, matched[path], by_path[path]), leaf)
+        fitted = _fit(leaf, matched[path], by_path[path], shrinkage)
+        return device_put_like(fitted, leaf)
 
     return map_named(fit, params)
 
 
 @jax.jit
-def _fit(leaf: Array, mask: Array, statistics: LeafStatistics) -> Array:
+def _fit(
+    leaf: Array, mask: Array, statistics: LeafStatistics, shrinkage: ArrayLike
+) -> Array:
     matrices, mask = statistics.columns, as_bool(mask, leaf)
     weights = statistics.scaled_matrices(leaf)
     masks = matrices.to_matrices(mask)
-    moments = replicate(fill_starved(statistics).second_moment)
+    moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
     fitted = map_solves(masked_least_squares, weights, masks, moments)
     weight = statistics.unscaled_leaf(fitted, leaf)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

@@ -25,6 +25,7 @@ from jaxsparse._calibration.leaf_statistics import (
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._calibration.matrices import LayerMatrices
+from jaxsparse._calibration.shrinkage import SHRINKAGE, check_shrinkage, shrink
 from jaxsparse._calibration.sparsegpt import BLOCK, Choose, inverse_factor, sparsegpt
 from jaxsparse._masks import SearchResult
 from jaxsparse._patterns import (
@@ -64,13 +65,17 @@ class SparseGPTSearcher:
       plan: a plan, rules or a pattern.
       damping: the value added to the diagonal of the second moment, as a fraction of
         its mean. Increased tenfold, with a warning, while there is no finite factor.
+      shrinkage: the fraction by which the products of different inputs are reduced
+        first. 0 fits the weights to the calibration inputs alone; 1 ranks weights as
+        Wanda does and updates none. What lies between loses less on inputs of another
+        kind.
       update_weights: True for the algorithm's weights, False for its masks alone,
         `"optimal"` for the least-squares weights under those masks.
       packed: whether to return packed masks, one bit a weight.
 
     Raises:
-      ValueError: `damping` is not positive and finite, or `update_weights` is none of
-        the above.
+      ValueError: `damping` is not positive and finite, `shrinkage` is not from 0 to 1,
+        or `update_weights` is none of the above.
 
     >>> from jaxsparse import collect_statistics
     >>> pairs = jnp.repeat(jax.random.normal(jax.random.key(0), (99, 8)), 2, axis=1)
@@ -84,6 +89,7 @@ class SparseGPTSearcher:
 
     plan: PlanLike = "2:4"
     damping: float = 0.01
+    shrinkage: float = SHRINKAGE
     update_weights: Update = True
     packed: bool = False
     statistic: ClassVar[Statistic] = "second_moment"
@@ -94,6 +100,7 @@ class SparseGPTSearcher:
                 "damping must be a positive fraction of a mean, such as 0.01, got "
                 f"{self.damping}"
             )
+        check_shrinkage(self.shrinkage)
         if self.update_weights not in (True, False, "optimal"):
             raise ValueError(
                 "update_weights must be True, False or 'optimal', got "
@@ -136,6 +143,7 @@ class SparseGPTSearcher:
                 leaf.pattern,
                 leaf.counts[1],
                 self.damping,
+                self.shrinkage,
                 self.update_weights,
             )
             for leaf in plan.sparse
@@ -164,17 +172,18 @@ class _Pruned(NamedTuple):
     damping: Array
 
 
-@partial(jax.jit, static_argnums=(2, 3, 5))
+@partial(jax.jit, static_argnums=(2, 3, 6))
 def _prune(
     leaf: Array,
     statistics: LeafStatistics,
     pattern: Pattern,
     kept: int,
     damping: ArrayLike,
+    shrinkage: ArrayLike,
     update: Update,
 ) -> _Pruned:
     matrices = statistics.columns
-    moments = replicate(fill_starved(statistics).second_moment)
+    moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
     weights = statistics.scaled_matrices(leaf)
     limits = jnp.asarray(_kept_before_blocks(pattern, kept, matrices))
 

@@ -8,6 +8,12 @@ them costs `w**2 / inverse[0, 0]`, and changes the others by
 import numpy as np
 
 
+def shrunk(moment, shrinkage=0.1):
+    """Returns the second moment, part of the way to its diagonal."""
+    moment = np.asarray(moment, np.float64)
+    return (1 - shrinkage) * moment + shrinkage * np.diag(np.diag(moment))
+
+
 def damped(moment, damping):
     """Returns the damped second moment, and which inputs are always zero."""
     moment = np.asarray(moment, np.float64)

@@ -56,8 +56,8 @@ def test_no_call_of_lapack_is_batched_on_a_cpu():
     leaf, pattern = params["experts"], plan["experts"].pattern
     masks = js.create_masks(params, plan)
     programs = [
-        _fit.lower(leaf, masks["experts"], statistics),
-        _prune.lower(leaf, statistics, pattern, 0, 0.01, "optimal"),
+        _fit.lower(leaf, masks["experts"], statistics, 0.1),
+        _prune.lower(leaf, statistics, pattern, 0, 0.01, 0.1, "optimal"),
     ]
     for program in programs:
         calls = re.findall(

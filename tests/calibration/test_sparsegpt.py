@@ -44,7 +44,7 @@ def test_n_of_m_equals_the_sequential_reference(pattern, seed):
     )
     n, m = pattern
     weight, mask = oracle.sparsegpt(
-        params["w"], moment_of(x), oracle.keep_highest(n), m
+        params["w"], oracle.shrunk(moment_of(x)), oracle.keep_highest(n), m
     )
     np.testing.assert_array_equal(result.masks["w"], mask)
     scale = abs(weight).max()
@@ -56,7 +56,7 @@ def test_n_of_m_equals_the_sequential_reference(pattern, seed):
 @pytest.mark.sweep
 def test_unstructured_patterns_equal_the_reference_and_keep_their_number():
     params, x = layer(0, 150, 6, 1500)  # two blocks: of 128 inputs and of 22
-    moment = moment_of(x)
+    moment = oracle.shrunk(moment_of(x))
     # Of 150 weights 45 are kept: 45 * 128 // 150 = 38 of the first block.
     per_output = lambda costs, first: oracle.keep_highest(7 if first else 38)(costs, 0)
     # Of all 900 weights 270 are kept: 270 * 128 // 150 = 230 of the first block.
@@ -138,7 +138,9 @@ def least_squares(weight, mask, x):
 def test_optimal_weights_are_the_least_squares(seed):
     params, x = layer(seed, 32, 10, 400)
     statistics = calibrated(params, x, "2:4")
-    searcher = js.SparseGPTSearcher(rules("2:4"), update_weights="optimal")
+    searcher = js.SparseGPTSearcher(
+        rules("2:4"), shrinkage=0.0, update_weights="optimal"
+    )
     result = searcher.search(params, statistics)
     mask, moment = np.asarray(result.masks["w"]), moment_of(x)
     assert np.array_equal(np.asarray(result.params["w"]) != 0, mask)
@@ -147,13 +149,13 @@ def test_optimal_weights_are_the_least_squares(seed):
     assert best * (1 - 1e-9) <= ours <= best * (1 + 1e-4)
     # And for masks from elsewhere, of a pattern that SparseGPT does not search.
     block = js.create_masks(params, rules(js.Block((4, 2), 0.5)))
-    fitted = js.fit_weights(params, block, statistics)
+    fitted = js.fit_weights(params, block, statistics, shrinkage=0.0)
     mask = np.asarray(block["w"])
     best = objective(params["w"], least_squares(params["w"], mask, x), moment)
     ours = objective(params["w"], fitted["w"], moment)
     assert best * (1 - 1e-9) <= ours <= best * (1 + 1e-4)
     packed = js.create_masks(params, rules(js.Block((4, 2), 0.5)), packed=True)
-    again = js.fit_weights(params, packed, statistics)
+    again = js.fit_weights(params, packed, statistics, shrinkage=0.0)
     np.testing.assert_array_equal(again["w"], fitted["w"])
 
 
@@ -200,7 +202,7 @@ def test_convolutions_are_pruned_along_their_input_channels():
         outputs = slice(3 * group, 3 * group + 3)
         weight, mask = oracle.sparsegpt(
             kernel[..., outputs].reshape(32, 3),
-            moment_of(windows),
+            oracle.shrunk(moment_of(windows)),
             oracle.keep_highest(2),
             4,
         )
@@ -216,7 +218,7 @@ def test_inputs_that_are_always_zero_are_pruned_first_and_change_nothing():
         params, calibrated(params, x, "2:4")
     )
     weight, mask = oracle.sparsegpt(
-        params["w"], moment_of(x), oracle.keep_highest(2), 4
+        params["w"], oracle.shrunk(moment_of(x)), oracle.keep_highest(2), 4
     )
     np.testing.assert_array_equal(result.masks["w"], mask)
     np.testing.assert_allclose(result.params["w"], weight, atol=1e-5)
@@ -255,7 +257,7 @@ def test_a_moment_without_a_factor_takes_more_damping_and_says_so():
     moment = rotation @ np.diag([-0.05] + [1.07] * 15) @ rotation.T
     params, _ = layer(6, 16, 8, 1)
     statistics = with_moment(params, moment)
-    searcher = js.SparseGPTSearcher(rules("2:4"))
+    searcher = js.SparseGPTSearcher(rules("2:4"), shrinkage=0.0)
     with pytest.warns(UserWarning, match=r"of 1 of 1 leaves .* leaf 'w' took 0.1$"):
         result = searcher.search(params, statistics)
     weight, mask = oracle.sparsegpt(
