@@ -32,7 +32,7 @@ def load(smoke, files, batch, *sizes):
     if smoke:
         pieces = load_text()[0][: 16 * 65].astype(np.int32).reshape(16, 65)
         return small_decoder(nnx.Rngs(0)), [pieces[:8]], {"CPython": pieces[8:]}
-    calibration, texts = load_pieces(*sizes, files)
+    calibration, texts = load_pieces(*sizes, files=files)
     return load_smollm(), np.split(calibration, len(calibration) // batch), texts
 
 
