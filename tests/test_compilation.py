@@ -27,7 +27,7 @@ def programs():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.sweep(keep=["True"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("packed", [False, True])
 def test_300_leaves_of_7_shapes_take_7_programs(programs, packed):
     rng = np.random.default_rng(0)

@@ -79,7 +79,7 @@ def case(name):
     return (lambda p, x: x @ change(p)), params, merged, np.broadcast_to(factor, (K, 8))
 
 
-@pytest.mark.sweep(keep=["behind a reshape"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", SCALED)
 def test_masks_and_weights_are_those_of_the_merged_matrix(name):
     fn, params, merged, factor = case(name)

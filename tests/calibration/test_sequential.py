@@ -48,6 +48,7 @@ def test_each_stage_sees_what_the_pruned_ones_before_it_give(kind):
     assert result.plan.sparse == js.plan_sparsity(PARAMS, RULES).sparse
 
 
+@pytest.mark.sweep
 def test_padding_does_not_count_and_a_model_is_pruned_in_its_state():
     class Net(nnx.Module):
         def __init__(self, rngs):

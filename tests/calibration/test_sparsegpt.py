@@ -159,6 +159,7 @@ def test_optimal_weights_are_the_least_squares(seed):
     np.testing.assert_array_equal(again["w"], fitted["w"])
 
 
+@pytest.mark.sweep
 def test_masks_alone_leave_the_weights_as_they_are():
     params, x = layer(3, 16, 4, 100)
     statistics = calibrated(params, x, "2:4")

@@ -98,6 +98,7 @@ def test_wanda_keeps_what_float64_keeps(run, tokens, tmp_path, name):
     assert (output / "config.json").read_text() == json.dumps(config)
 
 
+@pytest.mark.sweep
 def test_sparsegpt_loses_less_than_magnitude(run, folder, tokens, tmp_path):
     dense = logits(LLAMA, load(folder), random_tokens())
     errors = {}

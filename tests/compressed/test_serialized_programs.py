@@ -40,6 +40,7 @@ def test_the_static_fields_come_back():
     assert program.in_tree == expected
 
 
+@pytest.mark.sweep
 def test_another_process_runs_it_without_the_models_code(tmp_path):
     small = js.compress(W, "2:4", axis=0)
     (tmp_path / "program").write_bytes(serialized(small))

@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
-@pytest.mark.sweep(keep=["finetune_linen"])
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "stages"),
     [

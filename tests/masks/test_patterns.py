@@ -71,6 +71,7 @@ def test_every_output_keeps_as_many_as_every_other(packed):
         js.check_sparsity(pruned, plan)
 
 
+@pytest.mark.sweep
 def test_outputs_of_convolutions_stacks_and_attention_by_scores_and_ties():
     """Outputs are the pairs of a batch and an output axis; windows are summed over."""
     rng = np.random.default_rng(3)

@@ -129,6 +129,7 @@ def test_small_weights_beside_large_ones_are_ranked_not_summed():
     np.testing.assert_array_equal(js.m4n2_1d(weight), expected)
 
 
+@pytest.mark.sweep
 def test_the_padding_of_a_ragged_group_is_never_kept():
     assert kept([5.0, 1.0, 2.0, 3.0, 0.0]) == [0, 3, 4]
     assert kept([5.0, 1.0, 2.0, 3.0, 0.0, -0.0, 0.0]) == [0, 3, 4, 5]

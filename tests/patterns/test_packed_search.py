@@ -57,7 +57,7 @@ def test_the_number_kept_may_be_traced(m):
         np.testing.assert_array_equal(find(jnp.int32(n)), reference.pack(mask, 0))
 
 
-@pytest.mark.sweep(keep=["shape0-0-16", "shape1-1-64"])
+@pytest.mark.sweep(keep=["shape0-0-16"])
 @pytest.mark.parametrize("m", [8, 16, 32, 64])
 @pytest.mark.parametrize(("shape", "axis"), [((128, 24), 0), ((3, 128), 1)])
 def test_the_kernel_is_traced_where_a_gpu_would_run_it(monkeypatch, m, shape, axis):

@@ -77,13 +77,12 @@ def test_sharded_masks_equal_those_of_one_device(kind):
     run_on_eight_devices("-c", CODE, kind)
 
 
-@pytest.mark.sweep(keep=["Explicit"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_whole_groups_are_searched_masked_and_trained_without_communication(kind):
     run_on_eight_devices("-m", "tests.sharding.layouts", kind)
 
 
-@pytest.mark.sweep
 def test_the_guide_to_several_devices_runs():
     run_on_eight_devices(
         "-W", "error", "-m", "tests.docs.guide", "docs/several_devices.md"
