@@ -61,15 +61,15 @@ def read_rope(config: Config, size: int) -> Rope:
     base = scaling.number("rope_theta", outer)
     if size % 2:
         raise config.error("head_dim", f"heads of {size} features cannot be rotated")
-    known = {"rope_type", "type", "rope_theta"}
+    honoured = {"rope_type", "type", "rope_theta"}
     if kind == "default":
-        scaling.check_names(known, {"partial_rotary_factor": 1.0})
+        scaling.check_names(honoured, {"partial_rotary_factor": 1.0})
         return Rope(size, base)
     names = (
         *("factor", "low_freq_factor", "high_freq_factor"),
         "original_max_position_embeddings",
     )
-    scaling.check_names({*known, *names}, {"partial_rotary_factor": 1.0})
+    scaling.check_names({*honoured, *names}, {"partial_rotary_factor": 1.0})
     numbers = Llama3Scaling(*map(scaling.number, names))
     if numbers.high_freq_factor <= numbers.low_freq_factor:
         raise scaling.error("high_freq_factor", "it must exceed low_freq_factor")
