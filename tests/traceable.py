@@ -1,6 +1,7 @@
 """Every public function that can be traced, called on small arrays."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -200,10 +201,14 @@ def calibration_cases() -> list[Case]:
     masks, pattern = js.create_masks(params, plan), js.NM(2, 4)
     cases = [
         Case("WandaSearcher", _score, (params["w"], statistics)),
-        Case("fit_weights", _fit, (params["w"], masks["w"], statistics)),
+        Case(
+            "fit_weights",
+            partial(_fit, shrinkage=0.1),
+            (params["w"], masks["w"], statistics),
+        ),
     ]
     for update in (True, "optimal"):
-        prune = lambda w, s, u=update: tuple(_prune(w, s, pattern, 0, 0.01, u))
+        prune = lambda w, s, u=update: tuple(_prune(w, s, pattern, 0, 0.01, 0.1, u))
         cases.append(
             Case(f"SparseGPTSearcher {update}", prune, (params["w"], statistics))
         )
