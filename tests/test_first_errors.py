@@ -87,6 +87,14 @@ def pattern_for_masks():
     js.mask_params(PARAMS, "2:4")
 
 
+def rules_for_masks():
+    js.mask_params(PARAMS, [js.Rule(".*", "2:4")])
+
+
+def sizes_for_masks():
+    js.fit_weights(PARAMS, (2, 4), {})
+
+
 def plan_for_masks():
     js.mask_params(PARAMS, js.plan_sparsity(PARAMS, "2:4"))
 
@@ -115,6 +123,8 @@ def donated_params_in_init():
         (percentage_for_a_pattern, ValueError, "Unstructured(0.5)"),
         (percentage_in_a_rule, ValueError, "Unstructured(0.75)"),
         (pattern_for_masks, TypeError, "create_masks(params, plan)"),
+        (rules_for_masks, TypeError, "create_masks(params, plan)"),
+        (sizes_for_masks, TypeError, "create_masks(params, plan)"),
         (plan_for_masks, TypeError, "create_masks(params, plan)"),
         (plan_for_first_masks, TypeError, "create_masks(params, plan)"),
         (masks_of_donated_params, RuntimeError, "'kernel' of shape (32, 16)"),

@@ -38,9 +38,9 @@ def fit_weights(
       params: a tree of arrays: the weights before pruning.
       masks: a tree of bool or packed masks, with None for leaves to leave unchanged.
       statistics: second moments of every leaf with a mask, from `collect_statistics`.
-      shrinkage: the fraction by which the products of different inputs are reduced
-        first, as in `SparseGPTSearcher`. With 0 the weights are the least squares over
-        the inputs themselves.
+      shrinkage: the fraction by which the second moment's entries off the diagonal are
+        reduced first, as in `SparseGPTSearcher`. With 0 the weights are the least
+        squares over the inputs themselves.
 
     Returns:
       A tree like `params`, with the same dtypes and exact zeros at masked positions.

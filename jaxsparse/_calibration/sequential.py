@@ -179,8 +179,8 @@ def _check_boundaries(plan: Plan, boundaries: Sequence[str]) -> None:
     for boundary in boundaries:
         if meant := expression_meant(boundary, [leaf.path for leaf in plan.sparse]):
             raise ValueError(
-                f"boundary {boundary!r} does not match what has this name, because it "
-                f"is read as a regular expression: write {meant!r}"
+                f"boundary {boundary!r} does not match the leaves of this name, "
+                f"because it is read as a regular expression: write {meant!r}"
             )
         if not any(re.fullmatch(boundary, leaf.path) for leaf in plan.sparse):
             raise ValueError(

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -65,13 +65,13 @@ class SparseGPTSearcher:
       plan: a plan, rules or a pattern.
       damping: the value added to the diagonal of the second moment, as a fraction of
         its mean. Increased tenfold, with a warning, while there is no finite factor.
-      shrinkage: the fraction by which the products of different inputs are reduced
-        first. 0 fits the weights to the calibration inputs alone; 1 ranks weights as
-        Wanda does and updates none. What lies between loses less on inputs of another
-        kind.
       update_weights: True for the algorithm's weights, False for its masks alone,
         `"optimal"` for the least-squares weights under those masks.
       packed: whether to return packed masks, one bit a weight.
+      shrinkage: the fraction by which the second moment's entries off the diagonal are
+        reduced first. 0 is the published algorithm, which fits the weights to the
+        calibration inputs; 1 ranks weights as Wanda does and updates none. A value
+        between them loses less on inputs of another kind.
 
     Raises:
       ValueError: `damping` is not positive and finite, `shrinkage` is not from 0 to 1,
@@ -89,9 +89,9 @@ class SparseGPTSearcher:
 
     plan: PlanLike = "2:4"
     damping: float = 0.01
-    shrinkage: float = SHRINKAGE
     update_weights: Update = True
     packed: bool = False
+    shrinkage: float = field(default=SHRINKAGE, kw_only=True)
     statistic: ClassVar[Statistic] = "second_moment"
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """GPT-2, whose weights are `(in, out)` in PyTorch's files too."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 
 import jax.numpy as jnp
@@ -13,12 +13,17 @@ from jaxsparse._language_models.layers import (
     layer_norm,
     linear,
 )
-from jaxsparse._language_models.model import LanguageModel, Stage, Tensor, block_stage
+from jaxsparse._language_models.model import (
+    Features,
+    LanguageModel,
+    Logits,
+    Params,
+    Stage,
+    Tensor,
+    block_stage,
+)
 
 
-_Params = Mapping[str, Array]
-_Features = Float[Array, "batch token feature"]
-_Logits = Float[Array, "batch token logit"]
 _Outputs = Float[Array, "batch token output"]
 
 _FIELDS = {
@@ -104,15 +109,15 @@ def _block_tensors(width: int, hidden: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _embed(params: _Params, tokens: Int[Array, "batch token"]) -> _Features:
+def _embed(params: Params, tokens: Int[Array, "batch token"]) -> Features:
     words, positions = params["wte.weight"], params["wpe.weight"]
     dtype = jnp.promote_types(words.dtype, jnp.float32)
     return words[tokens].astype(dtype) + positions[: tokens.shape[1]].astype(dtype)
 
 
 def _block(
-    heads: int, epsilon: float, activation: str, params: _Params, x: _Features
-) -> _Features:
+    heads: int, epsilon: float, activation: str, params: Params, x: Features
+) -> Features:
     normed = layer_norm(x, params["ln_1.weight"], params["ln_1.bias"], epsilon)
     projected = _conv1d(params, "attn.c_attn", normed)
     query, key, value = (
@@ -125,12 +130,12 @@ def _block(
     return x + _conv1d(params, "mlp.c_proj", hidden)
 
 
-def _conv1d(params: _Params, name: str, x: _Features) -> _Outputs:
+def _conv1d(params: Params, name: str, x: Features) -> _Outputs:
     """Applies a linear layer whose weight is `(in, out)`, which PyTorch calls so."""
     weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
     return x @ weight.astype(x.dtype) + bias.astype(x.dtype)
 
 
-def _head(epsilon: float, params: _Params, x: _Features) -> _Logits:
+def _head(epsilon: float, params: Params, x: Features) -> Logits:
     normed = layer_norm(x, params["norm.weight"], params["norm.bias"], epsilon)
     return linear(params, "head", normed)

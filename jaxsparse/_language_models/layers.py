@@ -30,6 +30,7 @@ def rms_norm(x: Array, gain: Array, epsilon: float) -> Array:
 
 def layer_norm(x: Array, gain: Array, bias: Array, epsilon: float) -> Array:
     """Normalises features to mean zero and variance one, then scales and shifts."""
+    # `jax.nn.standardize` subtracts two large numbers where features have a large mean.
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     scaled = centred * jax.lax.rsqrt(variance + epsilon)
@@ -58,6 +59,7 @@ def causal_attention(
       window: the number of tokens, itself included, that a token sees; None for all
         before it.
     """
+    # `jax.nn.dot_product_attention` computes its softmax in float32, also for float64.
     batch, length, heads, size = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, size)
     scores = jnp.einsum("btkgf,bskf->bkgts", grouped, key) * size**-0.5

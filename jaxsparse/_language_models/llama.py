@@ -1,6 +1,6 @@
 """Llama, and the models that differ from it in a few fields: Mistral, Qwen2, Qwen3."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,13 +14,17 @@ from jaxsparse._language_models.layers import (
     linear,
     rms_norm,
 )
-from jaxsparse._language_models.model import LanguageModel, Stage, Tensor, block_stage
+from jaxsparse._language_models.model import (
+    Features,
+    LanguageModel,
+    Logits,
+    Params,
+    Stage,
+    Tensor,
+    block_stage,
+)
 from jaxsparse._language_models.rope import ROPE_FIELDS, Rope, read_rope, rotate
 
-
-_Params = Mapping[str, Array]
-_Features = Float[Array, "batch token feature"]
-_Logits = Float[Array, "batch token logit"]
 
 _FIELDS = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -83,13 +87,12 @@ def llama(model_type: str, config: Config, names: Collection[str]) -> LanguageMo
     tensors = _block_tensors(model_type, config, width, heads, size)
     rope = read_rope(config, size)
     act = config.choice("hidden_act", ACTIVATIONS, "silu")
-    make: Callable[[int | None], Callable[[_Params, _Features], _Features]] = (
-        lambda window: partial(
-            _block, Block(size, epsilon, act, rope, model_type == "qwen3", window)
-        )
-    )
+    head_norms = model_type == "qwen3"
     windows = _windows(model_type, config)
-    fns = {window: make(window) for window in windows}
+    fns = {
+        window: partial(_block, Block(size, epsilon, act, rope, head_norms, window))
+        for window in set(windows)
+    }
     blocks = [
         block_stage(f"{root}layers.{i}", tensors, fns[window])
         for i, window in enumerate(windows)
@@ -174,12 +177,12 @@ def _windows(model_type: str, config: Config) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def _embed(params: _Params, tokens: Int[Array, "batch token"]) -> _Features:
+def _embed(params: Params, tokens: Int[Array, "batch token"]) -> Features:
     weight = params["embed_tokens.weight"]
     return weight[tokens].astype(jnp.promote_types(weight.dtype, jnp.float32))
 
 
-def _block(block: Block, params: _Params, x: _Features) -> _Features:
+def _block(block: Block, params: Params, x: Features) -> Features:
     normed = rms_norm(x, params["input_layernorm.weight"], block.epsilon)
     x = x + _attention(block, params, normed)
     normed = rms_norm(x, params["post_attention_layernorm.weight"], block.epsilon)
@@ -188,7 +191,7 @@ def _block(block: Block, params: _Params, x: _Features) -> _Features:
     return x + linear(params, "mlp.down_proj", hidden)
 
 
-def _attention(block: Block, params: _Params, x: _Features) -> _Features:
+def _attention(block: Block, params: Params, x: Features) -> Features:
     def heads(name: str) -> Float[Array, "batch token head feature"]:
         y = linear(params, f"self_attn.{name}_proj", x)
         return y.reshape(*y.shape[:-1], -1, block.head_size)
@@ -202,5 +205,5 @@ def _attention(block: Block, params: _Params, x: _Features) -> _Features:
     return linear(params, "self_attn.o_proj", mixed)
 
 
-def _head(epsilon: float, params: _Params, x: _Features) -> _Logits:
+def _head(epsilon: float, params: Params, x: Features) -> Logits:
     return linear(params, "head", rms_norm(x, params["norm.weight"], epsilon))

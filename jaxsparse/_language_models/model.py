@@ -6,7 +6,16 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
+
+
+#: The arrays of a stage by their names in it.
+Params = Mapping[str, Array]
+#: What goes from block to block, and what the last stage returns.
+Features = Float[Array, "batch token feature"]
+Logits = Float[Array, "batch token logit"]
+#: `(params, x) -> x`.
+StageFunction = Callable[[Params, Array], Array]
 
 
 class Tensor(NamedTuple):
@@ -35,13 +44,13 @@ class Stage(NamedTuple):
 
     name: str
     tensors: Mapping[str, Tensor]
-    fn: Callable[[Mapping[str, Array], Array], Array]
+    fn: StageFunction
 
 
 def block_stage(
     name: str,
     tensors: Mapping[str, Tensor],
-    fn: Callable[[Mapping[str, Array], Array], Array],
+    fn: StageFunction,
 ) -> Stage:
     """Returns a stage whose tensors have its name and their names in it."""
     named = {k: x._replace(name=f"{name}.{k}") for k, x in tensors.items()}

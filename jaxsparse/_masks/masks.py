@@ -15,7 +15,7 @@ from jaxsparse._patterns import (
     check_mask,
     constant_arrays,
 )
-from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
+from jaxsparse._plans import Plan, PlanLike, is_plan_like, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
 from jaxsparse._trees import (
     PyTree,
@@ -144,8 +144,8 @@ def mask_params(params: PyTree, masks: PyTree, *, donate: bool = False) -> PyTre
     Raises:
       ValueError: a leaf has no entry in `masks`, a mask has no leaf or another shape;
         or, to be donated, one array is two leaves.
-      TypeError: a mask is neither bool nor packed (uint8), the masks are a plan, or a
-        leaf has no values.
+      TypeError: a mask is neither bool nor packed (uint8), the masks are a plan, rules
+        or a pattern, or a leaf has no values.
 
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> mask_params(params, create_masks(params, "2:4"))["kernel"][:4, 0]
@@ -177,11 +177,11 @@ def match_masks(
       The masks by canonical path; None for a leaf that stays dense.
 
     Raises:
-      TypeError: the masks are a plan.
+      TypeError: the masks are a plan, rules or a pattern.
     """
-    if isinstance(masks, Plan | str):
+    if is_plan_like(masks):
         raise TypeError(
-            f"masks must be a tree of masks, got a {type(masks).__name__}: "
+            f"masks must be a tree of masks, got {masks!r:.60}: "
             "create_masks(params, plan) makes them"
         )
     return match_entries(leaves, flatten_masks(masks), part=part)

@@ -92,8 +92,8 @@ def check_rules(rules: Sequence[Rule], paths: Sequence[str]) -> None:
     for rule in rules if paths else ():
         if meant := expression_meant(rule.path, paths):
             raise PlanError(
-                f"{rule} does not match what has this name, because a path is read as "
-                f"a regular expression: write {meant!r}"
+                f"{rule} does not match the leaves of this name, because a path is "
+                f"read as a regular expression: write {meant!r}"
             )
         if not any(map(rule.matches, paths)):
             raise PlanError(

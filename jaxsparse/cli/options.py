@@ -118,8 +118,8 @@ def plan_leaves(
         if meant := expression_meant(rule.path, leaves.specs):
             pattern = text.rpartition("=")[2]
             raise ValueError(
-                f"--rule {text!r} does not match what has this name, because it is "
-                "read as a regular expression: give --rule "
+                f"--rule {text!r} does not match the tensors of this name, because it "
+                "is read as a regular expression: give --rule "
                 f"{shlex.quote(f'{meant}={pattern}')}"
             )
         if not any(map(rule.matches, leaves.specs)):

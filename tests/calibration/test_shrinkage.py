@@ -88,3 +88,9 @@ def test_a_fraction_outside_0_to_1_is_refused(shrinkage):
     masks = js.create_masks(params, RULES)
     with pytest.raises(ValueError, match="shrinkage must be the fraction, from 0 to 1"):
         js.fit_weights(params, masks, statistics, shrinkage=shrinkage)
+
+
+def test_arguments_without_names_are_those_of_before():
+    searcher = js.SparseGPTSearcher("2:4", 0.02, "optimal", True)
+    assert (searcher.damping, searcher.update_weights) == (0.02, "optimal")
+    assert searcher.packed is True

@@ -75,7 +75,9 @@ def test_a_rule_that_is_printed_so_does_not_match_something_else(name):
     plan = js.plan_sparsity(params, [js.Rule(".*", "2:4", axis=0)])
     is_row = path not in paths
     assert not is_row or path in str(plan)
-    with pytest.raises(ValueError, match="does not match what has this name") as error:
+    with pytest.raises(
+        ValueError, match="does not match the leaves of this name"
+    ) as error:
         js.plan_sparsity(params, rules(path))
     assert ast.literal_eval(str(error.value).split("write ")[1]) == expression
     plan = js.plan_sparsity(params, rules(expression))
