@@ -58,6 +58,10 @@ from jaxsparse._plans import (
     leaf_uses as leaf_uses,
     plan_sparsity as plan_sparsity,
 )
+from jaxsparse._recovery import (
+    distillation_loss as distillation_loss,
+    feature_loss as feature_loss,
+)
 from jaxsparse._reports import (
     CalibrationReport as CalibrationReport,
     LeafError as LeafError,

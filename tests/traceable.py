@@ -215,6 +215,22 @@ def calibration_cases() -> list[Case]:
     return cases
 
 
+def recovery_cases() -> list[Case]:
+    """What brings accuracy back."""
+    teacher = model(_PARAMS, _X)
+    distil = partial(js.distillation_loss, temperature=2.0, top_k=5)
+    return [
+        Case("distillation_loss", jax.grad(distil), (teacher / 2, teacher)),
+        Case("feature_loss", jax.grad(js.feature_loss), (teacher / 2, teacher)),
+    ]
+
+
 def all_cases() -> list[Case]:
     """All of them."""
-    return [*array_cases(), *tree_cases(), *training_cases(), *calibration_cases()]
+    return [
+        *array_cases(),
+        *tree_cases(),
+        *training_cases(),
+        *calibration_cases(),
+        *recovery_cases(),
+    ]
