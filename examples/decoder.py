@@ -21,6 +21,7 @@ class Config:
     hidden: int
     rope_base: float
     epsilon: float
+    attention: str = "xla"  # or "cudnn": faster, for bfloat16 on a GPU
 
 
 def rotate(x, base):
@@ -41,6 +42,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config, dtype, rngs):
         self.size, self.base = config.width // config.query_heads, config.rope_base
+        self.implementation = config.attention
         kv_width = config.kv_heads * self.size
         options = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.query = nnx.Linear(config.width, config.width, **options)
@@ -53,7 +55,11 @@ class Attention(nnx.Module):
         query = rotate(heads(self.query(x)), self.base)
         key = rotate(heads(self.key(x)), self.base)
         mixed = jax.nn.dot_product_attention(
-            query, key, heads(self.value(x)), is_causal=True
+            query,
+            key,
+            heads(self.value(x)),
+            is_causal=True,
+            implementation=self.implementation,
         )
         return self.out(mixed.reshape(x.shape))
 
@@ -91,20 +97,28 @@ class Decoder(nnx.Module):
     """Tokens `(batch, seq)` to float32 logits `(batch, seq, vocab)`.
 
     The blocks compute in `dtype`; parameters, the sum over blocks and the tied head
-    stay float32.
+    stay float32. Stacked, they have one array for all blocks and run in a loop, which
+    compiles in seconds; in a list each can be pruned after the ones before it.
     """
 
-    def __init__(self, config, rngs, dtype=jnp.float32):
+    def __init__(self, config, rngs, dtype=jnp.float32, stacked=False):
         self.embed = nnx.Embed(config.vocab, config.width, rngs=rngs)
-        self.blocks = nnx.List(
-            [Block(config, dtype, rngs) for _ in range(config.layers)]
-        )
+        make = lambda rngs: Block(config, dtype, rngs)
+        if stacked:
+            self.blocks = nnx.vmap(make)(rngs.fork(split=config.layers))
+        else:
+            self.blocks = nnx.List([make(rngs) for _ in range(config.layers)])
         self.norm = nnx.RMSNorm(config.width, epsilon=config.epsilon, rngs=rngs)
 
     def __call__(self, tokens):
         x = self.embed(tokens)
-        for block in self.blocks:
-            x = block(x)
+        if isinstance(self.blocks, Block):
+            graph, blocks = nnx.split(self.blocks)
+            step = lambda x, block: (nnx.merge(graph, block)(x), None)
+            x, _ = jax.lax.scan(step, x, blocks)
+        else:
+            for block in self.blocks:
+                x = block(x)
         return self.embed.attend(self.norm(x))
 
 
@@ -122,7 +136,7 @@ def perplexity(mean_loss, params, pieces, batch=8):
     return float(np.exp(np.average(losses, weights=[len(part) for part in parts])))
 
 
-def small_decoder(rngs, dtype=jnp.float32):
+def small_decoder(rngs, dtype=jnp.float32, stacked=False):
     """A tiny decoder over bytes, with random weights."""
     config = Config(
         vocab=256,
@@ -134,4 +148,4 @@ def small_decoder(rngs, dtype=jnp.float32):
         rope_base=1e4,
         epsilon=1e-5,
     )
-    return Decoder(config, rngs, dtype)
+    return Decoder(config, rngs, dtype, stacked)

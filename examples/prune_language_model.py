@@ -10,7 +10,6 @@ where fine-tuning takes 11 GiB. Seconds include compilation, memory is the most 
 """
 
 import argparse
-import resource
 import tempfile
 import time
 from functools import partial
@@ -22,7 +21,7 @@ import optax
 from decoder import loss, perplexity, small_decoder
 from flax import nnx
 from real_data import load_text
-from smollm import load_pieces, load_smollm
+from smollm import load_pieces, load_smollm, peak_memory
 
 import jaxsparse as js
 
@@ -71,13 +70,6 @@ def fine_tune(mean_loss, found, batches, steps):
         params, state = step(params, state, batches[i % len(batches)])
     js.check_sparsity(params, found.plan)
     return found._replace(params=params)
-
-
-def peak_memory():
-    """The most that the device, or the process, has taken so far, in GiB."""
-    known = jax.devices()[0].memory_stats() or {}
-    process = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return known.get("peak_bytes_in_use", process) / 2**30
 
 
 def main():

@@ -6,8 +6,11 @@
 The file's weights are quantised to four and eight bits; here they are float32 again.
 """
 
+import resource
+from dataclasses import replace
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from decoder import Config, Decoder
@@ -48,19 +51,32 @@ def read_config():
     )
 
 
-def load_smollm(dtype=jnp.float32):
-    """The pretrained decoder in float32; its blocks compute in `dtype`."""
+def abstract_smollm(dtype=jnp.float32, stacked=False, attention="xla"):
+    """The decoder without its weights; its blocks compute in `dtype`."""
+    config = replace(read_config(), attention=attention)
+    return nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype, stacked))
+
+
+def load_smollm(dtype=jnp.float32, stacked=False):
+    """The pretrained decoder, with float32 weights."""
     gguf = load_package("gguf")
     tensors = {tensor.name: tensor for tensor in open_gguf().tensors}
-    config = read_config()
-    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), dtype))
+    model = abstract_smollm(dtype, stacked)
+    layers = read_config().layers
 
-    def read(path, _):
-        block = f"blk.{path[1]}." if path[0] == "blocks" else ""
+    def read_tensor(block, path):
         tensor = tensors[f"{block}{TENSORS[path[-2]]}.weight"]
         weight = gguf.dequantize(tensor.data, tensor.tensor_type)
         # The file's rows are a layer's outputs.
-        return jnp.asarray(weight.T if path[-1] == "kernel" else weight)
+        return weight.T if path[-1] == "kernel" else weight
+
+    def read(path, _):
+        if path[0] != "blocks":
+            return jnp.asarray(read_tensor("", path))
+        if not stacked:
+            return jnp.asarray(read_tensor(f"blk.{path[1]}.", path))
+        names = [f"blk.{i}." for i in range(layers)]
+        return jnp.stack([read_tensor(name, path) for name in names])
 
     nnx.update(model, nnx.map_state(read, nnx.state(model)))
     return model
@@ -92,7 +108,11 @@ def load_tokenizer():
 def token_pieces(tokenizer, text, count, length):
     """`(count, length)` tokens: pieces that lie evenly over a text."""
     tokens = np.array(tokenizer.encode(text).ids, np.int32)
-    pieces = tokens[: len(tokens) // length * length].reshape(-1, length)
+    return spread(tokens[: len(tokens) // length * length].reshape(-1, length), count)
+
+
+def spread(pieces, count):
+    """`count` of the pieces, evenly over all."""
     return pieces[np.arange(count) * len(pieces) // count]
 
 
@@ -109,3 +129,10 @@ def load_pieces(evaluated, calibrated, chosen, files=(), length=512):
     held_out = {name: text for name, (_, text) in texts.items()}
     held_out |= {file.stem: file.read_text("utf-8") for file in files}
     return calibration, {name: cut(text, evaluated) for name, text in held_out.items()}
+
+
+def peak_memory():
+    """The most that the device, or the process, has taken so far, in GiB."""
+    known = jax.devices()[0].memory_stats() or {}
+    process = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return known.get("peak_bytes_in_use", process) / 2**30
