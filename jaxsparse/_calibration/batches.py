@@ -1,10 +1,12 @@
 """Batches: their arrays, and the static rest that a compiled program depends on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxsparse._trees import is_array
 
@@ -40,9 +42,20 @@ def unpack(batch: Any) -> tuple[list[Any], BatchStructure]:
     return [x for x in leaves if is_array(x)], batch_structure
 
 
+def signature(batch: Any) -> Any:
+    """Returns what batches that share a program have in common."""
+    arrays, structure = unpack(batch)
+    return structure, tuple((x.shape, x.dtype) for x in arrays)
+
+
 def as_args(batch: Any) -> tuple[Any, ...]:
     """Returns a batch as arguments: itself if it is a tuple, else the only one."""
     return batch if type(batch) is tuple else (batch,)
+
+
+def token_weights(weights: Callable[..., Any] | None, batch: Any) -> Array | None:
+    """Returns the weights of a batch's tokens; None without a function of weights."""
+    return None if weights is None else jnp.asarray(weights(*as_args(batch)))
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array
 
-from jaxsparse._calibration.collect import compile_observer, observe_batches
+from jaxsparse._calibration.collect import observe_batches
 from jaxsparse._calibration.leaf_statistics import LeafStatistics
-from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._calibration.observer import matrices_of
 from jaxsparse._calibration.sparsegpt_searcher import SparseGPTSearcher
 from jaxsparse._calibration.wanda import WandaSearcher
@@ -70,22 +69,16 @@ def prune_chain(
       ValueError: as `collect_statistics` and the searcher.
     """
     carried = list(map(_commit, batches))
-    observers: dict[Any, tuple[Callable[..., Any], dict[str, LayerMatrices]]] = {}
     forward = {stage.fn: jax.jit(stage.fn) for stage in stages}
     for number, stage in enumerate(stages):
         params = _commit(stage.load())
         masks, statistics = map_named(lambda *_: None, params), {}
         result = SearchResult(params, masks, stage.plan)
         if stage.plan.sparse:
-            key = stage.fn, stage.plan
-            if key not in observers:
-                program = trace(stage.fn, params, (carried[0],))
-                matrices = matrices_of(program, stage.plan.sparse)
-                observe = compile_observer(stage.fn, params, matrices)
-                observers[key] = observe, matrices
-            observe, matrices = observers[key]
+            program = trace(stage.fn, params, (carried[0],))
+            matrices = matrices_of(program, stage.plan.sparse)
             statistics = observe_batches(
-                observe, params, carried, matrices, products=True
+                stage.fn, params, program, carried, matrices, products=True
             )
             stage_searcher = replace(searcher, plan=stage.plan)
             result = stage_searcher.search(params, statistics)

@@ -16,20 +16,20 @@ from jaxsparse._calibration.accumulator import (
     empty_accumulator,
 )
 from jaxsparse._calibration.batches import (
-    BatchStructure,
     as_args,
     name_batch_in_errors,
     progress_bar,
+    signature,
+    token_weights,
     unpack,
 )
 from jaxsparse._calibration.leaf_statistics import LeafStatistics, Statistic
 from jaxsparse._calibration.matrices import LayerMatrices
-from jaxsparse._calibration.observer import matrices_of, observed_params, observer_rule
+from jaxsparse._calibration.observer import matrices_of
+from jaxsparse._calibration.stage_programs import CutProgram, cut_program
 from jaxsparse._plans import PlanLike, plan_for
-from jaxsparse._trace import (
-    evaluate,
-    trace,
-)
+from jaxsparse._sharding import commit_like
+from jaxsparse._trace import Program, inline_calls, trace
 from jaxsparse._trees import PyTree, flatten, is_array
 
 
@@ -70,7 +70,8 @@ def collect_statistics(
       params: a tree of arrays.
       batches: an iterable of batches, each a tuple of the further arguments of `fn`, or
         the only one. It is read once, or once a pass if `memory_limit` requires
-        several. Each combination of array shapes and other values is compiled once.
+        several. Each combination of array shapes and other values is compiled once,
+        and blocks of `fn` that are alike share one program.
       plan: a plan, rules or a pattern: the leaves to collect statistics of.
       statistic: `"mean_square"` of each input, which suffices for `WandaSearcher`, or
         `"second_moment"`, the mean product of every two.
@@ -111,7 +112,8 @@ def collect_statistics(
             f"statistic must be 'mean_square' or 'second_moment', got {statistic!r}"
         )
     with name_batch_in_errors(0, first):
-        matrices = matrices_of(trace(fn, params, as_args(first)), plan.sparse)
+        program = trace(fn, params, as_args(first))
+        matrices = matrices_of(program, plan.sparse)
     passes = _passes(matrices, products, memory_limit)
     if len(passes) > 1 and stream is batches:
         raise ValueError(
@@ -123,8 +125,9 @@ def collect_statistics(
         stream = chain([first], stream) if i == 0 else iter(batches)
         name = f"pass {i + 1} of {len(passes)}"
         stream = progress_bar(stream, batches, name, progress)
-        observe = compile_observer(fn, params, leaves, weights)
-        collected |= observe_batches(observe, params, stream, leaves, products=products)
+        collected |= observe_batches(
+            fn, params, program, stream, leaves, products=products, weights=weights
+        )
     return {path: collected[path] for path in matrices}
 
 
@@ -146,73 +149,47 @@ def _passes(
     return passes
 
 
-def compile_observer(
+def observe_batches(
     fn: Callable[..., Any],
     params: PyTree,
-    matrices: Mapping[str, LayerMatrices],
-    weights: Callable[..., Array] | None = None,
-) -> Callable[..., dict[str, Accumulator]]:
-    """Returns a compiled function that accumulates the inputs of leaves in one batch.
-
-    Its arguments are the arrays of the parameters, those of the batch, the rest of the
-    batch, the number of the batch, and accumulators, which it overwrites.
-
-    Args:
-      fn: the function that runs on the batch.
-      params: its parameters, or others of the same structure.
-      matrices: the leaves.
-      weights: token weights, as for `collect_statistics`.
-    """
-    leaves, structure = flatten(params)
-    # The values of arrays are arguments: the observer may be kept longer than them.
-    paths = [path for path, leaf in leaves.items() if is_array(leaf)]
-    static = {**leaves, **dict.fromkeys(paths)}
-
-    @partial(jax.jit, static_argnums=2, donate_argnums=4)
-    def observe(
-        arrays: list[Any],
-        inputs: list[Any],
-        batch: BatchStructure,
-        number: Any,
-        accumulators: dict[str, Accumulator],
-    ) -> dict[str, Accumulator]:
-        traced = {**static, **dict(zip(paths, arrays, strict=True))}
-        params = structure.unflatten(traced.values())
-        args = as_args(batch.fill(inputs))
-        program = trace(fn, params, args)
-        weight = None if weights is None else weights(*args)
-        rule = observer_rule(program, matrices, weight, number)
-        values = [*observed_params(program, matrices, arrays), *program.inputs]
-        return evaluate(program.bound, values, rule, accumulators)[1]
-
-    return observe
-
-
-def observe_batches(
-    observe: Callable[..., dict[str, Accumulator]],
-    params: PyTree,
+    program: Program,
     batches: Iterable[Any],
     matrices: Mapping[str, LayerMatrices],
     *,
     products: bool,
+    weights: Callable[..., Array] | None = None,
 ) -> dict[str, LeafStatistics]:
     """Returns the statistics of some leaves, from one pass over the batches.
 
     Args:
-      observe: what `compile_observer` returned for these leaves.
-      params: the parameters.
+      fn: the function that runs on the batches.
+      params: its parameters.
+      program: its program for batches like the first one.
       batches: the batches.
       matrices: the leaves.
       products: whether second moments are collected, or mean squares.
+      weights: token weights, as for `collect_statistics`.
     """
     arrays = [x for x in flatten(params)[0].values() if is_array(x)]
     accumulators = {
-        path: empty_accumulator(leaf, products=products)
+        path: commit_like(empty_accumulator(leaf, products=products), arrays)
         for path, leaf in matrices.items()
     }
+    programs: dict[Any, CutProgram] = {}
     for number, batch in enumerate(batches):
         with name_batch_in_errors(number, batch):
-            accumulators = observe(arrays, *unpack(batch), number, accumulators)
+            key, args = signature(batch), as_args(batch)
+            if key not in programs:
+                program = trace(fn, params, args) if programs else program
+                programs[key] = cut_program(inline_calls(program), matrices)
+            inputs, _ = unpack(args)
+            values = [inputs[i] for i in programs[key].entry]
+            values = commit_like(values, arrays)
+            weight = token_weights(weights, batch)
+            for stage in programs[key].stages:
+                sums = [accumulators[path] for path in stage.leaves]
+                values, sums = stage(arrays, values, weight, number, sums)
+                accumulators |= zip(stage.leaves, sums, strict=True)
     return finish_statistics(accumulators, matrices)
 
 

@@ -21,12 +21,10 @@ from jaxsparse._trace import (
     Site,
     Use,
     ViewAxis,
-    factored,
     product_inputs,
     run_with_factors,
     without_factors,
 )
-from jaxsparse._trees import is_array
 
 
 def matrices_of(
@@ -56,7 +54,7 @@ def matrices_of(
 
 
 def observer_rule(
-    program: Program,
+    contractions: Mapping[Path, Sequence[Contraction]],
     matrices: Mapping[str, LayerMatrices],
     weights: Array | None,
     batch: Array,
@@ -66,12 +64,12 @@ def observer_rule(
     Its state is a dict with an `Accumulator` for each leaf of `matrices`.
 
     Args:
-      program: the traced function.
-      matrices: the problems, inputs and outputs of the leaves to observe.
+      contractions: the products with leaves.
+      matrices: the problems, inputs and outputs of the leaves to observe. Those that
+        are scaled are `Factored` among the inputs of the program.
       weights: bool or real token weights, or None.
       batch: the number of the batch.
     """
-    contractions = program.record.contractions
 
     def observe(
         site: Site, inputs: list[Any], accumulators: dict[str, Accumulator]
@@ -94,17 +92,6 @@ def observer_rule(
         return None, accumulators
 
     return observe
-
-
-def observed_params(
-    program: Program, matrices: Mapping[str, LayerMatrices], arrays: Sequence[Any]
-) -> list[Any]:
-    """Returns the arrays of the parameters as `observer_rule` takes them."""
-    paths = [path for path, leaf in program.leaves.items() if is_array(leaf)]
-    return [
-        factored(path, x) if path in matrices and matrices[path].scaled else x
-        for path, x in zip(paths, arrays, strict=True)
-    ]
 
 
 def _accumulate_product(

@@ -3,24 +3,24 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Array
 
-from jaxsparse._calibration.accumulator import Accumulator, empty_accumulator
+from jaxsparse._calibration.accumulator import empty_accumulator
 from jaxsparse._calibration.batches import (
     as_args,
     name_batch_in_errors,
     progress_bar,
+    signature,
+    token_weights,
     unpack,
 )
 from jaxsparse._calibration.collect import finish_statistics
 from jaxsparse._calibration.leaf_statistics import LeafStatistics
-from jaxsparse._calibration.matrices import LayerMatrices
-from jaxsparse._calibration.observer import matrices_of, observed_params, observer_rule
+from jaxsparse._calibration.observer import matrices_of
 from jaxsparse._calibration.sparsegpt_searcher import SparseGPTSearcher
+from jaxsparse._calibration.stage_programs import stage_program
 from jaxsparse._calibration.wanda import WandaSearcher
 from jaxsparse._masks import SearchResult
 from jaxsparse._patterns import Unstructured
@@ -30,12 +30,13 @@ from jaxsparse._plans import (
     expression_meant,
     plan_for,
 )
+from jaxsparse._sharding import commit_like
 from jaxsparse._trace import (
     Program,
     Stage,
-    evaluate,
-    keep_equation,
+    inline_calls,
     order_stages,
+    products_of,
     split_program,
     trace,
 )
@@ -97,15 +98,16 @@ def prune_sequentially(
     _check_boundaries(plan, boundaries)
     stage_of = {leaf.path: _stage_number(leaf, boundaries) for leaf in plan.sparse}
     with name_batch_in_errors(0, batches[0]):
-        first = trace(fn, params, as_args(batches[0]), flat=True)
+        first = inline_calls(trace(fn, params, as_args(batches[0])))
         stages = order_stages(first, stage_of)
-    programs = {_signature(batches[0]): _split(first, params, stages)}
+    programs = {signature(batches[0]): _split(first, params, stages)}
     carried = []
     for number, batch in enumerate(batches):
         with name_batch_in_errors(number, batch):
-            key = _signature(batch)
+            key = signature(batch)
             if key not in programs:
-                program = trace(fn, params, as_args(batch), flat=True)
+                program = inline_calls(trace(fn, params, as_args(batch)))
+                order_stages(program, stage_of)  # raises if it has other products
                 programs[key] = _split(program, params, stages)
             carried.append(_first_inputs(programs[key], key, batch, weights))
 
@@ -116,14 +118,16 @@ def prune_sequentially(
         stream = progress_bar(carried, carried, name, progress)
         products = searcher.statistic == "second_moment"
         observers = {
-            key: _observer(program, i, matrices) for key, program in programs.items()
+            key: stage_program(program, stages[i], matrices, forward=False)
+            for key, (program, _, stages) in programs.items()
         }
         accumulators = [
-            empty_accumulator(leaf, products=products) for leaf in matrices.values()
+            commit_like(empty_accumulator(leaf, products=products), arrays)
+            for leaf in matrices.values()
         ]
         for number, (key, values, weight) in enumerate(stream):
             with name_batch_in_errors(number, batches[number]):
-                accumulators = observers[key](
+                _, accumulators = observers[key](
                     arrays, values, weight, number, accumulators
                 )
         by_path = dict(zip(matrices, accumulators, strict=True))
@@ -201,16 +205,11 @@ def _stage_number(leaf: LeafPlan, boundaries: Sequence[str]) -> int:
     )
 
 
-def _signature(batch: Any) -> Any:
-    """Returns what batches that share a program have in common."""
-    arrays, structure = unpack(batch)
-    return structure, tuple((x.shape, x.dtype) for x in arrays)
-
-
 def _split(
     program: Program, params: PyTree, stages: Sequence[Sequence[str]]
 ) -> _SplitProgram:
-    entry, split = split_program(program, len(_arrays(params)), stages)
+    products = [products_of(program, leaves) for leaves in stages]
+    entry, split = split_program(program, len(_arrays(params)), products)
     return _SplitProgram(program, entry, split)
 
 
@@ -220,33 +219,13 @@ def _first_inputs(
     batch: Any,
     weights: Callable[..., Array] | None,
 ) -> _CarriedBatch:
-    args = as_args(batch)
-    inputs, _ = unpack(args)
-    weight = None if weights is None else weights(*args)
-    return _CarriedBatch(key, [inputs[i] for i in program.entry], weight)
+    inputs, _ = unpack(as_args(batch))
+    values = [inputs[i] for i in program.entry]
+    return _CarriedBatch(key, values, token_weights(weights, batch))
 
 
 def _arrays(params: PyTree) -> list[Any]:
     return [leaf for leaf in flatten(params)[0].values() if is_array(leaf)]
-
-
-def _observer(
-    program: _SplitProgram, i: int, matrices: Mapping[str, LayerMatrices]
-) -> Callable[..., list[Accumulator]]:
-    """Returns a compiled function that accumulates the inputs of stage `i`."""
-
-    @partial(jax.jit, donate_argnums=4)
-    def observe(arrays, values, weights, number, accumulators):
-        rule = observer_rule(program.program, matrices, weights, number)
-        # A list holds no names, so equal layers lower to the same program, and with a
-        # compilation cache JAX compiles it only once.
-        by_path = dict(zip(matrices, accumulators, strict=True))
-        stage = program.stages[i].observed
-        arrays = observed_params(program.program, matrices, arrays)
-        _, by_path = evaluate(stage, [*arrays, *values], rule, by_path)
-        return [by_path[path] for path in matrices]
-
-    return observe
 
 
 def _run_stage(
@@ -256,19 +235,14 @@ def _run_stage(
     carried: Sequence[_CarriedBatch],
 ) -> list[_CarriedBatch]:
     """Returns the batches after stage `i`, run on pruned parameters."""
-    forward = {key: _forward(program.stages[i]) for key, program in programs.items()}
+    forward = {
+        key: stage_program(program, stages[i], {})
+        for key, (program, _, stages) in programs.items()
+    }
     return [
-        batch._replace(values=forward[batch.key](arrays, batch.values))
+        batch._replace(values=forward[batch.key](arrays, batch.values)[0])
         for batch in carried
     ]
-
-
-def _forward(stage: Stage) -> Callable[..., Any]:
-    @jax.jit
-    def run(arrays, values):
-        return evaluate(stage.forward, [*arrays, *values], keep_equation)[0]
-
-    return run
 
 
 def _prune_stage(

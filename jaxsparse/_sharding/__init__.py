@@ -8,6 +8,7 @@ from jaxsparse._sharding.partition import (
     partition_unary as partition_unary,
 )
 from jaxsparse._sharding.reshard import (
+    commit_like as commit_like,
     device_put_like as device_put_like,
     device_put_mask as device_put_mask,
     gather_groups as gather_groups,

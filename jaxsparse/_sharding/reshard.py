@@ -6,12 +6,18 @@ devices is an error, so the array is all-gathered along the group axis first.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec, reshard
-from jaxtyping import Array
+from jax.sharding import (
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+    reshard,
+)
+from jaxtyping import Array, PyTree
 
 
 def names_along(sharding: NamedSharding, axis: int) -> tuple[str, ...]:
@@ -102,7 +108,25 @@ def device_put_like(x: Array, other: Any) -> Array:
     To be called outside of a trace. Over automatic axes the compiler chooses the
     sharding of a result, so it may differ from the other array's.
     """
-    return jax.device_put(x, other.sharding) if isinstance(other, jax.Array) else x
+    # An array that is moved is committed, for which JAX compiles programs again.
+    if not isinstance(other, jax.Array) or x.sharding == other.sharding:
+        return x
+    return jax.device_put(x, other.sharding)
+
+
+def commit_like(tree: PyTree, arrays: Iterable[Any]) -> PyTree:
+    """Returns a tree on the single device to which some arrays are committed, if any.
+
+    JAX compiles a program once for arrays that are committed and once for others. What
+    is computed from committed arrays is committed, so the start of a running sum should
+    be, too.
+    """
+    committed = (x for x in arrays if isinstance(x, jax.Array) and x.committed)
+    shardings = {x.sharding for x in committed}
+    match [*shardings]:
+        case [SingleDeviceSharding() as sharding]:
+            return jax.device_put(tree, sharding)
+    return tree
 
 
 def reshard_to(x: Array, other: Array) -> Array:

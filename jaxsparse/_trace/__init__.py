@@ -1,11 +1,14 @@
 """A model as a jaxpr: which parameter meets which product, and how."""
 
+from jaxsparse._trace.alike import (
+    NotAlikeError as NotAlikeError,
+    stage_key as stage_key,
+)
 from jaxsparse._trace.evaluate import (
     EquationRule as EquationRule,
     Site as Site,
     bind as bind,
     evaluate as evaluate,
-    keep_equation as keep_equation,
     run_equation as run_equation,
 )
 from jaxsparse._trace.factors import (
@@ -30,6 +33,7 @@ from jaxsparse._trace.product_inputs import (
 )
 from jaxsparse._trace.program import (
     Program as Program,
+    inline_calls as inline_calls,
     trace as trace,
 )
 from jaxsparse._trace.record import (
@@ -45,6 +49,7 @@ from jaxsparse._trace.roles import (
 from jaxsparse._trace.split_program import (
     Stage as Stage,
     order_stages as order_stages,
+    products_of as products_of,
     split_program as split_program,
 )
 from jaxsparse._trace.view import (

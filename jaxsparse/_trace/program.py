@@ -46,8 +46,6 @@ def trace(
     params: PyTree,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
-    *,
-    flat: bool = False,
 ) -> Program:
     """Traces `fn(params, *args, **kwargs)`, from shapes, and analyses its jaxpr.
 
@@ -56,7 +54,6 @@ def trace(
       params: a tree of arrays or `jax.ShapeDtypeStruct`.
       args: its further arguments.
       kwargs: its further arguments by name.
-      flat: whether to inline calls, so that only loops and branches contain jaxprs.
 
     Raises:
       TypeError: `args` is one argument, not a tuple of arguments.
@@ -82,9 +79,20 @@ def trace(
 
     inputs = [arguments[i] for i in indices]
     closed = jax.make_jaxpr(on_arrays)([*arrays.values()], inputs)
+    return _analyse(BoundJaxpr(closed.jaxpr, closed.consts), inputs, leaves)
+
+
+def inline_calls(program: Program) -> Program:
+    """Returns the program without calls: only loops and branches contain jaxprs."""
+    run = lambda *args: evaluate(program.bound, args, keep_equation)[0]
+    arrays = [leaf for leaf in program.leaves.values() if is_array(leaf)]
+    closed = jax.make_jaxpr(run)(*arrays, *program.inputs)
     bound = BoundJaxpr(closed.jaxpr, closed.consts)
-    if flat:
-        bound = _inline_calls(bound, [*arrays.values(), *inputs])
+    return _analyse(bound, program.inputs, program.leaves)
+
+
+def _analyse(bound: BoundJaxpr, inputs: list[Any], leaves: dict[str, Any]) -> Program:
+    arrays = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
     values = [
         AbstractValue(views=(view_of(path, leaf.shape),), params=True)
         for path, leaf in arrays.items()
@@ -99,9 +107,3 @@ def trace(
         if view.leaf not in used
     )
     return Program(bound, inputs, leaves, record, results)
-
-
-def _inline_calls(bound: BoundJaxpr, args: Sequence[Any]) -> BoundJaxpr:
-    run = lambda *args: evaluate(bound, args, keep_equation)[0]
-    closed = jax.make_jaxpr(run)(*args)
-    return BoundJaxpr(closed.jaxpr, closed.consts)

@@ -1,6 +1,7 @@
 """A program split into stages that run one after the other."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -28,15 +29,30 @@ class SubJaxpr(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What one stage runs, on the parameters and the values of the stage before.
+    """What one stage runs.
+
+    Its inputs are constants, parameters, and the values of the stage before, in this
+    order. Its outputs are the results of its products, and the values that the next
+    stage takes.
 
     Attributes:
-      observed: runs up to the products with the stage's leaves.
-      forward: runs up to the next stage, and returns the values that it needs.
+      consts: the constants.
+      params: the indices of the parameters.
+      num_products: the number of outputs that are results of products.
+      jaxpr: the equations.
     """
 
-    observed: BoundJaxpr
-    forward: BoundJaxpr
+    consts: list[Any]
+    params: list[int]
+    num_products: int
+    jaxpr: SubJaxpr
+
+    def bind(self, consts: Sequence[Any]) -> BoundJaxpr:
+        """Returns the jaxpr with constants, as a function of all other inputs."""
+        inputs = self.jaxpr.invars[len(consts) :]
+        constvars = self.jaxpr.invars[: len(consts)]
+        part = self.jaxpr._replace(constvars=constvars, invars=inputs)
+        return BoundJaxpr(part, consts)
 
 
 def order_stages(program: Program, stage_of: Mapping[str, int]) -> list[list[str]]:
@@ -66,7 +82,7 @@ def order_stages(program: Program, stage_of: Mapping[str, int]) -> list[list[str
 
 
 def split_program(
-    program: Program, num_params: int, stages: Sequence[Sequence[str]]
+    program: Program, num_params: int, products: Sequence[Sequence[int]]
 ) -> tuple[list[int], list[Stage]]:
     """Splits a program after the last product of each stage.
 
@@ -76,7 +92,8 @@ def split_program(
     Args:
       program: a program without calls.
       num_params: the number of its inputs that are parameters; they come first.
-      stages: the leaves of each stage, in order.
+      products: the indices of the equations that are the products of each stage, in
+        order.
 
     Returns:
       The indices of the program's other inputs that the first stage needs, and the
@@ -84,27 +101,51 @@ def split_program(
     """
     jaxpr = program.bound.jaxpr
     params, inputs = jaxpr.invars[:num_params], jaxpr.invars[num_params:]
+    index_of_param = {v: i for i, v in enumerate(params)}
+    consts = dict(zip(jaxpr.constvars, program.bound.consts, strict=True))
     varying = _dependent(jaxpr, inputs)
-    indices = _product_indices(program, [path for leaves in stages for path in leaves])
-    products = [
-        sorted({i for path in leaves for i in indices[path]}) for leaves in stages
+    recomputed = [
+        i for i, eqn in enumerate(jaxpr.eqns) if varying.isdisjoint(eqn.outvars)
     ]
     ends = [of_stage[-1] for of_stage in products]
     starts = [0, *(end + 1 for end in ends[:-1])]
+    ends[-1] = len(jaxpr.eqns) - 1  # for effects
 
     split: list[Stage] = []
     needed: list[Any] = []  # by the next stage
     for start, end, of_stage in reversed([*zip(starts, ends, products, strict=True)]):
         results = [jaxpr.eqns[i].outvars[0] for i in of_stage]
-        eqns, variables = _slice(jaxpr, [*results, *needed], start, end, varying)
+        outvars = [*results, *needed]
+        before = recomputed[: bisect_left(recomputed, start)]
+        eqns, variables = _slice(jaxpr, outvars, [*before, *range(start, end + 1)])
         passed_on = [v for v in variables if v in varying]
-        part = SubJaxpr(jaxpr.constvars, [*params, *passed_on], results, eqns)
-        observed = BoundJaxpr(part, program.bound.consts)
-        forward = BoundJaxpr(part._replace(outvars=needed), program.bound.consts)
-        split.append(Stage(observed, forward))
+        used = sorted(index_of_param[v] for v in variables if v in index_of_param)
+        constants = [v for v in variables if v in consts]
+        invars = [*constants, *(params[i] for i in used), *passed_on]
+        part = SubJaxpr([], invars, outvars, eqns)
+        values = [consts[v] for v in constants]
+        split.append(Stage(values, used, len(results), part))
         needed = passed_on
     index = {v: i for i, v in enumerate(inputs)}
     return [index[v] for v in needed], split[::-1]
+
+
+def products_of(program: Program, leaves: Iterable[str]) -> list[int]:
+    """Returns the indices of the outermost equations that hold a product with a leaf.
+
+    Args:
+      program: a program without calls.
+      leaves: the paths of the leaves.
+    """
+    index = {id(eqn): i for i, eqn in enumerate(program.bound.jaxpr.eqns)}
+    wanted = set(leaves)
+    return sorted(
+        {
+            index[path[0].identity]
+            for path, contractions in program.record.contractions.items()
+            if any(contraction.view.leaf in wanted for contraction in contractions)
+        }
+    )
 
 
 def _dependent(jaxpr: Any, inputs: Iterable[Any]) -> set[Any]:
@@ -117,22 +158,18 @@ def _dependent(jaxpr: Any, inputs: Iterable[Any]) -> set[Any]:
 
 
 def _slice(
-    jaxpr: Any,
-    outvars: Sequence[Any],
-    start: int,
-    end: int,
-    varying: AbstractSet[Any],
+    jaxpr: Any, outvars: Sequence[Any], indices: Sequence[int]
 ) -> tuple[list[JaxprEqn], list[Any]]:
-    """Returns the equations `start` to `end` that `outvars` need, and their inputs.
+    """Returns those of some equations that `outvars` need, and their inputs.
 
-    Equations before `start` are included if they depend on parameters alone.
+    Equations that have effects are needed.
     """
     needed = dict.fromkeys(_variables(outvars))
     eqns = []
-    for i in reversed(range(end + 1)):
+    for i in reversed(indices):
         eqn = jaxpr.eqns[i]
         outputs = [v for v in eqn.outvars if v in needed]
-        if not outputs or (i < start and any(v in varying for v in outputs)):
+        if not (outputs or eqn.effects):
             continue
         eqns.append(eqn)
         for v in outputs:
