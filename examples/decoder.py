@@ -54,12 +54,9 @@ class Attention(nnx.Module):
         heads = lambda y: y.reshape(*y.shape[:-1], -1, self.size)
         query = rotate(heads(self.query(x)), self.base)
         key = rotate(heads(self.key(x)), self.base)
+        value, how = heads(self.value(x)), self.implementation
         mixed = jax.nn.dot_product_attention(
-            query,
-            key,
-            heads(self.value(x)),
-            is_causal=True,
-            implementation=self.implementation,
+            query, key, value, is_causal=True, implementation=how
         )
         return self.out(mixed.reshape(x.shape))
 
@@ -105,7 +102,7 @@ class Decoder(nnx.Module):
         self.embed = nnx.Embed(config.vocab, config.width, rngs=rngs)
         make = lambda rngs: Block(config, dtype, rngs)
         if stacked:
-            self.blocks = nnx.vmap(make)(rngs.fork(split=config.layers))
+            self.blocks = nnx.vmap(make)(rngs.split(config.layers))
         else:
             self.blocks = nnx.List([make(rngs) for _ in range(config.layers)])
         self.norm = nnx.RMSNorm(config.width, epsilon=config.epsilon, rngs=rngs)

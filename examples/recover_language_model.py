@@ -12,7 +12,6 @@ compilation.
 """
 
 import argparse
-import re
 import time
 from functools import partial
 from pathlib import Path
@@ -23,75 +22,18 @@ import numpy as np
 import optax
 from decoder import loss, perplexity, small_decoder
 from flax import nnx
-from real_data import load_bible, load_reference, load_text
-from smollm import abstract_smollm, load_smollm, load_tokenizer, peak_memory, spread
+from real_data import load_text
+from smollm import abstract_smollm, load_smollm, peak_memory
+from training_text import load_training, mixed_batches
 
 import jaxsparse as js
 
 
-LENGTH = 513  # the last token of a piece is only predicted
-SHARED = 13  # tokens in a row that training and evaluation do not share
-CHARACTERS = 10_000_000  # of each file
-RATE, DENSE_RATE = 1e-3, 1e-4  # the best of three each
-
-
-def cut(tokenizer, text):
-    """All pieces of `LENGTH` tokens, encoded by paragraphs, in parallel."""
-    paragraphs = tokenizer.encode_batch(re.split(r"(?<=\n\n)", text))
-    tokens = np.concatenate([np.array(part.ids, np.int32) for part in paragraphs])
-    return tokens[: len(tokens) // LENGTH * LENGTH].reshape(-1, LENGTH)
-
-
-def hashes(pieces):
-    """A hash of every `SHARED` tokens in a row, a row for each piece."""
-    factors = np.random.default_rng(0).integers(2**63, size=SHARED, dtype=np.uint64)
-    width = LENGTH - SHARED + 1
-    columns = [pieces[:, i : i + width].astype(np.uint64) for i in range(SHARED)]
-    return sum(column * factor for column, factor in zip(columns, factors, strict=True))
-
-
-def load_pieces(args):
-    """Pieces to calibrate on, to train on (own and other texts), to evaluate on."""
-    if args.smoke:
-        pieces = load_text()[0][: 16 * 65].astype(np.int32).reshape(16, 65)
-        return pieces[:8], pieces[:8], pieces[4:8], {"CPython": pieces[8:]}
-    pieces = partial(cut, load_tokenizer())
-    texts = {"KJV": load_bible(), "CPython": load_reference()}
-    own = [pieces(text) for text, _ in texts.values()]
-    held_out = {name: text for name, (_, text) in texts.items()}
-    held_out |= {file.stem: file.read_text("utf-8") for file in args.text}
-    held_out = {
-        name: spread(pieces(text), args.evaluate) for name, text in held_out.items()
-    }
-    seen = np.unique([hashes(text) for text in held_out.values()])
-    unseen = lambda text: text[~np.isin(hashes(text), seen).any(axis=1)]
-    others = []
-    for file in args.train:
-        text = unseen(pieces(file.read_text("utf-8")[:CHARACTERS]))
-        print(f"{file.name}: {text.size} tokens to train on")
-        others.append(text)
-    calibration = np.concatenate([spread(text, args.calibrate // 2) for text in own])
-    own = unseen(np.concatenate(own))
-    return calibration, own, np.concatenate(others or [own]), held_out
-
-
-def batches(own, others, batch, steps):
-    """Batches of which an eighth is from the texts that are calibrated on."""
-    count = max(1, batch // 8)
-    rng = np.random.default_rng(0)
-
-    def stream(pieces):
-        while True:
-            yield from pieces[rng.permutation(len(pieces))]
-
-    first, second = stream(own), stream(others)
-    for _ in range(steps):
-        rows = [next(first) for _ in range(count)]
-        yield np.stack(rows + [next(second) for _ in range(batch - count)])
+RATE, DENSE_RATE = 1e-3, 1e-4  # pruned weights have further to go
 
 
 def train(mean_loss, result, teacher, pieces, args, rate):
-    """Adam, with the pruned weights held at zero if there are masks."""
+    """Adam with a cosine schedule; masks hold pruned weights at zero."""
     warmup = min(20, args.steps // 4)
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, args.steps)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
@@ -107,9 +49,17 @@ def train(mean_loss, result, teacher, pieces, args, rate):
     # Committed, as they are after a step, or the second step would compile again.
     params = jax.device_put(result.params, jax.devices()[0], may_alias=False)  # donated
     state = jax.device_put(tx.init(params), jax.devices()[0])
-    for tokens in batches(*pieces, args.batch, args.steps):
+    for tokens in mixed_batches(*pieces, args.batch, args.steps):
         params, state = step(params, state, teacher, tokens)
     return result._replace(params=params)
+
+
+def load_pieces(args, calibrated, evaluated):
+    """Pieces to calibrate on, two texts to train on, and texts to evaluate on."""
+    if args.smoke:
+        pieces = load_text()[0][: 16 * 65].astype(np.int32).reshape(16, 65)
+        return pieces[:8], pieces[:4], pieces[4:8], {"CPython": pieces[8:]}
+    return load_training(args.train, args.text, calibrated, evaluated)
 
 
 def load_models(args):
@@ -143,9 +93,9 @@ def main():
     parser.add_argument("--steps", type=int, default=None)
     args = parser.parse_args()
     sizes = (128, 110, 32, 1200) if args.full else (16, 8, 2, 20)
-    args.calibrate, args.evaluate, args.batch, steps = sizes
+    calibrated, evaluated, args.batch, steps = sizes
     args.steps = args.steps or steps
-    calibration, *pieces, texts = load_pieces(args)
+    calibration, *pieces, texts = load_pieces(args, calibrated, evaluated)
     model, fast_model = load_models(args)
     graph, dense = nnx.split(model, nnx.Param)
     fast, _ = nnx.split(fast_model, nnx.Param)
@@ -188,6 +138,7 @@ def main():
         pruned = row(f"{pattern}, SparseGPT", make)
         result = row(trained, partial(tune, both_losses, pruned, rate=RATE))
         js.check_sparsity(result.params, result.plan)
+    print(f"\n{result.plan}\nsparsity of all weights: {js.sparsity(result.params):.1%}")
 
 
 if __name__ == "__main__":
