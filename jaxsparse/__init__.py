@@ -59,6 +59,13 @@ from jaxsparse._plans import (
     plan_sparsity as plan_sparsity,
 )
 from jaxsparse._recovery import (
+    Compensation as Compensation,
+    CompensationReport as CompensationReport,
+    LeafCompensation as LeafCompensation,
+    LowRank as LowRank,
+    apply_adapters as apply_adapters,
+    compensate_low_rank as compensate_low_rank,
+    create_adapters as create_adapters,
     distillation_loss as distillation_loss,
     feature_loss as feature_loss,
 )
