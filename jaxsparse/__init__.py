@@ -63,11 +63,13 @@ from jaxsparse._recovery import (
     CompensationReport as CompensationReport,
     LeafCompensation as LeafCompensation,
     LowRank as LowRank,
+    allocate as allocate,
     apply_adapters as apply_adapters,
     compensate_low_rank as compensate_low_rank,
     create_adapters as create_adapters,
     distillation_loss as distillation_loss,
     feature_loss as feature_loss,
+    outlier_ratios as outlier_ratios,
 )
 from jaxsparse._reports import (
     CalibrationReport as CalibrationReport,

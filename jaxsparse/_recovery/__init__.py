@@ -4,6 +4,9 @@ from jaxsparse._recovery.adapters import (
     apply_adapters as apply_adapters,
     create_adapters as create_adapters,
 )
+from jaxsparse._recovery.allocation import (
+    allocate as allocate,
+)
 from jaxsparse._recovery.compensation import (
     Compensation as Compensation,
     CompensationReport as CompensationReport,
@@ -16,4 +19,7 @@ from jaxsparse._recovery.distillation import (
 )
 from jaxsparse._recovery.low_rank import (
     LowRank as LowRank,
+)
+from jaxsparse._recovery.outliers import (
+    outlier_ratios as outlier_ratios,
 )

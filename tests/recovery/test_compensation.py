@@ -102,7 +102,7 @@ def test_no_change_of_the_rank_is_better(tokens, seed):
         np.testing.assert_allclose(error, bound, rtol=1e-3, atol=1e-4)
         assert error <= last + 1e-4
         last = error
-    assert np.isfinite(a).all()
+        assert np.isfinite(a).all()
 
 
 @pytest.mark.sweep
