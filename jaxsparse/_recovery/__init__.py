@@ -17,6 +17,11 @@ from jaxsparse._recovery.distillation import (
     distillation_loss as distillation_loss,
     feature_loss as feature_loss,
 )
+from jaxsparse._recovery.learned_masks import (
+    MaskLogits as MaskLogits,
+    init_mask_logits as init_mask_logits,
+    learned_masks as learned_masks,
+)
 from jaxsparse._recovery.low_rank import (
     LowRank as LowRank,
 )

@@ -215,6 +215,7 @@ def test_sensitive_leaves_stay_dense_and_say_so():
     assert least == plans[0]
 
 
+@pytest.mark.sweep
 def test_any_searcher_measures_the_errors():
     params, x = network()
     plans = plans_of(params, x, ["2:4"])
