@@ -59,8 +59,20 @@ from jaxsparse._plans import (
     plan_sparsity as plan_sparsity,
 )
 from jaxsparse._recovery import (
+    Compensation as Compensation,
+    CompensationReport as CompensationReport,
+    LeafCompensation as LeafCompensation,
+    LowRank as LowRank,
+    MaskLogits as MaskLogits,
+    allocate as allocate,
+    apply_adapters as apply_adapters,
+    compensate_low_rank as compensate_low_rank,
+    create_adapters as create_adapters,
     distillation_loss as distillation_loss,
     feature_loss as feature_loss,
+    init_mask_logits as init_mask_logits,
+    learned_masks as learned_masks,
+    outlier_ratios as outlier_ratios,
 )
 from jaxsparse._reports import (
     CalibrationReport as CalibrationReport,

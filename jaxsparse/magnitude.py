@@ -6,11 +6,9 @@ are pure: they take and return arrays, and run under `jax.jit` and `jax.vmap`.
 
 import math
 import re
-from itertools import chain, combinations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float32
 
 from jaxsparse._patterns import (
@@ -18,6 +16,7 @@ from jaxsparse._patterns import (
     PatternLike,
     as_pattern,
     count_true,
+    enumerate_patterns,
     group_axis,
     is_zero,
     magnitude_mask,
@@ -76,12 +75,7 @@ def compute_valid_1d_patterns(m: int, n: int) -> Float32[Array, "patterns m"]:
             f"{n}:{m} has {rows:,} patterns, a table of {4 * rows * m / 2**30:,.0f} "
             "GiB: use mn_1d_best, which finds the best pattern without a table"
         )
-    kept = np.fromiter(
-        chain.from_iterable(combinations(range(m), n)), np.intp, rows * n
-    )
-    patterns = np.zeros((rows, m), np.float32)
-    np.put_along_axis(patterns, kept.reshape(rows, n), 1, axis=1)
-    return jnp.asarray(patterns)
+    return jnp.asarray(enumerate_patterns(n, m))
 
 
 def reshape_1d(matrix: jax.typing.ArrayLike, m: int) -> tuple[Array, tuple[int, int]]:

@@ -219,7 +219,17 @@ def recovery_cases() -> list[Case]:
     """What brings accuracy back."""
     teacher = model(_PARAMS, _X)
     distil = partial(js.distillation_loss, temperature=2.0, top_k=5)
+    masks = js.create_masks(_PARAMS, rules("2:4"))
+    init = partial(js.init_mask_logits, plan=rules("2:4"), key=_KEY)
+    soft = lambda logits, warmth: js.learned_masks(logits, key=_KEY, temperature=warmth)
+    create = partial(js.create_adapters, plan=rules("2:4"), rank=4, key=_KEY)
+    adapted = lambda params, adapters: js.apply_adapters(params, adapters, masks)
     return [
+        Case("init_mask_logits", init, (_PARAMS,)),
+        Case("learned_masks", js.learned_masks, (init(_PARAMS),)),
+        Case("learned_masks soft", soft, (init(_PARAMS), jnp.float32(2.0))),
+        Case("create_adapters", create, (_PARAMS,)),
+        Case("apply_adapters", adapted, (_PARAMS, create(_PARAMS))),
         Case("distillation_loss", jax.grad(distil), (teacher / 2, teacher)),
         Case("feature_loss", jax.grad(js.feature_loss), (teacher / 2, teacher)),
     ]

@@ -12,11 +12,24 @@ from jaxsparse._calibration.fit_weights import (
 )
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics as LeafStatistics,
+    check_updatable as check_updatable,
+    fill_starved as fill_starved,
     match_statistics as match_statistics,
     starved_problems as starved_problems,
 )
+from jaxsparse._calibration.map_solves import (
+    map_solves as map_solves,
+)
+from jaxsparse._calibration.output_error import (
+    output_error as output_error,
+)
 from jaxsparse._calibration.sequential import (
     prune_sequentially as prune_sequentially,
+)
+from jaxsparse._calibration.shrinkage import (
+    SHRINKAGE as SHRINKAGE,
+    check_shrinkage as check_shrinkage,
+    shrink as shrink,
 )
 from jaxsparse._calibration.sparsegpt_searcher import (
     SparseGPTSearcher as SparseGPTSearcher,

@@ -3,6 +3,9 @@
 from jaxsparse._patterns.constant import (
     constant_arrays as constant_arrays,
 )
+from jaxsparse._patterns.enumeration import (
+    enumerate_patterns as enumerate_patterns,
+)
 from jaxsparse._patterns.groups import (
     group_axis as group_axis,
     group_positions as group_positions,

@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float32
+from jaxtyping import Array
 
 from jaxsparse._calibration import (
-    LeafStatistics,
     match_statistics,
+    output_error,
     starved_problems,
 )
 from jaxsparse._masks import (
@@ -108,8 +107,8 @@ def calibration_report(
     magnitude = search_masks(before, sparse)
     errors = {
         path: (
-            _error(before[path], after[path], leaf),
-            _error(before[path], _masked(before[path], magnitude[path]), leaf),
+            output_error(before[path], after[path], leaf),
+            output_error(before[path], _masked(before[path], magnitude[path]), leaf),
             jnp.sum(leaf.tokens),
             jnp.sum(starved_problems(leaf)),
         )
@@ -139,27 +138,6 @@ def _leaf_error(
 @jax.jit
 def _masked(leaf: Array, mask: Array) -> Array:
     return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
-
-
-@jax.jit
-def _error(
-    before: Array, after: Array, statistics: LeafStatistics
-) -> Float32[Array, ""]:
-    """Returns the relative error of the outputs of a leaf, over all its problems."""
-    # Norms are sums over tokens, so problems with more tokens weigh more.
-    tokens = statistics.tokens[:, None, None]
-
-    def norm(w):
-        product = jnp.matmul(
-            statistics.second_moment, w, precision=lax.Precision.HIGHEST
-        )
-        # Rounding can make a sum that is close to zero negative.
-        return jnp.sqrt(jnp.maximum(jnp.sum(tokens * w * product), 0))
-
-    weights = statistics.scaled_matrices(before)
-    pruned = statistics.scaled_matrices(after)
-    outputs, error = norm(weights), norm(weights - pruned)
-    return jnp.where(outputs > 0, error / outputs, jnp.zeros((), jnp.float32))
 
 
 def _cells(leaf: LeafError) -> tuple[str, ...]:
