@@ -7,6 +7,7 @@ from jaxsparse._calibration import (
     collect_statistics as collect_statistics,
     fit_weights as fit_weights,
     prune_sequentially as prune_sequentially,
+    refine_masks as refine_masks,
 )
 from jaxsparse._compressed import (
     Compressed as Compressed,

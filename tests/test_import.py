@@ -90,6 +90,7 @@ PUBLIC = [
     "plan_sparsity",
     "prune_sequentially",
     "random_scores",
+    "refine_masks",
     "regrow_at_random",
     "regrow_by_gradient",
     "reshape_1d",

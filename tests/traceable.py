@@ -11,6 +11,7 @@ import optax
 import jaxsparse as js
 from jaxsparse import magnitude
 from jaxsparse._calibration.fit_weights import _fit
+from jaxsparse._calibration.refine_masks import _refine
 from jaxsparse._calibration.sparsegpt_searcher import _prune
 from jaxsparse._calibration.wanda import _score
 
@@ -212,6 +213,10 @@ def calibration_cases() -> list[Case]:
         cases.append(
             Case(f"SparseGPTSearcher {update}", prune, (params["w"], statistics))
         )
+    arguments = params["w"], masks["w"], statistics
+    for refined in (pattern, js.PerOutput(0.5)):
+        refine = lambda w, m, s, p=refined: _refine(w, m, s, p, 2, 0.1)
+        cases.append(Case(f"refine_masks {refined}", refine, arguments))
     return cases
 
 

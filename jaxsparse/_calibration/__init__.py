@@ -23,6 +23,9 @@ from jaxsparse._calibration.map_solves import (
 from jaxsparse._calibration.output_error import (
     output_error as output_error,
 )
+from jaxsparse._calibration.refine_masks import (
+    refine_masks as refine_masks,
+)
 from jaxsparse._calibration.sequential import (
     prune_sequentially as prune_sequentially,
 )
