@@ -1,6 +1,7 @@
 """N:M weight sparsity for JAX: exact masks for whole models, kept while they train."""
 
 from jaxsparse._calibration import (
+    ADMMSearcher as ADMMSearcher,
     LeafStatistics as LeafStatistics,
     SparseGPTSearcher as SparseGPTSearcher,
     WandaSearcher as WandaSearcher,

@@ -11,6 +11,7 @@ import jaxsparse
 
 
 PUBLIC = [
+    "ADMMSearcher",
     "Block",
     "CalibrationReport",
     "Channel",

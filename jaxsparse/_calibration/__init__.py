@@ -1,5 +1,8 @@
 """Statistics of layers' inputs, and pruning by them (Wanda, SparseGPT)."""
 
+from jaxsparse._calibration.admm_searcher import (
+    ADMMSearcher as ADMMSearcher,
+)
 from jaxsparse._calibration.chain import (
     ChainStage as ChainStage,
     prune_chain as prune_chain,

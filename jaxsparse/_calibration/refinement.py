@@ -48,17 +48,17 @@ def refine(
     return map_solves(partial(sweep, sweeps=sweeps), weights, starts, masks, moments)
 
 
-def check_sweeps(name: str, sweeps: int) -> None:
-    """Raises unless the number of sweeps is an integer, zero or more.
+def check_sweeps(name: str, sweeps: int, least: int = 0) -> None:
+    """Raises unless a number of sweeps or steps is an integer and not too small.
 
     Raises:
       TypeError: it is not an integer.
-      ValueError: it is negative.
+      ValueError: it is less than `least`.
     """
     if isinstance(sweeps, bool) or not isinstance(sweeps, int):
-        raise TypeError(f"{name} must be a number of sweeps, got {sweeps!r}")
-    if sweeps < 0:
-        raise ValueError(f"{name} must be a number of sweeps, such as 10, got {sweeps}")
+        raise TypeError(f"{name} must be an integer, got {sweeps!r}")
+    if sweeps < least:
+        raise ValueError(f"{name} must be an integer from {least} on, got {sweeps}")
 
 
 def check_refinable(leaf: LeafPlan, remedy: str) -> None:

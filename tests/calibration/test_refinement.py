@@ -261,7 +261,7 @@ def test_what_cannot_be_refined_is_refused():
     with pytest.raises(ValueError, match=r"leaf 'v' .* has a mask, but is planned"):
         js.refine_masks(two, masks, statistics, plan=only)
     for wrong, kind in ((-1, ValueError), (True, TypeError)):
-        with pytest.raises(kind, match="refine must be a number of sweeps"):
+        with pytest.raises(kind, match="refine must be an integer"):
             js.SparseGPTSearcher(refine=wrong)
-        with pytest.raises(kind, match="sweeps must be a number of sweeps"):
+        with pytest.raises(kind, match="sweeps must be an integer"):
             js.refine_masks(params, {}, statistics, plan="2:4", sweeps=wrong)
