@@ -124,7 +124,9 @@ def test_other_patterns_are_never_worse_than_wandas_mask_fitted(seed, case):
     fitted = oracle.least_squares(params["w"], np.asarray(masks["w"]), moment)
     ours = refinement_oracle.error(params["w"], result.params["w"], moment)
     wanda = refinement_oracle.error(params["w"], fitted, moment)
-    assert ours < 0.95 * wanda
+    assert ours <= wanda * (1 + 1e-4)
+    if case == "transposable":
+        assert ours < 0.95 * wanda
 
 
 def test_problems_of_a_leaf_keep_equal_shares_and_dead_inputs_change_nothing():
