@@ -10,10 +10,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32
 
 from jaxsparse._calibration.admm import admm, fit_by_gradients
+from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
 from jaxsparse._calibration.layer_checks import check_layer
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
+    check_products,
     check_updatable,
     fill_starved,
     match_statistics,
@@ -25,7 +27,12 @@ from jaxsparse._calibration.precondition import precondition
 from jaxsparse._calibration.projections import kept_per_problem, projection
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
-from jaxsparse._calibration.shrinkage import SHRINKAGE, check_shrinkage, shrink
+from jaxsparse._calibration.shrinkage import (
+    SHRINKAGE,
+    Shrinkage,
+    check_shrinkage,
+    shrink,
+)
 from jaxsparse._calibration.sparsegpt import inverse_factor, sparsegpt
 from jaxsparse._calibration.sparsegpt_choices import kept_before_blocks, mask_choice
 from jaxsparse._masks import SearchResult
@@ -62,13 +69,13 @@ class ADMMSearcher:
         weights. Most layers end after 30 to 60, when the mask does not change any more.
       packed: whether to return packed masks, one bit a weight.
       shrinkage: the fraction by which the second moment's entries off the diagonal are
-        reduced first, as in `SparseGPTSearcher`.
+        reduced first, or `"auto"`, as in `SparseGPTSearcher`.
       refine: the number of sweeps that improve masks and weights afterwards, as
         `refine_masks` does, for patterns that it supports.
 
     Raises:
-      ValueError: `shrinkage` is not from 0 to 1, `steps` is not positive, or `refine`
-        is negative.
+      ValueError: `shrinkage` is not from 0 to 1 or "auto", `steps` is not positive, or
+        `refine` is negative.
       TypeError: `steps` or `refine` is not an integer.
 
     >>> from jaxsparse import collect_statistics
@@ -84,7 +91,7 @@ class ADMMSearcher:
     plan: PlanLike = "2:4"
     steps: int = field(default=300, kw_only=True)
     packed: bool = field(default=False, kw_only=True)
-    shrinkage: float = field(default=SHRINKAGE, kw_only=True)
+    shrinkage: Shrinkage = field(default=SHRINKAGE, kw_only=True)
     refine: int = field(default=0, kw_only=True)
     statistic: ClassVar[Statistic] = "second_moment"
 
@@ -123,18 +130,12 @@ class ADMMSearcher:
                 check_refinable(leaf, "search with refine=0")
             check_layer(leaf, by_path[leaf.path].columns)
             check_updatable(leaf.path, leaves[leaf.path])
+            check_products(leaf.path, by_path[leaf.path])
+        check_held_out(by_path, self.shrinkage)
         warn_of_few_tokens(by_path)
         warn_of_starved(by_path)
         pruned = {
-            leaf.path: _prune(
-                leaves[leaf.path],
-                by_path[leaf.path],
-                leaf.pattern,
-                leaf.counts[1],
-                self.steps,
-                self.shrinkage,
-                self.refine,
-            )
+            leaf.path: self._prune(leaf, leaves[leaf.path], by_path[leaf.path])
             for leaf in plan.sparse
         }
         return pruned_tree(
@@ -144,6 +145,21 @@ class ADMMSearcher:
             {path: mask for path, (_, mask) in pruned.items()},
             packed=pruned if self.packed else (),
         )
+
+    def _prune(
+        self, leaf: LeafPlan, weight: Any, statistics: LeafStatistics
+    ) -> tuple[Array, Array]:
+        prune = lambda shrinkage: _prune(
+            weight,
+            statistics,
+            leaf.pattern,
+            leaf.counts[1],
+            self.steps,
+            shrinkage,
+            self.refine,
+        )
+        weight_of = lambda pruned: pruned[0]
+        return best_shrinkage(prune, weight_of, weight, statistics, self.shrinkage)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 6))

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
+from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
 from jaxsparse._calibration.layer_checks import check_layer
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
+    check_products,
     check_updatable,
     fill_starved,
     match_statistics,
@@ -20,7 +22,12 @@ from jaxsparse._calibration.leaf_statistics import (
 )
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
-from jaxsparse._calibration.shrinkage import SHRINKAGE, check_shrinkage, shrink
+from jaxsparse._calibration.shrinkage import (
+    SHRINKAGE,
+    Shrinkage,
+    check_shrinkage,
+    shrink,
+)
 from jaxsparse._masks import SearchResult, match_masks
 from jaxsparse._patterns import NM, Pattern, as_bool
 from jaxsparse._plans import Plan, PlanLike, plan_for
@@ -35,7 +42,7 @@ def refine_masks(
     *,
     plan: PlanLike,
     sweeps: int = 10,
-    shrinkage: float = SHRINKAGE,
+    shrinkage: Shrinkage = SHRINKAGE,
 ) -> SearchResult:
     """Improves masks of any origin, together with the weights under them.
 
@@ -54,7 +61,7 @@ def refine_masks(
         a group, such as 2:4 and 4:8, `PerOutput` or `Unstructured`.
       sweeps: the number of sweeps.
       shrinkage: the fraction by which the second moment's entries off the diagonal are
-        reduced first.
+        reduced first, or `"auto"`, as in `SparseGPTSearcher`.
 
     Returns:
       The pruned parameters, with their dtypes, their masks, packed where the given ones
@@ -88,15 +95,22 @@ def refine_masks(
         {leaf.path: leaf.shape for leaf in plan.sparse}, statistics
     )
     _check(plan, leaves, matched, by_path)
+    check_held_out(by_path, shrinkage)
     warn_of_few_tokens(by_path)
     warn_of_starved(by_path)
     refined = {
-        leaf.path: _refine(
+        leaf.path: best_shrinkage(
+            partial(
+                _refine,
+                leaves[leaf.path],
+                matched[leaf.path],
+                by_path[leaf.path],
+                leaf.pattern,
+                sweeps,
+            ),
+            lambda refined: refined[0],
             leaves[leaf.path],
-            matched[leaf.path],
             by_path[leaf.path],
-            leaf.pattern,
-            sweeps,
             shrinkage,
         )
         for leaf in plan.sparse
@@ -150,6 +164,7 @@ def _check(
         check_refinable(leaf, "fit_weights fits weights to the masks as they are")
         check_layer(leaf, statistics[leaf.path].columns)
         check_updatable(leaf.path, leaves[leaf.path])
+        check_products(leaf.path, statistics[leaf.path])
         if masks[leaf.path] is None:
             raise ValueError(
                 f"leaf {leaf.path!r} of shape {leaf.shape} is planned "

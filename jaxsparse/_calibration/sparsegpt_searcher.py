@@ -13,10 +13,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
 from jaxsparse._calibration.layer_checks import check_layer
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
+    check_products,
     check_updatable,
     fill_starved,
     match_statistics,
@@ -28,7 +30,12 @@ from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
-from jaxsparse._calibration.shrinkage import SHRINKAGE, check_shrinkage, shrink
+from jaxsparse._calibration.shrinkage import (
+    SHRINKAGE,
+    Shrinkage,
+    check_shrinkage,
+    shrink,
+)
 from jaxsparse._calibration.sparsegpt import inverse_factor, sparsegpt
 from jaxsparse._calibration.sparsegpt_choices import kept_before_blocks, mask_choice
 from jaxsparse._masks import SearchResult
@@ -70,11 +77,17 @@ class SparseGPTSearcher:
       shrinkage: the fraction by which the second moment's entries off the diagonal are
         reduced first. 0 is the published algorithm, which fits the weights to the
         calibration inputs; 1 ranks weights as Wanda does and updates none. A value
-        between them loses less on inputs of another kind.
+        between them loses less on inputs of another kind. `"auto"` takes the best of 0,
+        0.05, 0.1, 0.2, 0.3 and 0.5 for each leaf, by the error on the batches that
+        `collect_statistics` held out, in six times the time.
+      refine: the number of sweeps that improve masks and weights together afterwards,
+        as `refine_masks` does; 10 are enough. They do not increase the error over the
+        shrunk second moment. For n:m with up to 70 masks of a group, such as 2:4 and
+        4:8, `PerOutput` and `Unstructured`.
 
     Raises:
-      ValueError: `damping` is not positive and finite, `shrinkage` is not from 0 to 1,
-        `update_weights` is none of the above, or `refine` is negative.
+      ValueError: `damping` is not positive and finite, `shrinkage` is not from 0 to 1
+        or "auto", `update_weights` is none of the above, or `refine` is negative.
       TypeError: `refine` is not an integer.
 
     >>> from jaxsparse import collect_statistics
@@ -91,7 +104,7 @@ class SparseGPTSearcher:
     damping: float = 0.01
     update_weights: Update = True
     packed: bool = False
-    shrinkage: float = field(default=SHRINKAGE, kw_only=True)
+    shrinkage: Shrinkage = field(default=SHRINKAGE, kw_only=True)
     refine: int = field(default=0, kw_only=True)
     statistic: ClassVar[Statistic] = "second_moment"
 
@@ -138,19 +151,12 @@ class SparseGPTSearcher:
             if self.refine:
                 check_refinable(leaf, "search with refine=0")
             _check_leaf(leaf, leaves[leaf.path], by_path[leaf.path].columns)
+            check_products(leaf.path, by_path[leaf.path])
+        check_held_out(by_path, self.shrinkage)
         warn_of_few_tokens(by_path)
         warn_of_starved(by_path)
         pruned = {
-            leaf.path: _prune(
-                leaves[leaf.path],
-                by_path[leaf.path],
-                leaf.pattern,
-                leaf.counts[1],
-                self.damping,
-                self.shrinkage,
-                self.update_weights,
-                self.refine,
-            )
+            leaf.path: self._prune(leaf, leaves[leaf.path], by_path[leaf.path])
             for leaf in plan.sparse
         }
         _check_damping(pruned, leaves, self.damping)
@@ -162,6 +168,22 @@ class SparseGPTSearcher:
             {path: leaf.mask for path, leaf in pruned.items()},
             packed=pruned if self.packed else (),
         )
+
+    def _prune(
+        self, leaf: LeafPlan, weight: Any, statistics: LeafStatistics
+    ) -> "_Pruned":
+        prune = lambda shrinkage: _prune(
+            weight,
+            statistics,
+            leaf.pattern,
+            leaf.counts[1],
+            self.damping,
+            shrinkage,
+            self.update_weights,
+            self.refine,
+        )
+        weight_of = lambda pruned: pruned.weight
+        return best_shrinkage(prune, weight_of, weight, statistics, self.shrinkage)
 
 
 class _Pruned(NamedTuple):
