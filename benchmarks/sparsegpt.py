@@ -1,12 +1,13 @@
 """SparseGPT on one layer: time and memory, beside a plain PyTorch statement of it.
 
-    python -m benchmarks.sparsegpt [--size 4096] [--rounds 5]
+    python -m benchmarks.sparsegpt [--size 4096] [--outputs 4096] [--rounds 5]
 
 A layer of 4096 x 4096 on a GPU, 512 x 512 elsewhere, 2:4, from its second moment to its
-weights: the factor and the search. The PyTorch statement is our own, of the paper's
-algorithm as it is told: the inverse, its Cholesky factor, blocks of 128 inputs, one
-input after the other. "error" is the relative error of the outputs, in float64 where it
-is that of both; memory is the most that was taken beyond what there was before.
+weights: the factor and the search, also with ten sweeps of refinement; and ADMM. The
+PyTorch statement is our own, of the paper's algorithm as it is told: the inverse, its
+Cholesky factor, blocks of 128 inputs, one input after the other. "error" is the
+relative error of the outputs, in float64 where it is that of both; memory is the most
+that was taken beyond what there was before.
 """
 
 import argparse
@@ -23,10 +24,10 @@ import jaxsparse as js
 from benchmarks.timing import machine, medians, print_rows
 
 
-def layer(size: int) -> tuple[np.ndarray, np.ndarray]:
+def layer(size: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights `(input, output)` and a second moment of correlated inputs."""
     rng = np.random.default_rng(0)
-    weight = rng.normal(size=(size, size)).astype(np.float32)
+    weight = rng.normal(size=(size, outputs)).astype(np.float32)
     mixture = rng.normal(size=(size, size)) / np.sqrt(size) + np.eye(size)
     inputs = (rng.normal(size=(4 * size, size)) @ mixture).astype(np.float32)
     return weight, inputs.T @ inputs / len(inputs)
@@ -66,11 +67,14 @@ def relative_error(weight, pruned, moment) -> float:
     return float(norm(weight - pruned) / norm(weight))
 
 
-def rows(size: int | None = None, rounds: int = 5) -> Iterator[dict]:
+def rows(
+    size: int | None = None, rounds: int = 5, outputs: int | None = None
+) -> Iterator[dict]:
     """One row for each method."""
     on_gpu = jax.default_backend() == "gpu"
     size = size or (4096 if on_gpu else 512)
-    weight, moment = layer(size)
+    outputs = outputs or size
+    weight, moment = layer(size, outputs)
     params = {"w": jnp.asarray(weight)}
     plan = js.plan_sparsity(params, [js.Rule("w", "2:4", axis=0)])
     fn = lambda params, x: x @ params["w"]
@@ -83,6 +87,9 @@ def rows(size: int | None = None, rounds: int = 5) -> Iterator[dict]:
     before = _device_memory()
     searchers = {
         "SparseGPT": js.SparseGPTSearcher(plan),
+        "SparseGPT, refined": js.SparseGPTSearcher(plan, refine=10),
+        "ADMM": js.ADMMSearcher(plan),
+        "ADMM, refined": js.ADMMSearcher(plan, refine=10),
         "Wanda": js.WandaSearcher(plan),
         "magnitude": js.MagnitudeSearcher(plan),
     }
@@ -92,7 +99,7 @@ def rows(size: int | None = None, rounds: int = 5) -> Iterator[dict]:
         peak = _device_memory(peak=True) - before  # never less than another's before
         yield {
             "method": name,
-            "size": size,
+            "size": f"{size} x {outputs}",
             "s": times[name],
             "first s": first[name],
             "peak MiB": peak if name == "SparseGPT" else "",
@@ -123,7 +130,7 @@ def _torch_rows(weight, moment, rounds: int, on_gpu: bool) -> Iterator[dict]:
     peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if on_gpu else ""
     yield {
         "method": "SparseGPT, PyTorch",
-        "size": len(weight),
+        "size": " x ".join(map(str, weight.shape)),
         "s": statistics.median(times),
         "first s": first,
         "peak MiB": peak,
@@ -142,10 +149,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", type=int)
+    parser.add_argument("--outputs", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     print(machine())
-    print_rows(rows(args.size, args.rounds))
+    print_rows(rows(args.size, args.rounds, args.outputs))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """N:M weight sparsity for JAX: exact masks for whole models, kept while they train."""
 
 from jaxsparse._calibration import (
+    ADMMSearcher as ADMMSearcher,
     LeafStatistics as LeafStatistics,
     SparseGPTSearcher as SparseGPTSearcher,
     WandaSearcher as WandaSearcher,
     collect_statistics as collect_statistics,
     fit_weights as fit_weights,
     prune_sequentially as prune_sequentially,
+    refine_masks as refine_masks,
 )
 from jaxsparse._compressed import (
     Compressed as Compressed,

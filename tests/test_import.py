@@ -11,6 +11,7 @@ import jaxsparse
 
 
 PUBLIC = [
+    "ADMMSearcher",
     "Block",
     "CalibrationReport",
     "Channel",
@@ -90,6 +91,7 @@ PUBLIC = [
     "plan_sparsity",
     "prune_sequentially",
     "random_scores",
+    "refine_masks",
     "regrow_at_random",
     "regrow_by_gradient",
     "reshape_1d",

@@ -10,7 +10,9 @@ import optax
 
 import jaxsparse as js
 from jaxsparse import magnitude
+from jaxsparse._calibration.admm_searcher import _prune as _admm
 from jaxsparse._calibration.fit_weights import _fit
+from jaxsparse._calibration.refine_masks import _refine
 from jaxsparse._calibration.sparsegpt_searcher import _prune
 from jaxsparse._calibration.wanda import _score
 
@@ -211,6 +213,15 @@ def calibration_cases() -> list[Case]:
         prune = lambda w, s, u=update: tuple(_prune(w, s, pattern, 0, 0.01, 0.1, u))
         cases.append(
             Case(f"SparseGPTSearcher {update}", prune, (params["w"], statistics))
+        )
+    arguments = params["w"], masks["w"], statistics
+    for refined in (pattern, js.PerOutput(0.5)):
+        refine = lambda w, m, s, p=refined: _refine(w, m, s, p, 2, 0.1)
+        cases.append(Case(f"refine_masks {refined}", refine, arguments))
+    for searched in (pattern, js.NM(2, 4, transposable=True)):
+        search = lambda w, s, p=searched: _admm(w, s, p, 2, 6, 0.1)
+        cases.append(
+            Case(f"ADMMSearcher {searched}", search, (params["w"], statistics))
         )
     return cases
 

@@ -1,5 +1,8 @@
 """Statistics of layers' inputs, and pruning by them (Wanda, SparseGPT)."""
 
+from jaxsparse._calibration.admm_searcher import (
+    ADMMSearcher as ADMMSearcher,
+)
 from jaxsparse._calibration.chain import (
     ChainStage as ChainStage,
     prune_chain as prune_chain,
@@ -22,6 +25,9 @@ from jaxsparse._calibration.map_solves import (
 )
 from jaxsparse._calibration.output_error import (
     output_error as output_error,
+)
+from jaxsparse._calibration.refine_masks import (
+    refine_masks as refine_masks,
 )
 from jaxsparse._calibration.sequential import (
     prune_sequentially as prune_sequentially,

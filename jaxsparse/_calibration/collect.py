@@ -1,7 +1,7 @@
 """Calibration: statistics of the inputs of each layer, collected over batches."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -22,6 +22,12 @@ from jaxsparse._calibration.batches import (
     signature,
     token_weights,
     unpack,
+)
+from jaxsparse._calibration.held_out import (
+    check_num_batches,
+    held_out_interval,
+    is_held_out,
+    with_held_out,
 )
 from jaxsparse._calibration.leaf_statistics import LeafStatistics, Statistic
 from jaxsparse._calibration.matrices import LayerMatrices
@@ -46,6 +52,7 @@ def collect_statistics(
     statistic: Statistic = "second_moment",
     weights: Callable[..., Array] | None = None,
     memory_limit: int | None = None,
+    held_out: float = 0.0,
     progress: bool = False,
 ) -> dict[str, LeafStatistics]:
     """Runs a model on batches and measures the inputs that each leaf is multiplied by.
@@ -82,15 +89,20 @@ def collect_statistics(
       memory_limit: the bytes that statistics may take on the device while they are
         collected; the leaves that do not fit are left to further passes over the
         batches. Each pass takes at least one leaf.
+      held_out: the share of the batches that is held out of the statistics: 0.1 is
+        every tenth batch. They have statistics of their own, `held_out`, by which
+        `calibration_report` shows how weights do on tokens that they were not fitted
+        to, and `shrinkage="auto"` chooses.
       progress: whether to show a progress bar (requires `tqdm`).
 
     Returns:
       A `LeafStatistics` for every leaf that the plan prunes, by canonical path.
 
     Raises:
-      ValueError: there are no batches or no tokens; inputs are not finite (the error
-        names the leaf and the batch); the inputs of a leaf cannot be read; weights do
-        not fit; several passes are needed and `batches` is an iterator. An error that
+      ValueError: there are no batches or no tokens, or too few batches to hold one out;
+        inputs are not finite (the error names the leaf and the batch); the inputs of a
+        leaf cannot be read; weights do not fit; several passes are needed and `batches`
+        is an iterator. An error that
         `fn` raises on a batch gets a note with the number and the shapes of the batch.
       ImportError: `progress` without `tqdm`.
 
@@ -101,6 +113,9 @@ def collect_statistics(
     >>> statistics["kernel"].mean_square[0, :3], statistics["kernel"].tokens
     (Array([0.25, 0.25, 0.25], dtype=float32), Array([40.], dtype=float32))
     """
+    interval = held_out_interval(held_out)
+    if isinstance(batches, Sized):
+        check_num_batches(max(len(batches), 1), interval)
     stream = iter(batches)
     first = next(stream, _END)
     if first is _END:
@@ -114,7 +129,7 @@ def collect_statistics(
     with name_batch_in_errors(0, first):
         program = trace(fn, params, as_args(first))
         matrices = matrices_of(program, plan.sparse)
-    passes = _passes(matrices, products, memory_limit)
+    passes = _passes(matrices, products, memory_limit, 2 if interval else 1)
     if len(passes) > 1 and stream is batches:
         raise ValueError(
             f"memory_limit={memory_limit} needs {len(passes)} passes over the batches, "
@@ -126,13 +141,23 @@ def collect_statistics(
         name = f"pass {i + 1} of {len(passes)}"
         stream = progress_bar(stream, batches, name, progress)
         collected |= observe_batches(
-            fn, params, program, stream, leaves, products=products, weights=weights
+            fn,
+            params,
+            program,
+            stream,
+            leaves,
+            products=products,
+            weights=weights,
+            interval=interval,
         )
     return {path: collected[path] for path in matrices}
 
 
 def _passes(
-    matrices: Mapping[str, LayerMatrices], products: bool, limit: int | None
+    matrices: Mapping[str, LayerMatrices],
+    products: bool,
+    limit: int | None,
+    parts: int,
 ) -> list[dict[str, LayerMatrices]]:
     """Returns the leaves of each pass, in order, as many as fit."""
     passes: list[dict[str, LayerMatrices]] = []
@@ -141,6 +166,7 @@ def _passes(
         moments = leaf.inputs_per_problem ** (2 if products else 1)
         nbytes = 4 * leaf.num_problems * moments
         nbytes += 4 * math.prod(leaf.shape) if leaf.scaled else 0
+        nbytes *= parts
         if not passes or (limit is not None and nbytes > remaining):
             passes.append({})
             remaining = limit or 0
@@ -158,6 +184,7 @@ def observe_batches(
     *,
     products: bool,
     weights: Callable[..., Array] | None = None,
+    interval: int = 0,
 ) -> dict[str, LeafStatistics]:
     """Returns the statistics of some leaves, from one pass over the batches.
 
@@ -169,13 +196,16 @@ def observe_batches(
       matrices: the leaves.
       products: whether second moments are collected, or mean squares.
       weights: token weights, as for `collect_statistics`.
+      interval: every which batch is held out, 0 for none.
     """
     arrays = [x for x in flatten(params)[0].values() if is_array(x)]
-    accumulators = {
-        path: commit_like(empty_accumulator(leaf, products=products), arrays)
-        for path, leaf in matrices.items()
-    }
+    new = lambda leaf: commit_like(empty_accumulator(leaf, products=products), arrays)
+    parts = [
+        {path: new(leaf) for path, leaf in matrices.items()}
+        for _ in range(2 if interval else 1)
+    ]
     programs: dict[Any, CutProgram] = {}
+    number = 0
     for number, batch in enumerate(batches):
         with name_batch_in_errors(number, batch):
             key, args = signature(batch), as_args(batch)
@@ -186,23 +216,37 @@ def observe_batches(
             values = [inputs[i] for i in programs[key].entry]
             values = commit_like(values, arrays)
             weight = token_weights(weights, batch)
+            accumulators = parts[is_held_out(number, interval)]
             for stage in programs[key].stages:
                 sums = [accumulators[path] for path in stage.leaves]
                 values, sums = stage(arrays, values, weight, number, sums)
                 accumulators |= zip(stage.leaves, sums, strict=True)
-    return finish_statistics(accumulators, matrices)
+    check_num_batches(number + 1, interval)
+    return finish_statistics(parts[0], matrices, *parts[1:])
 
 
 def finish_statistics(
-    accumulators: Mapping[str, Accumulator], matrices: Mapping[str, LayerMatrices]
+    accumulators: Mapping[str, Accumulator],
+    matrices: Mapping[str, LayerMatrices],
+    held_out: Mapping[str, Accumulator] | None = None,
 ) -> dict[str, LeafStatistics]:
     """Returns the means over tokens.
+
+    Args:
+      accumulators: the sums.
+      matrices: the leaves.
+      held_out: the sums of held-out batches.
 
     Raises:
       ValueError: a sum or a factor is not finite, or a leaf has no tokens.
     """
     _check_sums(accumulators, matrices)
-    return {path: _mean(accumulators[path], matrices[path]) for path in matrices}
+    means = {path: _mean(accumulators[path], matrices[path]) for path in matrices}
+    if held_out is None:
+        return means
+    _check_sums(held_out, matrices, " in the held-out batches")
+    held_out_means = {path: _mean(held_out[path], matrices[path]) for path in matrices}
+    return with_held_out(means, held_out_means)
 
 
 def _has_bad_factors(accumulator: Accumulator) -> Any:
@@ -222,7 +266,9 @@ def _mean(accumulator: Accumulator, matrices: LayerMatrices) -> LeafStatistics:
 
 
 def _check_sums(
-    accumulators: Mapping[str, Accumulator], matrices: Mapping[str, LayerMatrices]
+    accumulators: Mapping[str, Accumulator],
+    matrices: Mapping[str, LayerMatrices],
+    where: str = "",
 ) -> None:
     """Raises if a sum or a factor is not finite, or a leaf has no tokens."""
     checks = jax.device_get(
@@ -248,7 +294,7 @@ def _check_sums(
             )
         if not tokens.any():
             raise ValueError(
-                f"leaf {path!r} of shape {matrices[path].shape} met no tokens: there "
-                "are none, or their weights are all zero. Use batches that reach it, "
-                "or keep it dense by a rule"
+                f"leaf {path!r} of shape {matrices[path].shape} met no tokens{where}: "
+                "there are none, or their weights are all zero. Use batches that reach "
+                "it, or keep it dense by a rule"
             )

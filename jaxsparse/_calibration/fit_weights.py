@@ -1,5 +1,6 @@
 """Least-squares weights for given masks, on whole trees."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
+    check_products,
     check_updatable,
     fill_starved,
     match_statistics,
@@ -17,7 +20,12 @@ from jaxsparse._calibration.leaf_statistics import (
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._calibration.map_solves import map_solves
-from jaxsparse._calibration.shrinkage import SHRINKAGE, check_shrinkage, shrink
+from jaxsparse._calibration.shrinkage import (
+    SHRINKAGE,
+    Shrinkage,
+    check_shrinkage,
+    shrink,
+)
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
 from jaxsparse._sharding import device_put_like, replicate
@@ -25,7 +33,7 @@ from jaxsparse._trees import PyTree, flatten, map_named
 
 
 def fit_weights(
-    params: PyTree, masks: PyTree, statistics: Any, *, shrinkage: float = SHRINKAGE
+    params: PyTree, masks: PyTree, statistics: Any, *, shrinkage: Shrinkage = SHRINKAGE
 ) -> PyTree:
     """Returns the weights under these masks that best preserve each layer's outputs.
 
@@ -39,15 +47,16 @@ def fit_weights(
       masks: a tree of bool or packed masks, with None for leaves to leave unchanged.
       statistics: second moments of every leaf with a mask, from `collect_statistics`.
       shrinkage: the fraction by which the second moment's entries off the diagonal are
-        reduced first, as in `SparseGPTSearcher`. With 0 the weights are the least
-        squares over the inputs themselves.
+        reduced first, or `"auto"`, as in `SparseGPTSearcher`. With 0 the weights are
+        the least squares over the inputs themselves.
 
     Returns:
       A tree like `params`, with the same dtypes and exact zeros at masked positions.
 
     Raises:
       ValueError: masks or statistics do not fit, only mean squares were collected,
-        weights are not finite, or `shrinkage` is not from 0 to 1.
+        weights are not finite, or `shrinkage` is not from 0 to 1 or
+        "auto".
       TypeError: a masked leaf has an integer dtype.
 
     Warns:
@@ -57,7 +66,7 @@ def fit_weights(
     >>> from jaxsparse import collect_statistics, create_masks
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> fn = lambda params, x: x @ params["kernel"]
-    >>> statistics = collect_statistics(fn, params, [jnp.eye(20, 16)])
+    >>> statistics = collect_statistics(fn, params, 4 * [jnp.eye(16)])
     >>> fit_weights(params, create_masks(params), statistics)["kernel"][:4, 0]
     Array([ 0.,  0., 16., 24.], dtype=float32)
     """
@@ -69,13 +78,17 @@ def fit_weights(
         check_updatable(path, leaves[path])
     shapes = {path: leaves[path].shape for path in masked}
     by_path = match_statistics(shapes, statistics)
+    for path, leaf in by_path.items():
+        check_products(path, leaf)
+    check_held_out(by_path, shrinkage)
     warn_of_few_tokens(by_path)
     warn_of_starved(by_path)
 
     def fit(path: str, leaf: Any) -> Any:
         if path not in by_path:
             return leaf
-        fitted = _fit(leaf, matched[path], by_path[path], shrinkage)
+        run = partial(_fit, leaf, matched[path], by_path[path])
+        fitted = best_shrinkage(run, lambda x: x, leaf, by_path[path], shrinkage)
         return device_put_like(fitted, leaf)
 
     return map_named(fit, params)

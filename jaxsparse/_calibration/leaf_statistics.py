@@ -21,7 +21,7 @@ Statistic = Literal["mean_square", "second_moment"]
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["moments", "tokens", "factors"],
+    data_fields=["moments", "tokens", "factors", "held_out"],
     meta_fields=["columns"],
 )
 @dataclass(frozen=True)
@@ -42,12 +42,15 @@ class LeafStatistics:
       columns: how the axes of the leaf map to problems, inputs and outputs.
       factors: what each weight is multiplied by before its product, float32, of the
         shape of the leaf; None for a leaf that is not scaled.
+      held_out: the statistics of the batches that were held out of these, None if none
+        were.
     """
 
     moments: Any  # trees of it may hold shapes or shardings as well
     tokens: Any
     columns: LayerMatrices
     factors: Any = None
+    held_out: Any = None
 
     @property
     def mean_square(self) -> Float32[Array, "problem input"]:
@@ -168,6 +171,20 @@ def _statistics_of(
     return leaf
 
 
+def check_products(path: str, statistics: LeafStatistics) -> None:
+    """Raises unless second moments were collected.
+
+    Raises:
+      ValueError: only mean squares were.
+    """
+    if statistics.moments.ndim == 2:
+        raise ValueError(
+            f"the statistics of leaf {path!r} of shape {statistics.columns.shape} are "
+            "mean squares only; this needs "
+            "collect_statistics(..., statistic='second_moment')"
+        )
+
+
 def check_updatable(path: str, weight: Any) -> None:
     """Raises unless the weights of a leaf can be updated.
 
@@ -189,7 +206,7 @@ def check_updatable(path: str, weight: Any) -> None:
 
 
 def warn_of_few_tokens(statistics: Mapping[str, LeafStatistics]) -> None:
-    """Warns if weights would be fitted to fewer tokens than they have inputs.
+    """Warns if weights would be fitted to fewer than four tokens for each input.
 
     Problems without tokens are not fitted.
     """
@@ -197,15 +214,15 @@ def warn_of_few_tokens(statistics: Mapping[str, LeafStatistics]) -> None:
     too_few = {
         path: (float(tokens), statistics[path].columns.inputs_per_problem)
         for path, tokens in fewest.items()
-        if tokens < statistics[path].columns.inputs_per_problem
+        if tokens < 4 * statistics[path].columns.inputs_per_problem
     }
     if too_few:
         path, (tokens, inputs) = min(too_few.items(), key=lambda x: x[1][0] / x[1][1])
         warnings.warn(
-            f"{len(too_few)} of {len(statistics)} leaves have fewer tokens than "
-            f"inputs: leaf {path!r} has {tokens:g} tokens for {inputs} inputs. Its "
-            "weights will be overfitted to these tokens: use at least four times as "
-            "many tokens as inputs",
+            f"{len(too_few)} of {len(statistics)} leaves have fewer than four tokens "
+            f"for each input: leaf {path!r} has {tokens:g} tokens for {inputs} inputs. "
+            "Its weights will be overfitted to these tokens: use at least four times "
+            "as many tokens as inputs",
             stacklevel=3,
         )
 

@@ -8,25 +8,32 @@ Matrices" (2004, Journal of Multivariate Analysis 88), shrink towards a multiple
 identity. The inputs of a layer differ in scale, so the target here is the diagonal.
 """
 
+from typing import Literal
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float32
 
 
+#: A fraction, or the best of a few by held-out error.
+Shrinkage = float | Literal["auto"]
+
 #: The default. The guide to calibration has what it gains on a language model.
 SHRINKAGE = 0.1
 
 
-def check_shrinkage(shrinkage: float) -> None:
-    """Raises unless the fraction is from 0 to 1.
+def check_shrinkage(shrinkage: Shrinkage) -> None:
+    """Raises unless the fraction is from 0 to 1, or "auto".
 
     Raises:
       ValueError: it is not.
     """
-    if not 0 <= shrinkage <= 1:
+    if shrinkage == "auto":
+        return
+    if isinstance(shrinkage, str) or not 0 <= shrinkage <= 1:
         raise ValueError(
             "shrinkage must be the fraction, from 0 to 1, by which correlations of "
-            f"inputs are reduced, such as 0.1, got {shrinkage}"
+            f"inputs are reduced, such as 0.1, or 'auto', got {shrinkage!r}"
         )
 
 

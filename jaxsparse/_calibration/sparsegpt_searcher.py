@@ -13,9 +13,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
+from jaxsparse._calibration.layer_checks import check_layer
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
+    check_products,
     check_updatable,
     fill_starved,
     match_statistics,
@@ -25,27 +28,30 @@ from jaxsparse._calibration.leaf_statistics import (
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._calibration.matrices import LayerMatrices
-from jaxsparse._calibration.shrinkage import SHRINKAGE, check_shrinkage, shrink
-from jaxsparse._calibration.sparsegpt import BLOCK, Choose, inverse_factor, sparsegpt
+from jaxsparse._calibration.pruned_tree import pruned_tree
+from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
+from jaxsparse._calibration.shrinkage import (
+    SHRINKAGE,
+    Shrinkage,
+    check_shrinkage,
+    shrink,
+)
+from jaxsparse._calibration.sparsegpt import inverse_factor, sparsegpt
+from jaxsparse._calibration.sparsegpt_choices import kept_before_blocks, mask_choice
 from jaxsparse._masks import SearchResult
 from jaxsparse._patterns import (
     NM,
     Pattern,
     PerOutput,
     Unstructured,
-    best_nm_mask,
-    best_row_mask,
-    best_unstructured_masks,
-    pack_mask,
-    rank_by_magnitude,
 )
 from jaxsparse._plans import (
     LeafPlan,
     PlanLike,
     plan_for,
 )
-from jaxsparse._sharding import device_put_like, replicate, reshard_like
-from jaxsparse._trees import PyTree, flatten, map_named
+from jaxsparse._sharding import replicate, reshard_like
+from jaxsparse._trees import PyTree, flatten
 
 
 #: Whether weights are updated, and how.
@@ -71,11 +77,18 @@ class SparseGPTSearcher:
       shrinkage: the fraction by which the second moment's entries off the diagonal are
         reduced first. 0 is the published algorithm, which fits the weights to the
         calibration inputs; 1 ranks weights as Wanda does and updates none. A value
-        between them loses less on inputs of another kind.
+        between them loses less on inputs of another kind. `"auto"` takes the best of 0,
+        0.05, 0.1, 0.2, 0.3 and 0.5 for each leaf, by the error on the batches that
+        `collect_statistics` held out, in six times the time.
+      refine: the number of sweeps that improve masks and weights together afterwards,
+        as `refine_masks` does; 10 are enough. They do not increase the error over the
+        shrunk second moment. For n:m with up to 70 masks of a group, such as 2:4 and
+        4:8, `PerOutput` and `Unstructured`.
 
     Raises:
-      ValueError: `damping` is not positive and finite, `shrinkage` is not from 0 to 1,
-        or `update_weights` is none of the above.
+      ValueError: `damping` is not positive and finite, `shrinkage` is not from 0 to 1
+        or "auto", `update_weights` is none of the above, or `refine` is negative.
+      TypeError: `refine` is not an integer.
 
     >>> from jaxsparse import collect_statistics
     >>> pairs = jnp.repeat(jax.random.normal(jax.random.key(0), (99, 8)), 2, axis=1)
@@ -91,7 +104,8 @@ class SparseGPTSearcher:
     damping: float = 0.01
     update_weights: Update = True
     packed: bool = False
-    shrinkage: float = field(default=SHRINKAGE, kw_only=True)
+    shrinkage: Shrinkage = field(default=SHRINKAGE, kw_only=True)
+    refine: int = field(default=0, kw_only=True)
     statistic: ClassVar[Statistic] = "second_moment"
 
     def __post_init__(self) -> None:
@@ -101,6 +115,7 @@ class SparseGPTSearcher:
                 f"{self.damping}"
             )
         check_shrinkage(self.shrinkage)
+        check_sweeps("refine", self.refine)
         if self.update_weights not in (True, False, "optimal"):
             raise ValueError(
                 "update_weights must be True, False or 'optimal', got "
@@ -133,35 +148,42 @@ class SparseGPTSearcher:
         shapes = {leaf.path: leaf.shape for leaf in plan.sparse}
         by_path = match_statistics(shapes, statistics)
         for leaf in plan.sparse:
+            if self.refine:
+                check_refinable(leaf, "search with refine=0")
             _check_leaf(leaf, leaves[leaf.path], by_path[leaf.path].columns)
+            check_products(leaf.path, by_path[leaf.path])
+        check_held_out(by_path, self.shrinkage)
         warn_of_few_tokens(by_path)
         warn_of_starved(by_path)
         pruned = {
-            leaf.path: _prune(
-                leaves[leaf.path],
-                by_path[leaf.path],
-                leaf.pattern,
-                leaf.counts[1],
-                self.damping,
-                self.shrinkage,
-                self.update_weights,
-            )
+            leaf.path: self._prune(leaf, leaves[leaf.path], by_path[leaf.path])
             for leaf in plan.sparse
         }
         _check_damping(pruned, leaves, self.damping)
 
-        def mask(path, leaf):
-            if path not in pruned:
-                return None
-            kept, axis = device_put_like(pruned[path].mask, leaf), plan[path].axis
-            return pack_mask(kept, axis) if self.packed and axis is not None else kept
+        return pruned_tree(
+            params,
+            plan,
+            {path: leaf.weight for path, leaf in pruned.items()},
+            {path: leaf.mask for path, leaf in pruned.items()},
+            packed=pruned if self.packed else (),
+        )
 
-        def weight(path, leaf):
-            if path not in pruned:
-                return leaf
-            return device_put_like(pruned[path].weight, leaf)
-
-        return SearchResult(map_named(weight, params), map_named(mask, params), plan)
+    def _prune(
+        self, leaf: LeafPlan, weight: Any, statistics: LeafStatistics
+    ) -> "_Pruned":
+        prune = lambda shrinkage: _prune(
+            weight,
+            statistics,
+            leaf.pattern,
+            leaf.counts[1],
+            self.damping,
+            shrinkage,
+            self.update_weights,
+            self.refine,
+        )
+        weight_of = lambda pruned: pruned.weight
+        return best_shrinkage(prune, weight_of, weight, statistics, self.shrinkage)
 
 
 class _Pruned(NamedTuple):
@@ -172,7 +194,7 @@ class _Pruned(NamedTuple):
     damping: Array
 
 
-@partial(jax.jit, static_argnums=(2, 3, 6))
+@partial(jax.jit, static_argnums=(2, 3, 6, 7))
 def _prune(
     leaf: Array,
     statistics: LeafStatistics,
@@ -181,65 +203,29 @@ def _prune(
     damping: ArrayLike,
     shrinkage: ArrayLike,
     update: Update,
+    sweeps: int = 0,
 ) -> _Pruned:
     matrices = statistics.columns
     moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
     weights = statistics.scaled_matrices(leaf)
-    limits = jnp.asarray(_kept_before_blocks(pattern, kept, matrices))
+    limits = jnp.asarray(kept_before_blocks(pattern, kept, matrices))
 
     def prune_problem(weight, moment, limits):
         factor = inverse_factor(moment, damping)
-        choose, at_once = _mask_choice(pattern, limits)
+        choose, at_once = mask_choice(pattern, limits)
         updated, mask = sparsegpt(weight, factor, choose, at_once)
         is_finite = jnp.isfinite(factor.upper).all()
         return updated, mask, jnp.where(is_finite, factor.damping, jnp.inf)
 
     updated, masks, dampings = map_solves(prune_problem, weights, moments, limits)
+    if sweeps:
+        updated, masks = refine(pattern, weights, updated, masks, moments, sweeps)
     if update == "optimal":
         updated = map_solves(masked_least_squares, weights, masks, moments)
     mask = reshard_like(matrices.from_matrices(masks), leaf)
     weight = statistics.unscaled_leaf(updated, leaf)
     source = weight if update else leaf
     return _Pruned(jnp.where(mask, source, jnp.zeros((), leaf.dtype)), mask, dampings)
-
-
-def _mask_choice(pattern: Pattern, limits: Array) -> tuple[Choose, int]:
-    """Returns how masks are chosen, and for how many inputs at once."""
-    if isinstance(pattern, NM):
-        n, m = pattern.n, pattern.m
-
-        def choose_groups(scores, _):
-            return best_nm_mask(rank_by_magnitude(scores), n, m, axis=0)
-
-        return choose_groups, m
-
-    def choose_block(scores, first):
-        block = first // np.int32(BLOCK)
-        kept = limits[block + 1] - limits[block]
-        ranked = rank_by_magnitude(scores)
-        if isinstance(pattern, PerOutput):
-            return best_row_mask(ranked, kept, rows=(1,))
-        return best_unstructured_masks([ranked], kept)[0]
-
-    return choose_block, BLOCK
-
-
-def _kept_before_blocks(
-    pattern: Pattern, kept: int, matrices: LayerMatrices
-) -> np.ndarray:
-    """Returns the number of weights kept before each block of inputs, per problem.
-
-    Every input keeps the same share, rounded down to whole weights.
-    """
-    problems, inputs = matrices.num_problems, matrices.inputs_per_problem
-    ends = np.minimum(np.arange(-(-inputs // BLOCK) + 1) * BLOCK, inputs)
-    if isinstance(pattern, PerOutput):
-        shares = [kept] * problems
-    else:  # `kept` counts the weights of the whole leaf
-        ranks = range(problems)
-        shares = [kept * (i + 1) // problems - kept * i // problems for i in ranks]
-    limits = [[share * int(end) // inputs for end in ends] for share in shares]
-    return np.array(limits, np.int32)
 
 
 def _check_leaf(leaf: LeafPlan, weight: Any, matrices: LayerMatrices) -> None:
@@ -253,19 +239,7 @@ def _check_leaf(leaf: LeafPlan, weight: Any, matrices: LayerMatrices) -> None:
                 f"{leaf.decision!r}, which SparseGPT does not support: create masks by "
                 "create_masks or WandaSearcher, and weights for them by fit_weights"
             )
-    if isinstance(leaf.pattern, NM) and matrices.inputs[-1] != leaf.axis:
-        raise ValueError(
-            f"the statistics of leaf {leaf.path!r} of shape {leaf.shape} are for "
-            f"groups along axis {matrices.inputs[-1]}, but it is planned "
-            f"{leaf.decision!r}: collect them with the same plan"
-        )
-    outputs = set(range(len(matrices.shape))) - set(matrices.inputs)
-    if isinstance(leaf.pattern, PerOutput) and set(leaf.rows) != outputs:
-        raise ValueError(
-            f"leaf {leaf.path!r} of shape {leaf.shape} has outputs along axes "
-            f"{sorted(outputs)} by its statistics, but along {list(leaf.rows)} by the "
-            "plan: plan with fn, without an axis in the rule"
-        )
+    check_layer(leaf, matrices)
     check_updatable(leaf.path, weight)
 
 

@@ -42,6 +42,8 @@ class LeafError:
       magnitude_error: the same error if it were pruned by magnitude.
       starved: the number of its problems, such as experts, that met no tokens, and that
         calibrated searchers therefore prune by magnitude.
+      held_out: the same error on the batches that were held out of the statistics, None
+        if none were.
     """
 
     path: str
@@ -51,6 +53,7 @@ class LeafError:
     error: float
     magnitude_error: float
     starved: int = 0
+    held_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,12 @@ class CalibrationReport(Tabular):
         return iter(self.leaves)
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        header = ("leaf", "shape", "tokens", "error", "magnitude", "plan")
-        return header, fold((leaf.path, _cells(leaf)) for leaf in self.leaves)
+        held_out = any(leaf.held_out is not None for leaf in self.leaves)
+        columns = ["leaf", "shape", "tokens", "error", "magnitude", "plan"]
+        if held_out:
+            columns.insert(4, "held out")
+        cells = ((leaf.path, _cells(leaf, held_out)) for leaf in self.leaves)
+        return tuple(columns), fold(cells)
 
 
 def calibration_report(
@@ -78,7 +85,8 @@ def calibration_report(
 
     The error is computed from second moments alone, so it is the error on the inputs
     that were collected: those of the dense model, unless the statistics are of another
-    one. To measure fitted weights on other inputs, pass the statistics of those.
+    one. The error on the batches that `collect_statistics` held out is beside it. To
+    measure fitted weights on other inputs, pass the statistics of those.
 
     Args:
       params: the parameters before pruning.
@@ -111,27 +119,36 @@ def calibration_report(
             output_error(before[path], _masked(before[path], magnitude[path]), leaf),
             jnp.sum(leaf.tokens),
             jnp.sum(starved_problems(leaf)),
+            None
+            if leaf.held_out is None
+            else output_error(before[path], after[path], leaf.held_out),
         )
         for path, leaf in by_path.items()
     }
     numbers = jax.device_get(errors)
     return CalibrationReport(
-        tuple(_leaf_error(leaf, *map(float, numbers[leaf.path])) for leaf in sparse)
+        tuple(_leaf_error(leaf, *numbers[leaf.path]) for leaf in sparse)
     )
 
 
 def _leaf_error(
-    leaf: LeafPlan, error: float, magnitude_error: float, tokens: float, starved: float
+    leaf: LeafPlan,
+    error: Any,
+    magnitude_error: Any,
+    tokens: Any,
+    starved: Any,
+    held_out: Any,
 ) -> LeafError:
     assert leaf.shape is not None
     return LeafError(
         leaf.path,
         leaf.shape,
         leaf.decision,
-        tokens,
-        error,
-        magnitude_error,
+        float(tokens),
+        float(error),
+        float(magnitude_error),
         int(starved),
+        None if held_out is None else float(held_out),
     )
 
 
@@ -140,11 +157,13 @@ def _masked(leaf: Array, mask: Array) -> Array:
     return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
-def _cells(leaf: LeafError) -> tuple[str, ...]:
+def _cells(leaf: LeafError, held_out: bool) -> tuple[str, ...]:
+    error = "" if leaf.held_out is None else f"{leaf.held_out:.3f}"
     return (
         shape_text(leaf.shape),
         f"{leaf.tokens:g}",
         f"{leaf.error:.3f}",
+        *([error] if held_out else []),
         f"{leaf.magnitude_error:.3f}",
         f"{leaf.decision}; {leaf.starved} without tokens: by magnitude"
         if leaf.starved

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
+from jaxsparse._calibration.admm_searcher import _prune as _admm
 from jaxsparse._calibration.fit_weights import _fit
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._calibration.map_solves import map_solves
@@ -57,7 +58,8 @@ def test_no_call_of_lapack_is_batched_on_a_cpu():
     masks = js.create_masks(params, plan)
     programs = [
         _fit.lower(leaf, masks["experts"], statistics, 0.1),
-        _prune.lower(leaf, statistics, pattern, 0, 0.01, 0.1, "optimal"),
+        _prune.lower(leaf, statistics, pattern, 0, 0.01, 0.1, "optimal", 2),
+        _admm.lower(leaf, statistics, pattern, 2, 6, 0.1, 2),
     ]
     for program in programs:
         calls = re.findall(
