@@ -79,6 +79,7 @@ def allocate(
       ValueError: the budget is below what the plans can reach, or not from 0 to 1; a
         plan or statistics do not fit; the sparsity of a leaf depends on other leaves;
         an error or a cost is not finite.
+      TypeError: `plans` are rules or patterns.
 
     >>> from jaxsparse import plan_sparsity
     >>> rows = jnp.tile(jnp.array([0.0, 0.0, 1.0, 2.0]), 4)[:, None]
@@ -124,12 +125,15 @@ def allocate(
     return replace(plans[0], leaves=allocated)
 
 
-def _checked(plan: Plan, leaves: Leaves) -> Plan:
+def _checked(plan: Any, leaves: Leaves) -> Plan:
     """Returns a plan that fits the leaves.
 
     Raises:
-      ValueError: it does not, or the sparsity of a leaf depends on that of others.
+      TypeError: it is not a plan.
+      ValueError: it does not fit, or the sparsity of a leaf depends on that of others.
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"allocate needs plans of plan_sparsity, got {plan!r:.60}")
     plan_for_leaves(leaves.by_path, plan)
     for leaf in plan.sparse:
         if isinstance(leaf.pattern, Unstructured) and leaf.pattern.across_leaves:

@@ -10,7 +10,9 @@ from hypothesis import given, strategies as st
 
 import jaxsparse as js
 from jaxsparse._recovery import tradeoffs
+from jaxsparse._recovery.allocation import _checked
 from jaxsparse._recovery.tradeoffs import least_error
+from jaxsparse._trees import flatten
 from tests import reference
 
 
@@ -253,6 +255,8 @@ def test_what_cannot_be_allocated_is_refused():
         js.allocate(plans, params, budget=0.4)
     with pytest.raises(ValueError, match=r"more than 0 and at most 1, got 1.5"):
         js.allocate(plans, params, budget=1.5)
+    with pytest.raises(TypeError, match="needs plans of plan_sparsity, got '2:4'"):
+        _checked("2:4", flatten(params))
     with pytest.raises(ValueError, match="no plan prunes any leaf"):
         js.allocate([], params, budget=0.5)
     with pytest.raises(ValueError, match=r"\['z'\], which no plan prunes"):
