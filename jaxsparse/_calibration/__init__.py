@@ -13,8 +13,13 @@ from jaxsparse._calibration.collect import (
 from jaxsparse._calibration.fit_weights import (
     fit_weights as fit_weights,
 )
+from jaxsparse._calibration.held_out import (
+    best_shrinkage as best_shrinkage,
+    check_held_out as check_held_out,
+)
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics as LeafStatistics,
+    check_products as check_products,
     check_updatable as check_updatable,
     fill_starved as fill_starved,
     match_statistics as match_statistics,
@@ -34,6 +39,7 @@ from jaxsparse._calibration.sequential import (
 )
 from jaxsparse._calibration.shrinkage import (
     SHRINKAGE as SHRINKAGE,
+    Shrinkage as Shrinkage,
     check_shrinkage as check_shrinkage,
     shrink as shrink,
 )

@@ -9,9 +9,11 @@ from jaxsparse._recovery.allocation import (
 )
 from jaxsparse._recovery.compensation import (
     Compensation as Compensation,
+    compensate_low_rank as compensate_low_rank,
+)
+from jaxsparse._recovery.compensation_report import (
     CompensationReport as CompensationReport,
     LeafCompensation as LeafCompensation,
-    compensate_low_rank as compensate_low_rank,
 )
 from jaxsparse._recovery.distillation import (
     distillation_loss as distillation_loss,

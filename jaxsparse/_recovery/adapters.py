@@ -10,10 +10,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxsparse._masks import match_masks
-from jaxsparse._patterns import as_bool, wide_float
+from jaxsparse._patterns import as_bool
 from jaxsparse._plans import LeafPlan, PlanLike, plan_for_leaves
-from jaxsparse._recovery.low_rank import LowRank, is_low_rank
-from jaxsparse._sharding import reshard_like
+from jaxsparse._recovery.low_rank import LowRank, add_product, is_low_rank
 from jaxsparse._trees import PyTree, flatten
 
 
@@ -148,10 +147,7 @@ def _apply(
     leaf: Array, adapter: LowRank | None, mask: Array | None, scale: ArrayLike
 ) -> Array:
     if adapter is not None:
-        product = reshard_like(adapter.product(), leaf)
-        dtype = wide_float(leaf.dtype, product.dtype)
-        change = jnp.asarray(scale, dtype) * product.astype(dtype)
-        leaf = (leaf.astype(dtype) + change).astype(leaf.dtype)
+        leaf = add_product(leaf, adapter, scale)
     if mask is None:
         return leaf
     return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))

@@ -50,9 +50,10 @@ def allocate(
     for costs with more than 16,384 trade-offs.
 
     The error of a leaf is the squared relative error of its outputs on the inputs of
-    the statistics; or, without statistics, the share of its sum of squares that is
-    pruned; or, with `loss`, how much the loss rises if this leaf alone is pruned. It is
-    measured on weights that a searcher returns for each plan.
+    the statistics, on held-out ones if there are any; or, without statistics, the share
+    of its sum of squares that is pruned; or, with `loss`, how much the loss rises if
+    this leaf alone is pruned. It is measured on the weights that a searcher returns for
+    each plan.
 
     Args:
       plans: a plan, or several for the same tree, such as those for `"2:4"` and
@@ -196,10 +197,11 @@ def _change(leaves: Leaves, statistics: Any) -> Callable[[str, Array], Array]:
         leaf = leaves.by_path[path]
         if statistics is None:
             return _change_of_weights(leaf, pruned)
-        by_path = match_statistics({path: leaf.shape}, statistics)
-        if by_path[path].moments.ndim == 2:
-            return _change_of_independent(leaf, pruned, by_path[path])
-        return output_error(leaf, pruned, by_path[path]) ** 2
+        matched = match_statistics({path: leaf.shape}, statistics)[path]
+        measured = matched if matched.held_out is None else matched.held_out
+        if measured.moments.ndim == 2:
+            return _change_of_independent(leaf, pruned, measured)
+        return output_error(leaf, pruned, measured) ** 2
 
     return change
 

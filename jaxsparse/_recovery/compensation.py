@@ -7,8 +7,6 @@ first singular vectors of `h**.5 @ d`. With orthonormal rows of `b`, the right o
 best `a` is `d @ b.T`, and no inverse of `h` is needed: it may be singular.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +19,10 @@ from jaxtyping import Array, Float32
 from jaxsparse._calibration import (
     SHRINKAGE,
     LeafStatistics,
+    Shrinkage,
+    best_shrinkage,
+    check_held_out,
+    check_products,
     check_shrinkage,
     check_updatable,
     fill_starved,
@@ -29,63 +31,11 @@ from jaxsparse._calibration import (
     output_error,
     shrink,
 )
-from jaxsparse._compressed import planned_bytes
 from jaxsparse._masks import SearchResult
-from jaxsparse._plans import LeafPlan
-from jaxsparse._recovery.adapters import apply_adapters
-from jaxsparse._recovery.low_rank import LowRank
+from jaxsparse._recovery.compensation_report import CompensationReport, report_leaf
+from jaxsparse._recovery.low_rank import LowRank, add_product
 from jaxsparse._sharding import replicate
-from jaxsparse._trees import PyTree, Tabular, bytes_text, flatten, fold, shape_text
-
-
-@dataclass(frozen=True)
-class LeafCompensation:
-    """One leaf of a compensation report.
-
-    Attributes:
-      path: the canonical path.
-      shape: the leaf's shape.
-      decision: the plan for the leaf, in words.
-      rank: the rank of its factors; 0 if it has none.
-      error: the relative error of its outputs after pruning, as in
-        `calibration_report`.
-      compensated_error: the same error with the factors.
-      factor_bytes: the bytes of the factors.
-      stored_bytes: the bytes of the pruned leaf, compressed if its pattern can be.
-      dense_bytes: the bytes of the dense leaf.
-      reason: why it has no factors; empty if it has.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    decision: str
-    rank: int
-    error: float
-    compensated_error: float
-    factor_bytes: int
-    stored_bytes: int
-    dense_bytes: int
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class CompensationReport(Tabular):
-    """A report on what factors repair and take, which prints as a table.
-
-    The column `bytes` has the compressed weight and its factors.
-
-    Attributes:
-      leaves: a `LeafCompensation` for each pruned leaf.
-    """
-
-    leaves: tuple[LeafCompensation, ...]
-
-    def __iter__(self) -> Iterator[LeafCompensation]:
-        return iter(self.leaves)
-
-    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        header = ("leaf", "shape", "rank", "error", "compensated", "bytes", "plan")
-        return header, fold((leaf.path, _cells(leaf)) for leaf in self.leaves)
+from jaxsparse._trees import PyTree, flatten
 
 
 class Compensation(NamedTuple):
@@ -107,7 +57,7 @@ def compensate_low_rank(
     statistics: Any,
     *,
     rank: int,
-    shrinkage: float = SHRINKAGE,
+    shrinkage: Shrinkage = SHRINKAGE,
 ) -> Compensation:
     """Returns the factors that best repair the outputs of pruned layers.
 
@@ -123,15 +73,16 @@ def compensate_low_rank(
       statistics: second moments, from `collect_statistics`.
       rank: the rank of the factors, at most the number of inputs or outputs.
       shrinkage: the fraction by which the second moment's entries off the diagonal are
-        reduced first, as in `SparseGPTSearcher`.
+        reduced first, or `"auto"`, as in `SparseGPTSearcher`.
 
     Returns:
       A `Compensation`. Factors have the dtype of their leaf. A leaf that is scaled
       before its product or has feature groups has none; the report says so.
 
     Raises:
-      ValueError: the rank is not positive, `shrinkage` is not from 0 to 1, statistics
-        do not fit, only mean squares were collected, or weights are not finite.
+      ValueError: the rank is not positive, `shrinkage` is not from 0 to 1 or "auto",
+        statistics do not fit, only mean squares were collected, or weights are not
+        finite.
       TypeError: a pruned leaf has an integer dtype.
 
     >>> from jaxsparse import MagnitudeSearcher, collect_statistics
@@ -150,31 +101,29 @@ def compensate_low_rank(
     sparse = result.plan.sparse
     shapes = {leaf.path: leaf.shape for leaf in sparse}
     by_path = match_statistics(shapes, statistics)
-    for path in by_path:
-        check_updatable(path, before.by_path[path])
-    factors: dict[str, LowRank] = {}
     for path, leaf in by_path.items():
+        check_updatable(path, before.by_path[path])
+        check_products(path, leaf)
+    check_held_out(by_path, shrinkage)
+    factors: dict[str, LowRank] = {}
+    errors: dict[str, list[Array]] = {}
+    for path, leaf in by_path.items():
+        dense, repaired = before.by_path[path], after[path]
         if not _reason(leaf):
-            pair = before.by_path[path], after[path]
-            factors[path] = _compensate(*pair, leaf, shrinkage, rank)
+            compensate = partial(_compensate, dense, repaired, leaf, rank)
+            add = partial(_add, repaired)
+            factors[path] = best_shrinkage(compensate, add, dense, leaf, shrinkage)
+            repaired = add(factors[path])
+        errors[path] = [output_error(dense, x, leaf) for x in (after[path], repaired)]
     tree = before.unflatten({path: factors.get(path) for path in before.by_path})
-    repaired = flatten(apply_adapters(result.params, tree, None)).by_path
-    errors = jax.device_get(
-        {
-            path: [
-                output_error(before.by_path[path], x[path], leaf)
-                for x in (after, repaired)
-            ]
-            for path, leaf in by_path.items()
-        }
-    )
+    numbers = jax.device_get(errors)
     report = CompensationReport(
         tuple(
-            _leaf_report(
+            report_leaf(
                 leaf,
                 before.by_path[leaf.path].dtype,
                 factors.get(leaf.path),
-                *map(float, errors[leaf.path]),
+                *map(float, numbers[leaf.path]),
                 reason=_reason(by_path[leaf.path]),
             )
             for leaf in sparse
@@ -183,13 +132,16 @@ def compensate_low_rank(
     return Compensation(tree, report)
 
 
-@partial(jax.jit, static_argnums=4)
+_add = jax.jit(add_product)
+
+
+@partial(jax.jit, static_argnums=3)
 def _compensate(
     before: Array,
     after: Array,
     statistics: LeafStatistics,
-    shrinkage: ArrayLike,
     rank: int,
+    shrinkage: ArrayLike,
 ) -> LowRank:
     columns = statistics.columns
     gap = before.astype(jnp.float32) - after.astype(jnp.float32)
@@ -231,38 +183,3 @@ def _reason(statistics: LeafStatistics) -> str:
     if statistics.factors is not None:
         return "scaled before its product"
     return "feature groups" if statistics.columns.groups > 1 else ""
-
-
-def _leaf_report(
-    leaf: LeafPlan,
-    dtype: Any,
-    factors: LowRank | None,
-    error: float,
-    compensated_error: float,
-    *,
-    reason: str,
-) -> LeafCompensation:
-    assert leaf.shape is not None
-    return LeafCompensation(
-        leaf.path,
-        leaf.shape,
-        leaf.decision,
-        0 if factors is None else factors.rank,
-        error,
-        compensated_error,
-        0 if factors is None else factors.nbytes,
-        planned_bytes(leaf, dtype),
-        planned_bytes(LeafPlan(leaf.path, leaf.shape), dtype),
-        reason,
-    )
-
-
-def _cells(leaf: LeafCompensation) -> tuple[str, ...]:
-    return (
-        shape_text(leaf.shape),
-        str(leaf.rank),
-        f"{leaf.error:.3f}",
-        f"{leaf.compensated_error:.3f}",
-        bytes_text(leaf.stored_bytes + leaf.factor_bytes, leaf.dense_bytes),
-        f"{leaf.decision}; no factors: {leaf.reason}" if leaf.reason else leaf.decision,
-    )

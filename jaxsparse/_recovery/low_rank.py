@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxsparse._patterns import wide_float
+from jaxsparse._sharding import reshard_like
 
 
 @partial(
@@ -75,6 +77,17 @@ class LowRank:
             [*self.batch, rank, *self.outputs],
             list(range(rank)),
         )
+
+
+def add_product(leaf: Array, factors: LowRank, scale: ArrayLike = 1.0) -> Array:
+    """Returns a leaf plus its factors' product, with the dtype of the leaf.
+
+    The sum is made in float32, or float64 if one of the two is.
+    """
+    product = reshard_like(factors.product(), leaf)
+    dtype = wide_float(leaf.dtype, product.dtype)
+    change = jnp.asarray(scale, dtype) * product.astype(dtype)
+    return (leaf.astype(dtype) + change).astype(leaf.dtype)
 
 
 def is_low_rank(node: Any) -> bool:

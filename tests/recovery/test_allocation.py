@@ -126,14 +126,23 @@ def weights_kept(params):
 
 @pytest.mark.sweep(keep=["None-0.5", "second_moment-0.7"])
 @pytest.mark.parametrize("budget", [0.3, 0.5, 0.7, 0.9])
-@pytest.mark.parametrize("statistic", [None, "mean_square", "second_moment"])
+@pytest.mark.parametrize(
+    "statistic", [None, "mean_square", "second_moment", "held_out"]
+)
 def test_the_plan_is_the_best_of_all(statistic, budget):
     params, x = network()
     plans = plans_of(params, x)
     statistics = None
     if statistic is not None:
+        held_out = 0.5 if statistic == "held_out" else 0.0
+        kind = "second_moment" if held_out else statistic
         statistics = js.collect_statistics(
-            fn, params, [x], plan=plans[0], statistic=statistic
+            fn,
+            params,
+            [x[:80], x[80:]],
+            plan=plans[0],
+            statistic=kind,
+            held_out=held_out,
         )
     errors = {}
     for name, leaf in params.items():
@@ -144,7 +153,11 @@ def test_the_plan_is_the_best_of_all(statistic, budget):
             moment = np.eye(len(w))
         elif statistic == "mean_square":
             moment = np.diag(np.diag(moment))
-        scores = np.abs(w) * np.sqrt(np.diag(moment))[:, None]
+        seen = inputs[:80] if statistic == "held_out" else inputs
+        norms = np.sqrt(np.diag(moment if statistic is None else seen.T @ seen))
+        scores = np.abs(w) * norms[:, None]
+        if statistic == "held_out":
+            moment = inputs[80:].T @ inputs[80:]
         norm = lambda d, h=moment: np.trace(d.T @ h @ d)
         errors[name] = [0.0] + [
             norm(w - pruned_by(scores, w, n, m)) / norm(w) for n, m in PATTERNS.values()

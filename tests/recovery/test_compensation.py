@@ -1,5 +1,7 @@
 """Low-rank compensation against singular values in float64."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,6 +62,31 @@ def test_the_change_is_the_best_one_of_its_rank(compensated, name):
     np.testing.assert_allclose(
         leaf.compensated_error, np.sqrt(after / outputs), rtol=1e-3
     )
+
+
+@pytest.mark.sweep
+def test_the_shrinkage_of_least_held_out_error_is_taken():
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(24, 16)), np.float32)}
+    batches = [rng.normal(size=(6, 24)).astype(np.float32) for _ in range(8)]
+    fn = lambda params, x: x @ params["w"]
+    rules = [js.Rule(".*", "2:4", axis=0, sizes=None)]
+    options = {"plan": rules, "held_out": 0.25}
+    statistics = js.collect_statistics(fn, params, batches, **options)
+    result = js.MagnitudeSearcher(rules).search(params)
+    compensate = partial(js.compensate_low_rank, params, result, statistics, rank=4)
+    held_out = np.concatenate(batches[3::4]).astype(float)
+    gap = np.asarray(params["w"] - result.params["w"], float)
+
+    def error(factors):
+        product = np.asarray(factors["w"].a, float) @ np.asarray(factors["w"].b, float)
+        return np.linalg.norm(held_out @ (gap - product))
+
+    grid = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+    errors = [error(compensate(shrinkage=value).factors) for value in grid]
+    assert np.ptp(errors) > 0
+    auto = error(compensate(shrinkage="auto").factors)
+    np.testing.assert_allclose(auto, min(errors), rtol=1e-6)
 
 
 def test_the_report_has_the_bytes(compensated):
