@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsparse._calibration.accumulator import empty_accumulator
+from jaxsparse._calibration.admm_searcher import ADMMSearcher
 from jaxsparse._calibration.batches import name_batch_in_errors, progress_bar
 from jaxsparse._calibration.carried_batches import (
     SplitProgram,
@@ -17,6 +18,11 @@ from jaxsparse._calibration.carried_batches import (
     run_stage,
 )
 from jaxsparse._calibration.collect import finish_statistics
+from jaxsparse._calibration.held_out import (
+    check_num_batches,
+    held_out_interval,
+    is_held_out,
+)
 from jaxsparse._calibration.leaf_statistics import LeafStatistics, Statistic
 from jaxsparse._calibration.observer import matrices_of
 from jaxsparse._calibration.reconstruction import Reconstruction, reconstruct_stage
@@ -32,15 +38,22 @@ from jaxsparse._trace import Program
 from jaxsparse._trees import PyTree, flatten, flatten_masks, is_array, map_named
 
 
+#: The searchers that prune in order.
+SequentialSearcher = (
+    ADMMSearcher | SparseGPTSearcher | WandaSearcher | MagnitudeSearcher
+)
+
+
 def prune_sequentially(
     fn: Callable[..., Any],
     params: PyTree,
     batches: Iterable[Any],
-    searcher: SparseGPTSearcher | WandaSearcher | MagnitudeSearcher,
+    searcher: SequentialSearcher,
     *,
     boundaries: Sequence[str],
     weights: Callable[..., Array] | None = None,
     progress: bool = False,
+    held_out: float = 0.0,
     reconstruct: Reconstruction | None = None,
     checkpoint: str | PathLike[str] | None = None,
 ) -> SearchResult:
@@ -54,18 +67,20 @@ def prune_sequentially(
       params: a tree of arrays.
       batches: an iterable of batches, each a tuple of the further arguments of `fn`, or
         the only one.
-      searcher: a `SparseGPTSearcher`, `WandaSearcher` or `MagnitudeSearcher`; its plan
-        decides which leaves are pruned.
+      searcher: a `SparseGPTSearcher`, `ADMMSearcher`, `WandaSearcher` or
+        `MagnitudeSearcher`; its plan decides which leaves are pruned.
       boundaries: regular expressions that match whole paths. Each defines a stage, the
         leaves that it is the first to match, which are pruned together. Stages run in
         the order of the trace: `[rf"layers/{i}/.*" for i in range(12)]`.
       weights: token weights, as for `collect_statistics`.
       progress: whether to show a progress bar (requires `tqdm`).
+      held_out: the share of the batches that is held out of the statistics, as for
+        `collect_statistics`; `shrinkage="auto"` chooses by them.
       reconstruct: how the weights of each pruned stage are trained, before the next
         stage is pruned, to give the outputs of the dense stage on the same inputs. The
         other floating parameters that the stage alone uses, such as biases and the
         gains of norms, are trained with them; embeddings are not. Padding must be
-        finite.
+        finite. Its `held_out` takes the place of the other one.
       checkpoint: a folder in which each stage is saved when it is done. A call with the
         same arguments goes on after the last of them, with the same result.
 
@@ -95,13 +110,13 @@ def prune_sequentially(
         raise ValueError("there are no batches: statistics need at least one")
     plan = plan_for(params, searcher.plan)
     stage_of = number_stages(plan, boundaries)
-    held = reconstruct.held_out_batches(len(batches)) if reconstruct else []
+    held = _held_out_batches(len(batches), held_out, reconstruct)
     programs, stages, carried = enter_stages(fn, params, batches, stage_of, weights)
 
     dense, masks = dict(flatten(params).by_path), map_named(lambda *_: None, params)
     saved = None
     if checkpoint is not None:
-        settings = replace(searcher, plan=plan), _without_functions(reconstruct)
+        settings = replace(searcher, plan=plan), held, _without_functions(reconstruct)
         saved = open_checkpoint(checkpoint, dense, batches, stages, *settings)
     result = SearchResult(params, masks, plan)
     for i, paths in enumerate(stages):
@@ -109,11 +124,10 @@ def prune_sequentially(
         if done is None:
             name = f"stage {i + 1} of {len(stages)}"
             stream = progress_bar(carried, carried, name, progress)
-            used = (x for x in enumerate(stream) if x[0] not in held)
             statistics: dict[str, LeafStatistics] = {}
             if not isinstance(searcher, MagnitudeSearcher):
                 statistics = _observe_stage(
-                    programs, i, result, paths, used, searcher.statistic
+                    programs, i, result, paths, stream, held, searcher.statistic
                 )
             done = _prune_stage(searcher, result, paths, statistics)
             if reconstruct is not None:
@@ -136,6 +150,17 @@ def _arrays(params: PyTree) -> list[Any]:
     return [leaf for leaf in flatten(params)[0].values() if is_array(leaf)]
 
 
+def _held_out_batches(
+    count: int, held_out: float, reconstruct: Reconstruction | None
+) -> set[int]:
+    """Returns the numbers of the batches that are held out of the statistics."""
+    if reconstruct is not None:
+        return set(reconstruct.held_out_batches(count))
+    interval = held_out_interval(held_out)
+    check_num_batches(count, interval)
+    return {i for i in range(count) if is_held_out(i, interval)}
+
+
 def _without_functions(reconstruct: Reconstruction | None) -> Any:
     """Returns the settings that can be compared with those of another process."""
     return reconstruct and replace(reconstruct, optimizer=None, report=None)
@@ -146,10 +171,11 @@ def _observe_stage(
     i: int,
     result: SearchResult,
     paths: Sequence[str],
-    batches: Iterable[tuple[int, StageBatch]],
+    batches: Iterable[StageBatch],
+    held: set[int],
     statistic: Statistic,
 ) -> dict[str, LeafStatistics]:
-    """Returns the statistics of the leaves of stage `i`, from numbered batches."""
+    """Returns the statistics of the leaves of stage `i`."""
     first = next(iter(programs.values())).program
     matrices = matrices_of(first, [result.plan[path] for path in paths])
     arrays = _arrays(result.params)
@@ -157,22 +183,19 @@ def _observe_stage(
         key: stage_program(program, stages[i], matrices, forward=False)
         for key, (program, _, stages) in programs.items()
     }
-    accumulators = [
-        commit_like(
-            empty_accumulator(leaf, products=statistic == "second_moment"), arrays
-        )
-        for leaf in matrices.values()
-    ]
-    for number, (key, values, weight) in batches:
+    products = statistic == "second_moment"
+    new = lambda leaf: commit_like(empty_accumulator(leaf, products=products), arrays)
+    parts = [[new(leaf) for leaf in matrices.values()] for _ in range(2 if held else 1)]
+    for number, (key, values, weight) in enumerate(batches):
         with name_batch_in_errors(number, values):
-            _, accumulators = observers[key](
-                arrays, values, weight, number, accumulators
-            )
-    return finish_statistics(dict(zip(matrices, accumulators, strict=True)), matrices)
+            part = number in held
+            _, parts[part] = observers[key](arrays, values, weight, number, parts[part])
+    by_path = [dict(zip(matrices, part, strict=True)) for part in parts]
+    return finish_statistics(by_path[0], matrices, *by_path[1:])
 
 
 def _prune_stage(
-    searcher: SparseGPTSearcher | WandaSearcher | MagnitudeSearcher,
+    searcher: SequentialSearcher,
     result: SearchResult,
     paths: Sequence[str],
     statistics: Mapping[str, LeafStatistics],
