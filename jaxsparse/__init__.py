@@ -3,6 +3,8 @@
 from jaxsparse._calibration import (
     ADMMSearcher as ADMMSearcher,
     LeafStatistics as LeafStatistics,
+    ReconstructedStage as ReconstructedStage,
+    Reconstruction as Reconstruction,
     SparseGPTSearcher as SparseGPTSearcher,
     WandaSearcher as WandaSearcher,
     collect_statistics as collect_statistics,

@@ -30,6 +30,8 @@ PUBLIC = [
     "NM",
     "PerOutput",
     "Plan",
+    "ReconstructedStage",
+    "Reconstruction",
     "RegrowthState",
     "Rule",
     "SearchResult",

@@ -31,6 +31,10 @@ from jaxsparse._calibration.map_solves import (
 from jaxsparse._calibration.output_error import (
     output_error as output_error,
 )
+from jaxsparse._calibration.reconstruction import (
+    ReconstructedStage as ReconstructedStage,
+    Reconstruction as Reconstruction,
+)
 from jaxsparse._calibration.refine_masks import (
     refine_masks as refine_masks,
 )

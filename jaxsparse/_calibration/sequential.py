@@ -1,57 +1,61 @@
 """Sequential pruning: each stage is calibrated on the pruned stages before it."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from os import PathLike
+from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsparse._calibration.accumulator import empty_accumulator
-from jaxsparse._calibration.batches import (
-    as_args,
-    name_batch_in_errors,
-    progress_bar,
-    signature,
-    token_weights,
-    unpack,
+from jaxsparse._calibration.admm_searcher import ADMMSearcher
+from jaxsparse._calibration.batches import name_batch_in_errors, progress_bar
+from jaxsparse._calibration.carried_batches import (
+    SplitProgram,
+    StageBatch,
+    enter_stages,
+    run_stage,
 )
 from jaxsparse._calibration.collect import finish_statistics
-from jaxsparse._calibration.leaf_statistics import LeafStatistics
+from jaxsparse._calibration.held_out import (
+    check_num_batches,
+    held_out_interval,
+    is_held_out,
+)
+from jaxsparse._calibration.leaf_statistics import LeafStatistics, Statistic
 from jaxsparse._calibration.observer import matrices_of
+from jaxsparse._calibration.reconstruction import Reconstruction, reconstruct_stage
 from jaxsparse._calibration.sparsegpt_searcher import SparseGPTSearcher
+from jaxsparse._calibration.stage_checkpoint import open_checkpoint
+from jaxsparse._calibration.stage_order import number_stages
 from jaxsparse._calibration.stage_programs import stage_program
 from jaxsparse._calibration.wanda import WandaSearcher
-from jaxsparse._masks import SearchResult
-from jaxsparse._patterns import Unstructured
-from jaxsparse._plans import (
-    LeafPlan,
-    Plan,
-    expression_meant,
-    plan_for,
-)
+from jaxsparse._masks import MagnitudeSearcher, SearchResult
+from jaxsparse._plans import LeafPlan, Plan, plan_for
 from jaxsparse._sharding import commit_like
-from jaxsparse._trace import (
-    Program,
-    Stage,
-    inline_calls,
-    order_stages,
-    products_of,
-    split_program,
-    trace,
-)
+from jaxsparse._trace import Program
 from jaxsparse._trees import PyTree, flatten, flatten_masks, is_array, map_named
+
+
+#: The searchers that prune in order.
+SequentialSearcher = (
+    ADMMSearcher | SparseGPTSearcher | WandaSearcher | MagnitudeSearcher
+)
 
 
 def prune_sequentially(
     fn: Callable[..., Any],
     params: PyTree,
     batches: Iterable[Any],
-    searcher: SparseGPTSearcher | WandaSearcher,
+    searcher: SequentialSearcher,
     *,
     boundaries: Sequence[str],
     weights: Callable[..., Array] | None = None,
     progress: bool = False,
+    held_out: float = 0.0,
+    reconstruct: Reconstruction | None = None,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> SearchResult:
     """Prunes a model stage by stage, each calibrated on the pruned stages before it.
 
@@ -63,22 +67,32 @@ def prune_sequentially(
       params: a tree of arrays.
       batches: an iterable of batches, each a tuple of the further arguments of `fn`, or
         the only one.
-      searcher: a `SparseGPTSearcher` or a `WandaSearcher`; its plan decides which
-        leaves are pruned.
+      searcher: a `SparseGPTSearcher`, `ADMMSearcher`, `WandaSearcher` or
+        `MagnitudeSearcher`; its plan decides which leaves are pruned.
       boundaries: regular expressions that match whole paths. Each defines a stage, the
         leaves that it is the first to match, which are pruned together. Stages run in
         the order of the trace: `[rf"layers/{i}/.*" for i in range(12)]`.
       weights: token weights, as for `collect_statistics`.
       progress: whether to show a progress bar (requires `tqdm`).
+      held_out: the share of the batches that is held out of the statistics, as for
+        `collect_statistics`; `shrinkage="auto"` chooses by them.
+      reconstruct: how the weights of each pruned stage are trained, before the next
+        stage is pruned, to give the outputs of the dense stage on the same inputs. The
+        other floating parameters that the stage alone uses, such as biases and the
+        gains of norms, are trained with them; embeddings are not. Padding must be
+        finite. Its `held_out` takes the place of the other one.
+      checkpoint: a folder in which each stage is saved when it is done. A call with the
+        same arguments goes on after the last of them, with the same result.
 
     Returns:
       The pruned parameters, their masks and the plan.
 
     Raises:
       ValueError: no boundary matches a leaf, a leaf is contracted inside a loop, or
-        stages overlap; besides the errors of `collect_statistics` and the searcher.
+        stages overlap; the checkpoint is that of other parameters, batches or settings;
+        besides the errors of `collect_statistics` and the searcher.
 
-    >>> import jax.numpy as jnp
+    >>> import jax
     >>> from jaxsparse import Rule
     >>> keys = jax.random.split(jax.random.key(0), 3)
     >>> params = {name: jax.random.normal(keys[0], (16, 16)) for name in ("a", "b")}
@@ -95,163 +109,98 @@ def prune_sequentially(
     if not batches:
         raise ValueError("there are no batches: statistics need at least one")
     plan = plan_for(params, searcher.plan)
-    _check_boundaries(plan, boundaries)
-    stage_of = {leaf.path: _stage_number(leaf, boundaries) for leaf in plan.sparse}
-    with name_batch_in_errors(0, batches[0]):
-        first = inline_calls(trace(fn, params, as_args(batches[0])))
-        stages = order_stages(first, stage_of)
-    programs = {signature(batches[0]): _split(first, params, stages)}
-    carried = []
-    for number, batch in enumerate(batches):
-        with name_batch_in_errors(number, batch):
-            key = signature(batch)
-            if key not in programs:
-                program = inline_calls(trace(fn, params, as_args(batch)))
-                order_stages(program, stage_of)  # raises if it has other products
-                programs[key] = _split(program, params, stages)
-            carried.append(_first_inputs(programs[key], key, batch, weights))
+    stage_of = number_stages(plan, boundaries)
+    held = _held_out_batches(len(batches), held_out, reconstruct)
+    programs, stages, carried = enter_stages(fn, params, batches, stage_of, weights)
 
-    result = SearchResult(params, map_named(lambda *_: None, params), plan)
+    dense, masks = dict(flatten(params).by_path), map_named(lambda *_: None, params)
+    saved = None
+    if checkpoint is not None:
+        settings = replace(searcher, plan=plan), held, _without_functions(reconstruct)
+        saved = open_checkpoint(checkpoint, dense, batches, stages, *settings)
+    result = SearchResult(params, masks, plan)
     for i, paths in enumerate(stages):
-        matrices = matrices_of(first, [plan[path] for path in paths])
-        arrays, name = _arrays(result.params), f"stage {i + 1} of {len(stages)}"
-        stream = progress_bar(carried, carried, name, progress)
-        products = searcher.statistic == "second_moment"
-        observers = {
-            key: stage_program(program, stages[i], matrices, forward=False)
-            for key, (program, _, stages) in programs.items()
-        }
-        accumulators = [
-            commit_like(empty_accumulator(leaf, products=products), arrays)
-            for leaf in matrices.values()
-        ]
-        for number, (key, values, weight) in enumerate(stream):
-            with name_batch_in_errors(number, batches[number]):
-                _, accumulators = observers[key](
-                    arrays, values, weight, number, accumulators
+        done = saved.load(i, dense) if saved else None
+        if done is None:
+            name = f"stage {i + 1} of {len(stages)}"
+            stream = progress_bar(carried, carried, name, progress)
+            statistics: dict[str, LeafStatistics] = {}
+            if not isinstance(searcher, MagnitudeSearcher):
+                statistics = _observe_stage(
+                    programs, i, result, paths, stream, held, searcher.statistic
                 )
-        by_path = dict(zip(matrices, accumulators, strict=True))
-        statistics = finish_statistics(by_path, matrices)
-        result = _prune_stage(searcher, result, paths, statistics)
+            done = _prune_stage(searcher, result, paths, statistics)
+            if reconstruct is not None:
+                done = _reconstruct_stage(
+                    reconstruct, programs, i, dense, result, done, carried
+                )
+            if saved:
+                saved.save(i, *done)
+        result = _with_leaves(result, *done)
         if i + 1 < len(stages):
-            carried = _run_stage(programs, i, _arrays(result.params), carried)
+            carried = run_stage(programs, i, _arrays(result.params), carried)
     return result
 
 
-class _SplitProgram(NamedTuple):
-    """A program split into stages.
-
-    Attributes:
-      program: the whole program.
-      entry: the indices of its inputs that the first stage takes.
-      stages: the stages.
-    """
-
-    program: Program
-    entry: list[int]
-    stages: list[Stage]
-
-
-class _CarriedBatch(NamedTuple):
-    """A batch between two stages.
-
-    Attributes:
-      key: the key of its program.
-      values: the inputs of the next stage.
-      weights: its token weights, or None.
-    """
-
-    key: Any
-    values: list[Any]
-    weights: Array | None
-
-
-def _check_boundaries(plan: Plan, boundaries: Sequence[str]) -> None:
-    if isinstance(boundaries, str):
-        raise TypeError(
-            f"boundaries must be a list of regular expressions, got {boundaries!r}"
-        )
-    for leaf in plan.sparse:
-        match leaf.pattern:
-            case Unstructured(across_leaves=True):
-                raise ValueError(
-                    f"leaf {leaf.path!r} of shape {leaf.shape} is planned "
-                    f"{leaf.decision!r}, and one threshold for leaves of several "
-                    "stages can't be computed stage by stage: plan a sparsity for each "
-                    "leaf, with across_leaves=False"
-                )
-    for boundary in boundaries:
-        if meant := expression_meant(boundary, [leaf.path for leaf in plan.sparse]):
-            raise ValueError(
-                f"boundary {boundary!r} does not match the leaves of this name, "
-                f"because it is read as a regular expression: write {meant!r}"
-            )
-        if not any(re.fullmatch(boundary, leaf.path) for leaf in plan.sparse):
-            raise ValueError(
-                f"boundary {boundary!r} matches none of the {len(plan.sparse)} leaves "
-                "that are pruned. It must match a whole path, such as "
-                f"{plan.sparse[0].path!r}"
-            )
-
-
-def _stage_number(leaf: LeafPlan, boundaries: Sequence[str]) -> int:
-    for number, boundary in enumerate(boundaries):
-        if re.fullmatch(boundary, leaf.path):
-            return number
-    raise ValueError(
-        f"no boundary matches leaf {leaf.path!r} of shape {leaf.shape}, which is "
-        f"planned {leaf.decision!r}: add one that matches the whole path, or keep the "
-        "leaf dense"
-    )
-
-
-def _split(
-    program: Program, params: PyTree, stages: Sequence[Sequence[str]]
-) -> _SplitProgram:
-    products = [products_of(program, leaves) for leaves in stages]
-    entry, split = split_program(program, len(_arrays(params)), products)
-    return _SplitProgram(program, entry, split)
-
-
-def _first_inputs(
-    program: _SplitProgram,
-    key: Any,
-    batch: Any,
-    weights: Callable[..., Array] | None,
-) -> _CarriedBatch:
-    inputs, _ = unpack(as_args(batch))
-    values = [inputs[i] for i in program.entry]
-    return _CarriedBatch(key, values, token_weights(weights, batch))
+#: New values of leaves, and the masks of those that were pruned, by path.
+_Done = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _arrays(params: PyTree) -> list[Any]:
     return [leaf for leaf in flatten(params)[0].values() if is_array(leaf)]
 
 
-def _run_stage(
-    programs: Mapping[Any, _SplitProgram],
+def _held_out_batches(
+    count: int, held_out: float, reconstruct: Reconstruction | None
+) -> set[int]:
+    """Returns the numbers of the batches that are held out of the statistics."""
+    if reconstruct is not None:
+        return set(reconstruct.held_out_batches(count))
+    interval = held_out_interval(held_out)
+    check_num_batches(count, interval)
+    return {i for i in range(count) if is_held_out(i, interval)}
+
+
+def _without_functions(reconstruct: Reconstruction | None) -> Any:
+    """Returns the settings that can be compared with those of another process."""
+    return reconstruct and replace(reconstruct, optimizer=None, report=None)
+
+
+def _observe_stage(
+    programs: Mapping[Any, SplitProgram],
     i: int,
-    arrays: list[Any],
-    carried: Sequence[_CarriedBatch],
-) -> list[_CarriedBatch]:
-    """Returns the batches after stage `i`, run on pruned parameters."""
-    forward = {
-        key: stage_program(program, stages[i], {})
+    result: SearchResult,
+    paths: Sequence[str],
+    batches: Iterable[StageBatch],
+    held: set[int],
+    statistic: Statistic,
+) -> dict[str, LeafStatistics]:
+    """Returns the statistics of the leaves of stage `i`."""
+    first = next(iter(programs.values())).program
+    matrices = matrices_of(first, [result.plan[path] for path in paths])
+    arrays = _arrays(result.params)
+    observers = {
+        key: stage_program(program, stages[i], matrices, forward=False)
         for key, (program, _, stages) in programs.items()
     }
-    return [
-        batch._replace(values=forward[batch.key](arrays, batch.values)[0])
-        for batch in carried
-    ]
+    products = statistic == "second_moment"
+    new = lambda leaf: commit_like(empty_accumulator(leaf, products=products), arrays)
+    parts = [[new(leaf) for leaf in matrices.values()] for _ in range(2 if held else 1)]
+    for number, (key, values, weight) in enumerate(batches):
+        with name_batch_in_errors(number, values):
+            part = number in held
+            _, parts[part] = observers[key](arrays, values, weight, number, parts[part])
+    by_path = [dict(zip(matrices, part, strict=True)) for part in parts]
+    return finish_statistics(by_path[0], matrices, *by_path[1:])
 
 
 def _prune_stage(
-    searcher: SparseGPTSearcher | WandaSearcher,
+    searcher: SequentialSearcher,
     result: SearchResult,
     paths: Sequence[str],
     statistics: Mapping[str, LeafStatistics],
-) -> SearchResult:
-    """Returns the result with the leaves of another stage pruned."""
+) -> _Done:
+    """Returns the leaves of another stage, pruned."""
     leaves = tuple(
         leaf
         if leaf.path in paths
@@ -259,10 +208,57 @@ def _prune_stage(
         for leaf in result.plan.leaves
     )
     stage_searcher = replace(searcher, plan=Plan(leaves))
-    params, stage_masks, _ = stage_searcher.search(result.params, statistics)
-    masks = flatten_masks(result.masks)
-    for path, mask in flatten_masks(stage_masks).items():
-        if mask is not None:
-            masks[path] = mask
-    tree = map_named(lambda path, _: masks[path], params)
-    return SearchResult(params, tree, result.plan)
+    params, masks, _ = stage_searcher.search(result.params, statistics)
+    pruned, masks = flatten(params).by_path, flatten_masks(masks)
+    return {path: pruned[path] for path in paths}, {path: masks[path] for path in paths}
+
+
+def _reconstruct_stage(
+    settings: Reconstruction,
+    programs: Mapping[Any, SplitProgram],
+    i: int,
+    dense: Mapping[str, Any],
+    result: SearchResult,
+    done: _Done,
+    carried: Sequence[StageBatch],
+) -> _Done:
+    """Returns the leaves of stage `i`, trained."""
+    pruned, masks = done
+    program, _, stages = next(iter(programs.values()))
+    paths = [path for path, leaf in dense.items() if is_array(leaf)]
+    others = {j for k, stage in enumerate(stages) if k != i for j in stage.params}
+    own = {paths[j] for j in stages[i].params if j not in others}
+    current = {**flatten(result.params).by_path, **pruned}
+    trained = {
+        path: current[path]
+        for path in paths
+        if path in pruned or (path in own and _is_trainable(program, path))
+    }
+    new = reconstruct_stage(
+        settings,
+        {key: split.stages[i] for key, split in programs.items()},
+        paths,
+        [dense[path] for path in paths],
+        [current[path] for path in paths],
+        trained,
+        masks,
+        carried,
+    )
+    return new, masks
+
+
+def _is_trainable(program: Program, path: str) -> bool:
+    """Whether a leaf is a float that no lookup reads, as embeddings are."""
+    is_float = jnp.issubdtype(program.leaves[path].dtype, jnp.floating)
+    return is_float and all(use.kind != "gather" for use in program.uses[path])
+
+
+def _with_leaves(
+    result: SearchResult, leaves: Mapping[str, Any], masks: Mapping[str, Any]
+) -> SearchResult:
+    """Returns the result with the leaves and masks of another stage."""
+    params = map_named(lambda path, leaf: leaves.get(path, leaf), result.params)
+    of_all = {**flatten_masks(result.masks), **masks}
+    return SearchResult(
+        params, map_named(lambda path, _: of_all[path], params), result.plan
+    )

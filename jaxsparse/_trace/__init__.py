@@ -9,6 +9,7 @@ from jaxsparse._trace.evaluate import (
     Site as Site,
     bind as bind,
     evaluate as evaluate,
+    keep_equation as keep_equation,
     run_equation as run_equation,
 )
 from jaxsparse._trace.factors import (

@@ -1,14 +1,15 @@
 """A program split into stages that run one after the other."""
 
+import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from jax.extend import core
 from jax.extend.core import JaxprEqn
 
-from jaxsparse._trace.jaxpr import BoundJaxpr, step_into
+from jaxsparse._trace.jaxpr import BoundJaxpr, control_flow, step_into, var_shape
 from jaxsparse._trace.program import Program
 
 
@@ -82,7 +83,11 @@ def order_stages(program: Program, stage_of: Mapping[str, int]) -> list[list[str
 
 
 def split_program(
-    program: Program, num_params: int, products: Sequence[Sequence[int]]
+    program: Program,
+    num_params: int,
+    products: Sequence[Sequence[int]],
+    *,
+    narrow: bool = False,
 ) -> tuple[list[int], list[Stage]]:
     """Splits a program after the last product of each stage.
 
@@ -94,6 +99,9 @@ def split_program(
       num_params: the number of its inputs that are parameters; they come first.
       products: the indices of the equations that are the products of each stage, in
         order.
+      narrow: whether to split where the fewest bytes are passed on, anywhere between
+        the products of two stages, and to return one more stage, without products, for
+        what comes after the last product.
 
     Returns:
       The indices of the program's other inputs that the first stage needs, and the
@@ -108,11 +116,17 @@ def split_program(
         i for i, eqn in enumerate(jaxpr.eqns) if varying.isdisjoint(eqn.outvars)
     ]
     ends = [of_stage[-1] for of_stage in products]
-    starts = [0, *(end + 1 for end in ends[:-1])]
+    needed: list[Any] = []  # by the next stage
+    if narrow:
+        ends = _narrow_ends(jaxpr, varying, products)
+        last = jaxpr.eqns[[-1, *ends][-2] + 1 :]
+        defined = {v for eqn in last for v in eqn.outvars}
+        needed = [v for v in _variables(jaxpr.outvars) if v in defined]
+        products, ends = [*products, []], [*ends, len(jaxpr.eqns) - 1]
     ends[-1] = len(jaxpr.eqns) - 1  # for effects
+    starts = [0, *(end + 1 for end in ends[:-1])]
 
     split: list[Stage] = []
-    needed: list[Any] = []  # by the next stage
     for start, end, of_stage in reversed([*zip(starts, ends, products, strict=True)]):
         results = [jaxpr.eqns[i].outvars[0] for i in of_stage]
         outvars = [*results, *needed]
@@ -128,6 +142,47 @@ def split_program(
         needed = passed_on
     index = {v: i for i, v in enumerate(inputs)}
     return [index[v] for v in needed], split[::-1]
+
+
+def _narrow_ends(
+    jaxpr: Any, varying: AbstractSet[Any], products: Sequence[Sequence[int]]
+) -> list[int]:
+    """Returns the last equation of each stage.
+
+    It is the last one of those after which the fewest bytes are needed by others, from
+    the stage's last product to the next stage's first. After the last product only
+    elementwise operations are considered: the function may return a mere loss.
+    """
+    count = len(jaxpr.eqns)
+    defined_at = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
+    last_use = {
+        v: i for i, eqn in enumerate(jaxpr.eqns) for v in _variables(eqn.invars)
+    }
+    last_use |= dict.fromkeys(_variables(jaxpr.outvars), count)
+    change = [0] * (count + 1)  # in the bytes that are needed later
+    for v in varying & last_use.keys():
+        nbytes = math.prod(var_shape(v)) * v.aval.dtype.itemsize
+        change[defined_at.get(v, 0)] += nbytes
+        change[last_use[v]] -= nbytes
+    needed = list(accumulate(change))
+    firsts = [of_stage[0] for of_stage in products[1:]]
+    lasts = [of_stage[-1] for of_stage in products]
+    limit = lasts[-1] + 1
+    while limit < count and _is_elementwise(jaxpr.eqns[limit], varying):
+        limit += 1
+    return [
+        min(reversed(range(last, max(end, last + 1))), key=needed.__getitem__)
+        for last, end in zip(lasts, [*firsts, limit], strict=True)
+    ]
+
+
+def _is_elementwise(eqn: JaxprEqn, varying: AbstractSet[Any]) -> bool:
+    """Whether an equation is no product and its result has as many elements."""
+    size = lambda v: math.prod(var_shape(v))
+    sizes = [size(v) for v in _variables(eqn.invars) if v in varying]
+    is_product = eqn.primitive.name in ("dot_general", "conv_general_dilated")
+    same = all(size(v) == max(sizes, default=0) for v in eqn.outvars)
+    return not sizes or (same and not is_product and control_flow(eqn) is None)
 
 
 def products_of(program: Program, leaves: Iterable[str]) -> list[int]:

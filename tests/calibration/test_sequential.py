@@ -49,6 +49,24 @@ def test_each_stage_sees_what_the_pruned_ones_before_it_give(kind):
 
 
 @pytest.mark.sweep
+@pytest.mark.parametrize("kind", [js.SparseGPTSearcher, js.ADMMSearcher])
+def test_shrinkage_is_chosen_by_held_out_batches_of_the_pruned_stages(kind):
+    searcher = kind(RULES, shrinkage="auto")
+    result = js.prune_sequentially(
+        network, PARAMS, BATCHES, searcher, boundaries=["[ab]", "c", "d"], held_out=0.4
+    )
+    expected = PARAMS
+    for stage in ("ab", "c", "d"):
+        rules = [js.Rule(f"[{stage}]", "2:4", axis=0)]
+        statistics = js.collect_statistics(
+            network, expected, BATCHES, plan=rules, held_out=0.4
+        )
+        expected = kind(rules, shrinkage="auto").search(expected, statistics).params
+    for name in PARAMS:
+        np.testing.assert_allclose(result.params[name], expected[name], atol=1e-4)
+
+
+@pytest.mark.sweep
 def test_padding_does_not_count_and_a_model_is_pruned_in_its_state():
     class Net(nnx.Module):
         def __init__(self, rngs):
