@@ -93,7 +93,7 @@ def main():
     graph, dense = nnx.split(model, nnx.Param)
     forward = lambda params, tokens: nnx.merge(graph, params)(tokens)
     mean_loss = jax.jit(lambda params, tokens: loss(nnx.merge(graph, params), tokens))
-    stages = [f"blocks/{i}/.*" for i in range(len(model.blocks))]
+    stages = [f"blocks/{i}/.*" for i in dense["blocks"]]
 
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     counts = {name: pieces[:, 1:].size for name, pieces in texts.items()}

@@ -49,7 +49,8 @@ def train(mean_loss, result, teacher, pieces, args, rate):
     # Committed, as they are after a step, or the second step would compile again.
     params = jax.device_put(result.params, jax.devices()[0], may_alias=False)  # donated
     state = jax.device_put(tx.init(params), jax.devices()[0])
-    for tokens in mixed_batches(*pieces, args.batch, args.steps):
+    own, others = pieces
+    for tokens in mixed_batches(own, others, args.batch, args.steps):
         params, state = step(params, state, teacher, tokens)
     return result._replace(params=params)
 
@@ -138,7 +139,8 @@ def main():
         pruned = row(f"{pattern}, SparseGPT", make)
         result = row(trained, partial(tune, both_losses, pruned, rate=RATE))
         js.check_sparsity(result.params, result.plan)
-    print(f"\n{result.plan}\nsparsity of all weights: {js.sparsity(result.params):.1%}")
+        print(f"\n{result.plan}")
+        print(f"sparsity of all weights: {js.sparsity(result.params):.1%}\n")
 
 
 if __name__ == "__main__":

@@ -15,17 +15,17 @@ from tests import reference
 _RANDOM = np.random.default_rng(0)
 #: Four experts of 16 inputs and 8 outputs; the tokens go to experts 0, 2 and 3.
 _EXPERTS = _RANDOM.normal(size=(4, 16, 8)).astype(np.float32)
-_TOKENS = _RANDOM.normal(size=(90, 16)).astype(np.float32)
-_EXPERT_OF = np.sort(_RANDOM.choice([0, 2, 3], 90, p=[0.5, 0.3, 0.2]))
+_TOKENS = _RANDOM.normal(size=(400, 16)).astype(np.float32)
+_EXPERT_OF = np.sort(_RANDOM.choice([0, 2, 3], 400, p=[0.5, 0.3, 0.2]))
 _COUNTS = np.bincount(_EXPERT_OF, minlength=4)
 _RULES = [js.Rule(".*", "2:4", axis=1, sizes=None)]
 
 
 def _by_slots(params, x, expert_of):
-    """Each expert has 64 slots, more than it fills."""
+    """Each expert has 256 slots, more than it fills."""
     sent = jax.nn.one_hot(expert_of, 4, dtype=x.dtype)
     slot = ((jnp.cumsum(sent, 0) - 1) * sent).sum(1).astype(jnp.int32)
-    dispatch = sent[:, :, None] * jax.nn.one_hot(slot, 64, dtype=x.dtype)[:, None]
+    dispatch = sent[:, :, None] * jax.nn.one_hot(slot, 256, dtype=x.dtype)[:, None]
     slots = jnp.einsum("tes,td->esd", dispatch, x)
     outputs = jnp.einsum("esd,edf->esf", slots, params["experts"])
     return jnp.einsum("tes,esf->tf", dispatch, outputs)
@@ -78,7 +78,7 @@ def test_an_expert_counts_the_tokens_that_are_sent_to_it(fn):
 
 
 def test_weights_of_tokens_still_count():
-    weights = lambda *_: jnp.arange(90) % 2 == 0
+    weights = lambda *_: jnp.arange(400) % 2 == 0
     statistics = js.collect_statistics(
         _by_mask,
         {"experts": _EXPERTS},
@@ -143,12 +143,12 @@ def test_the_report_counts_starved_experts():
         result = js.WandaSearcher(_RULES).search(params, statistics)
     report = js.calibration_report(params, result, statistics)
     (leaf,) = report
-    assert (leaf.starved, leaf.tokens) == (1, 90)
+    assert (leaf.starved, leaf.tokens) == (1, 400)
     assert "2:4 along axis 1; 1 without tokens: by magnitude" in str(report)
 
 
 def test_no_warning_where_every_expert_met_tokens():
-    params, expert_of = {"experts": _EXPERTS}, np.arange(90) % 4
+    params, expert_of = {"experts": _EXPERTS}, np.arange(400) % 4
     statistics = js.collect_statistics(
         _by_slots, params, [(_TOKENS, expert_of)], plan=_RULES
     )
