@@ -7,6 +7,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxsparse._channels.unify import unify
 from jaxsparse._channels.value import Record, Value, use_as_numbers
+from jaxsparse._trace import var_shape
 
 
 #: Operations whose outputs are copies of their operands, in order.
@@ -68,7 +69,7 @@ def elementwise(
     eqn: JaxprEqn, operands: Sequence[Value], record: Record
 ) -> list[Value] | None:
     """Unifies the axes of all operands. Scalars and axes of size 1 are repeated."""
-    shape, axes = eqn.outvars[0].aval.shape, list[int]()
+    shape, axes = var_shape(eqn.outvars[0]), list[int]()
     whole = [value for value in operands if value.axes]
     if any(len(value.axes) != len(shape) for value in whole):
         return None
