@@ -118,9 +118,11 @@ def _add(output: Value, operands: Sequence[Value], name: str, record: Record) ->
     """Positions plus the size of their axis, for indices that count from the end."""
     one, other = operands
     (part, *more) = one.counts or (None,)
-    last = None if part is None else record.parts.sizes[part]
-    if last is not None and other.number == last and not more and not one.wraps:
-        return output._replace(counts=one.counts, wraps=True)
+    if part is not None and not more and not one.wraps and not other.counts:
+        if other.number == 0:
+            return output._replace(counts=one.counts)
+        if other.number == record.parts.sizes[part]:
+            return output._replace(counts=one.counts, wraps=True)
     return _as_numbers(output, operands, name, record)
 
 

@@ -51,7 +51,7 @@ def find_largest(
     """Returns a position in the axis."""
     (value,), (along,) = operands, eqn.params["axes"]
     axis = value.axes[along]
-    mark(record.parts, axis, "kept", f"`{eqn.primitive.name}` chooses from it")
+    mark(record.parts, axis, "chosen", "a router chooses")
     axes = tuple(x for i, x in enumerate(value.axes) if i != along)
     return [Value(axes, (axis,))]
 

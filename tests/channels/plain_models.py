@@ -213,7 +213,7 @@ def loop_that_ends_by_a_channel():
 
     def fn(p, x):
         go_on = lambda state: (state[0] < 5) & (state[1][0, 2] < 1.0)
-        body = lambda state: (state[0] + 1, jnp.tanh(state[1]) * 1.5 + 0.1)
+        body = lambda state: (state[0] + 1, jnp.tanh(state[1] @ p["turn"]) + 0.1)
         _, x = lax.while_loop(go_on, body, (0, x @ p["inp"]))
         return x @ p["out"]
 
@@ -381,3 +381,14 @@ def class_token():
         return x[:, 0] @ p["head"]
 
     return fn, params, (vectors(2, 4, 6),)
+
+
+def nothing_but_a_total():
+    """The last of cumulative sums is a total, which the analysis does not know."""
+    params = draw(up=(6, 12), bias=(12,), out=(1, 5))
+
+    def fn(p, x):
+        h = jnp.cumsum(jax.nn.relu(x @ p["up"] + p["bias"]), -1)
+        return h[:, -1:] @ p["out"]
+
+    return fn, params, (vectors(3, 6),)
