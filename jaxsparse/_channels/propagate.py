@@ -126,7 +126,9 @@ def read_graph(
 def _set(flow: Flow, number: int, value: Value) -> None:
     flow.values[number] = value
     counts = [part for part in value.counts if part is not None]
-    flow.record.regions.append((*value.axes, *counts))
+    flow.record.regions.append(value.axes)
+    if counts:  # positions in an axis can be separate for what the value has itself
+        flow.record.regions.append((*value.axes, *counts))
 
 
 def _add_loops(flow: Flow, path: Path, known: int) -> None:
