@@ -5,7 +5,7 @@ other channels at each position: a family. It stays one only if everything that 
 family has the axis too, and treats its positions apart.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from jaxsparse._channels.parts import (
     Made,
@@ -79,14 +79,19 @@ def _top_atoms(parts: Parts, part: int) -> list[int]:
     return [x for x in factors_of(parts, part) if is_atom(parts, x)]
 
 
-def settle_families(parts: Parts, regions: Iterable[tuple[int, ...]]) -> None:
+def settle_families(
+    parts: Parts,
+    regions: Iterable[tuple[int, ...]],
+    leaves: Collection[tuple[int, ...]],
+) -> None:
     """Collapses the families that are found without their axis.
 
     Args:
       parts: the parts of all axes.
       regions: the axes of each value, and of the terms of each product.
+      leaves: the axes of each leaf.
     """
-    every = set(regions)
+    every = {*regions, *leaves}
     changed = True
     while changed:
         changed = False
@@ -98,8 +103,13 @@ def settle_families(parts: Parts, regions: Iterable[tuple[int, ...]]) -> None:
                 if family is None:
                     continue
                 along = find(parts, family.along)
-                whole = factors.count(part) > 0 and factors.count(along) == 1
-                if not whole or along in mixed or not _is_cut(parts, along):
+                beside = factors.count(part) > 0 and factors.count(along) == 1
+                if (
+                    not beside
+                    or along in mixed
+                    or not _is_cut(parts, along)
+                    or (region in leaves and not _has_places(parts, region, part))
+                ):
                     collapse(parts, part)
                     changed = True
 
@@ -110,6 +120,19 @@ def _families_in(parts: Parts, part: int) -> list[int]:
     made = parts.made[part]
     inner = [] if made is None else [x for y in made.of for x in _families_in(parts, y)]
     return [part, *inner] if family_of(parts, part) else inner
+
+
+def _has_places(parts: Parts, axes: Sequence[int], part: int) -> bool:
+    """Returns whether the members of a family are ranges of the axes of a leaf.
+
+    They are if the axis of the family is another one, or the major factor of its own.
+    """
+    family = family_of(parts, part)
+    along = -1 if family is None else find(parts, family.along)
+    every = [factors_of(parts, axis) for axis in axes]
+    return [along] in every or any(
+        factors[:1] == [along] and part in factors for factors in every
+    )
 
 
 def _is_cut(parts: Parts, part: int) -> bool:

@@ -76,7 +76,8 @@ def channel_groups(
 
 def _groups(flow: Flow, paths: Sequence[str]) -> list[ChannelGroup]:
     parts, graph = flow.record.parts, flow.graph
-    settle_families(parts, flow.record.regions)
+    leaves = {flow.values[i].axes for i in range(len(paths))}
+    settle_families(parts, flow.record.regions, leaves)
     used = {*graph.outputs, *(i for step in graph.steps for i in step.operands)}
     places: dict[int, list[tuple[str, Place]]] = {}
     for i, path in enumerate(paths):

@@ -3,6 +3,7 @@
 from jaxsparse._channels.parts import (
     Made,
     Parts,
+    atoms_of,
     factors_of,
     family_of,
     find,
@@ -23,6 +24,8 @@ def unify(parts: Parts, one: int, other: int) -> None:
         return
     if parts.sizes[one] != parts.sizes[other]:
         _block(parts, one, other)
+    elif _is_member(parts, one, other) or _is_member(parts, other, one):
+        _unify_families(parts, one, other)
     elif is_atom(parts, one):
         replace_atom(parts, one, Made("same", (other,)))
     elif is_atom(parts, other):
@@ -35,6 +38,11 @@ def unify(parts: Parts, one: int, other: int) -> None:
             ways.reverse()  # one of them is a sum
         if not any(align(parts, one, other) for align in ways):
             _block(parts, one, other)
+
+
+def _is_member(parts: Parts, part: int, family: int) -> bool:
+    """Returns whether a part is in a family of the same size: the members are one."""
+    return bool(family_of(parts, family)) and part in atoms_of(parts, family)
 
 
 def _unify_families(parts: Parts, one: int, other: int) -> None:
