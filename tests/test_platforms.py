@@ -150,6 +150,7 @@ _NOT_TRACED = frozenset(
         "outlier_ratios",
         "plan_sparsity",
         "prune_sequentially",
+        "recalibrate_batch_stats",
         "save_sparse",
         "save_torch",
         "sharding_report",
