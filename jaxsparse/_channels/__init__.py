@@ -1,0 +1,10 @@
+"""Channels that go through a model together: permuted, or taken out."""
+
+from jaxsparse._channels.groups import (
+    ChannelGroup as ChannelGroup,
+    ChannelGroups as ChannelGroups,
+    ChannelMember as ChannelMember,
+)
+from jaxsparse._channels.member_view import (
+    read_member as read_member,
+)
