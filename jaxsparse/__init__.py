@@ -92,6 +92,11 @@ from jaxsparse._reports import (
     sparsity as sparsity,
     sparsity_report as sparsity_report,
 )
+from jaxsparse._shrinking import (
+    ShrinkResult as ShrinkResult,
+    grow_back as grow_back,
+    shrink_params as shrink_params,
+)
 from jaxsparse._trace import Use as Use
 from jaxsparse._training import (
     RegrowthState as RegrowthState,

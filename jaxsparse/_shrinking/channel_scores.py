@@ -49,8 +49,12 @@ def channel_scores(
     checked = np.asarray(total, np.float64)
     expected = (*group.index, group.size)
     if checked.shape != expected or not np.isfinite(checked).all():
-        problem = "are not finite" if checked.shape == expected else (
-            f"have shape {checked.shape}, and there is one for each of {expected}"
+        problem = (
+            "are not finite"
+            if checked.shape == expected
+            else (
+                f"have shape {checked.shape}, and there is one for each of {expected}"
+            )
         )
         raise ValueError(
             f"the scores of the channels of leaf {group.members[0].path!r} along axis "
@@ -104,8 +108,8 @@ def _summed(
         score = scores.get(member.path)
         if getattr(score, "shape", None) != shape:
             raise ValueError(
-                f"leaf {member.path!r} of shape {shape} needs scores of the same shape, "
-                f"got {getattr(score, 'shape', score)}"
+                f"leaf {member.path!r} of shape {shape} needs scores of the same "
+                f"shape, got {getattr(score, 'shape', score)}"
             )
         total += _channel_sums(score, member)
     return total

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from jaxsparse._channels import ChannelGroup, ChannelGroups
 
@@ -22,8 +23,8 @@ def new_sizes(
       multiple_of: what sizes that follow from a sparsity are rounded to.
 
     Raises:
-      ValueError: an argument is missing or out of its range, a path matches nothing that
-        can go, or all groups would stay whole.
+      ValueError: an argument is missing or out of its range, a path matches nothing
+        that can go, or all groups would stay whole.
     """
     if (sparsity is None) == (sizes is None):
         raise ValueError(
@@ -65,7 +66,7 @@ def _rounded(size: int, kept: float, multiple_of: int) -> int:
 
 def _first_match(
     groups: ChannelGroups, values: Mapping[str, float] | Mapping[str, int]
-) -> dict[int, float]:
+) -> dict[int, Any]:
     """Returns for each group that can be cut the first value that is meant for it."""
     matched = {
         pattern: [i for i, group in enumerate(groups) if _matches(pattern, group)]
@@ -74,7 +75,7 @@ def _first_match(
     for pattern, numbers in matched.items():
         if all(groups[i].kept for i in numbers):
             raise ValueError(_no_match(groups, pattern, numbers))
-    chosen: dict[int, float] = {}
+    chosen: dict[int, Any] = {}
     for pattern, numbers in matched.items():
         for number in numbers:
             if not groups[number].kept:
@@ -91,16 +92,15 @@ def _no_match(groups: ChannelGroups, pattern: str, numbers: list[int]) -> str:
     if not numbers:
         paths = sorted({member.path for group in groups for member in group.members})
         return (
-            f"{pattern!r} matches none of the {len(paths)} leaves with channels. It must "
-            f"match a whole path, such as {next(iter(paths), '')!r}: write '.*' for all"
+            f"{pattern!r} matches none of the {len(paths)} leaves with channels. It "
+            "must match a whole path, such as "
+            f"{next(iter(paths), None)!r}: write '.*' for all"
         )
     reasons = "; ".join(
         f"{groups[i].size} channels of {groups[i].members[0].path!r}: {groups[i].kept}"
         for i in numbers[:8]
     )
-    return (
-        f"no channels of the leaves that {pattern!r} matches can be taken out: {reasons}"
-    )
+    return f"no channels of the leaves of {pattern!r} can be taken out: {reasons}"
 
 
 def _check_fraction(fraction: float) -> None:
@@ -111,10 +111,10 @@ def _check_fraction(fraction: float) -> None:
         )
 
 
-def _check_size(group: ChannelGroup, size: float) -> None:
-    if not 1 <= size <= group.size or size != int(size):
+def _check_size(group: ChannelGroup, size: int) -> None:
+    if not 1 <= size <= group.size:
         raise ValueError(
             f"leaf {group.members[0].path!r} has {group.size} channels along axis "
-            f"{group.members[0].axis}: the size that stays must be an integer from 1 to "
-            f"that, got {size}"
+            f"{group.members[0].axis}: the size that stays must be from "
+            f"1 to that, got {size}"
         )

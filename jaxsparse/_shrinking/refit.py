@@ -9,13 +9,12 @@ the kept inputs.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from jaxsparse._calibration import (
     LeafStatistics,
@@ -27,12 +26,13 @@ from jaxsparse._calibration import (
     shrink,
 )
 from jaxsparse._sharding import replicate
+from jaxsparse._shrinking.take_out import Order, is_kept
 
 
 def refit(
     path: str,
     leaf: Array,
-    kept: Mapping[int, Bool[np.ndarray, "..."]],
+    orders: Mapping[int, Order],
     statistics: LeafStatistics,
     shrinkage: Shrinkage,
 ) -> Array:
@@ -41,7 +41,7 @@ def refit(
     Args:
       path: its path.
       leaf: the leaf.
-      kept: what is kept along each axis; see `kept_along`.
+      orders: see `orders_along`.
       statistics: its second moments.
       shrinkage: the fraction that their entries off the diagonal are reduced by.
 
@@ -52,7 +52,8 @@ def refit(
     Raises:
       ValueError: the outputs of one product do not keep the same inputs.
     """
-    inputs = [kept[axis] for axis in statistics.columns.inputs if axis in kept]
+    axes = [axis for axis in statistics.columns.inputs if axis in orders]
+    inputs = [is_kept(orders[axis], axis) for axis in axes]
     if not inputs:
         return leaf
     mask = np.broadcast_to(np.logical_and.reduce(inputs), leaf.shape)

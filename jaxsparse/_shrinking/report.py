@@ -66,7 +66,10 @@ class ShrinkReport(Tabular):
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         rows = [
-            (leaf.path, (shape_text(leaf.shape), shape_text(leaf.new_shape), leaf.channels))
+            (
+                leaf.path,
+                (shape_text(leaf.shape), shape_text(leaf.new_shape), leaf.channels),
+            )
             for leaf in self.leaves
             if leaf.channels
         ]
