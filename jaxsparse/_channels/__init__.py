@@ -4,8 +4,13 @@ from jaxsparse._channels.groups import (
     ChannelGroup as ChannelGroup,
     ChannelGroups as ChannelGroups,
     ChannelMember as ChannelMember,
-    channel_groups as channel_groups,
+    ChannelRole as ChannelRole,
 )
 from jaxsparse._channels.member_view import (
     read_member as read_member,
+    take_channels as take_channels,
+    write_member as write_member,
+)
+from jaxsparse._channels.stand_in import (
+    channel_groups as channel_groups,
 )
