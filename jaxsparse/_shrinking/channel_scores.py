@@ -105,7 +105,7 @@ def _summed(
     total = np.zeros((*group.index, group.size))
     for member in group.members:
         shape = leaves[member.path].shape
-        score = scores.get(member.path)
+        score: Any = scores.get(member.path)
         if getattr(score, "shape", None) != shape:
             raise ValueError(
                 f"leaf {member.path!r} of shape {shape} needs scores of the same "

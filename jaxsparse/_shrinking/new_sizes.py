@@ -38,7 +38,8 @@ def new_sizes(
         for number, size in chosen.items():
             _check_size(groups[number], size)
     else:
-        fractions = sparsity if isinstance(sparsity, Mapping) else {".*": sparsity}
+        by_path = isinstance(sparsity, Mapping)
+        fractions: Any = sparsity if by_path else {".*": sparsity}
         for fraction in fractions.values():
             _check_fraction(fraction)
         chosen = {
@@ -64,9 +65,7 @@ def _rounded(size: int, kept: float, multiple_of: int) -> int:
     return min(multiples * multiple_of, size)
 
 
-def _first_match(
-    groups: ChannelGroups, values: Mapping[str, float] | Mapping[str, int]
-) -> dict[int, Any]:
+def _first_match(groups: ChannelGroups, values: Mapping[str, Any]) -> dict[int, Any]:
     """Returns for each group that can be cut the first value that is meant for it."""
     matched = {
         pattern: [i for i, group in enumerate(groups) if _matches(pattern, group)]

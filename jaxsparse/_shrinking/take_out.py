@@ -7,7 +7,8 @@ elements: those that are kept first, as many everywhere, and then those that go.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,8 @@ from jaxsparse._sharding import replicate
 Order = Int[np.ndarray, "..."]
 
 
-class Cut(NamedTuple):
+@dataclass(frozen=True)
+class Cut:
     """Channels that are taken out along one axis.
 
     Attributes:
