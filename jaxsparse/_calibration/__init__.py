@@ -5,6 +5,7 @@ from jaxsparse._calibration.admm_searcher import (
 )
 from jaxsparse._calibration.chain import (
     ChainStage as ChainStage,
+    PrunedStage as PrunedStage,
     prune_chain as prune_chain,
 )
 from jaxsparse._calibration.collect import (

@@ -1,5 +1,8 @@
 """Channels that are taken out of a model, and what is left fitted to do without."""
 
+from jaxsparse._shrinking.new_sizes import (
+    new_sizes as new_sizes,
+)
 from jaxsparse._shrinking.shrink import (
     ShrinkResult as ShrinkResult,
     grow_back as grow_back,

@@ -90,7 +90,7 @@ def _energy(
     total = np.zeros((*group.index, group.size))
     for member in consumers:
         leaf = statistics[member.path]
-        matrices = _square(leaf.scaled_matrices(leaves[member.path]))
+        matrices = _square(leaf.scaled_matrices(jnp.asarray(leaves[member.path])))
         tokens = jnp.maximum(leaf.tokens, 1)  # starved problems too rank by magnitude
         weight = tokens[:, None] * fill_starved(leaf).mean_square
         energy = leaf.columns.from_matrices(matrices * weight[:, :, None])
@@ -115,11 +115,11 @@ def _summed(
     return total
 
 
-def _square(x: Array) -> Array:
+def _square(x: np.ndarray | Array) -> Array:
     return jnp.square(jnp.asarray(x, wide_float(x.dtype)))
 
 
-def _channel_sums(weights: Array, member: ChannelMember) -> _Scores:
+def _channel_sums(weights: np.ndarray | Array, member: ChannelMember) -> _Scores:
     """Sums a leaf over all but a group's channels and what they are separate for."""
     view = read_member(replicate(jnp.asarray(weights)), member)
     kept = (*member.indices, member.channel)

@@ -31,11 +31,11 @@ from jaxsparse._shrinking.take_out import Order, is_kept
 
 def refit(
     path: str,
-    leaf: Array,
+    leaf: np.ndarray | Array,
     orders: Mapping[int, Order],
     statistics: LeafStatistics,
     shrinkage: Shrinkage,
-) -> Array:
+) -> np.ndarray | Array:
     """Returns a leaf whose kept inputs give the layer's outputs as closely as they can.
 
     Args:
@@ -65,6 +65,7 @@ def refit(
         )
     counts = masks[:, :, 0].sum(1)
     order = np.argsort(~masks[:, :, 0], axis=1, stable=True)
+    leaf = jnp.asarray(leaf)
     run = partial(_refit, leaf, order[:, : counts[0]].astype(np.int32), statistics)
     return best_shrinkage(run, lambda x: x, leaf, statistics, shrinkage)
 

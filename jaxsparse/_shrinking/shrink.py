@@ -60,8 +60,8 @@ class ShrinkResult(NamedTuple):
 
 def shrink_params(
     params: PyTree,
-    fn: Callable[..., Any],
-    args: Sequence[Any],
+    fn: Callable[..., Any] | None = None,
+    args: Sequence[Any] = (),
     *,
     sparsity: float | Mapping[str, float] | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -86,7 +86,8 @@ def shrink_params(
 
     Args:
       params: a tree of arrays.
-      fn: a function `fn(params, *args)`, which is traced for the groups.
+      fn: a function `fn(params, *args)`, which is traced for the groups; not needed if
+        `groups` are given.
       args: its further arguments; arrays may be `jax.ShapeDtypeStruct`.
       sparsity: the fraction of the channels of each group that goes, or, by regular
         expressions that must match the whole path of one of a group's leaves, fractions
@@ -139,6 +140,11 @@ def shrink_params(
     check_shrinkage(shrinkage)
     leaves = flatten(params)
     if groups is None:
+        if fn is None:
+            raise ValueError(
+                "channels are found in a function of the parameters: give fn and args, "
+                "or groups"
+            )
         groups = channel_groups(fn, params, *args)
     kept_sizes = new_sizes(groups, sparsity, sizes, multiple_of)
     cut = [groups[number] for number in kept_sizes]
