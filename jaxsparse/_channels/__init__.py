@@ -14,6 +14,3 @@ from jaxsparse._channels.member_view import (
     take_channels as take_channels,
     write_member as write_member,
 )
-from jaxsparse._channels.stand_in import (
-    channel_groups as channel_groups,
-)
