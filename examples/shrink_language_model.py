@@ -111,7 +111,9 @@ def main():
     print(f"\n{result}")
 
     grown = js.grow_back(result, result.params)
-    difference = jnp.abs(forward(grown, batches[0]) - forward(result.params, batches[0]))
+    difference = jnp.abs(
+        forward(grown, batches[0]) - forward(result.params, batches[0])
+    )
     print(f"grown back, logits differ by at most {difference.max():.1e}")
     left = matmul_weights(result.params) / matmul_weights(dense)
     rounds = 3 if args.smoke else 9

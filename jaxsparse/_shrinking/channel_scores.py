@@ -1,8 +1,10 @@
 """How much each channel matters: the scores of its weights, added up."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -68,7 +70,7 @@ def _magnitude(group: ChannelGroup, leaves: Mapping[str, Any]) -> _Scores:
     total = np.zeros((*group.index, group.size))
     for member in group.members:
         if member.role != "elementwise":
-            sums = _channel_sums(_square(leaves[member.path]), member)
+            sums = _sums(leaves[member.path], member, square=True)
             total += sums / max(sums.mean(), np.finfo(np.float64).tiny)
     return total
 
@@ -90,11 +92,7 @@ def _energy(
     total = np.zeros((*group.index, group.size))
     for member in consumers:
         leaf = statistics[member.path]
-        matrices = _square(leaf.scaled_matrices(jnp.asarray(leaves[member.path])))
-        tokens = jnp.maximum(leaf.tokens, 1)  # starved problems too rank by magnitude
-        weight = tokens[:, None] * fill_starved(leaf).mean_square
-        energy = leaf.columns.from_matrices(matrices * weight[:, :, None])
-        total += _channel_sums(energy, member)
+        total += _sums(_energies(leaves[member.path], leaf), member)
     return total
 
 
@@ -111,18 +109,33 @@ def _summed(
                 f"leaf {member.path!r} of shape {shape} needs scores of the same "
                 f"shape, got {getattr(score, 'shape', score)}"
             )
-        total += _channel_sums(score, member)
+        total += _sums(score, member)
     return total
 
 
-def _square(x: np.ndarray | Array) -> Array:
-    return jnp.square(jnp.asarray(x, wide_float(x.dtype)))
+@jax.jit
+def _energies(leaf: Array, statistics: LeafStatistics) -> Array:
+    """Returns the sum over tokens of the square of each weight times its input.
+
+    Problems that met no tokens count as one token, so they rank by magnitude.
+    """
+    moments = fill_starved(statistics).mean_square
+    weight = jnp.maximum(statistics.tokens, 1)[:, None] * moments
+    matrices = jnp.square(statistics.scaled_matrices(leaf))
+    return statistics.columns.from_matrices(matrices * weight[:, :, None])
 
 
-def _channel_sums(weights: np.ndarray | Array, member: ChannelMember) -> _Scores:
+def _sums(weights: Any, member: ChannelMember, *, square: bool = False) -> _Scores:
     """Sums a leaf over all but a group's channels and what they are separate for."""
-    view = read_member(replicate(jnp.asarray(weights)), member)
+    place = member._replace(path="")  # alike layers share one program
+    return np.asarray(_traced_sums(weights, place, square), np.float64)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _traced_sums(weights: Array, member: ChannelMember, square: bool) -> Array:
+    weights = weights.astype(wide_float(weights.dtype))
+    view = read_member(replicate(weights), member)
     kept = (*member.indices, member.channel)
     others = tuple(axis for axis in range(view.ndim) if axis not in kept)
-    sums = np.asarray(view.sum(others), np.float64)
+    sums = (jnp.square(view) if square else view).sum(others)
     return sums.transpose(np.argsort(np.argsort(kept)))

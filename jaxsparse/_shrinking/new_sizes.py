@@ -7,29 +7,32 @@ from typing import Any
 from jaxsparse._channels import ChannelGroup, ChannelGroups
 
 
+#: The number of a group, or a regular expression for the path of one of its leaves.
+GroupKey = int | str
+
+
 def new_sizes(
     groups: ChannelGroups,
-    sparsity: float | Mapping[str, float] | None,
-    sizes: Mapping[str, int] | None,
+    sparsity: float | Mapping[GroupKey, float] | None,
+    sizes: Mapping[GroupKey, int] | None,
     multiple_of: int,
 ) -> dict[int, int]:
     """Returns the new sizes of the groups that lose channels, by number.
 
     Args:
       groups: all groups.
-      sparsity: the fraction of the channels that goes, or fractions by the path of a
-        member.
-      sizes: the new sizes by the path of a member.
+      sparsity: the fraction of the channels that goes, or fractions of some groups.
+      sizes: the new sizes of some groups.
       multiple_of: what sizes that follow from a sparsity are rounded to.
 
     Raises:
-      ValueError: an argument is missing or out of its range, a path matches nothing
+      ValueError: an argument is missing or out of its range, a key matches nothing
         that can go, or all groups would stay whole.
     """
     if (sparsity is None) == (sizes is None):
         raise ValueError(
             "give either sparsity, the fraction of the channels that goes, or sizes, "
-            "the number that stays by the path of a leaf"
+            "the number that stays in some groups"
         )
     if multiple_of < 1:
         raise ValueError(f"multiple_of must be at least 1, got {multiple_of}")
@@ -65,41 +68,41 @@ def _rounded(size: int, kept: float, multiple_of: int) -> int:
     return min(multiples * multiple_of, size)
 
 
-def _first_match(groups: ChannelGroups, values: Mapping[str, Any]) -> dict[int, Any]:
+def _first_match(
+    groups: ChannelGroups, values: Mapping[GroupKey, Any]
+) -> dict[int, Any]:
     """Returns for each group that can be cut the first value that is meant for it."""
-    matched = {
-        pattern: [i for i, group in enumerate(groups) if _matches(pattern, group)]
-        for pattern in values
-    }
-    for pattern, numbers in matched.items():
-        if all(groups[i].kept for i in numbers):
-            raise ValueError(_no_match(groups, pattern, numbers))
     chosen: dict[int, Any] = {}
-    for pattern, numbers in matched.items():
+    for key, value in values.items():
+        numbers = [i for i, group in enumerate(groups) if _is_meant(key, i, group)]
+        if all(groups[i].kept for i in numbers):
+            raise ValueError(_no_match(groups, key, numbers))
         for number in numbers:
             if not groups[number].kept:
-                chosen.setdefault(number, values[pattern])
+                chosen.setdefault(number, value)
     return chosen
 
 
-def _matches(pattern: str, group: ChannelGroup) -> bool:
-    return any(re.fullmatch(pattern, x.path, re.DOTALL) for x in group.members)
+def _is_meant(key: GroupKey, number: int, group: ChannelGroup) -> bool:
+    if isinstance(key, int):
+        return key == number
+    return any(re.fullmatch(key, x.path, re.DOTALL) for x in group.members)
 
 
-def _no_match(groups: ChannelGroups, pattern: str, numbers: list[int]) -> str:
-    """Returns why a pattern has no group that can be cut."""
+def _no_match(groups: ChannelGroups, key: GroupKey, numbers: list[int]) -> str:
+    """Returns why a key is meant for no group that can be cut."""
     if not numbers:
         paths = sorted({member.path for group in groups for member in group.members})
         return (
-            f"{pattern!r} matches none of the {len(paths)} leaves with channels. It "
-            "must match a whole path, such as "
-            f"{next(iter(paths), None)!r}: write '.*' for all"
+            f"{key!r} is none of the {len(groups)} groups, and matches none of their "
+            f"{len(paths)} leaves. A regular expression must match a whole path, such "
+            f"as {next(iter(paths), None)!r}: write '.*' for all"
         )
     reasons = "; ".join(
         f"{groups[i].size} channels of {groups[i].members[0].path!r}: {groups[i].kept}"
         for i in numbers[:8]
     )
-    return f"no channels of the leaves of {pattern!r} can be taken out: {reasons}"
+    return f"no channels of the groups of {key!r} can be taken out: {reasons}"
 
 
 def _check_fraction(fraction: float) -> None:

@@ -25,7 +25,7 @@ from jaxsparse._channels import (
     channel_groups,
 )
 from jaxsparse._shrinking.channel_scores import Scores, channel_scores
-from jaxsparse._shrinking.new_sizes import new_sizes
+from jaxsparse._shrinking.new_sizes import GroupKey, new_sizes
 from jaxsparse._shrinking.refit import refit
 from jaxsparse._shrinking.report import ShrinkReport, report_leaves
 from jaxsparse._shrinking.take_out import (
@@ -63,8 +63,8 @@ def shrink_params(
     fn: Callable[..., Any] | None = None,
     args: Sequence[Any] = (),
     *,
-    sparsity: float | Mapping[str, float] | None = None,
-    sizes: Mapping[str, int] | None = None,
+    sparsity: float | Mapping[GroupKey, float] | None = None,
+    sizes: Mapping[GroupKey, int] | None = None,
     scores: Scores | None = None,
     statistics: Any = None,
     shrinkage: Shrinkage = SHRINKAGE,
@@ -89,11 +89,12 @@ def shrink_params(
       fn: a function `fn(params, *args)`, which is traced for the groups; not needed if
         `groups` are given.
       args: its further arguments; arrays may be `jax.ShapeDtypeStruct`.
-      sparsity: the fraction of the channels of each group that goes, or, by regular
-        expressions that must match the whole path of one of a group's leaves, fractions
-        for some of the groups; the first that matches counts.
-      sizes: instead of `sparsity`, the numbers of channels that stay, by such regular
-        expressions. A group with an `index` keeps as many for each of its elements.
+      sparsity: the fraction of the channels that goes from each group that can be cut.
+        Or fractions for some of the groups: a key is the number of a group, or a
+        regular expression that must match the whole path of one of its leaves, and the
+        first that is meant for a group counts.
+      sizes: instead of `sparsity`, the numbers of channels that stay, by such keys. A
+        group with an `index` keeps as many for each of its elements.
       scores: what ranks channels. `"magnitude"`: the squared norms of a channel's
         weights, each relative to the mean of its leaf (Fang et al., "DepGraph", 2023,
         arXiv:2301.12900). `"energy"`: the squared norm of what the channel adds to the
@@ -128,8 +129,8 @@ def shrink_params(
     >>> result = shrink_params(params, fn, (jnp.ones((2, 4)),), sparsity=0.5)
     >>> print(result)
     leaf   shape  now  channels
-    up     4x16   4x8  outputs along axis 1
     down   16x4   8x4  inputs along axis 0
+    up     4x16   4x8  outputs along axis 1
     total  128    64   256 of 512 B
     >>> result.channels[0]
     array([ 0,  1,  2,  3,  9, 10, 11, 12], dtype=int32)
@@ -246,7 +247,8 @@ def _measured(
         check_products(path, by_path[path])
         check_updatable(path, leaves.by_path[path])
     check_held_out(by_path, shrinkage)
-    warn_of_few_tokens(by_path)
+    if shrinkage != 1:
+        warn_of_few_tokens({path: by_path[path] for path in consumers})
     warn_of_starved(by_path)
     return by_path
 

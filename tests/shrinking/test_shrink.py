@@ -147,6 +147,7 @@ def test_scores_of_weights_are_added_up_and_a_function_scores_channels():
         ({"sparsity": {"down|bias": 0.5}}, 16),
         ({"sparsity": {"bias": 0.75, ".*": 0.5}}, 8),
         ({"sizes": {"d.*": 5}}, 5),
+        ({"sizes": {1: 7}}, 7),
     ],
 )
 def test_sizes_are_rounded_unless_they_are_given(options, size):
@@ -188,7 +189,12 @@ def test_the_report_has_old_and_new_shapes_and_bytes():
         ({"sparsity": 0.5, "multiple_of": 0}, "multiple_of must be at least 1"),
         ({"sparsity": 0.5, "multiple_of": 64}, "all channels would stay"),
         ({"sizes": {".*down": 33}}, "'up' has 32 channels along axis 1"),
-        ({"sizes": {"head": 8}}, "'head' matches none of the 3 leaves"),
+        (
+            {"sizes": {"head": 8}},
+            "'head' is none of the 2 groups",
+        ),
+        ({"sizes": {0: 3}}, "6 channels of 'up': meets an input of the model"),
+        ({"sizes": {7: 3}}, "7 is none of the 2 groups"),
         ({"sparsity": 0.5, "shrinkage": 2.0}, "shrinkage must be"),
         (
             {"sparsity": 0.5, "scores": {"up": jnp.ones((6, 32))}},
