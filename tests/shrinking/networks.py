@@ -13,10 +13,8 @@ def draw(shapes, seed=0):
 
 
 def convolution(x, kernel):
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=numbers
-    )
+    axes = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
 
 
 CNN = {
