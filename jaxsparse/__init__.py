@@ -93,6 +93,8 @@ from jaxsparse._reports import (
     sparsity_report as sparsity_report,
 )
 from jaxsparse._shrinking import (
+    LeafShrinkage as LeafShrinkage,
+    ShrinkReport as ShrinkReport,
     ShrinkResult as ShrinkResult,
     grow_back as grow_back,
     shrink_params as shrink_params,

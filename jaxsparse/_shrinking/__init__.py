@@ -3,6 +3,10 @@
 from jaxsparse._shrinking.new_sizes import (
     new_sizes as new_sizes,
 )
+from jaxsparse._shrinking.report import (
+    LeafShrinkage as LeafShrinkage,
+    ShrinkReport as ShrinkReport,
+)
 from jaxsparse._shrinking.shrink import (
     ShrinkResult as ShrinkResult,
     grow_back as grow_back,
