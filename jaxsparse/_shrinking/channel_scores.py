@@ -70,8 +70,7 @@ def _magnitude(group: ChannelGroup, leaves: Mapping[str, Any]) -> _Scores:
     total = np.zeros((*group.index, group.size))
     for member in group.members:
         if member.role != "elementwise":
-            sums = _sums(leaves[member.path], member, square=True)
-            total += sums / max(sums.mean(), np.finfo(np.float64).tiny)
+            total += _relative(_sums(leaves[member.path], member, square=True))
     return total
 
 
@@ -80,19 +79,25 @@ def _energy(
     leaves: Mapping[str, Any],
     statistics: Mapping[str, LeafStatistics],
 ) -> _Scores:
-    """The squared norms of what a channel adds to the outputs of its consumers."""
+    """The squared norms of what a channel adds to outputs, as `_magnitude`.
+
+    These are the outputs of the layers that take the channel in. If there are none,
+    they are those of its own layers, as of an expert, or the channel itself.
+    """
     measured = [x for x in group.members if x.path in statistics]
-    consumers = [x for x in measured if x.role == "input"] or measured
-    if not consumers:
+    for role in ("input", "elementwise", "output"):
+        if members := [x for x in measured if x.role == role]:
+            break
+    else:
         raise ValueError(
             f"there are no statistics of what takes the {group.size} channels of leaf "
             f"{group.members[0].path!r}: score them by 'magnitude', or collect the "
             f"statistics of {', '.join(repr(x.path) for x in group.members)}"
         )
     total = np.zeros((*group.index, group.size))
-    for member in consumers:
+    for member in members:
         leaf = statistics[member.path]
-        total += _sums(_energies(leaves[member.path], leaf), member)
+        total += _relative(_sums(_energies(leaves[member.path], leaf), member))
     return total
 
 
@@ -123,6 +128,11 @@ def _energies(leaf: Array, statistics: LeafStatistics) -> Array:
     weight = jnp.maximum(statistics.tokens, 1)[:, None] * moments
     matrices = jnp.square(statistics.scaled_matrices(leaf))
     return statistics.columns.from_matrices(matrices * weight[:, :, None])
+
+
+def _relative(sums: _Scores) -> _Scores:
+    """Returns sums divided by their mean: leaves of other scales count alike."""
+    return sums / max(sums.mean(), np.finfo(np.float64).tiny)
 
 
 def _sums(weights: Any, member: ChannelMember, *, square: bool = False) -> _Scores:

@@ -97,8 +97,9 @@ def shrink_params(
         group with an `index` keeps as many for each of its elements.
       scores: what ranks channels. `"magnitude"`: the squared norms of a channel's
         weights, each relative to the mean of its leaf (Fang et al., "DepGraph", 2023,
-        arXiv:2301.12900). `"energy"`: the squared norm of what the channel adds to the
-        outputs of the layers that take it in, by statistics. A tree like `params`:
+        arXiv:2301.12900). `"energy"`: the squared norms of what a channel adds to the
+        outputs of the layers that take it in, by statistics, again relative to their
+        mean. A tree like `params`:
         scores of weights, such as those of `saliency_scores`, which are added up for
         each channel. Or a function of a `ChannelGroup` that returns an array `[*index,
         size]`. The default is `"energy"` with statistics, else `"magnitude"`.
@@ -150,6 +151,11 @@ def shrink_params(
     kept_sizes = new_sizes(groups, sparsity, sizes, multiple_of)
     cut = [groups[number] for number in kept_sizes]
     measured = _measured(cut, leaves, statistics, shrinkage)
+    if shrinkage != 1:
+        warn_of_few_tokens(
+            {path: measured[path] for path in measured.keys() & _consumers(cut)}
+        )
+    warn_of_starved(measured)
     if scores is None:
         scores = "energy" if measured else "magnitude"
     channels = {
@@ -227,8 +233,7 @@ def _measured(
     """
     if statistics is None:
         return {}
-    members = [member for group in groups for member in group.members]
-    consumers = {member.path for member in members if member.role == "input"}
+    consumers = _consumers(groups)
     if missing := [path for path in consumers if path not in statistics]:
         raise ValueError(
             f"leaf {missing[0]!r} of shape {leaves.by_path[missing[0]].shape} takes in "
@@ -239,7 +244,8 @@ def _measured(
         )
     shapes = {
         member.path: leaves.by_path[member.path].shape
-        for member in members
+        for group in groups
+        for member in group.members
         if member.path in statistics
     }
     by_path = match_statistics(shapes, statistics)
@@ -247,10 +253,13 @@ def _measured(
         check_products(path, by_path[path])
         check_updatable(path, leaves.by_path[path])
     check_held_out(by_path, shrinkage)
-    if shrinkage != 1:
-        warn_of_few_tokens({path: by_path[path] for path in consumers})
-    warn_of_starved(by_path)
     return by_path
+
+
+def _consumers(groups: Sequence[ChannelGroup]) -> set[str]:
+    """Returns the paths of leaves that take in channels of some groups."""
+    members = (member for group in groups for member in group.members)
+    return {member.path for member in members if member.role == "input"}
 
 
 def _highest(
