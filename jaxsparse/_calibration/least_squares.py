@@ -78,12 +78,14 @@ def kept_least_squares(
     equations = rows[:, kept]
     free = jnp.diagonal(equations) > 0
     lower = _factor_free(equations, free, _scale(moment))
-    fitted = jnp.zeros_like(weight).at[kept].set(weight[kept])
-    for _ in range(_REFINEMENTS):
+
+    def correct(_, fitted):
         slope = jnp.matmul(rows, weight - fitted, precision=lax.Precision.HIGHEST)
         change = cho_solve((lower, True), jnp.where(free[:, None], slope, 0))
-        fitted = fitted.at[kept].add(jnp.where(free[:, None], change, 0))
-    return fitted
+        return fitted.at[kept].add(jnp.where(free[:, None], change, 0))
+
+    first = jnp.zeros_like(weight).at[kept].set(weight[kept])
+    return lax.fori_loop(0, _REFINEMENTS, correct, first)
 
 
 def _scale(moment: Float32[Array, "input input"]) -> Float32[Array, ""]:
