@@ -7,6 +7,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxsparse._channels.unify import unify
 from jaxsparse._channels.value import Record, Value, use_as_numbers
+from jaxsparse._trace import var_shape
 
 
 #: Operations whose outputs are copies of their operands, in order.
@@ -68,7 +69,7 @@ def elementwise(
     eqn: JaxprEqn, operands: Sequence[Value], record: Record
 ) -> list[Value] | None:
     """Unifies the axes of all operands. Scalars and axes of size 1 are repeated."""
-    shape, axes = eqn.outvars[0].aval.shape, list[int]()
+    shape, axes = var_shape(eqn.outvars[0]), list[int]()
     whole = [value for value in operands if value.axes]
     if any(len(value.axes) != len(shape) for value in whole):
         return None
@@ -117,9 +118,11 @@ def _add(output: Value, operands: Sequence[Value], name: str, record: Record) ->
     """Positions plus the size of their axis, for indices that count from the end."""
     one, other = operands
     (part, *more) = one.counts or (None,)
-    last = None if part is None else record.parts.sizes[part]
-    if last is not None and other.number == last and not more and not one.wraps:
-        return output._replace(counts=one.counts, wraps=True)
+    if part is not None and not more and not one.wraps and not other.counts:
+        if other.number == 0:
+            return output._replace(counts=one.counts)
+        if other.number == record.parts.sizes[part]:
+            return output._replace(counts=one.counts, wraps=True)
     return _as_numbers(output, operands, name, record)
 
 

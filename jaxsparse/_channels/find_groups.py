@@ -39,7 +39,8 @@ def channel_groups(
       **kwargs: further arguments by name.
 
     Returns:
-      The groups, in the order of the leaves. Axes of size 1 are in none.
+      The groups, in the order of the leaves. Axes of size 1 are in none, nor are leaves
+      that `fn` does not use.
 
     Raises:
       ValueError: two leaves have the same path. Errors that `fn` raises when it is
@@ -65,9 +66,12 @@ def channel_groups(
 
 
 def _groups(flow: Flow, paths: Sequence[str]) -> list[ChannelGroup]:
-    parts = flow.record.parts
+    parts, graph = flow.record.parts, flow.graph
+    used = {*graph.outputs, *(i for step in graph.steps for i in step.operands)}
     places: dict[int, list[tuple[str, Place]]] = {}
     for i, path in enumerate(paths):
+        if i not in used:
+            continue
         axes = flow.values[i].axes
         for atom in interleaved_atoms(parts, axes):
             fix(parts, atom, "interleaved with other channels")

@@ -16,6 +16,7 @@ from jaxsparse._channels.value import (
     sizes_of,
     use_as_numbers,
 )
+from jaxsparse._trace import var_shape
 
 
 #: Scatters whose updates may come in any order.
@@ -75,7 +76,7 @@ def gather(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Val
     batches = iter(indices.axes[:-1])
     _add_region(record, operand, numbers.operand_batching_dims, indices.axes[:-1])
     passed = dict(zip(numbers.offset_dims, offsets, strict=True))
-    rank = len(eqn.outvars[0].aval.shape)
+    rank = len(var_shape(eqn.outvars[0]))
     axes = tuple(passed[i] if i in passed else next(batches) for i in range(rank))
     in_bounds = eqn.params["mode"] != GatherScatterMode.FILL_OR_DROP
     if operand.counts and (len(operand.counts) > 1 or not in_bounds):
@@ -122,8 +123,8 @@ def scatter(
             continue
         for axis in (one, other):
             mix(record.parts, axis, "updated in a window that starts anywhere")
-        if targets.get(i) is not None:
-            fix(record.parts, targets[i], "a window starts at a position")
+        if (counts_along := targets.get(i)) is not None:
+            fix(record.parts, counts_along, "a window starts at a position")
     for i in numbers.inserted_window_dims:
         _look_up(record, operand.axes[i], targets.get(i))
     _unify_batches(

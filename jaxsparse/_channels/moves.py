@@ -29,7 +29,7 @@ def broadcast(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[
 
 def reshape(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Value]:
     """Splits axes into factors, and merges factors, from the minor end."""
-    value, new_sizes = operands[0], eqn.params["new_sizes"]
+    value, new_sizes = operands[0], tuple(map(int, eqn.params["new_sizes"]))
     name = eqn.primitive.name
     factors, axes = list(value.axes), list[int]()
     if eqn.params["dimensions"] is None:
@@ -92,7 +92,7 @@ def slice_(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Val
     strides = params["strides"] or [1] * len(value.axes)
     ranges = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     axes = tuple(
-        slice_axis(record, axis, *bounds, "slice")
+        slice_axis(record, axis, *map(int, bounds), "slice")
         for axis, bounds in zip(value.axes, ranges, strict=True)
     )
     return [_without_columns(value, axes, record)]
@@ -102,7 +102,7 @@ def split(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Valu
     """Takes ranges one after the other."""
     value, axis = operands[0], eqn.params["axis"]
     outputs, start = list[Value](), 0
-    for size in eqn.params["sizes"]:
+    for size in map(int, eqn.params["sizes"]):
         axes = list(value.axes)
         axes[axis] = slice_axis(record, axes[axis], start, start + size, 1, "split")
         outputs.append(_without_columns(value, tuple(axes), record))
@@ -121,7 +121,7 @@ def concatenate(
     eqn: JaxprEqn, operands: Sequence[Value], record: Record
 ) -> list[Value]:
     """Makes the sum of the axes; the other axes are the same."""
-    along = eqn.params["dimension"]
+    along = int(eqn.params["dimension"])
     first = operands[0]
     for value in operands[1:]:
         for i, (a, b) in enumerate(zip(first.axes, value.axes, strict=True)):
@@ -157,7 +157,7 @@ def unstack(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Va
 def tile(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Value]:
     """Repeats an axis: the copies are alike."""
     axes = [
-        product(record.parts, [new_atom(record.parts, count), axis])
+        product(record.parts, [new_atom(record.parts, int(count)), axis])
         for count, axis in zip(eqn.params["reps"], operands[0].axes, strict=True)
     ]
     return [_without_columns(operands[0], tuple(axes), record)]
@@ -190,7 +190,8 @@ def _joined_counts(
 def pad(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Value]:
     """Adds a part before and after an axis, or cuts them off."""
     axes = list(operands[0].axes)
-    for i, (low, high, interior) in enumerate(eqn.params["padding_config"]):
+    for i, ends in enumerate(eqn.params["padding_config"]):
+        low, high, interior = map(int, ends)
         axis, size = axes[i], record.parts.sizes[axes[i]]
         if interior and size > 1:
             mix(record.parts, axis, "`pad` between elements")
@@ -199,8 +200,8 @@ def pad(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Value]
             continue
         start, stop = max(-low, 0), size - max(-high, 0)
         inner = slice_axis(record, axis, start, stop, 1, "pad")
-        ends = [new_atom(record.parts, max(x, 0)) for x in (low, high)]
-        axes[i] = total(record.parts, [ends[0], inner, ends[1]])
+        before, after = (new_atom(record.parts, max(x, 0)) for x in (low, high))
+        axes[i] = total(record.parts, [before, inner, after])
     return [Value(tuple(axes))]
 
 

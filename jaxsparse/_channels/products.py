@@ -9,6 +9,7 @@ from jaxsparse._channels.groups import ChannelRole
 from jaxsparse._channels.parts import fix, mix, new_atom, product
 from jaxsparse._channels.unify import unify
 from jaxsparse._channels.value import Record, Value, mixed_axes
+from jaxsparse._trace import var_shape
 
 
 def _note(record: Record, value: Value, axes: Iterable[int], role: ChannelRole) -> None:
@@ -109,7 +110,7 @@ def _places(
     A window is turned or shifted with the image, so that both are mixed.
     """
     params, results = eqn.params, list[int]()
-    shape = eqn.outvars[0].aval.shape
+    shape = var_shape(eqn.outvars[0])
     out = params["dimension_numbers"].out_spec[2:]
     settings = zip(
         params["window_strides"],

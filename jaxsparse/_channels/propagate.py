@@ -178,7 +178,9 @@ def _is_plain(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> bool:
     """Returns whether all sizes are known, and those of whole arrays, not of shards."""
     shapes = [var_shape(var) for var in (*eqn.invars, *eqn.outvars)]
     sizes = [size for shape in shapes for size in shape]
-    return all(isinstance(size, int) and size > 0 for size in sizes) and all(
+    return all(
+        isinstance(size, int | np.integer) and size > 0 for size in sizes
+    ) and all(
         sizes_of(record, value.axes) == shape
         for value, shape in zip(operands, shapes, strict=False)
     )

@@ -12,6 +12,7 @@ from jaxsparse._channels.value import (
     unify_axes,
     use_as_numbers,
 )
+from jaxsparse._trace import var_shape
 
 
 #: Reductions to one element, in any order; their parameter `axes` names the axes.
@@ -50,7 +51,7 @@ def find_largest(
     """Returns a position in the axis."""
     (value,), (along,) = operands, eqn.params["axes"]
     axis = value.axes[along]
-    mark(record.parts, axis, "kept", f"`{eqn.primitive.name}` chooses from it")
+    mark(record.parts, axis, "chosen", "a router chooses")
     axes = tuple(x for i, x in enumerate(value.axes) if i != along)
     return [Value(axes, (axis,))]
 
@@ -62,7 +63,7 @@ def top_k(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Valu
     along %= len(value.axes)
     mark(record.parts, value.axes[along], "chosen", "a router chooses")
     axes = list(value.axes)
-    size = eqn.outvars[0].aval.shape[along]
+    size = var_shape(eqn.outvars[0])[along]
     (axes[along],) = mixed_axes(record, [size], "ordered by rank")
     return [Value(tuple(axes)), Value(tuple(axes), (value.axes[along],))]
 
@@ -108,5 +109,5 @@ def reduce_windows(
             continue
         reason = "a place in a pooling window"
         mix(record.parts, axes[i], reason)
-        (axes[i],) = mixed_axes(record, [eqn.outvars[0].aval.shape[i]], reason)
+        (axes[i],) = mixed_axes(record, [var_shape(eqn.outvars[0])[i]], reason)
     return [Value(tuple(axes))]

@@ -51,7 +51,7 @@ class Record(NamedTuple):
 
 def new_axes(record: Record, sizes: Iterable[int]) -> tuple[int, ...]:
     """Returns axes of which nothing is known."""
-    return tuple(new_atom(record.parts, size) for size in sizes)
+    return tuple(new_atom(record.parts, int(size)) for size in sizes)
 
 
 def mixed_axes(record: Record, sizes: Iterable[int], reason: str) -> tuple[int, ...]:
