@@ -29,12 +29,12 @@ import jaxsparse as js
 MLP = r"blocks/\d+/mlp/.*"
 
 
-def load(smoke, *sizes):
+def load(smoke, evaluated, calibrated):
     """The model, batches to calibrate on, and texts to evaluate on."""
     if smoke:
         pieces = load_text()[0][: 16 * 65].astype(np.int32).reshape(16, 65)
         return small_decoder(nnx.Rngs(0)), [pieces[:8]], {"CPython": pieces[8:]}
-    calibration, texts = load_pieces(*sizes, ["KJV", "CPython"])
+    calibration, texts = load_pieces(evaluated, calibrated, ["KJV", "CPython"])
     return load_smollm(), np.split(calibration, len(calibration) // 2), texts
 
 

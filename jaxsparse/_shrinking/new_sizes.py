@@ -7,14 +7,16 @@ from typing import Any
 from jaxsparse._channels import ChannelGroup, ChannelGroups
 
 
-#: The number of a group, or a regular expression for the path of one of its leaves.
-GroupKey = int | str
+#: A value for some groups. A key is the number of a group, or a regular expression that
+#: must match the whole path of one of its leaves.
+FractionByGroup = Mapping[str, float] | Mapping[int, float]
+SizeByGroup = Mapping[str, int] | Mapping[int, int]
 
 
 def new_sizes(
     groups: ChannelGroups,
-    sparsity: float | Mapping[GroupKey, float] | None,
-    sizes: Mapping[GroupKey, int] | None,
+    sparsity: float | FractionByGroup | None,
+    sizes: SizeByGroup | None,
     multiple_of: int,
 ) -> dict[int, int]:
     """Returns the new sizes of the groups that lose channels, by number.
@@ -69,7 +71,7 @@ def _rounded(size: int, kept: float, multiple_of: int) -> int:
 
 
 def _first_match(
-    groups: ChannelGroups, values: Mapping[GroupKey, Any]
+    groups: ChannelGroups, values: FractionByGroup | SizeByGroup
 ) -> dict[int, Any]:
     """Returns for each group that can be cut the first value that is meant for it."""
     chosen: dict[int, Any] = {}
@@ -83,13 +85,13 @@ def _first_match(
     return chosen
 
 
-def _is_meant(key: GroupKey, number: int, group: ChannelGroup) -> bool:
+def _is_meant(key: str | int, number: int, group: ChannelGroup) -> bool:
     if isinstance(key, int):
         return key == number
     return any(re.fullmatch(key, x.path, re.DOTALL) for x in group.members)
 
 
-def _no_match(groups: ChannelGroups, key: GroupKey, numbers: list[int]) -> str:
+def _no_match(groups: ChannelGroups, key: str | int, numbers: list[int]) -> str:
     """Returns why a key is meant for no group that can be cut."""
     if not numbers:
         paths = sorted({member.path for group in groups for member in group.members})

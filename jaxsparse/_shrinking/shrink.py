@@ -25,7 +25,7 @@ from jaxsparse._channels import (
     channel_groups,
 )
 from jaxsparse._shrinking.channel_scores import Scores, channel_scores
-from jaxsparse._shrinking.new_sizes import GroupKey, new_sizes
+from jaxsparse._shrinking.new_sizes import FractionByGroup, SizeByGroup, new_sizes
 from jaxsparse._shrinking.refit import refit
 from jaxsparse._shrinking.report import ShrinkReport, report_leaves
 from jaxsparse._shrinking.take_out import (
@@ -63,8 +63,8 @@ def shrink_params(
     fn: Callable[..., Any] | None = None,
     args: Sequence[Any] = (),
     *,
-    sparsity: float | Mapping[GroupKey, float] | None = None,
-    sizes: Mapping[GroupKey, int] | None = None,
+    sparsity: float | FractionByGroup | None = None,
+    sizes: SizeByGroup | None = None,
     scores: Scores | None = None,
     statistics: Any = None,
     shrinkage: Shrinkage = SHRINKAGE,
