@@ -12,6 +12,12 @@ from jaxsparse._calibration import (
     prune_sequentially as prune_sequentially,
     refine_masks as refine_masks,
 )
+from jaxsparse._channels import (
+    ChannelGroup as ChannelGroup,
+    ChannelGroups as ChannelGroups,
+    ChannelMember as ChannelMember,
+    channel_groups as channel_groups,
+)
 from jaxsparse._compressed import (
     Compressed as Compressed,
     compress as compress,
