@@ -96,6 +96,24 @@ def train(variables, key, images, labels, epochs, rate):
     return carry[0]
 
 
+def shrink(key, data, epochs):
+    """Half of the channels of a network: the result, and the variables by stage."""
+    keys, example = jax.random.split(key, 3), (data[0][:1],)
+    dense = train(Network().init(keys[0], *example), keys[1], *data, epochs, 3e-3)
+    plan = js.plan_sparsity(
+        dense, js.Unstructured(0.5), fn=predict, args=example, dense_head=False
+    )
+    statistics = js.collect_statistics(predict, dense, [data[0]], plan=plan)
+    half = partial(js.shrink_params, dense, predict, example, sparsity=0.5)
+    result = half(statistics=statistics)
+    return result, {
+        "dense": dense,
+        "half of the channels": half(statistics=statistics, shrinkage=1.0).params,
+        "  refitted": result.params,
+        "  and one epoch": train(result.params, keys[2], *data, 1, 3e-4),
+    }
+
+
 def main():
     """Trains, shrinks, refits and prints one table."""
     parser = argparse.ArgumentParser(
@@ -108,27 +126,14 @@ def main():
     args = parser.parse_args()
     seeds, epochs = (1, 1) if args.smoke else (args.seeds, args.epochs)
     data, held_out = jax.tree.map(jnp.asarray, load_images(args.data))
-    example = (data[0][:1],)
     accuracies = {}
-    for seed in range(seeds):
-        keys = jax.random.split(jax.random.key(seed), 3)
-        dense = train(Network().init(keys[0], *example), keys[1], *data, epochs, 3e-3)
-        plan = js.plan_sparsity(
-            dense, js.Unstructured(0.5), fn=predict, args=example, dense_head=False
-        )
-        statistics = js.collect_statistics(predict, dense, [data[0]], plan=plan)
-        shrink = partial(js.shrink_params, dense, predict, example, sparsity=0.5)
-        cut = shrink(statistics=statistics, shrinkage=1.0).params
-        result = shrink(statistics=statistics)
-        tuned = train(result.params, keys[2], *data, 1, 3e-4)
-        for name, variables in {
-            "dense": dense,
-            "half of the channels": cut,
-            "  refitted": result.params,
-            "  and one epoch": tuned,
-        }.items():
+    for key in jax.random.split(jax.random.key(0), seeds):
+        result, stages = shrink(key, data, epochs)
+        for name, variables in stages.items():
             accuracies.setdefault(name, []).append(accuracy(variables, *held_out))
-    print(f"{result}\n\nfeatures: {features_of(dense)} -> {features_of(tuned)}")
+        if len(accuracies["dense"]) == 1:
+            before, after = features_of(stages["dense"]), features_of(result.params)
+            print(f"{result}\n\nfeatures: {before} -> {after}")
     print(f"\n{'held-out accuracy, %':24}{'mean':>8}{'lowest':>8}")
     for name, values in accuracies.items():
         print(f"{name:24}{np.mean(values):8.2f}{min(values):8.2f}")
