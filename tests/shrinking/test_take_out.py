@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 
 from jaxsparse._shrinking.take_out import cuts_of, orders_along, put_back, take_out
 from tests.shrinking.by_hand import member
+from tests.thorough import thorough
 
 
 def mask(size, *rows):
@@ -119,3 +121,67 @@ def test_what_is_kept_is_what_a_loop_keeps(name):
     back = np.asarray(put_back(smaller, cuts))
     np.testing.assert_array_equal(back, np.where(np.isin(leaf, expected), leaf, 0))
     np.testing.assert_array_equal(put_back(expected, cuts), back)
+
+
+@st.composite
+def cut_leaves(draw):
+    """A leaf whose two axes have factors, and members that cut some of these.
+
+    A member may keep other channels for each index of another factor.
+    """
+    sizes = st.integers(1, 4)
+    axes = draw(
+        st.lists(st.lists(sizes, min_size=1, max_size=3), min_size=2, max_size=2)
+    )
+    view = [size for factors in axes for size in factors]
+    axis_of = [axis for axis, factors in enumerate(axes) for _ in factors]
+    shape = tuple(map(int, map(np.prod, axes)))
+    channels = draw(
+        st.lists(st.integers(0, len(view) - 1), min_size=1, max_size=2, unique=True)
+    )
+    members = []
+    for channel in channels:
+        others = [factor for factor in range(len(view)) if factor != channel]
+        indices = tuple(
+            draw(st.lists(st.sampled_from(others), max_size=2, unique=True))
+        )
+        index = [view[factor] for factor in indices]
+        count = draw(st.integers(1, view[channel]))
+        seed = draw(st.integers(0, 2**16))
+        scores = np.random.default_rng(seed).random((*index, view[channel]))
+        kept = scores.argsort(-1).argsort(-1) < count
+        one = member(
+            "w",
+            shape,
+            axis_of[channel],
+            "output",
+            view=view,
+            channel=channel,
+            indices=indices,
+        )
+        members.append((one, kept))
+    return shape, view, members
+
+
+@thorough(300)
+@given(cut_leaves())
+def test_any_factors_are_cut_as_by_a_loop_over_elements(case):
+    shape, view, members = case
+    leaf = np.arange(np.prod(shape)).reshape(shape)
+    new_view = list(view)
+    for one, kept in members:
+        new_view[one.channel] = int(kept.sum(-1).flat[0])
+    expected = np.full(new_view, -1)
+    for old in np.ndindex(*view):
+        new, is_kept = list(old), True
+        for one, kept in members:
+            row = kept[tuple(old[factor] for factor in one.indices)]
+            is_kept &= bool(row[old[one.channel]])
+            new[one.channel] = int(row[: old[one.channel]].sum())
+        if is_kept:
+            expected[tuple(new)] = leaf.reshape(view)[old]
+    cuts = cuts_of(orders_along(shape, members))
+    smaller = take_out(leaf, cuts)
+    np.testing.assert_array_equal(smaller.ravel(), expected.ravel())
+    back = put_back(smaller, cuts)
+    np.testing.assert_array_equal(back, np.where(np.isin(leaf, smaller), leaf, 0))
