@@ -81,10 +81,14 @@ def orders_along(
     return orders
 
 
-def cuts_of(orders: Mapping[int, Order]) -> list[Cut]:
-    """Returns the cuts along each axis, one after the other.
+def cuts_of(path: str, orders: Mapping[int, Order]) -> list[Cut]:
+    """Returns the cuts along each axis of a leaf, one after the other.
 
     The second is one of a leaf that has lost the channels of the first, and so on.
+
+    Raises:
+      ValueError: what is left is not an array: two groups each have separate channels
+        for every channel of the other.
     """
     cuts: list[Cut] = []
     for axis in sorted(orders):
@@ -92,6 +96,13 @@ def cuts_of(orders: Mapping[int, Order]) -> list[Cut]:
         for cut in cuts:
             if order.shape[cut.axis] > 1:
                 order = _take(order, cut.index, cut.axis)
+        counts = is_kept(order, axis).sum(axis)
+        if (counts != counts.flat[0]).any():
+            raise ValueError(
+                f"leaf {path!r} loses channels of two groups that are separate for each "
+                "other, so rows would keep different numbers: shrink one of the groups, "
+                "and the other in the result"
+            )
         cuts.append(Cut(axis, order))
     return cuts
 
