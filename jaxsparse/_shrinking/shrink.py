@@ -169,10 +169,9 @@ def shrink_params(
     def shrink(path: str, leaf: Any) -> Any:
         if path not in orders:
             return leaf
-        cuts = cuts_of(path, orders[path])
         if path in measured:
             leaf = refit(path, leaf, orders[path], measured[path], shrinkage)
-        return take_out(leaf, cuts)
+        return take_out(leaf, cuts_of(orders[path]))
 
     smaller = map_named(shrink, params)
     report = report_leaves(leaves.by_path, flatten(smaller).by_path, cut)
@@ -217,7 +216,7 @@ def grow_back(result: ShrinkResult, params: PyTree) -> PyTree:
                 f"leaf {path!r} has shape {leaf.shape}, and {before[path].new_shape} "
                 "in the result: give its params, or what was trained from them"
             )
-        return put_back(leaf, cuts_of(path, orders[path]))
+        return put_back(leaf, cuts_of(orders[path]))
 
     return map_named(grow, params)
 

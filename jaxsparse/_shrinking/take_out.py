@@ -8,6 +8,7 @@ elements: those that are kept first, as many everywhere, and then those that go.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def is_kept(order: Order, axis: int) -> Bool[np.ndarray, "..."]:
 
 
 def orders_along(
-    shape: Sequence[int], members: Iterable[tuple[ChannelMember, np.ndarray]]
+    shape: Sequence[int], members: Sequence[tuple[ChannelMember, np.ndarray]]
 ) -> dict[int, Order]:
     """Returns the order along each axis of a leaf that loses channels.
 
@@ -71,7 +72,20 @@ def orders_along(
       shape: the shape of the leaf.
       members: the members of groups in this leaf, each with the channels that its group
         keeps: bool, of shape `[*index, size]`.
+
+    Raises:
+      ValueError: the channels of two groups are separate for each other, so that what
+        both keep is not an array.
     """
+    for (one, _), (other, _) in combinations(members, 2):
+        is_same_view = (one.slices, one.view) == (other.slices, other.view)
+        is_mutual = one.channel in other.indices and other.channel in one.indices
+        if is_same_view and is_mutual:
+            raise ValueError(
+                f"leaf {one.path!r} would lose channels of two groups along axes "
+                f"{one.axis} and {other.axis} that are separate for each other: shrink "
+                "one of the groups, and the other in the result"
+            )
     orders: dict[int, np.ndarray] = {}
     for member, channels in members:
         axis = member.axis
@@ -81,14 +95,10 @@ def orders_along(
     return orders
 
 
-def cuts_of(path: str, orders: Mapping[int, Order]) -> list[Cut]:
+def cuts_of(orders: Mapping[int, Order]) -> list[Cut]:
     """Returns the cuts along each axis of a leaf, one after the other.
 
     The second is one of a leaf that has lost the channels of the first, and so on.
-
-    Raises:
-      ValueError: what is left is not an array: two groups each have separate channels
-        for every channel of the other.
     """
     cuts: list[Cut] = []
     for axis in sorted(orders):
@@ -96,13 +106,6 @@ def cuts_of(path: str, orders: Mapping[int, Order]) -> list[Cut]:
         for cut in cuts:
             if order.shape[cut.axis] > 1:
                 order = _take(order, cut.index, cut.axis)
-        counts = is_kept(order, axis).sum(axis)
-        if (counts != counts.flat[0]).any():
-            raise ValueError(
-                f"leaf {path!r} loses channels of two groups that are separate for each "
-                "other, so rows would keep different numbers: shrink one of the groups, "
-                "and the other in the result"
-            )
         cuts.append(Cut(axis, order))
     return cuts
 
