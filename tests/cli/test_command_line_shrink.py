@@ -69,6 +69,7 @@ def shrunk_by_magnitude(name, weights, size):
     return result
 
 
+@pytest.mark.sweep(keep=["llama"])
 @pytest.mark.parametrize("name", MODELS)
 def test_each_layer_keeps_its_largest_channels(run, tmp_path, name):
     config, field = MODELS[name][:2]
@@ -90,6 +91,7 @@ def test_each_layer_keeps_its_largest_channels(run, tmp_path, name):
     assert done.out.endswith(f"wrote {output}\n")
 
 
+@pytest.mark.sweep
 def test_a_calibrated_model_is_refitted_in_order(run, tmp_path):
     weights, tokens = random_weights(LLAMA), random_tokens()
     folder = write_folder(tmp_path / "model", LLAMA, weights)
@@ -126,6 +128,7 @@ def test_a_calibrated_model_is_refitted_in_order(run, tmp_path):
     assert error(result) < 0.7 * error(magnitude)
 
 
+@pytest.mark.sweep
 def test_the_index_of_several_files_follows_the_sizes(run, tmp_path):
     weights = random_weights(LLAMA)
     folder = write_folder(tmp_path / "model", LLAMA, weights)
@@ -151,6 +154,7 @@ def test_the_index_of_several_files_follows_the_sizes(run, tmp_path):
     }
 
 
+@pytest.mark.sweep
 def test_bert_keeps_its_attention(run, tmp_path):
     rng = np.random.default_rng(0)
     shapes = {

@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import jaxsparse as js
@@ -38,6 +39,7 @@ def assert_same_outputs(outputs, fn, result):
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sweep
 def test_linen_takes_its_features_from_the_kernel():
     variables = LinenMLP().init(jax.random.key(0), X)
     fn = lambda variables, x: LinenMLP().apply(variables, x)
@@ -61,6 +63,7 @@ def test_nnx_is_updated_in_place_or_built_anew():
         assert_same_outputs(smaller(X), fn, result)
 
 
+@pytest.mark.sweep
 def test_equinox_runs_as_it_is():
     model = eqx.nn.MLP(8, 4, 32, 2, key=jax.random.key(0))
     fn = lambda model, x: jax.vmap(model)(x)

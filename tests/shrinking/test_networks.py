@@ -98,6 +98,7 @@ def test_a_convolution_is_refitted_over_its_window():
     np.testing.assert_allclose(result.params["conv2"], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.sweep
 def test_heads_go_with_their_queries():
     params, x = draw(nets.ATTENTION, (2, 5, 20))
     first = lambda group: -np.arange(float(group.size))
@@ -139,6 +140,7 @@ def test_each_head_keeps_its_own_values():
     assert error(result.params) < 0.9 * error(unfitted)
 
 
+@pytest.mark.sweep
 def test_experts_go_with_their_column_of_the_router():
     params, x = draw(nets.EXPERTS, (40, 12))
     result = js.shrink_params(params, nets.experts, (x,), sizes={"router": 4})
@@ -217,6 +219,7 @@ def test_experts_go_by_what_they_add_to_the_outputs():
     np.testing.assert_array_equal(kept, np.sort(np.argsort(-score)[:4]))
 
 
+@pytest.mark.sweep
 def test_a_smaller_model_is_pruned_to_2_4():
     params, x = draw(nets.CNN, (3, 6, 6, 2))
     small = js.shrink_params(params, nets.cnn, (x,), sparsity={"conv1": 0.5}).params

@@ -126,6 +126,7 @@ def test_half_of_the_channels_go_without_loss_if_they_repeat_the_others():
     )
 
 
+@pytest.mark.sweep
 def test_scores_of_weights_are_added_up_and_a_function_scores_channels():
     params, x = draw()
     gradients = jax.grad(lambda params: jnp.square(mlp(params, x)).mean())(params)
