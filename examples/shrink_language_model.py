@@ -29,13 +29,14 @@ import jaxsparse as js
 MLP = r"blocks/\d+/mlp/.*"
 
 
-def load(smoke, evaluated, calibrated):
-    """The model, batches to calibrate on, and texts to evaluate on."""
+def load(smoke, evaluated, length):
+    """The model, batches of 128 pieces to calibrate on, and texts to evaluate on."""
     if smoke:
         pieces = load_text()[0][: 16 * 65].astype(np.int32).reshape(16, 65)
         return small_decoder(nnx.Rngs(0)), [pieces[:8]], {"CPython": pieces[8:]}
-    calibration, texts = load_pieces(evaluated, calibrated, ["KJV", "CPython"])
-    return load_smollm(), np.split(calibration, len(calibration) // 2), texts
+    names = ["KJV", "CPython"]
+    calibration, texts = load_pieces(evaluated, 128, names, length=length)
+    return load_smollm(), np.split(calibration, 32), texts
 
 
 def matmul_weights(params):
@@ -65,8 +66,8 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
     args = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
-    sizes = (110, 128) if args.full else (8, 128)  # evaluated of each text, calibrated
-    model, batches, texts = load(args.smoke, *sizes)
+    evaluated, length = (110, 512) if args.full else (16, 256)  # pieces of each text
+    model, batches, texts = load(args.smoke, evaluated, length)
     graph, dense = nnx.split(model, nnx.Param)
     forward = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens))
     mean_loss = jax.jit(lambda params, tokens: loss(nnx.merge(graph, params), tokens))
