@@ -1,0 +1,1 @@
+"""Channels that go through a model together: permuted, or taken out."""
