@@ -1,1 +1,13 @@
 """Channels that go through a model together: permuted, or taken out."""
+
+from jaxsparse._channels.groups import (
+    ChannelGroup as ChannelGroup,
+    ChannelGroups as ChannelGroups,
+    ChannelMember as ChannelMember,
+    ChannelRole as ChannelRole,
+)
+from jaxsparse._channels.member_view import (
+    read_member as read_member,
+    take_channels as take_channels,
+    write_member as write_member,
+)
