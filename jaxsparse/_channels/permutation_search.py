@@ -35,12 +35,14 @@ class FoundPermutation(NamedTuple):
       before: the sum with the channels as they were.
       after: the sum with the channels permuted.
       rows: the sum if each row could be pruned freely at the same density.
+      total: the sum of all scores.
     """
 
     permutations: np.ndarray
     before: float
     after: float
     rows: float
+    total: float
 
 
 def search_permutation(
@@ -74,6 +76,7 @@ def search_permutation(
         float(before.sum()),
         float(np.where(better, after, before).sum()),
         float(_largest_sum(known, known.shape[1] * n // m, 1).sum()),
+        float(known.sum(dtype=np.float64)),
     )
 
 

@@ -1,0 +1,92 @@
+"""Pruned leaves whose n:m groups lie along the channels of a group."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from jaxsparse._channels.groups import ChannelGroup, ChannelMember
+from jaxsparse._channels.member_view import read_member
+from jaxsparse._patterns import NM
+from jaxsparse._plans import Plan
+
+
+class Consumers(NamedTuple):
+    """The pruned leaves that keep other weights if the channels are permuted.
+
+    Attributes:
+      members: where the channels lie in these leaves.
+      pattern: their pattern; None if there are none.
+      reason: why the channels are not to be permuted; `""` if they can be.
+    """
+
+    members: tuple[ChannelMember, ...]
+    pattern: NM | None
+    reason: str
+
+
+def find_consumers(group: ChannelGroup, plan: Plan) -> Consumers:
+    """Returns the pruned leaves whose n:m groups lie along the channels of a group."""
+    members: list[ChannelMember] = []
+    patterns: list[NM] = []
+    split = ""
+    for member in group.members:
+        leaf = plan.by_path.get(member.path)
+        if leaf is None or leaf.axis != member.axis or not isinstance(leaf.pattern, NM):
+            continue
+        pattern, stride = leaf.pattern, member.stride
+        if pattern.n == pattern.m:  # nothing is pruned
+            continue
+        start = member.slices[member.axis][0]
+        if stride == 1 and group.size % pattern.m == start % pattern.m == 0:
+            members.append(member)
+            patterns.append(pattern)
+        elif stride % pattern.m:
+            split = f"groups of {pattern.m} in {member.path!r} hold other channels too"
+    return Consumers(
+        tuple(members),
+        patterns[0] if patterns else None,
+        group.fixed or split or _reason_of_patterns(patterns),
+    )
+
+
+def _reason_of_patterns(patterns: Sequence[NM]) -> str:
+    if any(pattern.transposable for pattern in patterns):
+        return "transposable patterns have groups along outputs too"
+    if len(set(patterns)) > 1:
+        return f"consumers have the patterns {' and '.join(map(str, set(patterns)))}"
+    return ""
+
+
+def consumer_scores(
+    scores: Mapping[str, Any], members: Sequence[ChannelMember]
+) -> Float32[np.ndarray, "problem channel row"]:
+    """Returns the scores of all consumers of a group, side by side.
+
+    Args:
+      scores: the scores of leaves by path.
+      members: where the channels lie in the consumers.
+
+    Returns:
+      The scores of the weights of each channel, a problem for each of the group's
+      permutations.
+
+    Raises:
+      ValueError: a score is not finite.
+    """
+    parts = []
+    for member in members:
+        leaf = np.asarray(scores[member.path], np.float32)
+        if not np.isfinite(leaf).all():
+            raise ValueError(
+                f"leaf {member.path!r} of shape {leaf.shape} has scores that are not "
+                "finite, so its channels can't be compared: replace those weights, or "
+                "keep the leaf dense by a rule"
+            )
+        first = (*member.indices, member.channel)
+        view = np.moveaxis(read_member(leaf, member), first, range(len(first)))
+        problems = math.prod(view.shape[: len(member.indices)])
+        parts.append(view.reshape(problems, view.shape[len(member.indices)], -1))
+    return np.concatenate(parts, axis=2)
