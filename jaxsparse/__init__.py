@@ -15,6 +15,9 @@ from jaxsparse._calibration import (
     wanda_scores as wanda_scores,
 )
 from jaxsparse._channels import (
+    ChannelGroup as ChannelGroup,
+    ChannelGroups as ChannelGroups,
+    ChannelMember as ChannelMember,
     PermutationResult as PermutationResult,
     permute_channels as permute_channels,
 )

@@ -60,33 +60,34 @@ def _reason_of_patterns(patterns: Sequence[NM]) -> str:
     return ""
 
 
-def consumer_scores(
-    scores: Mapping[str, Any], members: Sequence[ChannelMember]
+def member_scores(
+    scores: Mapping[str, Any], member: ChannelMember, *, magnitude: bool
 ) -> Float32[np.ndarray, "problem channel row"]:
-    """Returns the scores of all consumers of a group, side by side.
+    """Returns the scores of the weights of each channel in a consumer.
 
     Args:
       scores: the scores of leaves by path.
-      members: where the channels lie in the consumers.
+      member: where the channels lie in the consumer.
+      magnitude: whether the scores are weights, whose magnitude counts.
 
     Returns:
-      The scores of the weights of each channel, a problem for each of the group's
-      permutations.
+      The scores, a problem for each of the group's permutations.
 
     Raises:
       ValueError: a score is not finite.
     """
-    parts = []
-    for member in members:
-        leaf = np.asarray(scores[member.path], np.float32)
-        if not np.isfinite(leaf).all():
-            raise ValueError(
-                f"leaf {member.path!r} of shape {leaf.shape} has scores that are not "
-                "finite, so its channels can't be compared: replace those weights, or "
-                "keep the leaf dense by a rule"
-            )
-        first = (*member.indices, member.channel)
-        view = np.moveaxis(read_member(leaf, member), first, range(len(first)))
-        problems = math.prod(view.shape[: len(member.indices)])
-        parts.append(view.reshape(problems, view.shape[len(member.indices)], -1))
-    return np.concatenate(parts, axis=2)
+    leaf = np.asarray(scores[member.path], np.float32)
+    first = (*member.indices, member.channel)
+    view = np.moveaxis(read_member(leaf, member), first, range(len(first)))
+    table = view.reshape(-1, view.shape[len(member.indices)], _rows(view, first))
+    if not np.isfinite(table).all():
+        raise ValueError(
+            f"leaf {member.path!r} of shape {leaf.shape} has scores that are not "
+            "finite, so its channels can't be compared: replace those weights, or keep "
+            "the leaf dense by a rule"
+        )
+    return np.abs(table) if magnitude else table
+
+
+def _rows(view: np.ndarray, first: Sequence[int]) -> int:
+    return math.prod(view.shape[len(first) :])

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxsparse._channels.channel_moves import inverted, move_tree, moves_of
 from jaxsparse._channels.groups import ChannelGroups
-from jaxsparse._channels.moves import inverted, move_tree, moves_of
 from jaxsparse._trees import (
     PyTree,
     array_shapes,
@@ -126,5 +126,5 @@ def _leaves_text(leaves: tuple[str, ...]) -> str:
 
 def _gain_cells(gain: PermutedGroup) -> tuple[str, ...]:
     if gain.reason:
-        return ("", f"no: {gain.reason}", "")
+        return ("", "", f"not permuted: {gain.reason}")
     return tuple(map(percent_text, (gain.before, gain.after, gain.efficacy)))

@@ -8,11 +8,10 @@ start here. Pool and Yu, "Channel Permutations for N:M Sparsity" (2021, NeurIPS)
 the problem and the measure of efficacy.
 """
 
-from typing import NamedTuple
-
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Int32
 
 from jaxsparse._channels.assignment import assign
 from jaxsparse._channels.slot_values import slot_values
@@ -26,28 +25,9 @@ _ANNEALED_CHANNELS, _ANNEALED_SLOTS = 512, 400
 _NOISE = 1 / 8
 
 
-class FoundPermutation(NamedTuple):
-    """Permutations of alike problems, and the sums of the scores that are kept.
-
-    Attributes:
-      permutations: int32, of shape `[problem, channel]`: new channel `i` is old channel
-        `permutations[:, i]`.
-      before: the sum with the channels as they were.
-      after: the sum with the channels permuted.
-      rows: the sum if each row could be pruned freely at the same density.
-      total: the sum of all scores.
-    """
-
-    permutations: np.ndarray
-    before: float
-    after: float
-    rows: float
-    total: float
-
-
 def search_permutation(
     scores: Float32[Array, "problem channel row"], n: int, m: int, key: jax.Array
-) -> FoundPermutation:
+) -> Int32[np.ndarray, "problem channel"]:
     """Searches the permutations with which the best n:m mask keeps most.
 
     It runs on the host, and the sums over rows on the device of the scores.
@@ -59,25 +39,14 @@ def search_permutation(
       key: the random key; the result is the same for the same key.
 
     Returns:
-      The permutations. No problem keeps less than before.
+      The channels in their new order. They may keep less than as they were, if that
+      order was the result of a search.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    known = np.asarray(scores)
-    groups = _deal(known.sum(2, dtype=np.float64), m)
-    if known.shape[1] <= _ANNEALED_CHANNELS:
+    groups = _deal(np.asarray(jnp.sum(scores, axis=2)), m)
+    if scores.shape[1] <= _ANNEALED_CHANNELS:
         groups = _anneal(scores, groups, n, rng)
-    groups = _climb(scores, groups, n, rng)
-    found = groups.reshape(known.shape[:2])
-    plain = np.broadcast_to(np.arange(known.shape[1], dtype=np.int32), found.shape)
-    before, after = _kept(known, plain, n, m), _kept(known, found, n, m)
-    better = after > before
-    return FoundPermutation(
-        np.where(better[:, None], found, plain),
-        float(before.sum()),
-        float(np.where(better, after, before).sum()),
-        float(_largest_sum(known, known.shape[1] * n // m, 1).sum()),
-        float(known.sum(dtype=np.float64)),
-    )
+    return _climb(scores, groups, n, rng).reshape(scores.shape[:2])
 
 
 def _deal(sizes: np.ndarray, m: int) -> np.ndarray:
@@ -114,7 +83,7 @@ def _anneal(
         for slot in _slots(groups, rng):
             values, channels = _take_out(scores, groups, slot, n)
             drawn = rng.standard_exponential(values.shape, np.float32)
-            deviation = np.std(values, axis=(1, 2), keepdims=True)
+            deviation = np.asarray(values).std((1, 2), keepdims=True)
             columns = assign(values, noise * deviation * drawn)
             groups = _put_back(groups, slot, channels, columns)
     return groups
@@ -151,18 +120,3 @@ def _gain(values: Array, columns: np.ndarray) -> np.ndarray:
     assigned = np.take_along_axis(table, columns[:, :, None], 2)[:, :, 0]
     back = np.diagonal(table, axis1=1, axis2=2)
     return (assigned - back).sum(1, dtype=np.float64)
-
-
-def _kept(scores: np.ndarray, order: np.ndarray, n: int, m: int) -> np.ndarray:
-    """Returns the sum of the scores that the best mask keeps, for each problem."""
-    permuted = np.take_along_axis(scores, order[:, :, None], 1)
-    grouped = permuted.reshape(len(scores), -1, m, scores.shape[2])
-    return _largest_sum(grouped, n, 2).reshape(len(scores), -1).sum(1)
-
-
-def _largest_sum(scores: np.ndarray, count: int, axis: int) -> np.ndarray:
-    """Returns the sum of the largest scores along an axis, in float64."""
-    start = scores.shape[axis] - count
-    part = np.partition(scores, start, axis) if start else scores
-    largest = np.take(part, np.arange(start, scores.shape[axis]), axis)
-    return largest.sum(axis, dtype=np.float64)

@@ -6,16 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 
-from jaxsparse._channels.consumers import Consumers, consumer_scores, find_consumers
+from jaxsparse._channels.channel_moves import Moves, move_leaf, moves_of
+from jaxsparse._channels.consumers import Consumers, find_consumers, member_scores
 from jaxsparse._channels.groups import ChannelGroups
-from jaxsparse._channels.moves import Moves, move_leaf, moves_of
+from jaxsparse._channels.kept_scores import kept_by_rows, kept_scores
 from jaxsparse._channels.permutation_result import PermutationResult, PermutedGroup
-from jaxsparse._channels.permutation_search import FoundPermutation, search_permutation
+from jaxsparse._channels.permutation_search import search_permutation
 from jaxsparse._channels.same_outputs import Outputs, outputs_of, relative_difference
 from jaxsparse._channels.shard_blocks import shard_blocks
+from jaxsparse._patterns import NM
 from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
 from jaxsparse._trees import PyTree, flatten, is_numeric, require_values
+
+
+#: A search looks at so many scores, evenly over all, and so takes 1 GiB at most.
+_SEARCHED_SCORES = 2**28
 
 
 def permute_channels(
@@ -76,11 +83,15 @@ def permute_channels(
         if found.reason:
             continue
         blocks = shard_blocks(permuted, groups[number])
-        search = _search(ranked, found, blocks, jax.random.fold_in(key, number))
-        channels = search.permutations.reshape(*groups[number].index, -1)
-        moves = moves_of(groups, {number: channels})
+        tables = [
+            member_scores(ranked, member, magnitude=scores is None)
+            for member in found.members
+        ]
+        order = _search(tables, found.pattern, blocks, jax.random.fold_in(key, number))
+        order, gains[number] = _measure(tables, order, found.pattern, paths)
+        permutations[number] = order.reshape(*groups[number].index, -1)
+        moves = moves_of(groups, {number: permutations[number]})
         permuted, ranked = _moved(permuted, moves), _moved(ranked, moves)
-        permutations[number], gains[number] = channels, _gain(paths, search)
     _verify(outputs, leaves.by_path, permuted, groups, permutations)
     return PermutationResult(leaves.unflatten(permuted), permutations, gains, groups)
 
@@ -130,30 +141,42 @@ def _scores(
                 f"leaf {leaf.path!r} of shape {leaf.shape} needs real scores of the "
                 f"same shape, got {getattr(score, 'shape', score)}"
             )
-    as_score = jnp.abs if scores is None else jnp.asarray
-    return {leaf.path: as_score(given[leaf.path]) for leaf in plan.sparse}
+    return {leaf.path: given[leaf.path] for leaf in plan.sparse}
 
 
 def _search(
-    scores: Mapping[str, Any], consumers: Consumers, blocks: int, key: jax.Array
-) -> FoundPermutation:
-    """Returns the permutations of a group, which leave channels in their block."""
-    assert consumers.pattern is not None
-    n, m = consumers.pattern.n, consumers.pattern.m
-    table = consumer_scores(scores, consumers.members)
-    problems, size, rows = table.shape
-    blocks = blocks if size % (blocks * m) == 0 else 1  # or a block would split groups
-    in_blocks = table.reshape(problems * blocks, size // blocks, rows)
-    found = search_permutation(jnp.asarray(in_blocks), n, m, key)
+    tables: Sequence[np.ndarray], pattern: NM, blocks: int, key: jax.Array
+) -> Int32[np.ndarray, "problem channel"]:
+    """Returns an order of channels that keeps more, and leaves each in its block."""
+    problems, size, _ = tables[0].shape
+    rows = sum(table.shape[2] for table in tables)
+    step = -(-problems * size * rows // _SEARCHED_SCORES)
+    scores = np.concatenate([table[:, :, ::step] for table in tables], axis=2)
+    # Blocks that split groups of m are as good as none.
+    blocks = blocks if size % (blocks * pattern.m) == 0 else 1
+    in_blocks = scores.reshape(problems * blocks, size // blocks, -1)
+    found = search_permutation(jnp.asarray(in_blocks), pattern.n, pattern.m, key)
     starts = np.arange(blocks, dtype=np.int32)[:, None] * (size // blocks)
-    channels = found.permutations.reshape(problems, blocks, -1) + starts
-    return found._replace(permutations=channels.reshape(problems, size))
+    return (found.reshape(problems, blocks, -1) + starts).reshape(problems, size)
 
 
-def _gain(paths: tuple[str, ...], found: FoundPermutation) -> PermutedGroup:
-    total = found.total or 1.0
-    shares = (found.before / total, found.after / total, found.rows / total)
-    return PermutedGroup(paths, *shares)
+def _measure(
+    tables: Sequence[np.ndarray],
+    order: Int32[np.ndarray, "problem channel"],
+    pattern: NM,
+    leaves: tuple[str, ...],
+) -> tuple[Int32[np.ndarray, "problem channel"], PermutedGroup]:
+    """Returns the order, or the old one where that keeps more, and what it gains."""
+    n, m = pattern.n, pattern.m
+    old = np.broadcast_to(np.arange(order.shape[1], dtype=np.int32), order.shape)
+    before = sum(kept_scores(table, old, n, m) for table in tables)
+    after = sum(kept_scores(table, order, n, m) for table in tables)
+    rows = sum(kept_by_rows(table, n, m).sum() for table in tables)
+    total = sum(table.sum(dtype=np.float64) for table in tables) or 1.0
+    order = np.where((after > before)[:, None], order, old)
+    kept = np.maximum(before, after)
+    shares = [float(part.sum() / total) for part in (before, kept, rows)]
+    return order, PermutedGroup(leaves, *shares)
 
 
 def _moved(leaves: Mapping[str, Any], moves: Moves) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ Moves = Mapping[str, Sequence[Move]]
 class FollowsLeaf(Protocol):
     """What belongs to a leaf and has another layout, such as its statistics."""
 
-    def rearranged(self, move: Callable[[Array], Array]) -> Self:
+    def rearranged(self, move: Callable[[Array], Array]) -> "FollowsLeaf":
         """Returns what belongs to `move(leaf)`."""
         ...
 
