@@ -1,7 +1,6 @@
 """Moves of channels in leaves, and in trees that hold copies of leaves."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -71,11 +70,19 @@ def move_leaf(leaf: AnyArray, moves: Sequence[Move]) -> AnyArray:
         for member, channels in moves:
             leaf = take_channels(leaf, member, channels)
         return leaf
-    moved = replicate(leaf)
+    moved: AnyArray = replicate(leaf)
     for member, channels in moves:
         moved = take_channels(moved, member, channels)
-    moved = reshard_like(moved, leaf)
+    moved = reshard_like(jnp.asarray(moved), leaf)
     return moved if isinstance(leaf, Tracer) else device_put_like(moved, leaf)
+
+
+def move_leaves(leaves: Mapping[str, Any], moves: Moves) -> dict[str, Any]:
+    """Returns leaves by path with the channels of some moved."""
+    return {
+        path: move_leaf(leaf, moves[path]) if path in moves else leaf
+        for path, leaf in leaves.items()
+    }
 
 
 def move_tree(
@@ -95,10 +102,10 @@ def move_tree(
     """
 
     def move(path: str | None, leaf: Any) -> Any:
-        if path not in moves:
+        if path is None or path not in moves:
             return leaf
         if isinstance(leaf, FollowsLeaf):
-            return leaf.rearranged(partial(move_leaf, moves=moves[path]))
+            return leaf.rearranged(lambda x: jnp.asarray(move_leaf(x, moves[path])))
         return _moved(path, leaf, moves[path], shapes[path])
 
     named = {(jax.tree_util.DictKey(path),): path for path in shapes}

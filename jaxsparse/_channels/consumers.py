@@ -17,47 +17,52 @@ class Consumers(NamedTuple):
     """The pruned leaves that keep other weights if the channels are permuted.
 
     Attributes:
-      members: where the channels lie in these leaves.
-      pattern: their pattern; None if there are none.
+      members: where the channels lie in these leaves; at least one.
+      pattern: their pattern.
       reason: why the channels are not to be permuted; `""` if they can be.
     """
 
     members: tuple[ChannelMember, ...]
-    pattern: NM | None
+    pattern: NM
     reason: str
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the leaves."""
+        return tuple(dict.fromkeys(member.path for member in self.members))
 
-def find_consumers(group: ChannelGroup, plan: Plan) -> Consumers:
-    """Returns the pruned leaves whose n:m groups lie along the channels of a group."""
+
+def find_consumers(group: ChannelGroup, plan: Plan) -> Consumers | None:
+    """Returns the pruned leaves whose n:m groups lie along the channels of a group.
+
+    Returns:
+      The leaves, or None if there are none.
+    """
     members: list[ChannelMember] = []
     patterns: list[NM] = []
     split = ""
     for member in group.members:
         leaf = plan.by_path.get(member.path)
-        if leaf is None or leaf.axis != member.axis or not isinstance(leaf.pattern, NM):
-            continue
-        pattern, stride = leaf.pattern, member.stride
-        if pattern.n == pattern.m:  # nothing is pruned
+        pattern = None if leaf is None or leaf.axis != member.axis else leaf.pattern
+        if not isinstance(pattern, NM) or pattern.n == pattern.m:
             continue
         start = member.slices[member.axis][0]
-        if stride == 1 and group.size % pattern.m == start % pattern.m == 0:
+        if member.stride == 1 and group.size % pattern.m == start % pattern.m == 0:
             members.append(member)
             patterns.append(pattern)
-        elif stride % pattern.m:
+        elif member.stride % pattern.m:
             split = f"groups of {pattern.m} in {member.path!r} hold other channels too"
-    return Consumers(
-        tuple(members),
-        patterns[0] if patterns else None,
-        group.fixed or split or _reason_of_patterns(patterns),
-    )
+    if not members:
+        return None
+    reason = group.fixed or split or _reason_of_patterns(patterns)
+    return Consumers(tuple(members), patterns[0], reason)
 
 
 def _reason_of_patterns(patterns: Sequence[NM]) -> str:
     if any(pattern.transposable for pattern in patterns):
         return "transposable patterns have groups along outputs too"
-    if len(set(patterns)) > 1:
-        return f"consumers have the patterns {' and '.join(map(str, set(patterns)))}"
-    return ""
+    different = sorted(map(str, set(patterns)))
+    return f"its consumers are pruned {' and '.join(different)}" * (len(different) > 1)
 
 
 def member_scores(
@@ -78,8 +83,9 @@ def member_scores(
     """
     leaf = np.asarray(scores[member.path], np.float32)
     first = (*member.indices, member.channel)
-    view = np.moveaxis(read_member(leaf, member), first, range(len(first)))
-    table = view.reshape(-1, view.shape[len(member.indices)], _rows(view, first))
+    view = np.moveaxis(np.asarray(read_member(leaf, member)), first, range(len(first)))
+    *index, size = view.shape[: len(first)]
+    table = view.reshape(math.prod(index), size, math.prod(view.shape[len(first) :]))
     if not np.isfinite(table).all():
         raise ValueError(
             f"leaf {member.path!r} of shape {leaf.shape} has scores that are not "
@@ -87,7 +93,3 @@ def member_scores(
             "the leaf dense by a rule"
         )
     return np.abs(table) if magnitude else table
-
-
-def _rows(view: np.ndarray, first: Sequence[int]) -> int:
-    return math.prod(view.shape[len(first) :])

@@ -36,7 +36,8 @@ def slot_values(
       For each problem the value of each group, along rows, with each of `channels`,
       along columns.
     """
-    return lax.map(lambda x: _values(*x, n), (scores, others, channels))
+    values = lambda x: _values(x[0], x[1], x[2], n)
+    return lax.map(values, (scores, others, channels))
 
 
 def _values(
