@@ -1,5 +1,8 @@
 """Channels that go through a model together: permuted, or taken out."""
 
+from jaxsparse._channels.find_groups import (
+    channel_groups as channel_groups,
+)
 from jaxsparse._channels.groups import (
     ChannelGroup as ChannelGroup,
     ChannelGroups as ChannelGroups,

@@ -19,6 +19,8 @@ from jaxsparse._trace.factors import (
     without_factors as without_factors,
 )
 from jaxsparse._trace.graph import (
+    Graph as Graph,
+    Step as Step,
     graph_of as graph_of,
 )
 from jaxsparse._trace.jaxpr import (
