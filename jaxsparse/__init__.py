@@ -19,6 +19,8 @@ from jaxsparse._channels import (
     ChannelGroups as ChannelGroups,
     ChannelMember as ChannelMember,
     PermutationResult as PermutationResult,
+    PermutedGroup as PermutedGroup,
+    channel_groups as channel_groups,
     permute_channels as permute_channels,
 )
 from jaxsparse._compressed import (

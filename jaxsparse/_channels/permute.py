@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxsparse._channels.channel_moves import move_leaves, moves_of
 from jaxsparse._channels.consumers import Consumers, find_consumers, member_scores
+from jaxsparse._channels.find_groups import channel_groups
 from jaxsparse._channels.group_permutation import GroupPermutation, permute_group
 from jaxsparse._channels.groups import ChannelGroups
 from jaxsparse._channels.permutation_result import PermutationResult, PermutedGroup
@@ -27,7 +28,7 @@ def permute_channels(
     *,
     scores: PyTree | None = None,
     key: jax.Array | None = None,
-    groups: ChannelGroups,
+    groups: ChannelGroups | None = None,
 ) -> PermutationResult:
     """Permutes channels so that n:m pruning keeps more, without changing the function.
 
@@ -59,9 +60,27 @@ def permute_channels(
         changed by more than rounding, where the error names the group; scores do not
         fit or are not finite; besides the errors of `plan_sparsity`.
       TypeError: a leaf or an argument has no values.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxsparse import plan_sparsity
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> params = {
+    ...     "up": jax.random.normal(keys[0], (16, 64)),
+    ...     "down": jax.random.normal(keys[1], (64, 64)),
+    ... }
+    >>> fn = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+    >>> x = jnp.ones((1, 16))
+    >>> plan = plan_sparsity(params, "2:4", fn=fn, args=(x,), dense_head=False)
+    >>> result = permute_channels(params, plan, fn, (x,))
+    >>> gain = result.gains[0]
+    >>> print(gain.leaves, gain.after > gain.before + 0.02)
+    ('down',) True
+    >>> bool((result.invert(result.params)["down"] == params["down"]).all())
+    True
     """
     leaves = flatten(params)
     plan = plan_for_leaves(leaves.by_path, plan)
+    groups = channel_groups(fn, params, *args) if groups is None else groups
     _check_groups(groups, leaves.by_path)
     consumers = _all_consumers(groups, plan)
     ranked = _scores(leaves.by_path, plan, scores)
