@@ -127,13 +127,13 @@ def main():
 
     row("dense", "", lambda: dense)
     row("dense", "permuted", lambda: result.params)
+    orders = {"as they were": dense, "permuted": result.params}
+    for i in range(args.draws):
+        orders[f"at random {i + 1}"] = at_random(result, dense, i).params
     for searcher in (js.WandaSearcher(plan), js.SparseGPTSearcher(plan)):
         name = type(searcher).__name__.removesuffix("Searcher")
-        row(name, "as they were", lambda: prune(searcher, dense))
-        row(name, "permuted", lambda: prune(searcher, result.params))
-        for i in range(args.draws):
-            drawn = at_random(result, dense, i)
-            row(name, f"at random {i + 1}", lambda: prune(searcher, drawn.params))
+        for order, params in orders.items():
+            row(f"{name}, in order", order, partial(prune, searcher, params))
 
 
 if __name__ == "__main__":
