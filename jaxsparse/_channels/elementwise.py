@@ -150,8 +150,8 @@ def _clamp(
     (part, *more) = value.counts or (None,)
     if part is not None and not more and not value.wraps:
         last = record.parts.sizes[part] - 1
-        bounds = low.number is not None and high.number is not None
-        if bounds and low.number <= 0 and high.number >= last:
+        numbers = low.number, high.number
+        if None not in numbers and numbers[0] <= 0 and numbers[1] >= last:
             return output._replace(counts=(part,))
     return _as_numbers(output, operands, name, record)
 

@@ -52,10 +52,10 @@ def channel_groups(
     >>> params = {"up": shape(16, 64), "down": shape(64, 8)}
     >>> groups = channel_groups(fn, params, shape(2, 16))
     >>> print(groups)
-    group  channels  members         permuted                 taken out
-    0      64        down[0], up[1]  yes                      yes
-    1      8         down[1]         an output of the model   an output of the model
-    2      16        up[0]           an input of the model    an input of the model
+    group  channels  members         permuted                taken out
+    0      64        down[0], up[1]  yes                     yes
+    1      8         down[1]         an output of the model  no
+    2      16        up[0]           an input of the model   no
     >>> groups[0].members[1].role
     'output'
     """

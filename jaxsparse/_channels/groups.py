@@ -121,14 +121,13 @@ _NAMED_MEMBERS = 3
 
 
 def _cells(group: ChannelGroup) -> tuple[str, ...]:
-    """Returns size, members, and whether channels can be permuted and taken out."""
-    permutations = f"{shape_text(group.index)} of " if group.index else ""
+    """Returns sizes, members, and whether channels can be permuted and taken out."""
     names = list(dict.fromkeys(f"{x.path}[{x.axis}]" for x in group.members))
     more = len(names) - _NAMED_MEMBERS
     members = ", ".join(names[:_NAMED_MEMBERS]) + (f" and {more} more" * (more > 0))
     return (
-        f"{permutations}{group.size}",
+        shape_text((*group.index, group.size)),
         members,
         group.fixed or "yes",
-        group.kept or "yes",
+        "no" if group.fixed else group.kept or "yes",
     )

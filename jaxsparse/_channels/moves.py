@@ -92,8 +92,8 @@ def slice_(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Val
     strides = params["strides"] or [1] * len(value.axes)
     ranges = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     axes = tuple(
-        slice_axis(record, axis, *map(int, bounds), "slice")
-        for axis, bounds in zip(value.axes, ranges, strict=True)
+        slice_axis(record, axis, int(start), int(stop), int(stride), "slice")
+        for axis, (start, stop, stride) in zip(value.axes, ranges, strict=True)
     )
     return [_without_columns(value, axes, record)]
 

@@ -99,5 +99,5 @@ def test_groups_are_a_sequence_and_print_as_a_table():
     assert str(groups).splitlines() == [
         "group  channels  members         permuted               taken out",
         "0      8         up[1], down[0]  yes                    yes",
-        "1      3 of 4    qkv[1]          an input of the model  the same",
+        "1      3x4       qkv[1]          an input of the model  no",
     ]
