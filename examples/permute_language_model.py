@@ -119,6 +119,7 @@ def main():
         of = lambda pieces: perplexity(mean_loss, params, pieces)
         cells = "".join(f"{of(pieces):10.2f}" for pieces in texts.values())
         print(f"{method:20}{order:20}{cells}{seconds:9.1f}", flush=True)
+        return params
 
     def prune(searcher, params):
         return js.prune_sequentially(
@@ -133,7 +134,8 @@ def main():
     for searcher in (js.WandaSearcher(plan), js.SparseGPTSearcher(plan)):
         name = type(searcher).__name__.removesuffix("Searcher")
         for order, params in orders.items():
-            row(f"{name}, in order", order, partial(prune, searcher, params))
+            pruned = row(f"{name}, in order", order, partial(prune, searcher, params))
+    print(f"\n{plan}\nsparsity of all weights: {js.sparsity(pruned):.1%}")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,6 @@ from jaxsparse._channels import (
     channel_groups as channel_groups,
     permute_channels as permute_channels,
 )
-from jaxsparse._channels import (
-    ChannelGroup as ChannelGroup,
-    ChannelGroups as ChannelGroups,
-    ChannelMember as ChannelMember,
-    channel_groups as channel_groups,
-)
 from jaxsparse._compressed import (
     Compressed as Compressed,
     compress as compress,

@@ -101,7 +101,7 @@ class PermutationResult(NamedTuple):
         rows = [
             (
                 str(number),
-                _size_text(self.groups[number].index, self.groups[number].size),
+                shape_text((*self.groups[number].index, self.groups[number].size)),
                 _leaves_text(gain.leaves),
                 *_gain_cells(gain),
             )
@@ -113,10 +113,6 @@ class PermutationResult(NamedTuple):
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
-
-
-def _size_text(index: tuple[int, ...], size: int) -> str:
-    return f"{shape_text(index)} of {size}" if index else str(size)
 
 
 def _leaves_text(leaves: tuple[str, ...]) -> str:
