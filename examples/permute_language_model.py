@@ -3,11 +3,11 @@
     python examples/permute_language_model.py [--full] [--width]
 
 SmolLM2-135M: the channels inside each MLP and of each value head are permuted, with
-`--width` also those between the blocks, by the scores of Wanda. Then it is pruned block
-by block, by Wanda and by SparseGPT: with its channels as they were, permuted, and at
-random as a control. Calibrated on the first halves of two texts, the King James Bible
-and CPython's language reference, and evaluated on their second halves. On two CPU cores
-it evaluates few tokens; `--full` is for a GPU. Seconds include compilation.
+`--width` also those between the blocks, by the scores of Wanda. Then it is pruned by
+Wanda at once and by SparseGPT block by block: with its channels as they were, permuted,
+and at random as a control. Calibrated on the first halves of two texts, the King James
+Bible and CPython's language reference, evaluated on their second halves. On two CPU
+cores it evaluates few tokens; `--full` is for a GPU. Seconds include compilation.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def at_random(result, dense, seed):
     return result._replace(params=result.permute(dense))
 
 
-def print_gains(name, result, seconds):
+def print_gains(result, seconds):
     """The mean efficacy of each kind of group, and the lowest."""
     kinds = {}
     for gain in result.gains.values():
@@ -63,10 +63,10 @@ def print_gains(name, result, seconds):
         )
         lowest = min(gain.efficacy for gain in gains)
         print(
-            f"{name:10}{len(gains):3} x {kind:24}{before:8.2%} ->{after:7.2%}, "
+            f"{len(gains):3} x {kind:24}{before:8.2%} ->{after:7.2%}, "
             f"efficacy {efficacy:.1%}, lowest {lowest:.1%}"
         )
-    print(f"{name:10}{seconds:.1f} CPU seconds\n")
+    print(f"searched in {seconds:.1f} CPU seconds\n")
 
 
 def main():
@@ -91,20 +91,15 @@ def main():
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     plan = js.plan_sparsity(dense, "2:4", fn=forward, args=(tokens,))
     groups = permutable(forward, dense, tokens, args.width)
-    collect = partial(js.collect_statistics, forward, batches=batches, plan=plan)
-    statistics = collect(params=dense, statistic="mean_square")
-    every = {
-        "magnitude": None,
-        "RIA": js.ria_scores(dense, statistics),
-        "Wanda": js.wanda_scores(dense, statistics),
-    }
-    result = None
-    for name, scores in every.items():
-        start = time.process_time()
-        result = js.permute_channels(
-            dense, plan, forward, (tokens[:1],), scores=scores, groups=groups
-        )
-        print_gains(name, result, time.process_time() - start)
+    statistics = js.collect_statistics(
+        forward, dense, batches, plan=plan, statistic="mean_square"
+    )
+    scores = js.wanda_scores(dense, statistics)
+    start = time.process_time()
+    result = js.permute_channels(
+        dense, plan, forward, (tokens[:1],), scores=scores, groups=groups
+    )
+    print_gains(result, time.process_time() - start)
 
     counts = {name: pieces[:, 1:].size for name, pieces in texts.items()}
     total = sum(batch.size for batch in batches)
@@ -121,20 +116,29 @@ def main():
         print(f"{method:20}{order:20}{cells}{seconds:9.1f}", flush=True)
         return params
 
-    def prune(searcher, params):
+    def by_wanda(order):
+        moved = statistics if order is None else order.permute(statistics)
+        params = dense if order is None else order.params
+        return js.WandaSearcher(plan).search(params, moved).params
+
+    def by_sparsegpt(order):
+        params = dense if order is None else order.params
+        searcher = js.SparseGPTSearcher(plan)
         return js.prune_sequentially(
             forward, params, batches, searcher, boundaries=stages
         ).params
 
-    row("dense", "", lambda: dense)
-    row("dense", "permuted", lambda: result.params)
-    orders = {"as they were": dense, "permuted": result.params}
+    orders = {"as they were": None, "permuted": result}
     for i in range(args.draws):
-        orders[f"at random {i + 1}"] = at_random(result, dense, i).params
-    for searcher in (js.WandaSearcher(plan), js.SparseGPTSearcher(plan)):
-        name = type(searcher).__name__.removesuffix("Searcher")
-        for order, params in orders.items():
-            pruned = row(f"{name}, in order", order, partial(prune, searcher, params))
+        orders[f"at random {i + 1}"] = at_random(result, dense, i)
+    row("dense", "as they were", lambda: dense)
+    row("dense", "permuted", lambda: result.params)
+    for name, prune in (
+        ("Wanda", by_wanda),
+        ("SparseGPT, in order", by_sparsegpt),
+    ):
+        for order, found in orders.items():
+            pruned = row(name, order, partial(prune, found))
     print(f"\n{plan}\nsparsity of all weights: {js.sparsity(pruned):.1%}")
 
 

@@ -18,7 +18,7 @@ from jaxsparse._channels.slot_values import slot_values
 
 
 #: A search ends when a sweep over all slots adds less than this share of its gain.
-TOLERANCE = 0.003
+TOLERANCE = 0.001
 #: Problems of at most this many channels are cheap, and are annealed for so many slots.
 _ANNEALED_CHANNELS, _ANNEALED_SLOTS = 512, 400
 #: The noise at the start of annealing, in standard deviations of the values.
