@@ -48,7 +48,13 @@ def _dot(
         _note(record, value, free[k], "output")
     output = (*batches, *free[0], *free[1])
     record.regions.append((*output, *sums))
-    return Value(output)
+    return Value(output, distinct=_distinct((left, right), output))
+
+
+def _distinct(operands: Sequence[Value], output: Sequence[int]) -> frozenset[int]:
+    """Returns the axes of a result along which a weight has different elements."""
+    weights = [value for value in operands if value.leaves]
+    return frozenset(x for value in weights for x in value.axes if x in output)
 
 
 def ragged_dot(
@@ -96,10 +102,11 @@ def convolution(
         batch = inner
     results = _places(eqn, places, window, record)
     axes = dict(zip(numbers.out_spec, (batch, outputs, *results), strict=True))
+    distinct = _distinct([kernel], [outputs])
     _note(record, kernel, sums, "input")
     _note(record, kernel, [outputs], "output")
     record.regions.append((batch, outputs, *results, *sums, *window))
-    return [Value(tuple(axes[i] for i in range(len(axes))))]
+    return [Value(tuple(axes[i] for i in range(len(axes))), distinct=distinct)]
 
 
 def _places(

@@ -13,6 +13,7 @@ from jax.extend.core import JaxprEqn
 from jaxsparse._channels import lookups, moves, products, reductions
 from jaxsparse._channels.elementwise import COPIES, ELEMENTWISE, copy, elementwise
 from jaxsparse._channels.parts import fix, mix, new_atom, no_parts
+from jaxsparse._channels.ties import KEEPS_DISTINCT, distinct_parts
 from jaxsparse._channels.unify import unify
 from jaxsparse._channels.value import (
     Record,
@@ -99,7 +100,8 @@ def read_graph(
     flow = Flow(graph, Record(no_parts(), [], []), {}, {})
     for i, (path, shape) in enumerate(leaves.items()):
         axes = new_axes(flow.record, shape)
-        _set(flow, i, Value(axes, leaves=frozenset([path])))
+        leaf = Value(axes, leaves=frozenset([path]), distinct=frozenset(axes))
+        _set(flow, i, leaf)
     for i in range(len(leaves), len(leaves) + inputs):
         axes = new_axes(flow.record, graph.values[i].shape)
         for axis in axes:
@@ -124,7 +126,9 @@ def read_graph(
 def _set(flow: Flow, number: int, value: Value) -> None:
     flow.values[number] = value
     counts = [part for part in value.counts if part is not None]
-    flow.record.regions.append((*value.axes, *counts))
+    flow.record.regions.append(value.axes)
+    if counts:  # positions in an axis can be separate for what the value has itself
+        flow.record.regions.append((*value.axes, *counts))
 
 
 def _add_loops(flow: Flow, path: Path, known: int) -> None:
@@ -171,6 +175,9 @@ def _outputs(flow: Flow, step: Step) -> list[Value]:
     if outputs is None:
         outputs = _not_understood(step.eqn, operands, record)
     leaves = products.leaves_of(operands)
+    if name in KEEPS_DISTINCT:
+        distinct = distinct_parts(record.parts, operands)
+        outputs = [value._replace(distinct=distinct) for value in outputs]
     return [value._replace(leaves=leaves) for value in outputs]
 
 

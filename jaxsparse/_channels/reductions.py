@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._channels.parts import mark, mix
+from jaxsparse._channels.ties import fix_ties
 from jaxsparse._channels.value import (
     Record,
     Value,
@@ -52,6 +53,7 @@ def find_largest(
     (value,), (along,) = operands, eqn.params["axes"]
     axis = value.axes[along]
     mark(record.parts, axis, "chosen", "a router chooses")
+    fix_ties(record.parts, value, axis)
     axes = tuple(x for i, x in enumerate(value.axes) if i != along)
     return [Value(axes, (axis,))]
 
@@ -62,6 +64,7 @@ def top_k(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Valu
     along = params.get("axis", params.get("reduction_dimension", -1))
     along %= len(value.axes)
     mark(record.parts, value.axes[along], "chosen", "a router chooses")
+    fix_ties(record.parts, value, value.axes[along])
     axes = list(value.axes)
     size = var_shape(eqn.outvars[0])[along]
     (axes[along],) = mixed_axes(record, [size], "ordered by rank")
@@ -75,6 +78,8 @@ def sort(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Value
     for value in operands[1:]:
         unify_axes(record, first.axes, value.axes)
     mark(record.parts, first.axes[along], "kept", "`sort` orders it")
+    if len(operands) > 1:
+        fix_ties(record.parts, first, first.axes[along])
     axes = list(first.axes)
     sizes = [record.parts.sizes[axes[along]]]
     (axes[along],) = mixed_axes(record, sizes, "ordered by rank")

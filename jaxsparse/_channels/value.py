@@ -24,6 +24,8 @@ class Value(NamedTuple):
       negative: whether it says that positions are below zero, which they never are.
       wraps: whether it is positions plus the size of their axis.
       leaves: the parameters that it is computed from; None if inputs too.
+      distinct: the parts along which no two elements are the same, as for the outputs
+        of a product with a weight; after `relu` several may be zero.
     """
 
     axes: tuple[int, ...]
@@ -32,6 +34,7 @@ class Value(NamedTuple):
     negative: bool = False
     wraps: bool = False
     leaves: frozenset[str] | None = frozenset()
+    distinct: frozenset[int] = frozenset()
 
 
 class Record(NamedTuple):

@@ -1,27 +1,50 @@
 """Small models of Flax Linen, Flax NNX and Equinox: `name() -> (fn, params, args)`."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from decoder import small_decoder
 from flax import linen as nn, nnx
 
 from tests.channels.plain_models import vectors
 
 
+def values(shapes):
+    """Kernels around zero, and scales, biases and variances around one."""
+    rng = np.random.default_rng(0)
+
+    def draw(x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):  # states of random numbers
+            is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+            return jax.random.key(0) if is_key else jnp.zeros(x.shape, x.dtype)
+        noise = rng.normal(size=x.shape)
+        return jnp.asarray(noise / 2 if x.ndim > 1 else 1 + noise / 9, x.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
 def of_linen(module, *args):
     """The variables of a module, batch statistics included, and how it is applied."""
-    return module.apply, module.init(jax.random.key(0), *args), args
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
+    return module.apply, values(shapes), args
 
 
-def of_nnx(model, *args):
-    graph, state = nnx.split(model)
-    return lambda state, *args: nnx.merge(graph, state)(*args), state, args
+def of_nnx(make, *args):
+    model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    graph, weights, rest = nnx.split(model, nnx.Param, ...)
+    run = lambda weights, *args: nnx.merge(graph, weights, values(rest))(*args)
+    return run, values(weights), args
 
 
-def of_equinox(model, *args):
-    arrays, rest = eqx.partition(model, eqx.is_array)
-    return lambda arrays, *args: eqx.combine(arrays, rest)(*args), arrays, args
+def of_equinox(make, *args):
+    model = eqx.filter_eval_shape(make, jax.random.key(0))
+    is_array = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    arrays, rest = eqx.partition(model, is_array)
+    run = lambda arrays, *args: eqx.combine(arrays, rest)(*args)
+    return run, values(arrays), args
 
 
 class Residual(nn.Module):
@@ -113,12 +136,12 @@ def group_norm():
 
 
 def nnx_decoder():
-    return of_nnx(small_decoder(nnx.Rngs(0)), jnp.arange(6).reshape(2, 3))
+    return of_nnx(small_decoder, jnp.arange(6).reshape(2, 3))
 
 
 def nnx_stacked_decoder():
-    model = small_decoder(nnx.Rngs(0), stacked=True)
-    return of_nnx(model, jnp.arange(6).reshape(2, 3))
+    make = partial(small_decoder, stacked=True)
+    return of_nnx(make, jnp.arange(6).reshape(2, 3))
 
 
 class Patches(nnx.Module):
@@ -141,12 +164,12 @@ class Patches(nnx.Module):
 
 
 def vision_transformer():
-    return of_nnx(Patches(nnx.Rngs(0)), vectors(2, 4, 4, 3))
+    return of_nnx(Patches, vectors(2, 4, 4, 3))
 
 
 class Cell(nnx.Module):
     def __init__(self, rngs):
-        self.cell = nnx.RNN(nnx.OptimizedLSTMCell(5, 6, rngs=rngs), rngs=rngs)
+        self.cell = nnx.RNN(nnx.OptimizedLSTMCell(5, 6, rngs=rngs))
         self.out = nnx.Linear(6, 3, rngs=rngs)
 
     def __call__(self, x):
@@ -155,7 +178,7 @@ class Cell(nnx.Module):
 
 def fused_lstm():
     """Its four gates lie side by side in one kernel."""
-    return of_nnx(Cell(nnx.Rngs(0)), vectors(2, 3, 5))
+    return of_nnx(Cell, vectors(2, 3, 5))
 
 
 class Images(eqx.Module):
@@ -179,7 +202,7 @@ class Images(eqx.Module):
 
 
 def equinox_images():
-    return of_equinox(Images(jax.random.key(0)), vectors(3, 4, 4))
+    return of_equinox(Images, vectors(3, 4, 4))
 
 
 class Tokens(eqx.Module):
@@ -200,4 +223,4 @@ class Tokens(eqx.Module):
 
 
 def equinox_tokens():
-    return of_equinox(Tokens(jax.random.key(0)), vectors(3, 8))
+    return of_equinox(Tokens, vectors(3, 8))

@@ -231,7 +231,7 @@ def branches():
             lambda x: x * 2,
             lambda x: x @ p["c"],
         ]
-        return lax.switch(jnp.argmax((x @ p["router"]).sum(0)), runs, x) @ p["out"]
+        return lax.switch(jnp.argmax(x[0] @ p["router"]), runs, x) @ p["out"]
 
     return fn, params, (vectors(3, 5),)
 

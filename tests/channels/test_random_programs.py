@@ -203,7 +203,7 @@ def reorder(draft):
             lambda: xp.cumsum(x, axis),
             lambda: xp.flip(x, axis),
             lambda: xp.sort(x, axis),
-            lambda: xp.where(along < 2, x, 0 * x),
+            lambda: xp.where(along < 2, x, -x),
         ][kind]()
 
     draft.add(step, shape)
@@ -243,8 +243,12 @@ def program(kinds, seed):
     return fn, draft.params, rng.normal(size=(3, 4))
 
 
-def is_informative(result):
-    return np.isfinite(result).all() and np.abs(result).max() > 1e-6
+def is_stable(run, params):
+    """Whether rounding does not decide what `argmax` returns."""
+    others = {name: w * (1 + 1e-12) for name, w in params.items()}
+    result = run(params)
+    usable = np.isfinite(result).all() and np.abs(result).max() > 1e-6
+    return usable and difference(run, params, others, ()) < 1e-9
 
 
 @thorough(300)
@@ -255,7 +259,7 @@ def test_free_groups_of_random_programs_can_be_permuted(kinds, seed):
     groups = channel_groups(fn, shapes, jax.ShapeDtypeStruct(x.shape, "float32"))
     free = [group for group in groups if not group.fixed]
     run = lambda params: fn(params, x, np)
-    if free and is_informative(run(params)):
+    if free and is_stable(run, params):
         for seed in range(3):
             assert difference(run, params, permuted(params, free, seed), ()) < 1e-9
 
