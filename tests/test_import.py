@@ -33,6 +33,8 @@ PUBLIC = [
     "MaskLogits",
     "NM",
     "PerOutput",
+    "PermutationResult",
+    "PermutedGroup",
     "Plan",
     "ReconstructedStage",
     "Reconstruction",
@@ -98,6 +100,7 @@ PUBLIC = [
     "open_tensors",
     "open_torch",
     "outlier_ratios",
+    "permute_channels",
     "plan_sparsity",
     "prune_sequentially",
     "random_scores",
@@ -105,6 +108,7 @@ PUBLIC = [
     "regrow_at_random",
     "regrow_by_gradient",
     "reshape_1d",
+    "ria_scores",
     "saliency_scores",
     "save_sparse",
     "save_torch",
@@ -116,6 +120,7 @@ PUBLIC = [
     "straight_through",
     "to_semi_structured",
     "to_torch_layout",
+    "wanda_scores",
     "wrap_optimizer",
 ]
 ELSEWHERE = {

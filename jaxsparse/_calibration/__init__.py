@@ -44,6 +44,9 @@ from jaxsparse._calibration.reconstruction import (
 from jaxsparse._calibration.refine_masks import (
     refine_masks as refine_masks,
 )
+from jaxsparse._calibration.ria import (
+    ria_scores as ria_scores,
+)
 from jaxsparse._calibration.sequential import (
     prune_sequentially as prune_sequentially,
 )
@@ -58,4 +61,5 @@ from jaxsparse._calibration.sparsegpt_searcher import (
 )
 from jaxsparse._calibration.wanda import (
     WandaSearcher as WandaSearcher,
+    wanda_scores as wanda_scores,
 )

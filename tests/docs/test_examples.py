@@ -34,6 +34,7 @@ def run_example(name, folder):
         ("finetune_nnx", ["2:4, one-shot", "2:4, fine-tuned", "dense, trained as"]),
         ("equinox_mlp", ["2:4, one-shot", "2:4, fine-tuned"]),
         ("prune_language_model", ["Wanda, in order", "SparseGPT", "and 10 steps"]),
+        ("permute_language_model", ["as they were", "SparseGPT, in order"]),
         ("recover_language_model", ["2:4, SparseGPT", "and 20 steps"]),
         ("decode_compressed", ["compressed 72,576", "tokens are the same"]),
         ("recipes", ["SR-STE, 2:4", "RigL, 90 %", "transposable 2:4", "minus dense"]),
