@@ -18,6 +18,11 @@ from jaxsparse._trace.factors import (
     run_with_factors as run_with_factors,
     without_factors as without_factors,
 )
+from jaxsparse._trace.graph import (
+    Graph as Graph,
+    Step as Step,
+    graph_of as graph_of,
+)
 from jaxsparse._trace.jaxpr import (
     Cond as Cond,
     ControlFlow as ControlFlow,

@@ -39,7 +39,7 @@ class Step(NamedTuple):
       operands: the numbers of its operands.
       outputs: the numbers of its outputs.
       eqn: the equation; None for a move.
-      path: the path of the equation; empty for a move.
+      path: the path of the equation; for a move that of the body which it belongs to.
     """
 
     name: str
@@ -47,6 +47,19 @@ class Step(NamedTuple):
     outputs: tuple[int, ...]
     eqn: JaxprEqn | None = None
     path: Path = ()
+
+
+class Decision(NamedTuple):
+    """A value that decides what runs: which branch, or whether a loop goes on.
+
+    Attributes:
+      value: its number.
+      carry: for a loop, the numbers of what it carries. In a batch of loops the axes of
+        the value are their leading axes.
+    """
+
+    value: int
+    carry: tuple[int, ...] = ()
 
 
 class Graph(NamedTuple):
@@ -57,23 +70,36 @@ class Graph(NamedTuple):
         start of a loop, which also depends on the loop's end.
       values: the type of each value.
       has_loops: whether a step depends on a later one.
+      outputs: the numbers of the results.
+      constants: the literals and constant arrays, by number.
+      decisions: what decides between branches and ends loops.
     """
 
     steps: list[Step]
     values: list[ValueType]
     has_loops: bool
+    outputs: list[int]
+    constants: dict[int, Any]
+    decisions: list[Decision]
 
 
 def graph_of(bound: BoundJaxpr) -> Graph:
     """Returns the graph of a jaxpr. The bodies of loops are in it once."""
-    builder = _Builder([], [], {})
+    builder = _Builder([], [], {}, {}, [])
     inputs = [builder.value(var.aval) for var in bound.jaxpr.invars]
-    _inline(bound, inputs, builder, ())
+    outputs = _inline(bound, inputs, builder, ())
     steps = [
         step._replace(operands=builder.loops.get(i, step.operands))
         for i, step in enumerate(builder.steps)
     ]
-    return Graph(steps, builder.values, bool(builder.loops))
+    return Graph(
+        steps,
+        builder.values,
+        bool(builder.loops),
+        outputs,
+        builder.constants,
+        builder.decisions,
+    )
 
 
 class _Builder(NamedTuple):
@@ -83,11 +109,15 @@ class _Builder(NamedTuple):
       steps: the steps.
       values: the types of the values.
       loops: the operands of the joins at the start of loops, by index of the step.
+      constants: the literals and constant arrays, by number.
+      decisions: what decides between branches and ends loops.
     """
 
     steps: list[Step]
     values: list[ValueType]
     loops: dict[int, tuple[int, ...]]
+    constants: dict[int, Any]
+    decisions: list[Decision]
 
     def value(self, value: Any) -> int:
         """Adds a value like this one and returns its number."""
@@ -95,10 +125,16 @@ class _Builder(NamedTuple):
         self.values.append(ValueType(tuple(getattr(value, "shape", ())), dtype))
         return len(self.values) - 1
 
-    def move(self, name: str, operands: Sequence[int], like: Any) -> int:
+    def constant(self, value: Any) -> int:
+        """Adds a literal or a constant array and returns its number."""
+        number = self.value(value)
+        self.constants[number] = value
+        return number
+
+    def move(self, name: str, operands: Sequence[int], like: Any, path: Path) -> int:
         """Adds a move with one output and returns the output's number."""
         output = self.value(like)
-        self.steps.append(Step(name, tuple(operands), (output,)))
+        self.steps.append(Step(name, tuple(operands), (output,), None, path))
         return output
 
 
@@ -106,7 +142,7 @@ def _inline(
     bound: BoundJaxpr, args: Sequence[int], builder: _Builder, path: Path
 ) -> list[int]:
     rule = partial(_equation, builder=builder, path=path)
-    return interpret(bound, args, rule, builder.value)
+    return interpret(bound, args, rule, builder.constant)
 
 
 def _equation(
@@ -132,8 +168,9 @@ def _control_flow(
                 _inline(branch, inputs[1:], builder, step_into(path, eqn, i))
                 for i, branch in enumerate(branches)
             ]
+            builder.decisions.append(Decision(inputs[0]))
             return [
-                builder.move("join", values, var.aval)
+                builder.move("join", values, var.aval, path)
                 for values, var in zip(
                     zip(*results, strict=True), eqn.outvars, strict=True
                 )
@@ -141,8 +178,7 @@ def _control_flow(
         case Scan():
             return _scan(eqn, flow, inputs, builder, step_into(path, eqn))
         case While():
-            part = body_part(flow.condition)
-            return _while(flow, inputs, builder, step_into(path, eqn, part))
+            return _while(eqn, flow, inputs, builder, path)
 
 
 def _scan(
@@ -151,14 +187,14 @@ def _scan(
     first_carry, first_xs = scan.num_consts, scan.num_consts + scan.num_carry
     body = scan.body.jaxpr
     xs = [
-        builder.move("unstack", [x], var.aval)
+        builder.move("unstack", [x], var.aval, path)
         for x, var in zip(inputs[first_xs:], body.invars[first_xs:], strict=True)
     ]
-    carry, start = _open_loop(inputs[first_carry:first_xs], builder)
+    carry, start = _open_loop(inputs[first_carry:first_xs], builder, path)
     outputs = _inline(scan.body, [*inputs[:first_carry], *carry, *xs], builder, path)
     _close_loop(start, outputs[: scan.num_carry], builder)
     stacked = [
-        builder.move("stack", [y], var.aval)
+        builder.move("stack", [y], var.aval, path)
         for y, var in zip(
             outputs[scan.num_carry :], eqn.outvars[scan.num_carry :], strict=True
         )
@@ -167,21 +203,31 @@ def _scan(
 
 
 def _while(
-    loop: While, inputs: list[int], builder: _Builder, path: Path
+    eqn: JaxprEqn, loop: While, inputs: list[int], builder: _Builder, path: Path
 ) -> Sequence[int]:
     first_body, first_carry = loop.num_condition, loop.num_condition + loop.num_body
-    carry, start = _open_loop(inputs[first_carry:], builder)
+    inside = step_into(path, eqn, body_part(loop.condition))
+    carry, start = _open_loop(inputs[first_carry:], builder, inside)
+    (go_on,) = _inline(
+        loop.condition,
+        [*inputs[:first_body], *carry],
+        builder,
+        step_into(path, eqn, 1),
+    )
+    builder.decisions.append(Decision(go_on, tuple(carry)))
     outputs = _inline(
-        loop.body, [*inputs[first_body:first_carry], *carry], builder, path
+        loop.body, [*inputs[first_body:first_carry], *carry], builder, inside
     )
     _close_loop(start, outputs, builder)
     return carry
 
 
-def _open_loop(carry: Sequence[int], builder: _Builder) -> tuple[list[int], int]:
+def _open_loop(
+    carry: Sequence[int], builder: _Builder, path: Path
+) -> tuple[list[int], int]:
     """Joins the first values of carries with later ones, which are not known yet."""
     start = len(builder.steps)
-    joined = [builder.move("join", [x], builder.values[x]) for x in carry]
+    joined = [builder.move("join", [x], builder.values[x], path) for x in carry]
     return joined, start
 
 

@@ -1,0 +1,23 @@
+"""Channels that go through a model together: permuted, or taken out."""
+
+from jaxsparse._channels.find_groups import (
+    channel_groups as channel_groups,
+)
+from jaxsparse._channels.groups import (
+    ChannelGroup as ChannelGroup,
+    ChannelGroups as ChannelGroups,
+    ChannelMember as ChannelMember,
+    ChannelRole as ChannelRole,
+)
+from jaxsparse._channels.member_view import (
+    read_member as read_member,
+    take_channels as take_channels,
+    write_member as write_member,
+)
+from jaxsparse._channels.permutation_result import (
+    PermutationResult as PermutationResult,
+    PermutedGroup as PermutedGroup,
+)
+from jaxsparse._channels.permute import (
+    permute_channels as permute_channels,
+)

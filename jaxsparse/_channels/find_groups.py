@@ -1,0 +1,136 @@
+"""Channel groups of a function of parameters, from its trace."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxsparse._channels.groups import (
+    ChannelGroup,
+    ChannelGroups,
+    ChannelMember,
+    ChannelRole,
+)
+from jaxsparse._channels.parts import Parts, atoms_of, fix
+from jaxsparse._channels.places import Place, interleaved_atoms, places_in
+from jaxsparse._channels.propagate import Flow, read_graph
+from jaxsparse._channels.separate import separate_atoms
+from jaxsparse._trace import graph_of, trace
+from jaxsparse._trees import PyTree, array_shapes, flatten
+
+
+def channel_groups(
+    fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
+) -> ChannelGroups:
+    """Returns which axes of the leaves are the same channels.
+
+    If the channels of a group that is not fixed are permuted in all its members,
+    `fn(params, *args, **kwargs)` is the same, but for rounding. The function is traced,
+    not run: nothing is computed, and shapes are enough. An operation that is not
+    understood fixes the axes that it meets.
+
+    The axes of inputs and outputs of the function are fixed. What else belongs to the
+    model, such as batch statistics, must be in `params`:
+    `{"params": ..., "batch_stats": ...}`.
+
+    Args:
+      fn: any JAX function of the parameters: a forward pass or a loss.
+      params: a tree of arrays or `jax.ShapeDtypeStruct`.
+      *args: further arguments; arrays may be `jax.ShapeDtypeStruct`, other objects are
+        passed to `fn` unchanged.
+      **kwargs: further arguments by name.
+
+    Returns:
+      The groups, in the order of the leaves. Axes of size 1 are in none, nor are leaves
+      that `fn` does not use.
+
+    Raises:
+      ValueError: two leaves have the same path, or a size is a symbol. Errors that `fn`
+        raises when it is traced are passed on.
+
+    >>> import jax
+    >>> shape = lambda *s: jax.ShapeDtypeStruct(s, "float32")
+    >>> fn = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+    >>> params = {"up": shape(16, 64), "down": shape(64, 8)}
+    >>> groups = channel_groups(fn, params, shape(2, 16))
+    >>> print(groups)
+    group  channels  members         permuted                taken out
+    0      64        down[0], up[1]  yes                     yes
+    1      8         down[1]         an output of the model  no
+    2      16        up[0]           an input of the model   no
+    >>> groups[0].members[1].role
+    'output'
+    """
+    program = trace(fn, params, args, kwargs)
+    shapes = array_shapes(flatten(params).by_path)
+    graph = graph_of(program.bound)
+    for value in graph.values:
+        if not all(isinstance(size, int | np.integer) for size in value.shape):
+            raise ValueError(
+                f"the shape {value.shape} has symbols: give arrays, or their shapes"
+            )
+    flow = read_graph(graph, shapes, len(program.inputs))
+    return ChannelGroups(tuple(_groups(flow, list(shapes))))
+
+
+def _groups(flow: Flow, paths: Sequence[str]) -> list[ChannelGroup]:
+    parts, graph = flow.record.parts, flow.graph
+    used = {*graph.outputs, *(i for step in graph.steps for i in step.operands)}
+    places: dict[int, list[tuple[str, Place]]] = {}
+    for i, path in enumerate(paths):
+        if i not in used:
+            continue
+        axes = flow.values[i].axes
+        for atom in interleaved_atoms(parts, axes):
+            fix(parts, atom, "interleaved with other channels")
+        for place in places_in(parts, axes):
+            places.setdefault(place.atom, []).append((path, place))
+    free = [atom for atom in places if "fixed" not in parts.marks.get(atom, {})]
+    separate = separate_atoms(parts, flow.record.regions, free)
+    roles = _roles(flow)
+    return [
+        _group(parts, atom, found, separate.get(atom, set()), roles)
+        for atom, found in places.items()
+    ]
+
+
+def _roles(flow: Flow) -> dict[tuple[str, int], ChannelRole]:
+    """Returns what products do with the atoms of leaves, by path and atom."""
+    roles: dict[tuple[str, int], ChannelRole] = {}
+    for path, part, role in flow.record.roles:
+        for atom in atoms_of(flow.record.parts, part):
+            if roles.get((path, atom)) != "input":
+                roles[path, atom] = role
+    return roles
+
+
+def _group(
+    parts: Parts,
+    atom: int,
+    places: Sequence[tuple[str, Place]],
+    separate: set[int],
+    roles: Mapping[tuple[str, int], ChannelRole],
+) -> ChannelGroup:
+    """Returns the group of an atom from all its places."""
+    index = [
+        k
+        for k in places[0][1].factors
+        if k in separate and all(place.factors.count(k) == 1 for _, place in places)
+    ]
+    members = tuple(
+        ChannelMember(
+            path,
+            place.slices,
+            tuple(parts.sizes[x] for x in place.factors),
+            place.channel,
+            tuple(place.factors.index(k) for k in index),
+            place.axis,
+            roles.get((path, atom), "elementwise"),
+        )
+        for path, place in places
+    )
+    marks = parts.marks.get(atom, {})
+    kept = "" if "chosen" in marks else marks.get("kept", "")
+    fixed = marks.get("fixed", "")
+    sizes = tuple(parts.sizes[k] for k in index)
+    return ChannelGroup(parts.sizes[atom], sizes, members, fixed, fixed or kept)
