@@ -1,7 +1,7 @@
 """Statistics of one leaf's inputs, and checks that they fit a plan and its weights."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float32, Shaped
 
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._sharding import reshard_like
+from jaxsparse._trees import PyTree, array_shapes, flatten
 
 
 #: What is measured: the mean square of each input, or the mean product of every two.
@@ -96,6 +97,31 @@ class LeafStatistics:
             leaf.dtype
         )
 
+    def rearranged(self, move: Callable[[Array], Array]) -> "LeafStatistics":
+        """Returns the statistics of `move(leaf)`, which has the weights elsewhere.
+
+        Args:
+          move: takes an array of the shape of the leaf and permutes inputs, problems,
+            or outputs of all inputs alike, as `permute_channels` does.
+        """
+        size = self.columns.num_problems * self.columns.inputs_per_problem
+        shape = (self.columns.num_problems, self.columns.inputs_per_problem, 1)
+        whole = (*shape[:2], self.columns.outputs_per_problem)
+        numbers = jnp.broadcast_to(jnp.arange(size).reshape(shape), whole)
+        moved = self.columns.to_matrices(move(self.columns.from_matrices(numbers)))
+        problem, inputs = jnp.divmod(moved[:, :, 0], shape[1])
+        index = (problem, inputs)
+        if self.moments.ndim == 3:
+            index = (problem[:, :, None], inputs[:, :, None], inputs[:, None, :])
+        held_out = self.held_out
+        return replace(
+            self,
+            moments=self.moments[index],
+            tokens=self.tokens[problem[:, 0]],
+            factors=None if self.factors is None else move(self.factors),
+            held_out=None if held_out is None else held_out.rearranged(move),
+        )
+
 
 def match_statistics(
     shapes: Mapping[str, tuple[int, ...] | None], statistics: Any
@@ -124,6 +150,26 @@ def match_statistics(
                 "keep it dense by a rule"
             )
     return matched
+
+
+def match_some_statistics(
+    params: PyTree, statistics: Mapping[str, LeafStatistics]
+) -> dict[str, LeafStatistics]:
+    """As `match_statistics`, for the leaves of a tree that have statistics.
+
+    Raises:
+      ValueError: as `match_statistics`; or the tree has none of the leaves.
+    """
+    shapes = array_shapes(flatten(params).by_path)
+    if not shapes.keys() & statistics.keys():
+        raise ValueError(
+            f"the statistics are of leaves {list(statistics)[:3]}, none of which these "
+            f"parameters have: {list(shapes)[:3]}"
+        )
+    return match_statistics(
+        {path: shape for path, shape in shapes.items() if path in statistics},
+        statistics,
+    )
 
 
 def starved_problems(statistics: LeafStatistics) -> Bool[Array, " problem"]:

@@ -1,5 +1,6 @@
 """Wanda: scores that weigh each weight by the norm of its input."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
     fill_starved,
+    match_some_statistics,
     match_statistics,
     warn_of_starved,
 )
@@ -75,12 +77,38 @@ class WandaSearcher:
         shapes = {leaf.path: leaf.shape for leaf in plan.sparse}
         by_path = match_statistics(shapes, statistics)
         warn_of_starved(by_path)
-        scores = map_named(
-            lambda path, leaf: _score(leaf, by_path[path]) if path in by_path else leaf,
-            params,
-        )
+        scores = _scores(params, by_path)
         masks = create_masks(params, plan, scores=scores, packed=self.packed)
         return SearchResult(mask_params(params, masks), masks, plan)
+
+
+def wanda_scores(params: PyTree, statistics: Mapping[str, LeafStatistics]) -> PyTree:
+    """Returns Wanda's scores, `abs(w) * norm(x)`, for what takes `scores`.
+
+    Args:
+      params: a tree of arrays.
+      statistics: the result of `collect_statistics`, with either statistic.
+
+    Returns:
+      A tree like `params` of float32 scores. Leaves without statistics stay as they
+      are.
+
+    Raises:
+      ValueError: statistics do not fit their leaf, are not finite or all zero.
+
+    >>> from jaxsparse import collect_statistics
+    >>> params = {"kernel": jnp.full((16, 8), -2.0)}
+    >>> fn = lambda params, x: x @ params["kernel"]
+    >>> statistics = collect_statistics(fn, params, [jnp.full((1, 16), 3.0)])
+    >>> wanda_scores(params, statistics)["kernel"][0, :2]
+    Array([6., 6.], dtype=float32)
+    """
+    return _scores(params, match_some_statistics(params, statistics))
+
+
+def _scores(params: PyTree, by_path: Mapping[str, LeafStatistics]) -> PyTree:
+    score = lambda path, x: _score(x, by_path[path]) if path in by_path else x
+    return map_named(score, params)
 
 
 @jax.jit

@@ -14,3 +14,10 @@ from jaxsparse._channels.member_view import (
     take_channels as take_channels,
     write_member as write_member,
 )
+from jaxsparse._channels.permutation_result import (
+    PermutationResult as PermutationResult,
+    PermutedGroup as PermutedGroup,
+)
+from jaxsparse._channels.permute import (
+    permute_channels as permute_channels,
+)

@@ -1,5 +1,6 @@
 """Channel groups: which axes of which leaves are the same channels."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, overload
@@ -40,6 +41,12 @@ class ChannelMember(NamedTuple):
         """Returns the path and the axis, and where in the axis the channels lie."""
         start, stop = self.slices[self.axis]
         return f"{self.path}[{self.axis}, {start}:{stop}]"
+
+    @property
+    def stride(self) -> int:
+        """How far apart neighbouring channels lie in their axis of the leaf."""
+        minor_axes = [stop - start for start, stop in self.slices[self.axis + 1 :]]
+        return math.prod(self.view[self.channel + 1 :]) // math.prod(minor_axes)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxsparse._patterns import packed_axis
 from jaxsparse._sharding import mask_sharding
-from jaxsparse._training.inner_state import map_by_parameter
-from jaxsparse._trees import PyTree, flatten_with_keys
+from jaxsparse._trees import PyTree, flatten_with_keys, map_by_parameter
 
 
 def abstract_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:

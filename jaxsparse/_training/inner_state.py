@@ -1,20 +1,17 @@
-"""Which parameter each array of an optimizer's state belongs to.
+"""Moments of weights that were pruned or regrown.
 
-The path of an array tells: a moment's path ends in the path of its parameter, in
-whatever state, partition or accumulator it lies. A moment has its parameter's shape.
-When masks change, the moments of weights that were pruned or regrown belong to another
-network.
+When masks change, the moments of such weights belong to another network. A moment has
+its parameter's shape.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jax.tree_util import tree_map_with_path
 from jaxtyping import Array, Bool, PyTree
 
 from jaxsparse._sharding import reshard_to
-from jaxsparse._trees import Keys, is_array, without_box
+from jaxsparse._trees import Keys, is_array, map_by_parameter
 
 
 def reset_changed(
@@ -41,23 +38,3 @@ def reset_changed(
         return jnp.where(reshard_to(where, leaf), jnp.zeros((), leaf.dtype), leaf)
 
     return map_by_parameter(reset, inner_state, paths)
-
-
-def map_by_parameter(
-    f: Callable[[str | None, Any], Any], state: PyTree, paths: Mapping[Keys, str]
-) -> PyTree:
-    """Maps `f(path of the parameter that a leaf belongs to, leaf)` over a state.
-
-    Args:
-      f: its first argument is None for a leaf that belongs to no parameter.
-      state: the state of any optimizer.
-      paths: the canonical paths of all parameters by their keys. Keys tell an entry
-        `mu` of the parameters from Adam's field of that name.
-    """
-
-    def map_leaf(keys: Keys, leaf: Any):
-        keys = without_box(keys)
-        ends = (keys[i:] for i in range(len(keys) + 1))  # the longest first
-        return f(next((paths[end] for end in ends if end in paths), None), leaf)
-
-    return tree_map_with_path(map_leaf, state)

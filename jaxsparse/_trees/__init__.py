@@ -1,5 +1,8 @@
 """Leaves of any tree by their canonical path, and tables of them."""
 
+from jaxsparse._trees.by_parameter import (
+    map_by_parameter as map_by_parameter,
+)
 from jaxsparse._trees.fit_table import (
     fit_table as fit_table,
 )
