@@ -241,14 +241,15 @@ def test_stacked_layers_that_are_read_one_by_one_have_their_own_orders():
 
 
 def test_what_a_loop_carries_is_the_same_in_every_step():
-    params = {"a": shape(3, 4), "b": shape(3, 4), "out": shape(4, 5)}
+    params = {"a": shape(3, 4), "w": shape(4, 4), "out": shape(4, 5)}
 
     def fn(p, x):
-        swap = lambda _, pair: (pair[1], pair[0])
-        return jax.lax.fori_loop(0, 3, swap, (x @ p["a"], x @ p["b"]))[0] @ p["out"]
+        step = lambda _, h: jnp.tanh(h @ p["w"])
+        return lax.fori_loop(0, 3, step, x @ p["a"]) @ p["out"]
 
     (group,) = channel_groups(fn, params, shape(6, 3)).of("a", 1)
-    assert [x.path for x in group.members] == ["a", "b", "out"]
+    members = [(x.path, x.axis) for x in group.members]
+    assert members == [("a", 1), ("out", 0), ("w", 0), ("w", 1)]
 
 
 def test_taking_out_is_refused_where_channels_are_normalised_over():
