@@ -33,6 +33,7 @@ COPIES = frozenset(
 #: Operations of one output, each element of which depends on those at its position.
 _NAMES = (
     "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e "
+    "bitcast_convert_type "
     "cbrt ceil clamp clz complex conj cos cosh digamma div eq eq_to erf erf_inv erfc "
     "exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow "
     "is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul mulhi ne "

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxsparse._channels.groups import (
     ChannelGroup,
     ChannelGroups,
@@ -43,8 +45,8 @@ def channel_groups(
       that `fn` does not use.
 
     Raises:
-      ValueError: two leaves have the same path. Errors that `fn` raises when it is
-        traced are passed on.
+      ValueError: two leaves have the same path, or a size is a symbol. Errors that `fn`
+        raises when it is traced are passed on.
 
     >>> import jax
     >>> shape = lambda *s: jax.ShapeDtypeStruct(s, "float32")
@@ -61,7 +63,13 @@ def channel_groups(
     """
     program = trace(fn, params, args, kwargs)
     shapes = array_shapes(flatten(params).by_path)
-    flow = read_graph(graph_of(program.bound), shapes, len(program.inputs))
+    graph = graph_of(program.bound)
+    for value in graph.values:
+        if not all(isinstance(size, int | np.integer) for size in value.shape):
+            raise ValueError(
+                f"the shape {value.shape} has symbols: give arrays, or their shapes"
+            )
+    flow = read_graph(graph, shapes, len(program.inputs))
     return ChannelGroups(tuple(_groups(flow, list(shapes))))
 
 

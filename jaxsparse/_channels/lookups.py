@@ -38,6 +38,14 @@ def iota(eqn: JaxprEqn, _: Sequence[Value], record: Record) -> list[Value]:
     return [Value(axes, (axes[eqn.params["dimension"]],))]
 
 
+def random_bits(eqn: JaxprEqn, _: Sequence[Value], record: Record) -> list[Value]:
+    """Each position has a number of its own."""
+    axes = new_axes(record, var_shape(eqn.outvars[0]))
+    for axis in axes:
+        fix(record.parts, axis, "random numbers")
+    return [Value(axes)]
+
+
 def _look_up(record: Record, axis: int, counts: int | None) -> None:
     """Records that elements at positions along an axis are read or written."""
     if counts is None:

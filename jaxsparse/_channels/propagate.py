@@ -4,15 +4,17 @@ Each step unifies the axes that it treats alike. What has no rule, or a rule ret
 None for, has all its axes fixed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from jaxsparse._channels import lookups, moves, products, reductions
-from jaxsparse._channels.elementwise import COPIES, ELEMENTWISE, copy, elementwise
 from jaxsparse._channels.parts import fix, mix, new_atom, no_parts
+from jaxsparse._channels.products import leaves_of
+from jaxsparse._channels.rules import POSITION_RULES, RULES
 from jaxsparse._channels.ties import KEEPS_DISTINCT, distinct_parts
 from jaxsparse._channels.unify import unify
 from jaxsparse._channels.value import (
@@ -25,47 +27,6 @@ from jaxsparse._channels.value import (
 )
 from jaxsparse._trace import Graph, Path, Step, var_shape
 
-
-#: `(equation, operands, record) -> outputs`, or None for what is not understood.
-Rule = Callable[[JaxprEqn, Sequence[Value], Record], "list[Value] | None"]
-
-#: Rules that know what to do with positions.
-_POSITION_RULES: dict[str, Rule] = {
-    **dict.fromkeys(COPIES, copy),
-    **dict.fromkeys(ELEMENTWISE, elementwise),
-    **dict.fromkeys(lookups.SCATTERS, lookups.scatter),
-    "broadcast_in_dim": moves.broadcast,
-    "concatenate": moves.concatenate,
-    "dynamic_slice": lookups.dynamic_slice,
-    "dynamic_update_slice": lookups.dynamic_update_slice,
-    "gather": lookups.gather,
-    "reshape": moves.reshape,
-    "slice": moves.slice_,
-    "sort": reductions.sort,
-    "split": moves.split,
-    "squeeze": moves.squeeze,
-    "stack": moves.stack,
-    "tile": moves.tile,
-    "transpose": moves.transpose,
-    "unstack": moves.unstack,
-}
-
-_RULES: dict[str, Rule] = {
-    **_POSITION_RULES,
-    **dict.fromkeys(reductions.REDUCTIONS, reductions.reduce_axes),
-    **dict.fromkeys(reductions.CUMULATIVE, reductions.accumulate),
-    **dict.fromkeys(reductions.WINDOWS, reductions.reduce_windows),
-    "approx_top_k": reductions.top_k,
-    "argmax": reductions.find_largest,
-    "argmin": reductions.find_largest,
-    "conv_general_dilated": products.convolution,
-    "dot_general": products.dot_general,
-    "iota": lookups.iota,
-    "pad": moves.pad,
-    "ragged_dot_general": products.ragged_dot,
-    "rev": moves.reverse,
-    "top_k": reductions.top_k,
-}
 
 #: Constants with more elements are not looked at.
 _LARGEST_CONSTANT = 2**20
@@ -141,11 +102,10 @@ def _add_loops(flow: Flow, path: Path, known: int) -> None:
 
 def _constant(constant: Any, record: Record) -> Value:
     """A constant fixes the axes along which its elements differ."""
-    shape = tuple(getattr(constant, "shape", ()))
+    shape = np.shape(constant)
     axes = new_axes(record, shape)
-    readable = isinstance(constant, np.ndarray | np.generic | int | float | complex)
-    size = int(np.prod(shape))
-    if size > _LARGEST_CONSTANT or not (readable or hasattr(constant, "__array__")):
+    is_key = jnp.issubdtype(jax.dtypes.result_type(constant), jax.dtypes.extended)
+    if is_key or np.prod(shape) > _LARGEST_CONSTANT:
         for axis in axes:
             fix(record.parts, axis, "a constant of the model")
         return Value(axes)
@@ -164,17 +124,19 @@ def _outputs(flow: Flow, step: Step) -> list[Value]:
     if step.eqn is None:
         return [_move(flow, step, operands)]
     name, record = step.name, flow.record
-    if name not in _POSITION_RULES:
+    if name not in POSITION_RULES:
         operands = [
             use_as_numbers(record, x, f"positions are used as numbers, by `{name}`")
             for x in operands
         ]
     outputs = None
-    if name in _RULES and _is_plain(step.eqn, operands, record):
-        outputs = _RULES[name](step.eqn, operands, record)
+    is_plain = _is_plain(step.eqn, operands, record)
+    if name in RULES and is_plain:
+        outputs = RULES[name](step.eqn, operands, record)
     if outputs is None:
-        outputs = _not_understood(step.eqn, operands, record)
-    leaves = products.leaves_of(operands)
+        reason = f"`{name}`" if is_plain else f"shards or no elements, in `{name}`"
+        outputs = _not_understood(step.eqn, operands, record, reason)
+    leaves = leaves_of(operands)
     if name in KEEPS_DISTINCT:
         distinct = distinct_parts(record.parts, operands)
         outputs = [value._replace(distinct=distinct) for value in outputs]
@@ -182,21 +144,17 @@ def _outputs(flow: Flow, step: Step) -> list[Value]:
 
 
 def _is_plain(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> bool:
-    """Returns whether all sizes are known, and those of whole arrays, not of shards."""
+    """Returns whether all operands are whole arrays, not shards, and not empty."""
     shapes = [var_shape(var) for var in (*eqn.invars, *eqn.outvars)]
-    sizes = [size for shape in shapes for size in shape]
-    return all(
-        isinstance(size, int | np.integer) and size > 0 for size in sizes
-    ) and all(
+    return all(size > 0 for shape in shapes for size in shape) and all(
         sizes_of(record, value.axes) == shape
         for value, shape in zip(operands, shapes, strict=False)
     )
 
 
 def _not_understood(
-    eqn: JaxprEqn, operands: Sequence[Value], record: Record
+    eqn: JaxprEqn, operands: Sequence[Value], record: Record, reason: str
 ) -> list[Value]:
-    reason = f"`{eqn.primitive.name}`"
     outputs = [Value(new_axes(record, var_shape(var))) for var in eqn.outvars]
     for value in (*operands, *outputs):
         value = use_as_numbers(record, value, reason)
@@ -223,7 +181,7 @@ def _move(flow: Flow, step: Step, operands: Sequence[Value]) -> Value:
         use_as_numbers(record, value, "positions are carried or chosen by a branch")
         unify_axes(record, first.axes, value.axes)
     is_loop = len(operands) < len(step.operands)
-    return Value(first.axes, leaves=None if is_loop else products.leaves_of(operands))
+    return Value(first.axes, leaves=None if is_loop else leaves_of(operands))
 
 
 def _loop_along(flow: Flow, path: Path, axis: int) -> None:

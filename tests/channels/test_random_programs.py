@@ -174,10 +174,12 @@ def gram(draft):
 def one_hot(draft):
     i = draft.value()
     size = draft.shapes[i][-1]
-    draft.add(
-        lambda xp, _, v: (v[i].argmax(-1)[..., None] == xp.arange(size)) * v[i],
-        draft.shapes[i],
-    )
+
+    def step(xp, _, v):
+        largest = v[i].argmax(-1)[..., None] == xp.arange(size)
+        return xp.where(largest, v[i], -v[i])
+
+    draft.add(step, draft.shapes[i])
 
 
 def look_up(draft):
