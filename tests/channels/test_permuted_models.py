@@ -14,27 +14,18 @@ from tests.channels.permuting import drawn
 MODELS = {
     model.__name__: model
     for model in (
-        plain_models.decoder,
-        plain_models.fused_gate_up,
-        plain_models.fused_qkv_by_head,
         plain_models.mixture_of_experts,
-        plain_models.mlp_mixer,
-        plain_models.stacked_layers,
-        plain_models.u_net,
         library_models.encoder,
-        library_models.equinox_images,
         library_models.equinox_tokens,
-        library_models.mobilenet,
         library_models.nnx_decoder,
         library_models.nnx_stacked_decoder,
         library_models.resnet,
-        library_models.vision_transformer,
     )
 }
 
 
 def kept(params, plan):
-    """The sum of the magnitudes that the best masks keep, by path."""
+    """The sum of the magnitudes that the best masks keep."""
     masks = js.create_masks(params, plan)
     sizes = jax.tree.map(
         lambda leaf, mask: None if mask is None else jnp.sum(jnp.abs(leaf), where=mask),
@@ -53,7 +44,6 @@ def test_models_keep_more_and_their_statistics_move(name, monkeypatch):
     rules = [js.Rule(".*", "1:2", sizes=None)]
     plan = js.plan_sparsity(params, rules, fn=fn, args=args, dense_head=False)
     result = js.permute_channels(params, plan, fn, args)
-    print(result)
     gained = [x.after - x.before for x in result.gains.values() if not x.reason]
     assert min(gained) >= 0 < max(gained)
     # Outputs of other leaves change places too, which changes nothing there.
