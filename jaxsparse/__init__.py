@@ -88,6 +88,7 @@ from jaxsparse._recovery import (
     init_mask_logits as init_mask_logits,
     learned_masks as learned_masks,
     outlier_ratios as outlier_ratios,
+    recalibrate_batch_stats as recalibrate_batch_stats,
 )
 from jaxsparse._reports import (
     CalibrationReport as CalibrationReport,
@@ -102,6 +103,13 @@ from jaxsparse._reports import (
     sharding_report as sharding_report,
     sparsity as sparsity,
     sparsity_report as sparsity_report,
+)
+from jaxsparse._shrinking import (
+    LeafShrinkage as LeafShrinkage,
+    ShrinkReport as ShrinkReport,
+    ShrinkResult as ShrinkResult,
+    grow_back as grow_back,
+    shrink_params as shrink_params,
 )
 from jaxsparse._trace import Use as Use
 from jaxsparse._training import (

@@ -5,6 +5,7 @@ from jaxsparse._calibration.admm_searcher import (
 )
 from jaxsparse._calibration.chain import (
     ChainStage as ChainStage,
+    PrunedStage as PrunedStage,
     prune_chain as prune_chain,
 )
 from jaxsparse._calibration.collect import (
@@ -24,6 +25,11 @@ from jaxsparse._calibration.leaf_statistics import (
     fill_starved as fill_starved,
     match_statistics as match_statistics,
     starved_problems as starved_problems,
+    warn_of_few_tokens as warn_of_few_tokens,
+    warn_of_starved as warn_of_starved,
+)
+from jaxsparse._calibration.least_squares import (
+    kept_least_squares as kept_least_squares,
 )
 from jaxsparse._calibration.map_solves import (
     map_solves as map_solves,

@@ -10,9 +10,7 @@ from jaxtyping import Array
 from jaxsparse._calibration.collect import observe_batches
 from jaxsparse._calibration.leaf_statistics import LeafStatistics
 from jaxsparse._calibration.observer import matrices_of
-from jaxsparse._calibration.sparsegpt_searcher import SparseGPTSearcher
-from jaxsparse._calibration.wanda import WandaSearcher
-from jaxsparse._masks import SearchResult
+from jaxsparse._masks import Searcher, SearchResult
 from jaxsparse._plans import Plan
 from jaxsparse._trace import trace
 from jaxsparse._trees import PyTree, map_named
@@ -49,7 +47,7 @@ class PrunedStage(NamedTuple):
 def prune_chain(
     stages: Sequence[ChainStage],
     batches: Sequence[Array],
-    searcher: SparseGPTSearcher | WandaSearcher,
+    searcher: Searcher,
 ) -> Iterator[PrunedStage]:
     """Prunes stage by stage, each calibrated on the pruned stages before it.
 
@@ -60,7 +58,7 @@ def prune_chain(
     Args:
       stages: the stages in order.
       batches: the inputs of the first stage.
-      searcher: the method; its plan is replaced by those of the stages.
+      searcher: the method, a dataclass; its plan is replaced by those of the stages.
 
     Yields:
       Each stage when it is pruned.

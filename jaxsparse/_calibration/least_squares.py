@@ -7,7 +7,7 @@ solved for the change of the kept weights that compensates for the pruned ones.
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Array, Bool, Float32
+from jaxtyping import Array, Bool, Float32, Int
 
 from jaxsparse._calibration.map_solves import map_solves
 
@@ -39,9 +39,8 @@ def masked_least_squares(
       `v`, with exact zeros outside the mask. If the second moment is singular, or
       nearly so, there are several minimisers, and `v` is one close to `w`.
     """
-    diagonal = jnp.diagonal(moment)
-    dead = diagonal == 0
-    scale = jnp.sum(diagonal) / jnp.maximum(jnp.sum(~dead), 1).astype(jnp.float32)
+    dead = jnp.diagonal(moment) == 0
+    scale = _scale(moment)
 
     def solve_output(weight, mask):
         free = mask & ~dead
@@ -56,6 +55,44 @@ def masked_least_squares(
     outputs = weight.shape[1]
     batch_size = min(max(1, _BATCH_BYTES // moment.nbytes), outputs)
     return map_solves(solve_output, weight.T, mask.T, batch_size=batch_size).T
+
+
+def kept_least_squares(
+    weight: Float32[Array, "input output"],
+    kept: Int[Array, " kept"],
+    moment: Float32[Array, "input input"],
+) -> Float32[Array, "input output"]:
+    """As `masked_least_squares`, where all outputs keep the same inputs.
+
+    Their normal equations are the same, and are factored once.
+
+    Args:
+      weight: the weights of a layer.
+      kept: the inputs that are kept, each once.
+      moment: the second moment of the layer's inputs.
+
+    Returns:
+      The fitted weights, with exact zeros for the inputs that are not kept.
+    """
+    rows = moment[kept]
+    equations = rows[:, kept]
+    free = jnp.diagonal(equations) > 0
+    lower = _factor_free(equations, free, _scale(moment))
+
+    def correct(_, fitted):
+        slope = jnp.matmul(rows, weight - fitted, precision=lax.Precision.HIGHEST)
+        change = cho_solve((lower, True), jnp.where(free[:, None], slope, 0))
+        return fitted.at[kept].add(jnp.where(free[:, None], change, 0))
+
+    first = jnp.zeros_like(weight).at[kept].set(weight[kept])
+    return lax.fori_loop(0, _REFINEMENTS, correct, first)
+
+
+def _scale(moment: Float32[Array, "input input"]) -> Float32[Array, ""]:
+    """Returns the mean square of the inputs that were not always zero."""
+    diagonal = jnp.diagonal(moment)
+    live = jnp.maximum(jnp.sum(diagonal != 0), 1).astype(jnp.float32)
+    return jnp.sum(diagonal) / live
 
 
 def _factor_free(

@@ -6,7 +6,7 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -14,9 +14,14 @@ import numpy as np
 
 from jaxsparse._files.atomic_write import write_file
 from jaxsparse._files.new_folder import copy_folder, new_folder
-from jaxsparse._files.rewrite import write_changed_file
+from jaxsparse._files.rewrite import with_shapes, write_changed_file
 from jaxsparse._files.safetensors import Header
-from jaxsparse._files.sharded_files import index_of, without_index
+from jaxsparse._files.sharded_files import (
+    index_metadata,
+    index_of,
+    index_text,
+    without_index,
+)
 
 
 #: The weights of models, of the parts of diffusion pipelines, and of adapters.
@@ -107,18 +112,24 @@ def write_model_folder(
     change: Callable[[str, np.ndarray], np.ndarray],
     *,
     replace: bool,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a changed copy of a folder, which appears when it is complete.
 
-    Everything else is copied, but for the files in `left_out`.
+    Everything else is copied, but for the files in `left_out`. In the index of several
+    files `total_size` follows the shapes.
 
     Args:
       folder: the folder to read.
       headers: the headers of its weights.
       output: the folder to write, or a link to it.
       change: returns the tensor to write, given the name of a tensor and the tensor,
-        which it may write to. The result must have the same shape and dtype.
+        which it may write to. The result must have the same dtype, and the same shape
+        but for those in `shapes`.
       replace: whether the output may exist; it is then replaced.
+      shapes: the new shapes of tensors by name.
+      texts: the new texts of other files by name.
 
     Raises:
       FileExistsError: the output exists and is not to be replaced.
@@ -138,8 +149,28 @@ def write_model_folder(
     with new_folder(output, replace=replace) as pending:
         copy_folder(folder, pending, ignore)
         for header in headers:
-            write = partial(write_changed_file, header, change)
+            write = partial(write_changed_file, header, change, shapes=shapes)
             write_file(pending / header.path.name, write)
+        index = _new_index(folder, headers, shapes)
+        for name, text in {**index, **(texts or {})}.items():
+            (pending / name).write_text(text, "utf-8")
+
+
+def _new_index(
+    folder: Path,
+    headers: Sequence[Header],
+    shapes: Mapping[str, tuple[int, ...]] | None,
+) -> dict[str, str]:
+    """Returns the name and the text of the index if tensors change their shapes."""
+    weights = weights_of(folder)
+    if not shapes or weights is None or not index_of(weights).exists():
+        return {}
+    sizes = [
+        {name: entry.nbytes for name, entry in with_shapes(header, shapes).items()}
+        for header in headers
+    ]
+    names = [header.path.name for header in headers]
+    return {index_of(weights).name: index_text(names, sizes, index_metadata(weights))}
 
 
 def _files_of_weights(folder: Path, headers: Sequence[Header]) -> set[str]:

@@ -1,6 +1,7 @@
 """Writes changed copies of safetensors files, one tensor at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace as replace_fields
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +10,7 @@ import numpy as np
 
 from jaxsparse._files.atomic_write import write_atomically
 from jaxsparse._files.checksums import CHECKSUMS
-from jaxsparse._files.safetensors import Header, read_tensor, write_tensors
+from jaxsparse._files.safetensors import Entry, Header, read_tensor, write_tensors
 from jaxsparse._files.sharded_files import index_metadata, index_text
 
 
@@ -46,16 +47,36 @@ def rewrite_tensors(
 
 
 def write_changed_file(
-    header: Header, change: Callable[[str, np.ndarray], np.ndarray], file: BinaryIO
+    header: Header,
+    change: Callable[[str, np.ndarray], np.ndarray],
+    file: BinaryIO,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
-    """Writes a changed copy of a file; see `rewrite_tensors`."""
+    """Writes a changed copy of a file; see `rewrite_tensors`.
+
+    Args:
+      header: the header of the file.
+      change: returns the tensor to write.
+      file: the file to write.
+      shapes: the shapes of the tensors that `change` gives another one, by name.
+    """
     write_tensors(
         file,
-        header.entries,
+        with_shapes(header, shapes or {}),
         lambda name: change(name, read_tensor(header, name)),
         header.metadata,
         checksums=CHECKSUMS in header.metadata,
     )
+
+
+def with_shapes(
+    header: Header, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Entry]:
+    """Returns the tensors of a file, some of them with other shapes."""
+    return {
+        name: replace_fields(entry, shape=shapes.get(name, entry.shape))
+        for name, entry in header.entries.items()
+    }
 
 
 def _sizes(header: Header) -> dict[str, int]:

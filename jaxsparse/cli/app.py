@@ -13,6 +13,7 @@ from jaxsparse.cli.console import printable
 from jaxsparse.cli.demo import demo
 from jaxsparse.cli.inspect import inspect
 from jaxsparse.cli.prune import prune
+from jaxsparse.cli.shrink import shrink
 
 
 _EXIT_CODES = (
@@ -33,6 +34,7 @@ app = typer.Typer(
 for _command, _example in (
     (inspect, "jaxsparse inspect model.safetensors"),
     (prune, "jaxsparse prune model.safetensors -o sparse.safetensors --pattern 2:4"),
+    (shrink, "jaxsparse shrink SmolLM2-135M -o smaller --calibrate text.txt"),
     (check, "jaxsparse check sparse.safetensors --pattern 2:4 && echo sparse"),
     (compare, "jaxsparse compare model.safetensors sparse.safetensors"),
     (demo, "jaxsparse demo"),

@@ -1,41 +1,20 @@
-"""Calibrated pruning of the folder of a language model, one stage in memory."""
+"""Calibrated pruning of the folder of a language model, and what it cost."""
 
-import math
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from jaxsparse._calibration import (
-    ChainStage,
-    SparseGPTSearcher,
-    WandaSearcher,
-    prune_chain,
-)
-from jaxsparse._files import SparseFileError, parse_object
-from jaxsparse._language_models import (
-    LanguageModel,
-    Stage,
-    check_tensors,
-    language_model,
-)
+from jaxsparse._calibration import PrunedStage, SparseGPTSearcher, WandaSearcher
+from jaxsparse._files import SparseFileError
+from jaxsparse._language_models import LanguageModel, Stage
 from jaxsparse._plans import Plan
 from jaxsparse._reports import LeafError, calibration_report
-from jaxsparse.cli.console import print_note
-from jaxsparse.cli.leaves import Leaves, x64_if_needed
+from jaxsparse.cli.leaves import Leaves
 from jaxsparse.cli.method import Data, Method
-from jaxsparse.cli.progress import progress
+from jaxsparse.cli.model_stages import open_model, prune_stages
 from jaxsparse.cli.tokens import Tokens, load_tokens
-
-
-#: How many tokens run through the model at once, unless one sequence has more.
-_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -73,15 +52,11 @@ def open_calibration(
       ValueError: the model is not one of those that can be calibrated, the plan prunes
         a tensor without inputs, or the calibration data do not fit.
     """
-    path = leaves.path / "config.json"
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise SparseFileError(path, error) from error
-    try:
-        model = language_model(parse_object(path, text), leaves.specs)
-        check_tensors(model, leaves.specs)
+        model = open_model(leaves)
         _check_plan(plan, model)
+    except SparseFileError:
+        raise
     except ValueError as error:
         remedy = "--method magnitude runs no model"
         raise ValueError(f"{leaves.path}: {error}; {remedy}") from error
@@ -127,75 +102,24 @@ def prune_calibrated(
     Raises:
       ValueError: a tensor cannot be pruned; the error names it and its stage.
     """
-    stages = _needed_stages(calibration.model, plan)
-    chain = prune_chain(
-        [_chain_stage(stage, leaves, plan) for stage in stages],
-        _batches(calibration.tokens.ids),
-        WandaSearcher() if calibration.method is Method.wanda else SparseGPTSearcher(),
-    )
-    itemsize = max(spec.dtype.itemsize for spec in leaves.specs.values())
     errors: dict[str, LeafError] = {}
-    notes: dict[str, str] = {}
-    work = {stage.name: _work(stage) for stage in stages}
-    with (
-        x64_if_needed(np.dtype(np.float64 if itemsize > 4 else np.float32)),
-        jax.default_matmul_precision("highest"),
-        progress(work, "calibrate", verbose=verbose) as step,
-    ):
-        for stage in stages:
-            step(stage.name)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                try:
-                    pruned = next(chain)
-                except ValueError as error:
-                    raise ValueError(f"in {stage.name}: {error}") from error
-            for warning in caught:
-                notes.setdefault(str(warning.message), stage.name)
-            if not pruned.statistics:
-                continue
-            report = calibration_report(pruned.params, pruned.result, pruned.statistics)
-            for leaf in report:
-                name = stage.tensors[leaf.path].name
-                errors[name] = leaf
-                store(name, np.asarray(pruned.result.params[leaf.path]))
-    for text, name in notes.items():
-        print_note(f"from {name} on: {text}")
-    return errors
 
+    def report(stage: Stage, pruned: PrunedStage) -> None:
+        for leaf in calibration_report(pruned.params, pruned.result, pruned.statistics):
+            name = stage.tensors[leaf.path].name
+            errors[name] = leaf
+            store(name, np.asarray(pruned.result.params[leaf.path]))
 
-def _needed_stages(model: LanguageModel, plan: Plan) -> list[Stage]:
-    """Returns the stages up to the last one that has a tensor to prune."""
-    sparse = {leaf.path for leaf in plan.sparse}
-    last = max(
-        i
-        for i, stage in enumerate(model.stages)
-        if any(tensor.name in sparse for tensor in stage.tensors.values())
+    prune_stages(
+        leaves,
+        plan,
+        calibration.model,
+        calibration.tokens.ids,
+        WandaSearcher() if calibration.method is Method.wanda else SparseGPTSearcher(),
+        report,
+        verbose=verbose,
     )
-    return [*model.stages[: last + 1]]
-
-
-def _chain_stage(stage: Stage, leaves: Leaves, plan: Plan) -> ChainStage:
-    """Returns a stage planned by the names in it, the same in equal blocks."""
-    planned = (replace(plan[x.name], path=key) for key, x in stage.tensors.items())
-    return ChainStage(stage.fn, Plan(tuple(planned)), partial(_load, stage, leaves))
-
-
-def _load(stage: Stage, leaves: Leaves) -> dict[str, Array]:
-    return {k: jnp.asarray(leaves.read(x.name)) for k, x in stage.tensors.items()}
-
-
-def _work(stage: Stage) -> int:
-    """Returns the number of weights in matmuls."""
-    tensors = stage.tensors.values()
-    return sum(math.prod(x.shape) for x in tensors if x.inputs is not None)
-
-
-def _batches(ids: np.ndarray) -> list[Array]:
-    """Returns sequences in batches, all of one size: each size would be compiled."""
-    most = max(1, _BATCH_TOKENS // ids.shape[1])
-    size = max(n for n in range(1, most + 1) if len(ids) % n == 0)
-    return [jnp.asarray(ids[i : i + size]) for i in range(0, len(ids), size)]
+    return errors
 
 
 def calibration_lines(

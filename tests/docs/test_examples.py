@@ -14,6 +14,18 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
+def run_example(name, folder):
+    """Runs an example for seconds, in a folder of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", "--smoke"],
+        cwd=folder,
+        env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": FLAGS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "stages"),
@@ -24,19 +36,13 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
         ("prune_language_model", ["Wanda, in order", "SparseGPT", "and 10 steps"]),
         ("permute_language_model", ["as they were", "SparseGPT, in order"]),
         ("recover_language_model", ["2:4, SparseGPT", "and 20 steps"]),
+        ("prune_resnet", ["2:4, Magnitude", "2:4, SparseGPT", "renewed"]),
         ("decode_compressed", ["compressed 72,576", "tokens are the same"]),
         ("recipes", ["SR-STE, 2:4", "RigL, 90 %", "transposable 2:4", "minus dense"]),
     ],
 )
 def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", "--smoke"],
-        cwd=tmp_path,
-        env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": FLAGS},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = run_example(name, tmp_path)
     assert run.returncode == 0, run.stderr
     assert "2:4 along axis" in run.stdout
     assert re.search(r"sparsity of all weights: [34]\d", run.stdout)
@@ -44,6 +50,23 @@ def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
     pictures = {"finetune_linen": "out/finetune_linen.png", "recipes": "recipes.png"}
     if name in pictures:
         assert (tmp_path / pictures[name]).stat().st_size > 1000
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (
+            "shrink_language_model",
+            ["energy, refitted", "64x32   32x32   inputs", "grown back", "time "],
+        ),
+        ("shrink_images", ["features: (32, 64, 128) -> (16, 32, 64)", "one epoch"]),
+    ],
+)
+def test_the_example_prints_its_sizes_and_its_table(name, lines, tmp_path):
+    run = run_example(name, tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert [line for line in lines if line not in run.stdout] == []
 
 
 def test_no_example_is_longer_than_150_lines():
