@@ -88,6 +88,7 @@ from jaxsparse._recovery import (
     init_mask_logits as init_mask_logits,
     learned_masks as learned_masks,
     outlier_ratios as outlier_ratios,
+    recalibrate_batch_stats as recalibrate_batch_stats,
 )
 from jaxsparse._reports import (
     CalibrationReport as CalibrationReport,

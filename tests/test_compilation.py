@@ -44,6 +44,7 @@ def test_300_leaves_of_7_shapes_take_7_programs(programs, packed):
     assert len(programs) == 14
 
 
+@pytest.mark.sweep
 def test_the_pattern_and_the_dtype_make_a_program_of_their_own(programs):
     leaf = np.eye(16, 8, dtype=np.float32)
     params = {"a": jax.device_put(leaf), "b": jax.device_put(leaf.astype(np.float16))}

@@ -104,6 +104,7 @@ PUBLIC = [
     "plan_sparsity",
     "prune_sequentially",
     "random_scores",
+    "recalibrate_batch_stats",
     "refine_masks",
     "regrow_at_random",
     "regrow_by_gradient",

@@ -131,9 +131,11 @@ def test_shapes_may_be_symbolic(name, monkeypatch):
 _NOT_TRACED = frozenset(
     [
         "abstract_state",
+        "allocate",
         "calibration_report",
         "check_sparsity",
         "collect_statistics",
+        "compensate_low_rank",
         "contraction_axes",
         "distribute_by_erdos_renyi",
         "fit_weights",
@@ -145,8 +147,10 @@ _NOT_TRACED = frozenset(
         "open_sparse",
         "open_tensors",
         "open_torch",
+        "outlier_ratios",
         "plan_sparsity",
         "prune_sequentially",
+        "recalibrate_batch_stats",
         "save_sparse",
         "save_torch",
         "sharding_report",

@@ -35,7 +35,14 @@ from jaxsparse._masks import MagnitudeSearcher, SearchResult
 from jaxsparse._plans import LeafPlan, Plan, plan_for
 from jaxsparse._sharding import commit_like
 from jaxsparse._trace import Program
-from jaxsparse._trees import PyTree, flatten, flatten_masks, is_array, map_named
+from jaxsparse._trees import (
+    PyTree,
+    array_shapes,
+    flatten,
+    flatten_masks,
+    is_array,
+    map_named,
+)
 
 
 #: The searchers that prune in order.
@@ -55,6 +62,7 @@ def prune_sequentially(
     progress: bool = False,
     held_out: float = 0.0,
     reconstruct: Reconstruction | None = None,
+    recalibrate: Callable[[PyTree], PyTree] | None = None,
     checkpoint: str | PathLike[str] | None = None,
 ) -> SearchResult:
     """Prunes a model stage by stage, each calibrated on the pruned stages before it.
@@ -81,6 +89,9 @@ def prune_sequentially(
         other floating parameters that the stage alone uses, such as biases and the
         gains of norms, are trained with them; embeddings are not. Padding must be
         finite. Its `held_out` takes the place of the other one.
+      recalibrate: called with the parameters after each stage; returns them with other
+        values of leaves that stay dense, such as batch statistics that
+        `recalibrate_batch_stats` renewed. The next stage is calibrated with these.
       checkpoint: a folder in which each stage is saved when it is done. A call with the
         same arguments goes on after the last of them, with the same result.
 
@@ -137,6 +148,8 @@ def prune_sequentially(
             if saved:
                 saved.save(i, *done)
         result = _with_leaves(result, *done)
+        if recalibrate is not None:
+            result = _recalibrated(result, recalibrate)
         if i + 1 < len(stages):
             carried = run_stage(programs, i, _arrays(result.params), carried)
     return result
@@ -251,6 +264,21 @@ def _is_trainable(program: Program, path: str) -> bool:
     """Whether a leaf is a float that no lookup reads, as embeddings are."""
     is_float = jnp.issubdtype(program.leaves[path].dtype, jnp.floating)
     return is_float and all(use.kind != "gather" for use in program.uses[path])
+
+
+def _recalibrated(
+    result: SearchResult, recalibrate: Callable[[PyTree], PyTree]
+) -> SearchResult:
+    """Returns the result with new values of leaves that stay dense."""
+    new, old = flatten(recalibrate(result.params)), flatten(result.params)
+    if array_shapes(new.by_path) != array_shapes(old.by_path):
+        raise ValueError(
+            "recalibrate must return all parameters, each of its shape: return "
+            '{**params, "batch_stats": ...}, for example'
+        )
+    pruned = {leaf.path for leaf in result.plan.sparse}
+    dense = {path: leaf for path, leaf in new.by_path.items() if path not in pruned}
+    return _with_leaves(result, dense, {})
 
 
 def _with_leaves(

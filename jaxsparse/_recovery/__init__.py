@@ -7,6 +7,9 @@ from jaxsparse._recovery.adapters import (
 from jaxsparse._recovery.allocation import (
     allocate as allocate,
 )
+from jaxsparse._recovery.batch_stats import (
+    recalibrate_batch_stats as recalibrate_batch_stats,
+)
 from jaxsparse._recovery.compensation import (
     Compensation as Compensation,
     compensate_low_rank as compensate_low_rank,

@@ -108,7 +108,7 @@ def test_no_layer_is_worse_than_by_sparsegpt(layers, correlated, name):
         assert (refined <= ours * (1 + 1e-6)).all()
 
 
-@pytest.mark.sweep(keep=["0-transposable"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("case", ["transposable", "blocks"])
 @pytest.mark.parametrize("seed", range(5))
 def test_other_patterns_are_never_worse_than_wandas_mask_fitted(seed, case):
@@ -129,6 +129,7 @@ def test_other_patterns_are_never_worse_than_wandas_mask_fitted(seed, case):
         assert ours < 0.95 * wanda
 
 
+@pytest.mark.sweep
 def test_problems_of_a_leaf_keep_equal_shares_and_dead_inputs_change_nothing():
     rng = np.random.default_rng(2)
     params = {"w": rng.normal(size=(3, 16, 8)).astype(np.float32)}
@@ -145,6 +146,7 @@ def test_problems_of_a_leaf_keep_equal_shares_and_dead_inputs_change_nothing():
     assert result.masks["w"].dtype == jnp.uint8
 
 
+@pytest.mark.sweep
 def test_weights_come_back_in_their_dtype_under_strict_promotion():
     params, x = layer(3, 16, 8)
     narrow = {"w": jnp.asarray(params["w"], jnp.bfloat16)}

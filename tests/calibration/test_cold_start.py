@@ -43,7 +43,7 @@ def compiled(programs, run):
     return len(programs) - before
 
 
-@pytest.mark.sweep(keep=["second"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("statistic", ["mean_square", "second_moment"])
 def test_more_alike_blocks_take_no_more_programs(programs, statistic):
     counts = []
@@ -88,7 +88,7 @@ def test_many_leaves_are_compiled_once_whatever_the_function(programs, count):
             np.testing.assert_allclose(found, moments[i], atol=1e-5)
 
 
-@pytest.mark.sweep(keep=["Wanda"])
+@pytest.mark.sweep(keep=["WandaSearcher-False"])
 @pytest.mark.parametrize("commit", [False, True])
 @pytest.mark.parametrize("kind", [js.WandaSearcher, js.SparseGPTSearcher])
 def test_pruning_in_order_compiles_each_kind_of_stage_once(programs, kind, commit):

@@ -106,6 +106,7 @@ def test_auto_takes_the_shrinkage_of_least_held_out_error_for_each_leaf(name):
     assert chosen[0] > chosen[1]
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings("ignore:.*fewer")
 def test_auto_fits_and_refines_given_masks():
     statistics, masks = collect(held_out=0.25), js.create_masks(PARAMS, RULES)

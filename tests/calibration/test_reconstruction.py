@@ -158,6 +158,7 @@ def test_no_stage_ends_above_where_it_began(log_rate, seed, dtype):
     np.testing.assert_allclose([stages[0].before, stages[0].after], losses, rtol=1e-2)
 
 
+@pytest.mark.sweep
 def test_a_run_that_was_interrupted_resumes_with_the_same_bits(tmp_path):
     stages, calls = [], count()
 
@@ -231,6 +232,7 @@ def test_only_floats_of_one_stage_that_nothing_looks_up_are_trained():
     np.testing.assert_array_equal(result.params["shared"], params["shared"])
 
 
+@pytest.mark.sweep
 def test_padding_does_not_count():
     padded = [np.concatenate([x, 100 * np.ones_like(x)]) for x in BATCHES]
     weights = lambda x: np.arange(len(x)) < 20
@@ -244,6 +246,7 @@ def test_padding_does_not_count():
     )
 
 
+@pytest.mark.sweep
 def test_alike_stages_are_trained_by_one_program(programs):
     counts = []
     for layers in (3, 5):

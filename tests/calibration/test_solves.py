@@ -47,6 +47,7 @@ def test_fits_of_many_outputs_return():
     assert run.stdout == "returned\n", run.stderr
 
 
+@pytest.mark.sweep
 def test_no_call_of_lapack_is_batched_on_a_cpu():
     params = {"experts": jax.random.normal(jax.random.key(0), (3, 16, 24))}
     fn = lambda params, x: jnp.einsum("etd,edf->etf", x, params["experts"])

@@ -45,6 +45,7 @@ def test_bfloat16_inputs_are_summed_in_float32():
     agree(statistics, np.asarray(x, np.float32))
 
 
+@pytest.mark.sweep
 def test_little_memory_takes_several_passes():
     model, x = MLP(), normal(9, 16)
     params = model.init(jax.random.key(0), x)["params"]

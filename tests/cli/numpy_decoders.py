@@ -92,7 +92,7 @@ def random_weights(config, dtype=np.float32, seed=0):
     return weights
 
 
-def random_tokens(samples=16, length=12, seed=1):
+def random_tokens(samples=32, length=12, seed=1):
     return np.random.default_rng(seed).integers(0, VOCAB, (samples, length))
 
 

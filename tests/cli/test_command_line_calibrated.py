@@ -86,9 +86,9 @@ def test_wanda_keeps_what_float64_keeps(run, tokens, tmp_path, name):
     assert (report["method"], report["output"]) == ("wanda", str(output))
     assert report["calibration"] == {
         "file": str(tokens),
-        "samples": 16,
+        "samples": 32,
         "length": 12,
-        "tokens": 16 * 12,
+        "tokens": 32 * 12,
         "seed": 0,
     }
     reported = {x["leaf"]: x["error"] for x in report["leaves"]}
@@ -114,7 +114,7 @@ def test_sparsegpt_loses_less_than_magnitude(run, folder, tokens, tmp_path):
         for weight in blocks:
             assert ((weight != 0).reshape(-1, 4).sum(1) <= 2).all()
     assert errors["sparsegpt"] < 0.9 * errors["magnitude"]
-    assert f"{method} was calibrated on 192 tokens: 16 x 12 of {tokens}" in done.out
+    assert f"{method} was calibrated on 384 tokens: 32 x 12 of {tokens}" in done.out
     assert "relative error of outputs: 0." in done.out
     before, after = load(folder), load(tmp_path / "sparsegpt")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -132,7 +132,7 @@ def test_rules_keep_tensors_and_stages_dense(run, folder, tmp_path):
     assert done.code == 0
     # The stages after the last that has something to prune are not run.
     assert "calibrate 2/2 model.layers.0\n" in done.err
-    note = "note: from model.layers.0 on: 6 of 6 leaves have fewer tokens than inputs"
+    note = "note: from model.layers.0 on: 6 of 6 leaves have fewer than four tokens"
     assert done.err.count("note:") == done.err.count(note) == 1
     weights = load(folder)
     for name, weight in load(tmp_path / "out").items():
@@ -149,9 +149,9 @@ def test_sequences_are_chosen_by_the_seed(run, folder, tokens):
     assert report.json["calibration"]["seed"] == 3
     done = run(*command, "--samples", "99")
     assert done.err == (
-        f"note: {tokens} has only 16 sequences of 12 tokens, not 99: all are used\n"
+        f"note: {tokens} has only 32 sequences of 12 tokens, not 99: all are used\n"
     )
-    assert "wanda would be calibrated on 192 tokens" in done.out
+    assert "wanda would be calibrated on 384 tokens" in done.out
 
 
 def test_an_interrupt_leaves_nothing(run, folder, tokens, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, model):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.sweep(keep=["[15]", "SIGTERM"])
+@pytest.mark.sweep
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGHUP) == signal.SIG_IGN,
     reason="SIGHUP is ignored, as by nohup",
@@ -79,6 +79,7 @@ def test_a_terminated_command_leaves_the_output_of_before(tmp_path):
     assert all((x["kernel"] == 1).all() for x in result.values())
 
 
+@pytest.mark.sweep
 def test_two_commands_at_once(request, tmp_path):
     models = [tmp_path / name / "model.safetensors" for name in "ab"]
     for seed, model in enumerate(models):

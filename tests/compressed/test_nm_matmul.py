@@ -52,6 +52,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sweep
 @thorough(200)
 @given(
     st.sampled_from(CASES),
@@ -115,6 +116,7 @@ def test_gradients_are_finite_differences(batched):
         np.testing.assert_allclose(result[1][one], by_values, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.sweep(keep=["bfloat16"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_gradients_of_narrow_floats_are_accumulated_in_float32(dtype):
     x, weight, stored = problem(

@@ -74,6 +74,7 @@ def test_attention_in_nnx_and_results_of_any_structure():
     agree(fn, params, normal(2, 5, 16))
 
 
+@pytest.mark.sweep
 def test_convolutions_and_embeddings_are_decompressed():
     params = {"conv": normal(3, 3, 8, 16), "table": normal(16, 8, seed=1)}
 
@@ -112,6 +113,7 @@ def test_a_scanned_stack_stays_compressed():
     assert not any(v.aval.shape == (3, 16, 16) for v in scan.invars)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "move",
     [

@@ -91,6 +91,7 @@ def test_a_flipped_bit_in_any_byte_of_a_tensor_is_found(path, how):
     assert_same(js.load_sparse(path), tree())
 
 
+@pytest.mark.sweep
 def test_every_bit_of_the_indices(path):
     js.save_sparse(path, {"kernel": stored(0, (8, 2))})
     whole, start = path.read_bytes(), first_byte(path, "kernel/indices")

@@ -124,6 +124,7 @@ def test_training_moves_adapters_alone_and_merging_keeps_every_zero_and_bit():
         assert (merged[name] != pruned[name]).any()
 
 
+@pytest.mark.sweep
 def test_adapters_are_mapped_over_an_ensemble(pruned):
     params, plan, adapters = pruned
     masks = js.create_masks(params, plan)

@@ -98,6 +98,7 @@ def test_the_rest_as_one_class_never_loses_more_than_all_classes(k):
     assert loss <= finer + 1e-6
 
 
+@pytest.mark.sweep
 def test_of_equal_logits_the_lower_index_is_compared():
     teacher = jnp.array([[1.0, 2.0, 1.0, 1.0]])
     student = jnp.array([[0.5, -1.0, 0.0, 2.0]])
@@ -139,6 +140,7 @@ def test_confident_predictions_are_exact(top_k):
     np.testing.assert_allclose(far, 300.0, rtol=1e-6)
 
 
+@pytest.mark.sweep
 def test_padding_is_not_counted_whatever_it_holds():
     student, teacher = pair(6)
     weights = jnp.array([[1, 1, 0], [2, 0, 1]])
@@ -155,6 +157,7 @@ def test_padding_is_not_counted_whatever_it_holds():
     assert js.distillation_loss(student, teacher, weights=0 * weights) == 0
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("top_k", [None, 4])
 def test_nothing_wider_than_the_logits_is_kept_for_the_gradient(top_k):
     student, teacher = pair(64, 512, dtype=jnp.bfloat16)

@@ -177,6 +177,7 @@ def test_gradients_agree_with_differences_in_float64():
         check_grads(loss, (values, jnp.float64(1.5)), order=1, modes=["rev"])
 
 
+@pytest.mark.sweep
 def test_schedules_are_traced_and_masks_mapped_over_keys():
     params, plan = drawn("2:4")
     logits = js.init_mask_logits(params, plan)

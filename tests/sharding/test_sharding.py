@@ -83,6 +83,7 @@ def test_whole_groups_are_searched_masked_and_trained_without_communication(kind
     run_on_eight_devices("-m", "tests.sharding.layouts", kind)
 
 
+@pytest.mark.sweep
 def test_the_guide_to_several_devices_runs():
     run_on_eight_devices(
         "-W", "error", "-m", "tests.docs.guide", "docs/several_devices.md"

@@ -135,6 +135,7 @@ def test_a_walk_under_strict_promotion(pattern, dtype):
     js.check_sparsity(tree, pattern)
 
 
+@pytest.mark.sweep
 def test_a_threshold_across_leaves_reaches_its_target_where_no_leaf_moves_alone():
     """Ten leaves of 4 x 16, 90 %: each leaf rounds early, their sum does not."""
     names = [f"Dense_{i}" for i in range(10)]

@@ -183,7 +183,7 @@ def test_every_combinator_keeps_the_guarantee(name, inner, dtype):
     assert_sparse_from(first, history, state, params)
 
 
-@pytest.mark.sweep(keep=["float32"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_evaluation_params_of_schedule_free_are_sparse_too(dtype):
     params = random_params(dtype)

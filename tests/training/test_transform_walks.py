@@ -89,7 +89,7 @@ COMBINATORS = {
 }
 
 
-@pytest.mark.sweep(keep=["[masked]"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", COMBINATORS)
 def test_rigl_inside_combinators(name):
     tx = js.regrow_by_gradient(
@@ -101,6 +101,7 @@ def test_rigl_inside_combinators(name):
         assert changed == [7, 14, 21, 28, 35, 42, 49, 56]
 
 
+@pytest.mark.sweep
 def test_an_nnx_optimizer_regrows():
     model = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
     tx = js.regrow_by_gradient(optax.adam(0.1), "2:4", fraction=lambda _: 0.5, every=3)
