@@ -230,6 +230,7 @@ def test_a_group_that_cannot_be_cut_says_why():
         js.shrink_params(params, mlp, (x,), sparsity=0.5, groups=only)
 
 
+@pytest.mark.sweep
 def test_mean_squares_alone_refit_nothing():
     params, x = draw()
     statistics = statistics_of(params, x, statistic="mean_square")
