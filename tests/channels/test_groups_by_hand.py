@@ -231,6 +231,30 @@ def test_what_is_taken_apart_has_separate_orders_unless_it_meets(change, starts)
     assert fused(change) == starts
 
 
+def test_positions_that_are_not_taken_share_an_order():
+    params = {"up": shape(3, 12), "down": shape(4, 5)}
+    fn = lambda p, x: (x @ p["up"]).reshape(-1, 3, 4)[:, 2] @ p["down"]
+    groups = channel_groups(fn, params, shape(6, 3)).of("up", 1)
+    members = [
+        (g.size, [x.slices[1] for x in g.members if x.path == "up"]) for g in groups
+    ]
+    assert sorted(members) == [(2, [(0, 8)]), (4, [(0, 8), (8, 12)])]
+
+
+def test_what_lies_interleaved_shares_an_order():
+    params = {"up": shape(3, 12), "down": shape(4, 5)}
+
+    def fn(p, x):
+        x = (x @ p["up"]).reshape(-1, 4, 3)
+        return ((x[..., 0] * x[..., 1]).sum(1, keepdims=True) * x[..., 2]) @ p["down"]
+
+    (group,) = channel_groups(fn, params, shape(6, 3)).of("up", 1)
+    assert [(x.path, x.view) for x in group.members] == [
+        ("down", (4, 5)),
+        ("up", (3, 4, 3)),
+    ]
+
+
 def test_positions_may_meet_after_they_were_taken_apart():
     params = {"up": shape(3, 12), "down": shape(4, 5)}
 
