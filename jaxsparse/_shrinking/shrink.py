@@ -44,7 +44,7 @@ class ShrinkResult(NamedTuple):
     Attributes:
       params: a tree like the parameters, with smaller leaves.
       channels: for each group that lost channels, by its number in `groups`, the old
-        indices of those that are kept, in order: int32, of shape `[*index, kept]`.
+        indices of those that are kept, in order: int32, of shape `[..., kept]`.
       groups: the groups of channels.
       report: the old and the new shapes; printed, it is a table.
     """
