@@ -50,7 +50,7 @@ class ShrinkResult(NamedTuple):
     """
 
     params: PyTree
-    channels: Mapping[int, Int32[np.ndarray, "*index kept"]]
+    channels: Mapping[int, Int32[np.ndarray, "... kept"]]
     groups: ChannelGroups
     report: ShrinkReport
 
