@@ -7,8 +7,8 @@ channels are chosen, and what is left is refitted, by what the model reads in th
 halves. It is evaluated on the second halves. Nothing is trained, and the smaller model
 is dense. On two CPU cores it takes some minutes and its figures are of few tokens;
 `--full` is for a GPU. Seconds include compilation. "time" is that of a forward pass of
-the smaller model, as a part of the dense one's, and "multiplications" those that are
-left of a forward pass, head included.
+the smaller model as a part of the dense one's, and "operations" the part that is left
+of those that XLA counts.
 """
 
 import argparse
@@ -39,9 +39,9 @@ def load(smoke, evaluated, length):
     return load_smollm(), np.split(calibration, 32), texts
 
 
-def matmul_weights(params):
-    """The weights that each token is multiplied by; the tied embedding is the head."""
-    return sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
+def operations(forward, params, tokens):
+    """The operations that XLA counts in a forward pass."""
+    return forward.lower(params, tokens).cost_analysis()["flops"]
 
 
 def time_ratio(forward, smaller, dense, tokens, rounds):
@@ -103,6 +103,7 @@ def main():
     row("dense", lambda: dense)
     for name, options in {
         "magnitude": {},
+        "magnitude, refitted": {**by_energy, "scores": "magnitude"},
         "energy": {**by_energy, "shrinkage": 1.0},
         "energy, refitted": by_energy,
     }.items():
@@ -114,10 +115,11 @@ def main():
     grown = js.grow_back(result, result.params)
     logits, same = (forward(params, batches[0]) for params in (result.params, grown))
     print(f"grown back, logits differ by at most {jnp.abs(same - logits).max():.1e}")
-    left = matmul_weights(result.params) / matmul_weights(dense)
+    count = lambda params: operations(forward, params, batches[0])
+    left = count(result.params) / count(dense)
     rounds = 3 if args.smoke else 9
     taken = time_ratio(forward, result.params, dense, batches[0], rounds)
-    print(f"time {taken:.2f}, multiplications {left:.2f}")
+    print(f"time {taken:.2f}, operations {left:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Chains of stages, each pruned with only its own parameters in memory."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -47,7 +46,7 @@ class PrunedStage(NamedTuple):
 def prune_chain(
     stages: Sequence[ChainStage],
     batches: Sequence[Array],
-    searcher: Searcher,
+    searcher: Callable[[Plan], Searcher],
 ) -> Iterator[PrunedStage]:
     """Prunes stage by stage, each calibrated on the pruned stages before it.
 
@@ -58,7 +57,7 @@ def prune_chain(
     Args:
       stages: the stages in order.
       batches: the inputs of the first stage.
-      searcher: the method, a dataclass; its plan is replaced by those of the stages.
+      searcher: makes the searcher of the plan of a stage, such as `WandaSearcher`.
 
     Yields:
       Each stage when it is pruned.
@@ -78,8 +77,7 @@ def prune_chain(
             statistics = observe_batches(
                 stage.fn, params, program, carried, matrices, products=True
             )
-            stage_searcher = replace(searcher, plan=stage.plan)
-            result = stage_searcher.search(params, statistics)
+            result = searcher(stage.plan).search(params, statistics)
         yield PrunedStage(params, result, statistics)
         if number + 1 < len(stages):
             # One by one, so that the inputs need no memory twice.

@@ -1,7 +1,7 @@
 """Searchers: methods that choose masks, with their settings."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from jaxsparse._masks.masks import create_masks, mask_params
 from jaxsparse._plans import Plan, PlanLike, plan_for
@@ -22,7 +22,6 @@ class SearchResult(NamedTuple):
     plan: Plan
 
 
-@runtime_checkable
 class Searcher(Protocol):
     """The interface of searchers."""
 

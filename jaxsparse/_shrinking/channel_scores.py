@@ -50,23 +50,18 @@ def channel_scores(
         total = _summed(group, leaves, flatten(scores).by_path)
     checked = np.asarray(total, np.float64)
     expected = (*group.index, group.size)
+    first = group.members[0]
     if checked.shape != expected or not np.isfinite(checked).all():
-        problem = (
-            "are not finite"
-            if checked.shape == expected
-            else (
-                f"have shape {checked.shape}, and there is one for each of {expected}"
-            )
-        )
         raise ValueError(
-            f"the scores of the channels of leaf {group.members[0].path!r} along axis "
-            f"{group.members[0].axis} {problem}"
+            f"the channels of leaf {first.path!r} along axis {first.axis} need finite "
+            f"scores of shape {expected}, got shape {checked.shape} and "
+            f"{np.count_nonzero(~np.isfinite(checked))} that are not finite"
         )
     return checked
 
 
 def _magnitude(group: ChannelGroup, leaves: Mapping[str, Any]) -> _Scores:
-    """Squared norms of a channel's weights, each relative to the mean of its leaf."""
+    """The squared norms of a channel's weights, relative to the mean of each leaf."""
     total = np.zeros((*group.index, group.size))
     for member in group.members:
         if member.role != "elementwise":
@@ -132,7 +127,7 @@ def _energies(leaf: Array, statistics: LeafStatistics) -> Array:
 
 def _relative(sums: _Scores) -> _Scores:
     """Returns sums divided by their mean: leaves of other scales count alike."""
-    return sums / max(sums.mean(), np.finfo(np.float64).tiny)
+    return sums / np.maximum(sums.mean(-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _sums(weights: Any, member: ChannelMember, *, square: bool = False) -> _Scores:

@@ -46,8 +46,8 @@ def refit(
       shrinkage: the fraction that their entries off the diagonal are reduced by.
 
     Returns:
-      The leaf in its old shape, with zeros for the inputs that go. If no input goes, it
-      is unchanged.
+      The leaf in its old shape, in which the inputs that go no longer matter. If none
+      goes, it is unchanged.
 
     Raises:
       ValueError: the outputs of one product do not keep the same inputs.
@@ -80,5 +80,4 @@ def _refit(
     moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
     weights = statistics.scaled_matrices(leaf)
     fitted = map_solves(kept_least_squares, weights, kept, moments)
-    # Where a factor is zero the leaf's own weights come back, but for inputs that go.
     return statistics.unscaled_leaf(fitted, leaf)

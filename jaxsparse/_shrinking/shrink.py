@@ -99,10 +99,10 @@ def shrink_params(
         weights, each relative to the mean of its leaf (Fang et al., "DepGraph", 2023,
         arXiv:2301.12900). `"energy"`: the squared norms of what a channel adds to the
         outputs of the layers that take it in, by statistics, again relative to their
-        mean. A tree like `params`:
-        scores of weights, such as those of `saliency_scores`, which are added up for
-        each channel. Or a function of a `ChannelGroup` that returns an array `[*index,
-        size]`. The default is `"energy"` with statistics, else `"magnitude"`.
+        mean. A tree like `params`: scores of weights, such as those of
+        `saliency_scores`, which are added up for each channel. Or a function of a
+        `ChannelGroup` that returns an array `[*index, size]`. The default is `"energy"`
+        with statistics, else `"magnitude"`.
       statistics: second moments of the inputs of every leaf that takes channels in,
         from `collect_statistics`. `plan=` there says which leaves are measured.
       shrinkage: the fraction by which the second moment's entries off the diagonal are
@@ -169,7 +169,7 @@ def shrink_params(
     def shrink(path: str, leaf: Any) -> Any:
         if path not in orders:
             return leaf
-        if path in measured:
+        if path in measured and shrinkage != 1:
             leaf = refit(path, leaf, orders[path], measured[path], shrinkage)
         return take_out(leaf, cuts_of(orders[path]))
 

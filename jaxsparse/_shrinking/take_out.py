@@ -142,19 +142,41 @@ def _shift(
 
     A channel that is kept moves down by those before it that go.
     """
-    part = tuple(slice(*bounds) for bounds in member.slices)
     sizes = [stop - start for start, stop in member.slices]
-    stride = math.prod(member.view[member.channel + 1 :]) // math.prod(
-        sizes[member.axis + 1 :]
-    )
     moves = np.cumsum(channels, -1) - 1 - np.arange(channels.shape[-1])
-    shift = np.where(channels, stride * moves, shape[member.axis])
-    axes = (*member.indices, member.channel)
-    own = [size if i in axes else 1 for i, size in enumerate(member.view)]
-    shift = shift.transpose(np.argsort(axes)).reshape(own)
-    whole = np.zeros(shape, np.int64)
-    whole[part] = np.broadcast_to(shift, member.view).reshape(sizes)
-    for axis in range(whole.ndim):  # broadcasts along axes where nothing differs
-        first = whole.take([0], axis)
-        whole = first if (whole == first).all() else whole
+    shift = np.where(channels, member.stride * moves, shape[member.axis])
+    factors = (*member.indices, member.channel)
+    axis_of = _axes_of_factors(member.view, sizes)
+    differs = {axis_of[factor] for factor in factors}
+    # Elsewhere the size is 1, which broadcasts: most leaves are large.
+    own = [n if i in factors else 1 for i, n in enumerate(member.view)]
+    spread = [n if axis_of[i] in differs else 1 for i, n in enumerate(member.view)]
+    merged = [n if i in differs else 1 for i, n in enumerate(sizes)]
+    shift = shift.transpose(np.argsort(factors)).reshape(own)
+    shift = np.broadcast_to(shift, spread).reshape(merged)
+    is_part = [(0, n) != x for n, x in zip(shape, member.slices, strict=True)]
+    whole = np.zeros(
+        [n if is_part[i] or i in differs else 1 for i, n in enumerate(shape)],
+        np.int64,
+    )
+    part = [
+        slice(*bounds) if is_part[i] else slice(None)
+        for i, bounds in enumerate(member.slices)
+    ]
+    whole[tuple(part)] = shift
     return whole
+
+
+def _axes_of_factors(view: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Returns the axis that each factor of a view is a part of.
+
+    Factors of size 1 may be said to be of any axis.
+
+    >>> _axes_of_factors((6, 2, 4), (6, 8))
+    [0, 1, 1]
+    """
+    after = [math.prod(sizes[i:]) for i in range(len(sizes))]
+    return [
+        max(axis for axis, size in enumerate(after) if size >= math.prod(view[i:]))
+        for i in range(len(view))
+    ]

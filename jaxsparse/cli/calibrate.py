@@ -115,7 +115,7 @@ def prune_calibrated(
         plan,
         calibration.model,
         calibration.tokens.ids,
-        WandaSearcher() if calibration.method is Method.wanda else SparseGPTSearcher(),
+        WandaSearcher if calibration.method is Method.wanda else SparseGPTSearcher,
         report,
         verbose=verbose,
     )

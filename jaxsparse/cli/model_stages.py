@@ -59,7 +59,7 @@ def prune_stages(
     plan: Plan,
     model: LanguageModel,
     ids: np.ndarray,
-    searcher: Searcher,
+    searcher: Callable[[Plan], Searcher],
     done: Callable[[Stage, PrunedStage], None],
     *,
     verbose: bool,
@@ -71,7 +71,7 @@ def prune_stages(
       plan: their plan.
       model: the model.
       ids: the token ids that it reads, of shape `(samples, length)`.
-      searcher: the method; see `prune_chain`.
+      searcher: makes the searcher of a plan; see `prune_chain`.
       done: called with each stage that had a tensor to prune, and what became of it.
       verbose: whether a line is printed for each stage.
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,5 +201,5 @@ def _shrink_in_order(
                 store(tensor.name, np.asarray(shrunk.result.params[key]))
 
     ids = refit.tokens.ids
-    shrinker = _Shrinker(smaller.size, plan)
+    shrinker = partial(_Shrinker, smaller.size)
     prune_stages(leaves, plan, refit.model, ids, shrinker, done, verbose=verbose)

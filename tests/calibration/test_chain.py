@@ -43,7 +43,7 @@ def test_a_chain_is_pruned_as_the_whole_function_is(make, programs):
         return x
 
     pruned, counts = [], []
-    for of_stage in chain(3, make()):
+    for of_stage in chain(3, make):
         pruned.append(of_stage)
         counts.append(len(programs))
     # Equal stages are compiled once; the forward pass is, after the first of them.
@@ -78,7 +78,7 @@ def test_stages_are_loaded_one_after_the_other():
         ChainStage(stage, dense if i == 0 else PLAN, lambda i=i: load(i))
         for i in range(2)
     ]
-    stages = prune_chain(planned, batches, js.WandaSearcher())
+    stages = prune_chain(planned, batches, js.WandaSearcher)
     first = next(stages)
     assert (loaded, first.statistics, first.result.masks) == ([0], {}, {"w": None})
     np.testing.assert_array_equal(first.result.params["w"], weights[0]["w"])

@@ -38,7 +38,7 @@ def of(result, path):
 
 
 def relative(sums):
-    return sums / sums.mean()
+    return sums / sums.mean(-1, keepdims=True)
 
 
 def square_sums(leaf, *kept):

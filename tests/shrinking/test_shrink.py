@@ -201,8 +201,11 @@ def test_the_report_has_old_and_new_shapes_and_bytes():
             {"sparsity": 0.5, "scores": {"up": jnp.ones((6, 32))}},
             "'bias' of shape (32,)",
         ),
-        ({"sparsity": 0.5, "scores": lambda _: np.ones(3)}, "have shape (3,)"),
-        ({"sparsity": 0.5, "scores": lambda g: np.full(g.size, np.nan)}, "not finite"),
+        ({"sparsity": 0.5, "scores": lambda _: np.ones(3)}, "got shape (3,)"),
+        (
+            {"sparsity": 0.5, "scores": lambda g: np.full(g.size, np.nan)},
+            "and 32 that are not finite",
+        ),
         (
             {"sparsity": 0.5, "statistics": {}},
             "'down' of shape (32, 5) takes in channels",
@@ -227,6 +230,7 @@ def test_a_group_that_cannot_be_cut_says_why():
         js.shrink_params(params, mlp, (x,), sparsity=0.5, groups=only)
 
 
+@pytest.mark.sweep
 def test_mean_squares_alone_refit_nothing():
     params, x = draw()
     statistics = statistics_of(params, x, statistic="mean_square")
