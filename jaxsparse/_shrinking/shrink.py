@@ -51,7 +51,7 @@ class ShrinkResult(NamedTuple):
     """
 
     params: PyTree
-    channels: Mapping[int, Int32[np.ndarray, "*index kept"]]
+    channels: Mapping[int, Int32[np.ndarray, "..."]]
     groups: ChannelGroups
     report: ShrinkReport
 
