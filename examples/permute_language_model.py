@@ -131,7 +131,7 @@ def main():
     orders = {"as they were": None, "permuted": result}
     for i in range(args.draws):
         orders[f"at random {i + 1}"] = at_random(result, dense, i)
-    row("dense", "as they were", lambda: dense)
+    pruned = row("dense", "as they were", lambda: dense)
     row("dense", "permuted", lambda: result.params)
     for name, prune in (
         ("Wanda", by_wanda),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxsparse._channels.families import settle_families
 from jaxsparse._channels.groups import (
     ChannelGroup,
     ChannelGroups,
@@ -75,6 +76,8 @@ def channel_groups(
 
 def _groups(flow: Flow, paths: Sequence[str]) -> list[ChannelGroup]:
     parts, graph = flow.record.parts, flow.graph
+    leaves = {flow.values[i].axes for i in range(len(paths))}
+    settle_families(parts, flow.record.regions, leaves)
     used = {*graph.outputs, *(i for step in graph.steps for i in step.operands)}
     places: dict[int, list[tuple[str, Place]]] = {}
     for i, path in enumerate(paths):
@@ -131,6 +134,8 @@ def _group(
     )
     marks = parts.marks.get(atom, {})
     kept = "" if "chosen" in marks else marks.get("kept", "")
+    if any(place.stacked for _, place in places):
+        kept = kept or "other channels are stacked on it"
     fixed = marks.get("fixed", "")
     sizes = tuple(parts.sizes[k] for k in index)
     return ChannelGroup(parts.sizes[atom], sizes, members, fixed, fixed or kept)

@@ -46,10 +46,13 @@ def write_member(
     """
     xp = _namespace(leaf)
     sizes = [stop - start for start, stop in member.slices]
+    whole = [size == n for size, n in zip(sizes, leaf.shape, strict=True)]
     sizes[member.axis] = -1
     (start, stop), axis = member.slices[member.axis], member.axis
     part = xp.reshape(view, sizes)
-    if (start, stop) == (0, leaf.shape[axis]):
+    if not all(x for i, x in enumerate(whole) if i != axis):
+        return _write(leaf, _slices(member), part)
+    if whole[axis]:
         return part
     before = (slice(None),) * axis
     ends = leaf[(*before, slice(start))], leaf[(*before, slice(stop, None))]
@@ -93,6 +96,15 @@ def take_channels(
     return write_member(
         leaf, member, xp.take_along_axis(view, chosen, axis=member.channel)
     )
+
+
+def _write(leaf: AnyArray, where: tuple[slice, ...], part: AnyArray) -> AnyArray:
+    """Returns the leaf with another part of the same shape."""
+    if isinstance(leaf, np.ndarray):
+        leaf = leaf.copy()
+        leaf[where] = part
+        return leaf
+    return leaf.at[where].set(part)
 
 
 def _slices(member: ChannelMember) -> tuple[slice, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from jax.extend.core import JaxprEqn
 
+from jaxsparse._channels.families import slice_position
 from jaxsparse._channels.parts import mix, new_atom, product, total
 from jaxsparse._channels.unify import take_minor, take_range, unify
 from jaxsparse._channels.value import (
@@ -90,7 +91,13 @@ def slice_(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Val
     """Takes ranges, at whose ends parts are cut."""
     value, params = operands[0], eqn.params
     strides = params["strides"] or [1] * len(value.axes)
-    ranges = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    ranges = list(
+        zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    )
+    for i, (start, stop, _) in enumerate(ranges):
+        if stop - start == 1 < record.parts.sizes[value.axes[i]]:
+            axes = slice_position(record.parts, value.axes, i, int(start))
+            value = value._replace(axes=axes)
     axes = tuple(
         slice_axis(record, axis, int(start), int(stop), int(stride), "slice")
         for axis, (start, stop, stride) in zip(value.axes, ranges, strict=True)
@@ -104,6 +111,8 @@ def split(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Valu
     outputs, start = list[Value](), 0
     for size in map(int, eqn.params["sizes"]):
         axes = list(value.axes)
+        if size == 1 < record.parts.sizes[axes[axis]]:
+            axes = list(slice_position(record.parts, axes, axis, start))
         axes[axis] = slice_axis(record, axes[axis], start, start + size, 1, "split")
         outputs.append(_without_columns(value, tuple(axes), record))
         start += size
@@ -147,11 +156,12 @@ def stack(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Valu
 def unstack(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Value]:
     """Takes the elements of an axis apart."""
     value, along = operands[0], eqn.params["axis"]
-    axes = list(value.axes)
-    axis = axes.pop(along)
+    outputs = list[Value]()
     for i in range(len(eqn.outvars)):
-        slice_axis(record, axis, i, i + 1, 1, "unstack")
-    return [_without_columns(value, tuple(axes), record)] * len(eqn.outvars)
+        axes = list(slice_position(record.parts, value.axes, along, i))
+        slice_axis(record, axes.pop(along), i, i + 1, 1, "unstack")
+        outputs.append(_without_columns(value, tuple(axes), record))
+    return outputs
 
 
 def tile(eqn: JaxprEqn, operands: Sequence[Value], record: Record) -> list[Value]:

@@ -20,13 +20,16 @@ class Made(NamedTuple):
     """What a part is made of.
 
     Attributes:
-      how: `"product"`, major to minor; `"sum"`, one after the other; or `"same"`, that
-        it was found to be another part.
+      how: `"product"`, major to minor; `"sum"`, one after the other; `"same"`, that it
+        was found to be another part; or `"family"`, another part at each position along
+        an axis, as queries, keys and values have that lie in one array.
       of: the other parts.
+      along: for a family, the axis.
     """
 
-    how: Literal["product", "sum", "same"]
+    how: Literal["product", "sum", "same", "family"]
     of: tuple[int, ...]
+    along: int = -1
 
 
 class Parts(NamedTuple):
@@ -36,16 +39,18 @@ class Parts(NamedTuple):
       sizes: the number of elements of each.
       made: what each is made of; None for an atom.
       marks: what is known about atoms, with the reason.
+      mixed: the parts, atoms or not, that were marked as mixed.
     """
 
     sizes: list[int]
     made: list[Made | None]
     marks: dict[int, dict[Mark, str]]
+    mixed: list[int]
 
 
 def no_parts() -> Parts:
     """Returns an empty record."""
-    return Parts([], [], {})
+    return Parts([], [], {}, [])
 
 
 def new_atom(parts: Parts, size: int) -> int:
@@ -78,9 +83,20 @@ def _new(parts: Parts, size: int, made: Made | None) -> int:
 
 def find(parts: Parts, part: int) -> int:
     """Returns the part that stands for all that were found to be the same."""
-    while (made := parts.made[part]) is not None and made.how == "same":
-        (part,) = made.of
+    while (made := parts.made[part]) is not None:
+        if made.how == "same":
+            (part,) = made.of
+        elif made.how == "family" and len({find(parts, x) for x in made.of}) == 1:
+            part = made.of[0]
+        else:
+            break
     return part
+
+
+def family_of(parts: Parts, part: int) -> Made | None:
+    """Returns what a part is at each position along an axis, if that differs."""
+    made = parts.made[find(parts, part)]
+    return made if made is not None and made.how == "family" else None
 
 
 def is_atom(parts: Parts, part: int) -> bool:
@@ -89,10 +105,10 @@ def is_atom(parts: Parts, part: int) -> bool:
 
 
 def factors_of(parts: Parts, part: int) -> list[int]:
-    """Returns the atoms and sums whose product a part is, major to minor."""
+    """Returns the atoms, sums and families whose product a part is, major to minor."""
     part = find(parts, part)
     made = parts.made[part]
-    if made is None or made.how == "sum":
+    if made is None or made.how != "product":
         return [part]
     return [x for factor in made.of for x in factors_of(parts, factor)]
 
@@ -104,18 +120,31 @@ def terms_of(parts: Parts, part: int) -> list[int]:
     """
     part = find(parts, part)
     made = parts.made[part]
-    if made is None:
+    if made is None or made.how == "family":
         return [part]
     if made.how == "sum":
         return [x for term in made.of for x in terms_of(parts, term)]
-    factors = factors_of(parts, part)
-    if not factors or is_atom(parts, factors[0]):
+    first, *rest = factors_of(parts, part) or [part]
+    terms = terms_of(parts, first) if rest else [first]
+    if terms == [first]:
         return [part]
-    first, *rest = factors
-    if not rest:
-        return terms_of(parts, first)
-    products = [product(parts, [term, *rest]) for term in terms_of(parts, first)]
+    products, start = list[int](), 0
+    for term in terms:
+        own = [at_positions(parts, x, first, start, term) for x in rest]
+        products.append(product(parts, [term, *own]))
+        start += parts.sizes[term]
     return [x for term in products for x in terms_of(parts, term)]
+
+
+def at_positions(parts: Parts, part: int, along: int, start: int, term: int) -> int:
+    """Returns what a part is at those positions along an axis that a term of it has."""
+    family = family_of(parts, part)
+    if family is None or find(parts, family.along) != find(parts, along):
+        return part
+    members = family.of[start : start + parts.sizes[term]]
+    if len(members) == 1:
+        return members[0]
+    return _new(parts, parts.sizes[part], Made("family", members, term))
 
 
 def atoms_of(parts: Parts, part: int) -> Iterator[int]:
@@ -144,6 +173,7 @@ def mix(parts: Parts, part: int, reason: str) -> None:
     """Marks a part that is not to be permuted, as its elements meet one another."""
     mark(parts, part, "fixed", reason)
     mark(parts, part, "mixed", reason)
+    parts.mixed.extend(factors_of(parts, part))
 
 
 def replace_atom(parts: Parts, atom: int, made: Made) -> None:

@@ -4,7 +4,17 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jaxsparse._channels.parts import Parts, atoms_of, factors_of, is_atom, terms_of
+from jaxsparse._channels.families import at_position
+from jaxsparse._channels.parts import (
+    Parts,
+    atoms_of,
+    factors_of,
+    family_of,
+    find,
+    is_atom,
+    new_atom,
+    terms_of,
+)
 
 
 #: Channels that lie in more pieces are not permuted.
@@ -20,6 +30,7 @@ class Place(NamedTuple):
       slices: for each axis of the leaf `(start, stop)`.
       factors: the factors of all axes there; it is the factor `channel`.
       channel: see `factors`.
+      stacked: whether other channels lie beside, at other positions along another axis.
     """
 
     atom: int
@@ -27,6 +38,7 @@ class Place(NamedTuple):
     slices: tuple[tuple[int, int], ...]
     factors: tuple[int, ...]
     channel: int
+    stacked: bool = False
 
 
 class _Piece(NamedTuple):
@@ -39,6 +51,39 @@ class _Piece(NamedTuple):
 
 def places_in(parts: Parts, axes: Sequence[int]) -> Iterator[Place]:
     """Yields the places of all atoms in the axes of a leaf."""
+    yield from _places(parts, axes)
+    for i, along in enumerate(axes):
+        if not any(_is_family_along(parts, x, along) for x in axes):
+            continue
+        for position in range(parts.sizes[along]):
+            inner = list(at_position(parts, axes, i, position))
+            members = {
+                x for axis in axes for x in _members(parts, axis, along, position)
+            }
+            inner[i] = new_atom(parts, 1)
+            for place in _places(parts, inner):
+                if place.atom in members:
+                    slices = list(place.slices)
+                    slices[i] = position, position + 1
+                    yield place._replace(slices=tuple(slices), stacked=True)
+
+
+def _is_family_along(parts: Parts, axis: int, along: int) -> bool:
+    """Returns whether a factor of an axis is a family along another axis."""
+    families = [family_of(parts, x) for x in factors_of(parts, axis)]
+    return find(parts, along) in [find(parts, x.along) for x in families if x]
+
+
+def _members(parts: Parts, axis: int, along: int, position: int) -> Iterator[int]:
+    """Yields the atoms that the families along an axis are at a position."""
+    for factor in factors_of(parts, axis):
+        if _is_family_along(parts, factor, along):
+            family = family_of(parts, factor)
+            assert family is not None
+            yield from atoms_of(parts, family.of[position])
+
+
+def _places(parts: Parts, axes: Sequence[int]) -> Iterator[Place]:
     whole = [factors_of(parts, axis) for axis in axes]
     for i, axis in enumerate(axes):
         before = [x for factors in whole[:i] for x in factors]
@@ -60,6 +105,8 @@ def interleaved_atoms(parts: Parts, axes: Sequence[int]) -> Iterator[int]:
     """Yields the atoms in the axes of a leaf that lie in too many pieces."""
     for axis in axes:
         found = {piece.factors[piece.channel] for piece in _pieces(parts, axis)}
+        families = [x for x in factors_of(parts, axis) if family_of(parts, x)]
+        found.update(x for family in families for x in atoms_of(parts, family))
         yield from set(atoms_of(parts, axis)) - found
 
 
@@ -84,7 +131,8 @@ def _pieces_of_product(
             yield _Piece(start, factors, i)
             continue
         major = math.prod(parts.sizes[x] for x in factors[:i])
-        if major > _MOST_PIECES or not any(atoms_of(parts, factor)):
+        own = () if family_of(parts, factor) else atoms_of(parts, factor)
+        if major > _MOST_PIECES or not any(True for _ in own):
             continue
         rest = factors[i + 1 :]
         minor = math.prod(parts.sizes[x] for x in rest)

@@ -7,7 +7,14 @@ of a product, that has the axis of channels has the axis of heads too, exactly o
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from jaxsparse._channels.parts import Parts, factors_of, find, is_atom, terms_of
+from jaxsparse._channels.parts import (
+    Parts,
+    factors_of,
+    family_of,
+    find,
+    is_atom,
+    terms_of,
+)
 
 
 #: How many times an element's position goes through each atom: at least and at most.
@@ -48,11 +55,12 @@ def _counts(parts: Parts, part: int, seen: dict[int, Counts]) -> Counts:
     """Returns how many times positions in a part go through each atom in it."""
     part = find(parts, part)
     if part not in seen:
-        factors, terms = factors_of(parts, part), terms_of(parts, part)
+        factors = factors_of(parts, part)
         if is_atom(parts, part):
             seen[part] = {part: (1, 1)}
         elif factors == [part]:
-            seen[part] = _either([_counts(parts, term, seen) for term in terms])
+            choices = _choices(parts, part)
+            seen[part] = _either([_counts(parts, x, seen) for x in choices])
         else:
             seen[part] = _both(_counts(parts, factor, seen) for factor in factors)
     return seen[part]
@@ -71,13 +79,19 @@ def _beside(
         return
     factors = factors_of(parts, part)
     if factors == [part]:
-        for term in terms_of(parts, part):
-            yield from _beside(parts, term, others, seen)
+        for choice in _choices(parts, part):
+            yield from _beside(parts, choice, others, seen)
         return
     for i, factor in enumerate(factors):
         siblings = [x for j, x in enumerate(factors) if j != i]
         beside = _both([others, *(_counts(parts, x, seen) for x in siblings)])
         yield from _beside(parts, factor, beside, seen)
+
+
+def _choices(parts: Parts, part: int) -> Sequence[int]:
+    """Returns the terms of a sum, or the members of a family."""
+    family = family_of(parts, part)
+    return terms_of(parts, part) if family is None else family.of
 
 
 def _both(counts: Iterable[Counts]) -> Counts:

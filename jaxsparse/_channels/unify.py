@@ -3,7 +3,9 @@
 from jaxsparse._channels.parts import (
     Made,
     Parts,
+    atoms_of,
     factors_of,
+    family_of,
     find,
     is_atom,
     mix,
@@ -22,16 +24,43 @@ def unify(parts: Parts, one: int, other: int) -> None:
         return
     if parts.sizes[one] != parts.sizes[other]:
         _block(parts, one, other)
+    elif _is_member(parts, one, other) or _is_member(parts, other, one):
+        _unify_families(parts, one, other)
     elif is_atom(parts, one):
         replace_atom(parts, one, Made("same", (other,)))
     elif is_atom(parts, other):
         replace_atom(parts, other, Made("same", (one,)))
+    elif family_of(parts, one) or family_of(parts, other):
+        _unify_families(parts, one, other)
     else:
         ways = [_align_factors, _align_terms]
         if len(factors_of(parts, one)) == 1 or len(factors_of(parts, other)) == 1:
             ways.reverse()  # one of them is a sum
         if not any(align(parts, one, other) for align in ways):
             _block(parts, one, other)
+
+
+def _is_member(parts: Parts, part: int, family: int) -> bool:
+    """Returns whether a part is in a family of the same size: the members are one."""
+    return bool(family_of(parts, family)) and part in atoms_of(parts, family)
+
+
+def _unify_families(parts: Parts, one: int, other: int) -> None:
+    left, right = family_of(parts, one), family_of(parts, other)
+    if left and right and find(parts, left.along) == find(parts, right.along):
+        for a, b in zip(left.of, right.of, strict=True):
+            unify(parts, a, b)
+        return
+    for part in (one, other):
+        collapse(parts, part)
+    unify(parts, one, other)
+
+
+def collapse(parts: Parts, part: int) -> None:
+    """Records that all members of a family are the same."""
+    if family := family_of(parts, part):
+        for member in family.of[1:]:
+            unify(parts, family.of[0], member)
 
 
 def _block(parts: Parts, one: int, other: int) -> None:
@@ -101,6 +130,10 @@ def _split_factor(parts: Parts, part: int, size: int) -> tuple[int, int] | None:
     """Splits an atom or sum into a major and a minor factor, of the size given."""
     if parts.sizes[part] % size:
         return None
+    if family_of(parts, part):
+        collapse(parts, part)
+        split = take_minor(parts, [part], size)
+        return None if split is None else (product(parts, split[0]), split[1])
     if is_atom(parts, part):
         major = new_atom(parts, parts.sizes[part] // size)
         minor = new_atom(parts, size)
@@ -148,6 +181,11 @@ def _pop_term(parts: Parts, pending: list[int]) -> int:
 
 def _cut_term(parts: Parts, part: int, start: int) -> tuple[int, int] | None:
     """Cuts an atom, or the major factor of a product; None if it does not fit."""
+    if family_of(parts, factors_of(parts, part)[0]):
+        collapse(parts, factors_of(parts, part)[0])
+        front = take_range(parts, part, 0, start)
+        back = take_range(parts, part, start, parts.sizes[part])
+        return None if front is None or back is None else (front, back)
     first, *rest = factors_of(parts, part)
     minor = product(parts, rest)
     position, left_over = divmod(start, parts.sizes[minor])

@@ -164,6 +164,94 @@ def test_what_an_operation_does_to_the_order_of_channels(change, reasons):
     assert found == reasons
 
 
+def heads(change):
+    """Two heads of four channels, changed between two products."""
+    params = {"up": shape(3, 2, 4), "down": shape(2, 4, 5)}
+
+    def fn(p, x):
+        return jnp.einsum(
+            "bhd,hde->be", change(jnp.einsum("bi,ihd->bhd", x, p["up"])), p["down"]
+        )
+
+    return [
+        (g.index, g.size) for g in channel_groups(fn, params, shape(6, 3)).of("up", 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "groups"),
+    [
+        (jnp.tanh, [((2,), 4)]),
+        (lambda x: x - x.mean(2, keepdims=True), [((2,), 4)]),
+        # Channels of different heads meet: they have one order.
+        (lambda x: x - x.mean(1, keepdims=True), [((), 4)]),
+        (lambda x: x + x[:, ::-1], [((), 4)]),
+        (lambda x: jnp.cumsum(x, 1), [((), 4)]),
+        (
+            lambda x: x + jnp.einsum("bhd,bgd->bhg", x, x).sum(2, keepdims=True),
+            [((), 4)],
+        ),
+        (lambda x: jnp.concatenate([x, x[:, :1]], 1)[:, 1:], [((), 4)]),
+        (lambda x: x[:, jnp.argsort(x[0].sum(1))], [((), 4)]),
+        (lambda x: x * jax.nn.softmax(x, 1), [((), 4)]),
+    ],
+)
+def test_heads_have_separate_orders_unless_their_channels_meet(change, groups):
+    assert heads(change) == groups
+
+
+def fused(change):
+    """Queries, keys and values in one array: where those are that share an order."""
+    params = {"up": shape(3, 12), "down": shape(4, 5)}
+
+    def fn(p, x):
+        x = change((x @ p["up"]).reshape(-1, 3, 4))
+        scores = (x[:, 0] * x[:, 1]).sum(1, keepdims=True)
+        return (scores * x[:, 2]) @ p["down"]
+
+    groups = channel_groups(fn, params, shape(6, 3)).of("up", 1)
+    ranges = [[x.slices[1][0] for x in g.members if x.path == "up"] for g in groups]
+    return sorted(ranges)
+
+
+@pytest.mark.parametrize(
+    ("change", "starts"),
+    [
+        (lambda x: x, [[0, 4], [8]]),
+        (jnp.tanh, [[0, 4], [8]]),
+        (lambda x: x - x.mean(2, keepdims=True), [[0, 4], [8]]),
+        (lambda x: x - x.mean(1, keepdims=True), [[0, 4, 8]]),
+        (lambda x: x + x[:, ::-1], [[0, 4, 8]]),
+        (lambda x: jnp.cumsum(x, 1), [[0, 4, 8]]),
+        (lambda x: jnp.roll(x, 1, 1) + x, [[0, 4, 8]]),
+        (lambda x: x * jnp.einsum("bij,bkj->bik", x, x).sum(1)[..., None], [[0, 4, 8]]),
+    ],
+)
+def test_what_is_taken_apart_has_separate_orders_unless_it_meets(change, starts):
+    assert fused(change) == starts
+
+
+def test_stacked_layers_that_are_read_one_by_one_have_their_own_orders():
+    fn, params, args = plain_models.unrolled_layers()
+    groups = channel_groups(fn, params, *args)
+    hidden = groups.of("up", 2)
+    members = [[(x.path, x.slices[0]) for x in g.members] for g in hidden]
+    assert members == [[("down", (i, i + 1)), ("up", (i, i + 1))] for i in range(2)]
+    assert {g.kept for g in hidden} == {"other channels are stacked on it"}
+
+
+def test_what_a_loop_carries_is_the_same_in_every_step():
+    params = {"a": shape(3, 4), "w": shape(4, 4), "out": shape(4, 5)}
+
+    def fn(p, x):
+        step = lambda _, h: jnp.tanh(h @ p["w"])
+        return lax.fori_loop(0, 3, step, x @ p["a"]) @ p["out"]
+
+    (group,) = channel_groups(fn, params, shape(6, 3)).of("a", 1)
+    members = [(x.path, x.axis) for x in group.members]
+    assert members == [("a", 1), ("out", 0), ("w", 0), ("w", 1)]
+
+
 def test_taking_out_is_refused_where_channels_are_normalised_over():
     fn, params, args = plain_models.decoder()
     kept = {group.size: group.kept for group in channel_groups(fn, params, *args)}

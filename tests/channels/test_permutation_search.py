@@ -34,6 +34,7 @@ def random_scores(seed, *shape):
     return np.random.default_rng(seed).random(shape).astype(np.float32)
 
 
+@pytest.mark.sweep(keep=["2-4"])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (1, 2), (4, 8)])
 def test_values_of_slots_are_what_groups_keep(n, m):
     scores = random_scores(0, 2, 3 * m, 21)
@@ -79,6 +80,7 @@ def best_of_all_groupings(scores, n, m):
     return best(list(range(len(scores))))
 
 
+@pytest.mark.sweep(keep=["2-4"])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (1, 4)])
 def test_eight_channels_reach_99_percent_of_the_best_grouping(n, m):
     scores = random_scores(4, 4, 8, 6)

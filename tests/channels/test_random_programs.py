@@ -109,6 +109,47 @@ def cut(draft):
     draft.add(lambda _, __, v: v[i][index], shape)
 
 
+def one_by_one(draft):
+    """Each position along an axis goes through something of its own."""
+    i = draft.value(2)
+    shape = list(draft.shapes[i])
+    axis = int(draft.rng.integers(len(shape)))
+    count = shape.pop(axis)
+    own = [
+        draft.param([n if draft.rng.integers(2) else 1 for n in shape])
+        for _ in range(count)
+    ]
+    kind = int(draft.rng.integers(4))
+    if kind == 3:
+        shape.insert(axis, count)
+
+    def step(xp, p, v):
+        index = (slice(None),) * axis
+        x = [xp.tanh(v[i][(*index, k)] * p[own[k]]) for k in range(count)]
+        return [
+            lambda: x[0],
+            lambda: x[0] * x[-1],
+            lambda: sum(x[1:], x[0]),
+            lambda: xp.stack(x, axis),
+        ][kind]()
+
+    draft.add(step, shape)
+
+
+def fused(draft):
+    """One product that a reshape splits into two or three, taken one by one."""
+    i = draft.value()
+    shape = draft.shapes[i]
+    count, size = int(draft.rng.integers(2, 4)), int(draft.rng.choice([2, 4]))
+    name = draft.param((shape[-1], count * size))
+    draft.add(
+        lambda _, p, v: (v[i] @ p[name]).reshape(*shape[:-1], count, size),
+        (*shape[:-1], count, size),
+    )
+    if draft.rng.integers(4):
+        one_by_one(draft)
+
+
 def join(draft):
     i = draft.value()
     shape = list(draft.shapes[i])
@@ -212,8 +253,9 @@ def reorder(draft):
 
 
 STEPS = [
-    add_alike, batched_product, bias, cut, gram, join, look_up, merge_axes, normalise,
-    one_hot, pool, product, reorder, split_axis, swap_halves, transpose,
+    add_alike, batched_product, bias, cut, fused, gram, join, look_up, merge_axes,
+    normalise, one_by_one, one_hot, pool, product, reorder, split_axis, swap_halves,
+    transpose,
 ]  # fmt: skip
 
 
@@ -228,6 +270,7 @@ def program(kinds, seed):
             merge_axes,
             pool,
             gram,
+            one_by_one,
         ):
             kind(draft)
         if len(draft.shapes[-1]) > 4 or np.prod(draft.shapes[-1]) > 4000:
