@@ -1,4 +1,4 @@
-"""The assignment of most value: which channel fills which slot."""
+"""The assignment of most value: which channel fills which position."""
 
 import jax
 import jax.numpy as jnp

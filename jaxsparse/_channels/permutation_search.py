@@ -1,7 +1,7 @@
 """Permutations of input channels with which n:m pruning keeps more.
 
 Channels are taken out of all groups at once, one of each, and put back by the
-assignment of most value; then the next channel of each group, again and again. Zhang et
+assignment of most value; then the next one of each group, again and again. Zhang et
 al., "Plug-and-Play: An Efficient Post-Training Pruning Method for Large Language
 Models" (2024, ICLR; RIA), assign once for each position of a deal by size, which is the
 start here. Pool and Yu, "Channel Permutations for N:M Sparsity" (2021, NeurIPS), have
@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32
 
 from jaxsparse._channels.assignment import assign
-from jaxsparse._channels.slot_values import slot_values
+from jaxsparse._channels.position_values import position_values
 
 
-#: A search ends when a sweep over all slots adds less than this share of its gain.
+#: A search ends when a sweep over all positions adds less than this share of its gain.
 TOLERANCE = 0.001
-#: Problems of at most this many channels are cheap, and are annealed for so many slots.
-_ANNEALED_CHANNELS, _ANNEALED_SLOTS = 512, 400
+#: Problems of at most this many channels are cheap, and annealed for so many steps.
+_ANNEALED_CHANNELS, _ANNEALED_STEPS = 512, 400
 #: The noise at the start of annealing, in standard deviations of the values.
 _NOISE = 1 / 8
 
@@ -58,17 +58,17 @@ def _deal(sizes: np.ndarray, m: int) -> np.ndarray:
 def _climb(
     scores: Array, groups: np.ndarray, n: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Reassigns slot after slot until a sweep gains little."""
+    """Reassigns position after position until a sweep gains little."""
     total = 0.0
     while True:
         gained = 0.0
-        for slot in _slots(groups, rng):
-            values, channels = _take_out(scores, groups, slot, n)
+        for position in _positions(groups, rng):
+            values, channels = _take_out(scores, groups, position, n)
             columns = assign(values)
             gain = _gain(values, columns)
             columns = np.where((gain > 0)[:, None], columns, np.arange(len(columns.T)))
-            groups = _put_back(groups, slot, channels, columns)
-            gained += float(gain.clip(0).sum())
+            groups = _put_back(groups, position, channels, columns)
+            gained += float(gain.sum())
         total += gained
         if gained <= TOLERANCE * total:
             return groups
@@ -77,46 +77,50 @@ def _climb(
 def _anneal(
     scores: Array, groups: np.ndarray, n: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Reassigns slots by values with random noise, which falls to zero."""
-    sweeps = -(-_ANNEALED_SLOTS // groups.shape[2])
+    """Reassigns positions by values with random noise, which falls to zero."""
+    sweeps = -(-_ANNEALED_STEPS // groups.shape[2])
     for noise in _NOISE * np.arange(sweeps, 0, -1, dtype=np.float32) / sweeps:
-        for slot in _slots(groups, rng):
-            values, channels = _take_out(scores, groups, slot, n)
+        for position in _positions(groups, rng):
+            values, channels = _take_out(scores, groups, position, n)
             drawn = rng.standard_exponential(values.shape, np.float32)
             deviation = np.asarray(values).std((1, 2), keepdims=True)
             columns = assign(values, noise * deviation * drawn)
-            groups = _put_back(groups, slot, channels, columns)
+            groups = _put_back(groups, position, channels, columns)
     return groups
 
 
-def _slots(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _positions(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns a random order of the positions of each group: `[m, problem, group]`."""
     positions = np.broadcast_to(np.arange(groups.shape[2]), groups.shape)
     return np.moveaxis(rng.permuted(positions, axis=2), 2, 0)
 
 
 def _take_out(
-    scores: Array, groups: np.ndarray, slot: np.ndarray, n: int
+    scores: Array, groups: np.ndarray, position: np.ndarray, n: int
 ) -> tuple[Array, np.ndarray]:
     """Returns the values of groups and channels, and the channels taken out."""
-    in_slot = np.arange(groups.shape[2]) == slot[:, :, None]
-    others = groups[~in_slot].reshape(*groups.shape[:2], -1)
-    channels = groups[in_slot].reshape(groups.shape[:2])
-    return slot_values(scores, others, channels, n), channels
+    is_taken = np.arange(groups.shape[2]) == position[:, :, None]
+    others = groups[~is_taken].reshape(*groups.shape[:2], -1)
+    channels = groups[is_taken].reshape(groups.shape[:2])
+    return position_values(scores, others, channels, n), channels
 
 
 def _put_back(
-    groups: np.ndarray, slot: np.ndarray, channels: np.ndarray, columns: np.ndarray
+    groups: np.ndarray, position: np.ndarray, channels: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
     """Returns the groups with the channels that each was assigned."""
     assigned = np.take_along_axis(channels, columns, 1)
-    in_slot = np.arange(groups.shape[2]) == slot[:, :, None]
-    return np.where(in_slot, assigned[:, :, None], groups)
+    is_taken = np.arange(groups.shape[2]) == position[:, :, None]
+    return np.where(is_taken, assigned[:, :, None], groups)
 
 
 def _gain(values: Array, columns: np.ndarray) -> np.ndarray:
-    """Returns how much more an assignment is worth than putting all channels back."""
-    table = np.asarray(values)
-    assigned = np.take_along_axis(table, columns[:, :, None], 2)[:, :, 0]
-    back = np.diagonal(table, axis1=1, axis2=2)
-    return (assigned - back).sum(1, dtype=np.float64)
+    """Returns how much more an assignment is worth than putting all channels back.
+
+    It is zero for one that is worth less, or no more than by rounding.
+    """
+    table = np.asarray(values, np.float64)
+    assigned = np.take_along_axis(table, columns[:, :, None], 2).sum((1, 2))
+    back = np.diagonal(table, axis1=1, axis2=2).sum(1)
+    rounding = np.finfo(np.float32).eps * np.abs(table).max((1, 2))
+    return np.where(assigned - back > rounding, assigned - back, 0.0)

@@ -12,7 +12,7 @@ from jaxsparse._channels import permutation_search
 from jaxsparse._channels.assignment import auction
 from jaxsparse._channels.kept_scores import kept_by_rows, kept_scores
 from jaxsparse._channels.permutation_search import search_permutation
-from jaxsparse._channels.slot_values import slot_values
+from jaxsparse._channels.position_values import position_values
 from tests.thorough import thorough
 
 
@@ -36,11 +36,11 @@ def random_scores(seed, *shape):
 
 @pytest.mark.sweep(keep=["2-4"])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (1, 2), (4, 8)])
-def test_values_of_slots_are_what_groups_keep(n, m):
+def test_values_of_positions_are_what_groups_keep(n, m):
     scores = random_scores(0, 2, 3 * m, 21)
     order = np.random.default_rng(1).permuted(np.tile(np.arange(3 * m), (2, 1)), axis=1)
     groups = order.astype(np.int32).reshape(2, 3, m)
-    values = slot_values(jnp.asarray(scores), groups[:, :, 1:], groups[:, :, 0], n)
+    values = position_values(jnp.asarray(scores), groups[:, :, 1:], groups[:, :, 0], n)
     for problem, group, channel in np.ndindex(2, 3, 3):
         others, rows = groups[problem, group, 1:], scores[problem].T
         largest = np.sort(rows[:, others], axis=1)[:, ::-1]
@@ -154,7 +154,7 @@ def test_auctions_find_nearly_as_good_permutations(monkeypatch):
         step = jnp.std(values, axis=(1, 2)) / 100
         return np.asarray(jax.vmap(auction)(values + jnp.asarray(noise), step))
 
-    monkeypatch.setattr(permutation_search, "_ANNEALED_SLOTS", 40)
+    monkeypatch.setattr(permutation_search, "_ANNEALED_STEPS", 40)
     scores = random_scores(7, 1, 32, 40)
     plain = np.arange(32, dtype=np.int32)[None]
     exact = kept_scores(scores, search(scores, 2, 4), 2, 4)

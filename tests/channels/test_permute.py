@@ -31,7 +31,7 @@ INPUTS = jax.random.normal(jax.random.key(9), (8, 16))
 
 @pytest.fixture(autouse=True)
 def short_search(monkeypatch):
-    monkeypatch.setattr(permutation_search, "_ANNEALED_SLOTS", 20)
+    monkeypatch.setattr(permutation_search, "_ANNEALED_STEPS", 20)
 
 
 def setting(name, pattern="2:4", seed=0):

@@ -38,7 +38,7 @@ def kept(params, plan):
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", MODELS)
 def test_models_keep_more_and_their_statistics_move(name, monkeypatch):
-    monkeypatch.setattr(permutation_search, "_ANNEALED_SLOTS", 20)
+    monkeypatch.setattr(permutation_search, "_ANNEALED_STEPS", 20)
     fn, params, args = MODELS[name]()
     params = drawn(params)
     rules = [js.Rule(".*", "1:2", sizes=None)]

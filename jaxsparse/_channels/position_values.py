@@ -1,7 +1,7 @@
-"""What groups keep for every channel that could fill one of their slots.
+"""What groups keep for every channel that could fill one of their positions.
 
 Take one channel out of a group of `m`. Of each row let `t` be the `n`-th largest of the
-other `m - 1` scores. With a channel of scores `v` in the free slot, the group keeps
+other `m - 1` scores. With a channel of scores `v` in the free position, the group keeps
 `sum(max(t, v))` and what does not depend on `v`: the `n - 1` largest of the others.
 """
 
@@ -18,7 +18,7 @@ _ROWS = 16
 
 
 @partial(jax.jit, static_argnames="n")
-def slot_values(
+def position_values(
     scores: Float32[Array, "problem channel row"],
     others: Int32[Array, "problem group other"],
     channels: Int32[Array, "problem group"],
@@ -28,8 +28,8 @@ def slot_values(
 
     Args:
       scores: the scores.
-      others: the channels of each group but for the free slot.
-      channels: the channels that were in the free slots.
+      others: the channels of each group but for the free position.
+      channels: the channels that were in the free positions.
       n: how many of `m` are kept.
 
     Returns:
