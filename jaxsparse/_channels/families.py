@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Sequence
 from jaxsparse._channels.parts import (
     Made,
     Parts,
-    at_positions,
     atoms_of,
     factors_of,
     family_of,
     find,
     is_atom,
+    members_at,
     new_atom,
     product,
     replace_atom,
@@ -67,7 +67,7 @@ def at_position(
     The arguments are those of `slice_position`.
     """
     one, axis = new_atom(parts, 1), axes[along]
-    pick = lambda part: at_positions(parts, part, axis, position, one)
+    pick = lambda part: members_at(parts, part, axis, position, one)
     picked = [[pick(x) for x in factors_of(parts, part)] for part in axes]
     return tuple(
         part if i == along else product(parts, factors)
@@ -93,25 +93,39 @@ def settle_families(
     """
     every = {*regions, *leaves}
     changed = True
-    while changed:
-        changed = False
+    while changed:  # what is collapsed may unify, and so collapse, other families
         mixed = {find(parts, x) for x in parts.mixed}
-        for region in every:
-            factors = [x for axis in region for x in factors_of(parts, axis)]
-            for part in {x for axis in region for x in _families_in(parts, axis)}:
-                family = family_of(parts, part)
-                if family is None:
-                    continue
-                along = find(parts, family.along)
-                beside = factors.count(part) > 0 and factors.count(along) == 1
-                if (
-                    not beside
-                    or along in mixed
-                    or not _is_cut(parts, along)
-                    or (region in leaves and not _has_places(parts, region, part))
-                ):
-                    collapse(parts, part)
-                    changed = True
+        strays = [
+            part
+            for axes in every
+            for axis in axes
+            for part in _families_in(parts, axis)
+            if not _has_axis(parts, axes, part, mixed)
+            or (axes in leaves and not _has_places(parts, axes, part))
+        ]
+        for part in strays:
+            collapse(parts, part)
+        changed = bool(strays)
+
+
+def _has_axis(
+    parts: Parts, axes: Sequence[int], part: int, mixed: Collection[int]
+) -> bool:
+    """Returns whether a family is beside its axis, whose positions stay apart."""
+    factors = [x for axis in axes for x in factors_of(parts, axis)]
+    along = _axis_of(parts, part)
+    return (
+        part in factors
+        and factors.count(along) == 1
+        and along not in mixed
+        and all(parts.sizes[term] == 1 for term in terms_of(parts, along))
+    )
+
+
+def _axis_of(parts: Parts, part: int) -> int:
+    family = family_of(parts, part)
+    assert family is not None
+    return find(parts, family.along)
 
 
 def _families_in(parts: Parts, part: int) -> list[int]:
@@ -127,14 +141,8 @@ def _has_places(parts: Parts, axes: Sequence[int], part: int) -> bool:
 
     They are if the axis of the family is another one, or the major factor of its own.
     """
-    family = family_of(parts, part)
-    along = -1 if family is None else find(parts, family.along)
+    along = _axis_of(parts, part)
     every = [factors_of(parts, axis) for axis in axes]
     return [along] in every or any(
         factors[:1] == [along] and part in factors for factors in every
     )
-
-
-def _is_cut(parts: Parts, part: int) -> bool:
-    """Returns whether an axis was sliced at each of its positions."""
-    return all(parts.sizes[term] == 1 for term in terms_of(parts, part))

@@ -130,13 +130,13 @@ def terms_of(parts: Parts, part: int) -> list[int]:
         return [part]
     products, start = list[int](), 0
     for term in terms:
-        own = [at_positions(parts, x, first, start, term) for x in rest]
+        own = [members_at(parts, x, first, start, term) for x in rest]
         products.append(product(parts, [term, *own]))
         start += parts.sizes[term]
     return [x for term in products for x in terms_of(parts, term)]
 
 
-def at_positions(parts: Parts, part: int, along: int, start: int, term: int) -> int:
+def members_at(parts: Parts, part: int, along: int, start: int, term: int) -> int:
     """Returns what a part is at those positions along an axis that a term of it has."""
     family = family_of(parts, part)
     if family is None or find(parts, family.along) != find(parts, along):

@@ -44,13 +44,14 @@ class ShrinkResult(NamedTuple):
     Attributes:
       params: a tree like the parameters, with smaller leaves.
       channels: for each group that lost channels, by its number in `groups`, the old
-        indices of those that are kept, in order: int32, of shape `[*index, kept]`.
+        indices of those that are kept, in order: int32, along the last axis. The axes
+        before it are those of the group's `index`.
       groups: the groups of channels.
       report: the old and the new shapes; printed, it is a table.
     """
 
     params: PyTree
-    channels: Mapping[int, Int32[np.ndarray, "*index kept"]]
+    channels: Mapping[int, Int32[np.ndarray, "..."]]
     groups: ChannelGroups
     report: ShrinkReport
 

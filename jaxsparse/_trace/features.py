@@ -146,15 +146,22 @@ def _may_be_less(size: Any, other: Any) -> bool:
 
 
 def _unstack(
-    features: frozenset[int], old: Sequence[Any], _: Sequence[Any], __: Step
+    features: frozenset[int], old: Sequence[Any], _: Sequence[Any], step: Step
 ) -> Features:
-    return _reduce(features - {0}, [0], old)
+    along = _stacked_axis(step)
+    return _reduce(features - {along}, [along], old)
 
 
 def _stack(
-    features: frozenset[int], _: Sequence[Any], __: Sequence[Any], ___: Step
+    features: frozenset[int], _: Sequence[Any], __: Sequence[Any], step: Step
 ) -> Features:
-    return frozenset(axis + 1 for axis in features)
+    along = _stacked_axis(step)
+    return frozenset(axis + (axis >= along) for axis in features)
+
+
+def _stacked_axis(step: Step) -> int:
+    """Returns the axis of `jnp.stack`, or of what a loop stacks, the first."""
+    return 0 if step.eqn is None else int(_params(step)["axis"])
 
 
 #: `(features, shape of the operand, shape of the result, step) -> features`.

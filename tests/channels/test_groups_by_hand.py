@@ -231,6 +231,72 @@ def test_what_is_taken_apart_has_separate_orders_unless_it_meets(change, starts)
     assert fused(change) == starts
 
 
+def test_positions_that_are_not_taken_share_an_order():
+    params = {"up": shape(3, 12), "down": shape(4, 5)}
+    fn = lambda p, x: (x @ p["up"]).reshape(-1, 3, 4)[:, 2] @ p["down"]
+    groups = channel_groups(fn, params, shape(6, 3)).of("up", 1)
+    members = [
+        (g.size, [x.slices[1] for x in g.members if x.path == "up"]) for g in groups
+    ]
+    assert sorted(members) == [(2, [(0, 8)]), (4, [(0, 8), (8, 12)])]
+
+
+def test_what_lies_interleaved_shares_an_order():
+    params = {"up": shape(3, 12), "down": shape(4, 5)}
+
+    def fn(p, x):
+        x = (x @ p["up"]).reshape(-1, 4, 3)
+        return ((x[..., 0] * x[..., 1]).sum(1, keepdims=True) * x[..., 2]) @ p["down"]
+
+    (group,) = channel_groups(fn, params, shape(6, 3)).of("up", 1)
+    assert [(x.path, x.view) for x in group.members] == [
+        ("down", (4, 5)),
+        ("up", (3, 4, 3)),
+    ]
+
+
+def test_positions_may_meet_after_they_were_taken_apart():
+    params = {"up": shape(3, 12), "down": shape(4, 5)}
+
+    def fn(p, x):
+        x = (x @ p["up"]).reshape(-1, 3, 4)
+        scores = (x[:, 0] * x[:, 1]).sum(1, keepdims=True)
+        return (scores * (x + x[:, ::-1])[:, 2]) @ p["down"]
+
+    groups = channel_groups(fn, params, shape(6, 3)).of("up", 1)
+    assert [[x.slices[1][0] for x in g.members if x.path == "up"] for g in groups] == [
+        [0, 4, 8]
+    ]
+
+
+def test_heads_that_look_each_other_up_have_one_order_of_channels():
+    params = {"up": shape(3, 2, 4), "which": shape(2, 2), "down": shape(2, 4, 5)}
+
+    def fn(p, x):
+        x = jnp.einsum("bi,ihd->bhd", x, p["up"])
+        x = x + x[:, jnp.argmax(p["which"], 1)]
+        return jnp.einsum("bhd,hde->be", x, p["down"])
+
+    groups = channel_groups(fn, params, shape(6, 3))
+    assert [(g.index, g.size, g.fixed) for g in groups.of("up", 1)] == [((), 2, "")]
+    assert [(g.index, g.size, g.fixed) for g in groups.of("up", 2)] == [((), 4, "")]
+
+
+def test_factors_that_do_not_align_are_fixed():
+    params = {"a": shape(3, 24), "b": shape(3, 24), "out": shape(24, 5)}
+    params |= {"s": shape(4, 6), "t": shape(6, 4)}
+
+    def fn(p, x):
+        a = (x @ p["a"]).reshape(-1, 4, 6) * p["s"]
+        b = (x @ p["b"]).reshape(-1, 6, 4) * p["t"]
+        return (a.reshape(-1, 24) + b.reshape(-1, 24)) @ p["out"]
+
+    groups = channel_groups(fn, params, shape(6, 3))
+    for path in "ab":
+        reasons = {g.fixed for g in groups.of(path, 1)}
+        assert reasons == {"axes of sizes 24 and 24 do not align"}
+
+
 def test_stacked_layers_that_are_read_one_by_one_have_their_own_orders():
     fn, params, args = plain_models.unrolled_layers()
     groups = channel_groups(fn, params, *args)
