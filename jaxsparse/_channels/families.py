@@ -101,7 +101,7 @@ def settle_families(
             for axis in axes
             for part in _families_in(parts, axis)
             if not _has_axis(parts, axes, part, mixed)
-            or (axes in leaves and not _has_places(parts, axes, part))
+            or (axes in leaves and not _lies_in(parts, axes, part))
         ]
         for part in strays:
             collapse(parts, part)
@@ -136,7 +136,7 @@ def _families_in(parts: Parts, part: int) -> list[int]:
     return [part, *inner] if family_of(parts, part) else inner
 
 
-def _has_places(parts: Parts, axes: Sequence[int], part: int) -> bool:
+def _lies_in(parts: Parts, axes: Sequence[int], part: int) -> bool:
     """Returns whether the members of a family are ranges of the axes of a leaf.
 
     They are if the axis of the family is another one, or the major factor of its own.

@@ -12,8 +12,8 @@ from jaxsparse._channels.groups import (
     ChannelMember,
     ChannelRole,
 )
+from jaxsparse._channels.locations import Location, interleaved_atoms, locations_in
 from jaxsparse._channels.parts import Parts, atoms_of, fix
-from jaxsparse._channels.places import Place, interleaved_atoms, places_in
 from jaxsparse._channels.propagate import Flow, read_graph
 from jaxsparse._channels.separate import separate_atoms
 from jaxsparse._trace import graph_of, trace
@@ -79,21 +79,21 @@ def _groups(flow: Flow, paths: Sequence[str]) -> list[ChannelGroup]:
     leaves = {flow.values[i].axes for i in range(len(paths))}
     settle_families(parts, flow.record.regions, leaves)
     used = {*graph.outputs, *(i for step in graph.steps for i in step.operands)}
-    places: dict[int, list[tuple[str, Place]]] = {}
+    locations: dict[int, list[tuple[str, Location]]] = {}
     for i, path in enumerate(paths):
         if i not in used:
             continue
         axes = flow.values[i].axes
         for atom in interleaved_atoms(parts, axes):
             fix(parts, atom, "interleaved with other channels")
-        for place in places_in(parts, axes):
-            places.setdefault(place.atom, []).append((path, place))
-    free = [atom for atom in places if "fixed" not in parts.marks.get(atom, {})]
+        for location in locations_in(parts, axes):
+            locations.setdefault(location.atom, []).append((path, location))
+    free = [atom for atom in locations if "fixed" not in parts.marks.get(atom, {})]
     separate = separate_atoms(parts, flow.record.regions, free)
     roles = _roles(flow)
     return [
         _group(parts, atom, found, separate.get(atom, set()), roles)
-        for atom, found in places.items()
+        for atom, found in locations.items()
     ]
 
 
@@ -110,31 +110,32 @@ def _roles(flow: Flow) -> dict[tuple[str, int], ChannelRole]:
 def _group(
     parts: Parts,
     atom: int,
-    places: Sequence[tuple[str, Place]],
+    locations: Sequence[tuple[str, Location]],
     separate: set[int],
     roles: Mapping[tuple[str, int], ChannelRole],
 ) -> ChannelGroup:
-    """Returns the group of an atom from all its places."""
+    """Returns the group of an atom from all its locations."""
     index = [
         k
-        for k in places[0][1].factors
-        if k in separate and all(place.factors.count(k) == 1 for _, place in places)
+        for k in locations[0][1].factors
+        if k in separate
+        and all(location.factors.count(k) == 1 for _, location in locations)
     ]
     members = tuple(
         ChannelMember(
             path,
-            place.slices,
-            tuple(parts.sizes[x] for x in place.factors),
-            place.channel,
-            tuple(place.factors.index(k) for k in index),
-            place.axis,
+            location.slices,
+            tuple(parts.sizes[x] for x in location.factors),
+            location.channel,
+            tuple(location.factors.index(k) for k in index),
+            location.axis,
             roles.get((path, atom), "elementwise"),
         )
-        for path, place in places
+        for path, location in locations
     )
     marks = parts.marks.get(atom, {})
     kept = "" if "chosen" in marks else marks.get("kept", "")
-    if any(place.stacked for _, place in places):
+    if any(location.stacked for _, location in locations):
         kept = kept or "other channels are stacked on it"
     fixed = marks.get("fixed", "")
     sizes = tuple(parts.sizes[k] for k in index)

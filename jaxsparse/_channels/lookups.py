@@ -161,7 +161,7 @@ def _add_region(
 def dynamic_slice(
     eqn: JaxprEqn, operands: Sequence[Value], record: Record
 ) -> list[Value]:
-    """A slice at known places; a lookup, or a window, elsewhere."""
+    """A slice at known positions; a lookup, or a window, elsewhere."""
     value, *starts = operands
     axes = list(value.axes)
     for i, (start, size) in enumerate(
@@ -185,7 +185,7 @@ def _dynamic_range(record: Record, axis: int, start: Value, size: int) -> int:
 def dynamic_update_slice(
     _: JaxprEqn, operands: Sequence[Value], record: Record
 ) -> list[Value]:
-    """Overwrites a range at a known place, an element, or a window."""
+    """Overwrites a range at a known position, an element, or a window."""
     value, update, *starts = operands
     for one, other, start in zip(value.axes, update.axes, starts, strict=True):
         whole, size = sizes_of(record, [one, other])

@@ -37,7 +37,7 @@ def write_member(
     member: ChannelMember,
     view: Shaped[AnyArray, "..."],
 ) -> Shaped[AnyArray, "..."]:
-    """Returns the leaf with another view in place of the one that `read_member` gives.
+    """Returns the leaf with another view instead of the one that `read_member` gives.
 
     Args:
       leaf: an array of NumPy or JAX.

@@ -82,7 +82,7 @@ def convolution(
     """
     image, kernel = operands
     numbers, parts = eqn.params["dimension_numbers"], record.parts
-    batch, channels, *places = (image.axes[i] for i in numbers.lhs_spec)
+    batch, channels, *spatial = (image.axes[i] for i in numbers.lhs_spec)
     outputs, inputs, *window = (kernel.axes[i] for i in numbers.rhs_spec)
     groups = eqn.params["feature_group_count"]
     batches = eqn.params["batch_group_count"]
@@ -100,7 +100,7 @@ def convolution(
         unify(parts, batch, product(parts, [*group, inner]))
         unify(parts, outputs, product(parts, [*group, rest]))
         batch = inner
-    results = _places(eqn, places, window, record)
+    results = _spatial_axes(eqn, spatial, window, record)
     axes = dict(zip(numbers.out_spec, (batch, outputs, *results), strict=True))
     distinct = _distinct([kernel], [outputs])
     _note(record, kernel, sums, "input")
@@ -109,10 +109,10 @@ def convolution(
     return [Value(tuple(axes[i] for i in range(len(axes))), distinct=distinct)]
 
 
-def _places(
-    eqn: JaxprEqn, places: Sequence[int], window: Sequence[int], record: Record
+def _spatial_axes(
+    eqn: JaxprEqn, spatial: Sequence[int], window: Sequence[int], record: Record
 ) -> list[int]:
-    """Returns the axes of the result's places; those of a window of 1 stay as they are.
+    """Returns the spatial axes of the result; those of a window of 1 stay as they are.
 
     A window is turned or shifted with the image, so that both are mixed.
     """
@@ -125,13 +125,13 @@ def _places(
         params["lhs_dilation"],
         strict=True,
     )
-    for axis, place, size, setting in zip(places, window, out, settings, strict=True):
-        if record.parts.sizes[place] == 1 and setting == (1, (0, 0), 1):
+    for axis, offset, size, setting in zip(spatial, window, out, settings, strict=True):
+        if record.parts.sizes[offset] == 1 and setting == (1, (0, 0), 1):
             results.append(axis)
             continue
-        reason = "a place in a convolution's window"
+        reason = "a spatial axis of a convolution"
         mix(record.parts, axis, reason)
-        mix(record.parts, place, reason)
+        mix(record.parts, offset, reason)
         results.extend(mixed_axes(record, [shape[size]], reason))
     return results
 

@@ -112,7 +112,7 @@ def reduce_windows(
     for i, setting in enumerate(settings):
         if setting == (1, 1, (0, 0), 1):
             continue
-        reason = "a place in a pooling window"
+        reason = "a spatial axis of a pooling"
         mix(record.parts, axes[i], reason)
         (axes[i],) = mixed_axes(record, [var_shape(eqn.outvars[0])[i]], reason)
     return [Value(tuple(axes))]

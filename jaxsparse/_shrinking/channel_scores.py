@@ -132,8 +132,8 @@ def _relative(sums: _Scores) -> _Scores:
 
 def _sums(weights: Any, member: ChannelMember, *, square: bool = False) -> _Scores:
     """Sums a leaf over all but a group's channels and what they are separate for."""
-    place = member._replace(path="")  # alike layers share one program
-    return np.asarray(_traced_sums(weights, place, square), np.float64)
+    where = member._replace(path="")  # alike layers share one program
+    return np.asarray(_traced_sums(weights, where, square), np.float64)
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -95,12 +95,14 @@ def mobilenet():
 
 
 class Encoder(nn.Module):
-    """A block of a transformer encoder, after an embedding with learned places."""
+    """A block of a transformer encoder, after an embedding with learned positions."""
 
     @nn.compact
     def __call__(self, tokens):
         x = nn.Embed(11, 8)(tokens)
-        x = nn.LayerNorm()(x + self.param("places", nn.initializers.normal(), (5, 8)))
+        x = nn.LayerNorm()(
+            x + self.param("positions", nn.initializers.normal(), (5, 8))
+        )
         x = nn.LayerNorm()(x + nn.MultiHeadDotProductAttention(2)(x))
         x = nn.LayerNorm()(x + nn.Dense(8)(nn.gelu(nn.Dense(12)(x))))
         return nn.Dense(3)(nn.tanh(nn.Dense(8)(x[:, 0])))
@@ -149,7 +151,7 @@ class Patches(nnx.Module):
 
     def __init__(self, rngs):
         self.patch = nnx.Conv(3, 8, (2, 2), (2, 2), rngs=rngs)
-        self.places = nnx.Param(jax.random.normal(rngs.params(), (4, 8)))
+        self.positions = nnx.Param(jax.random.normal(rngs.params(), (4, 8)))
         self.norm = nnx.LayerNorm(8, rngs=rngs)
         self.attention = nnx.MultiHeadAttention(2, 8, rngs=rngs, decode=False)
         self.up = nnx.Linear(8, 12, rngs=rngs)
@@ -157,7 +159,7 @@ class Patches(nnx.Module):
         self.head = nnx.Linear(8, 5, rngs=rngs)
 
     def __call__(self, x):
-        x = self.patch(x).reshape(len(x), -1, 8) + self.places[...]
+        x = self.patch(x).reshape(len(x), -1, 8) + self.positions[...]
         x = x + self.attention(self.norm(x))
         x = x + self.down(nnx.gelu(self.up(x)))
         return self.head(x.mean(1))

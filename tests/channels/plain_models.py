@@ -322,7 +322,7 @@ def flattened_nchw():
 
 
 def mlp_mixer():
-    """Products along places and along channels in turn."""
+    """Products along positions and along channels in turn."""
     params = draw(
         patch=(12, 8),
         norm=(8,),
@@ -357,11 +357,11 @@ def unrolled_layers():
 
 
 def class_token():
-    """An encoder with learned places, a class token, and LayerNorm."""
+    """An encoder with learned positions, a class token, and LayerNorm."""
     params = draw(
         patch=(6, 8),
         token=(1, 1, 8),
-        places=(1, 5, 8),
+        positions=(1, 5, 8),
         scale=(8,),
         bias=(8,),
         q=(8, 2, 4),
@@ -374,7 +374,7 @@ def class_token():
     def fn(p, x):
         x = x @ p["patch"]
         first = jnp.broadcast_to(p["token"], (len(x), 1, 8))
-        x = jnp.concatenate([first, x], 1) + p["places"]
+        x = jnp.concatenate([first, x], 1) + p["positions"]
         h = layer_norm(x, p["scale"], p["bias"])
         q, k, v = (jnp.einsum("bsd,dhk->bshk", h, p[name]) for name in "qkv")
         x = x + attend(q, k, v) @ p["o"].reshape(8, 8)

@@ -107,7 +107,7 @@ def reasons(name):
 def test_reasons_name_what_fixes_the_channels():
     assert reasons("mlp") == {"an input of the model", "an output of the model"}
     assert "positions choose a branch" in reasons("branches")
-    assert "a place in a convolution's window" in reasons("u_net")
+    assert "a spatial axis of a convolution" in reasons("u_net")
     assert "a loop goes along it" in reasons("stacked_layers")
     assert "looked up by numbers" in reasons("decoder")
 
@@ -133,7 +133,7 @@ def fixed_width(change, rows=8):
         (lambda x: x + jnp.asarray([1.0] * 7 + [2.0]), ["a constant of the model"]),
         (lambda x: x + jnp.full(8, 2.0), [""]),
         (jnp.fft.fft, ["`fft`"]),
-        (lambda x: jnp.roll(x, 4, 1), ["", ""]),  # the halves change places
+        (lambda x: jnp.roll(x, 4, 1), ["", ""]),  # the halves are swapped
         (lambda x: x + jnp.roll(x, 4, 1), [""]),
         (lambda x: x + jnp.roll(x, 1, 1), []),  # no two channels are alike
         (lambda x: x * (jnp.arange(8) < 4), ["positions are used as numbers, by `lt`"]),

@@ -104,7 +104,7 @@ def test_permutations_say_which_old_channel_is_where(name):
             assert np.array_equal(new, old[:, order])
 
 
-@pytest.mark.sweep(keep=["heads"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", MODELS)
 def test_statistics_move_to_where_they_would_be_collected(name):
     fn, params, plan, result = permuted(name)

@@ -46,7 +46,7 @@ def test_models_keep_more_and_their_statistics_move(name, monkeypatch):
     result = js.permute_channels(params, plan, fn, args)
     gained = [x.after - x.before for x in result.gains.values() if not x.reason]
     assert min(gained) >= 0 < max(gained)
-    # Outputs of other leaves change places too, which changes nothing there.
+    # Outputs of other leaves are permuted too, which changes nothing there.
     assert kept(result.params, plan) > kept(params, plan)
     collect = lambda params: js.collect_statistics(fn, params, [args], plan=plan)
     moved, expected = result.permute(collect(params)), collect(result.params)

@@ -51,6 +51,7 @@ def test_linen_takes_its_features_from_the_kernel():
     assert_same_outputs(outputs, fn, result)
 
 
+@pytest.mark.sweep
 def test_nnx_is_updated_in_place_or_built_anew():
     model = NNXMLP(32, nnx.Rngs(0))
     graph, state = nnx.split(model)

@@ -79,7 +79,7 @@ CASES = {
                 mask(4, [0, 3], [1, 2]),  # of even elements, of odd ones
             )
         ],
-        # Places keep the factor: element 0 of both, then element 1 of both.
+        # Positions keep the factor: element 0 of both, then element 1 of both.
         W[:, [0, 3, 6, 5]],
     ),
     "stacked layers": case(

@@ -21,7 +21,7 @@ from jaxsparse._channels.parts import (
 _MOST_PIECES = 256
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where an atom lies in a leaf.
 
     Attributes:
@@ -49,9 +49,9 @@ class _Piece(NamedTuple):
     channel: int
 
 
-def places_in(parts: Parts, axes: Sequence[int]) -> Iterator[Place]:
-    """Yields the places of all atoms in the axes of a leaf."""
-    yield from _places(parts, axes)
+def locations_in(parts: Parts, axes: Sequence[int]) -> Iterator[Location]:
+    """Yields the locations of all atoms in the axes of a leaf."""
+    yield from _locations(parts, axes)
     for i, along in enumerate(axes):
         if not any(_is_family_along(parts, x, along) for x in axes):
             continue
@@ -61,11 +61,11 @@ def places_in(parts: Parts, axes: Sequence[int]) -> Iterator[Place]:
                 x for axis in axes for x in _members(parts, axis, along, position)
             }
             inner[i] = new_atom(parts, 1)
-            for place in _places(parts, inner):
-                if place.atom in members:
-                    slices = list(place.slices)
+            for location in _locations(parts, inner):
+                if location.atom in members:
+                    slices = list(location.slices)
                     slices[i] = position, position + 1
-                    yield place._replace(slices=tuple(slices), stacked=True)
+                    yield location._replace(slices=tuple(slices), stacked=True)
 
 
 def _is_family_along(parts: Parts, axis: int, along: int) -> bool:
@@ -83,7 +83,7 @@ def _members(parts: Parts, axis: int, along: int, position: int) -> Iterator[int
             yield from atoms_of(parts, family.of[position])
 
 
-def _places(parts: Parts, axes: Sequence[int]) -> Iterator[Place]:
+def _locations(parts: Parts, axes: Sequence[int]) -> Iterator[Location]:
     whole = [factors_of(parts, axis) for axis in axes]
     for i, axis in enumerate(axes):
         before = [x for factors in whole[:i] for x in factors]
@@ -92,7 +92,7 @@ def _places(parts: Parts, axes: Sequence[int]) -> Iterator[Place]:
             size = math.prod(parts.sizes[x] for x in piece.factors)
             slices = [(0, parts.sizes[x]) for x in axes]
             slices[i] = piece.start, piece.start + size
-            yield Place(
+            yield Location(
                 piece.factors[piece.channel],
                 i,
                 tuple(slices),
