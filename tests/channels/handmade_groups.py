@@ -1,9 +1,12 @@
 """Small models, and their channel groups written by hand."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxsparse as js
 from jaxsparse import ChannelGroup, ChannelGroups, ChannelMember
 
 
@@ -90,3 +93,21 @@ MODELS = {
     "stacked": (stacked, STACKED, stacked_groups),
     "heads": (heads, HEADS, heads_groups),
 }
+
+
+INPUTS = jax.random.normal(jax.random.key(9), (8, 16))
+
+
+def setting(name, pattern="2:4", seed=0):
+    """A function, its parameters, their plan and the channel groups."""
+    fn, shapes, groups = MODELS[name]
+    params = random_params(shapes, seed)
+    plan = js.plan_sparsity(params, pattern, fn=fn, args=(INPUTS,), dense_head=False)
+    return fn, params, plan, groups()
+
+
+@cache
+def permuted(name):
+    fn, params, plan, groups = setting(name)
+    result = js.permute_channels(params, plan, fn, (INPUTS,), groups=groups)
+    return fn, params, plan, result

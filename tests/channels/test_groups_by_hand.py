@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 from jaxsparse._channels import channel_groups
-from tests.channels import plain_models
+from tests.channels.models import MODELS
 from tests.trace.tracing import shape
 
 
@@ -86,13 +86,13 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_free_groups_are_these(name):
-    fn, params, args = getattr(plain_models, name)()
+    fn, params, args = MODELS[name]()
     groups = channel_groups(fn, params, *args)
     assert described(groups) == sorted(EXPECTED[name])
 
 
 def test_members_are_views_with_the_channels_along_one_axis():
-    fn, params, args = plain_models.decoder()
+    fn, params, args = MODELS["decoder"]()
     groups = channel_groups(fn, params, *args)
     (values,) = groups.of("v", 1)[1:]
     assert [x.view for x in values.members] == [(3, 2, 4, 16), (16, 3, 4)]
@@ -100,7 +100,7 @@ def test_members_are_views_with_the_channels_along_one_axis():
 
 
 def reasons(name):
-    fn, params, args = getattr(plain_models, name)()
+    fn, params, args = MODELS[name]()
     return {group.fixed for group in channel_groups(fn, params, *args)} - {""}
 
 
@@ -164,124 +164,6 @@ def test_what_an_operation_does_to_the_order_of_channels(change, reasons):
     assert found == reasons
 
 
-def heads(change):
-    """Two heads of four channels, changed between two products."""
-    params = {"up": shape(3, 2, 4), "down": shape(2, 4, 5)}
-
-    def fn(p, x):
-        return jnp.einsum(
-            "bhd,hde->be", change(jnp.einsum("bi,ihd->bhd", x, p["up"])), p["down"]
-        )
-
-    return [
-        (g.index, g.size) for g in channel_groups(fn, params, shape(6, 3)).of("up", 2)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("change", "groups"),
-    [
-        (jnp.tanh, [((2,), 4)]),
-        (lambda x: x - x.mean(2, keepdims=True), [((2,), 4)]),
-        # Channels of different heads meet: they have one order.
-        (lambda x: x - x.mean(1, keepdims=True), [((), 4)]),
-        (lambda x: x + x[:, ::-1], [((), 4)]),
-        (lambda x: jnp.cumsum(x, 1), [((), 4)]),
-        (
-            lambda x: x + jnp.einsum("bhd,bgd->bhg", x, x).sum(2, keepdims=True),
-            [((), 4)],
-        ),
-        (lambda x: jnp.concatenate([x, x[:, :1]], 1)[:, 1:], [((), 4)]),
-        (lambda x: x[:, jnp.argsort(x[0].sum(1))], [((), 4)]),
-        (lambda x: x * jax.nn.softmax(x, 1), [((), 4)]),
-    ],
-)
-def test_heads_have_separate_orders_unless_their_channels_meet(change, groups):
-    assert heads(change) == groups
-
-
-def fused(change):
-    """Queries, keys and values in one array: where those are that share an order."""
-    params = {"up": shape(3, 12), "down": shape(4, 5)}
-
-    def fn(p, x):
-        x = change((x @ p["up"]).reshape(-1, 3, 4))
-        scores = (x[:, 0] * x[:, 1]).sum(1, keepdims=True)
-        return (scores * x[:, 2]) @ p["down"]
-
-    groups = channel_groups(fn, params, shape(6, 3)).of("up", 1)
-    ranges = [[x.slices[1][0] for x in g.members if x.path == "up"] for g in groups]
-    return sorted(ranges)
-
-
-@pytest.mark.parametrize(
-    ("change", "starts"),
-    [
-        (lambda x: x, [[0, 4], [8]]),
-        (jnp.tanh, [[0, 4], [8]]),
-        (lambda x: x - x.mean(2, keepdims=True), [[0, 4], [8]]),
-        (lambda x: x - x.mean(1, keepdims=True), [[0, 4, 8]]),
-        (lambda x: x + x[:, ::-1], [[0, 4, 8]]),
-        (lambda x: jnp.cumsum(x, 1), [[0, 4, 8]]),
-        (lambda x: jnp.roll(x, 1, 1) + x, [[0, 4, 8]]),
-        (lambda x: x * jnp.einsum("bij,bkj->bik", x, x).sum(1)[..., None], [[0, 4, 8]]),
-    ],
-)
-def test_what_is_taken_apart_has_separate_orders_unless_it_meets(change, starts):
-    assert fused(change) == starts
-
-
-def test_positions_that_are_not_taken_share_an_order():
-    params = {"up": shape(3, 12), "down": shape(4, 5)}
-    fn = lambda p, x: (x @ p["up"]).reshape(-1, 3, 4)[:, 2] @ p["down"]
-    groups = channel_groups(fn, params, shape(6, 3)).of("up", 1)
-    members = [
-        (g.size, [x.slices[1] for x in g.members if x.path == "up"]) for g in groups
-    ]
-    assert sorted(members) == [(2, [(0, 8)]), (4, [(0, 8), (8, 12)])]
-
-
-def test_what_lies_interleaved_shares_an_order():
-    params = {"up": shape(3, 12), "down": shape(4, 5)}
-
-    def fn(p, x):
-        x = (x @ p["up"]).reshape(-1, 4, 3)
-        return ((x[..., 0] * x[..., 1]).sum(1, keepdims=True) * x[..., 2]) @ p["down"]
-
-    (group,) = channel_groups(fn, params, shape(6, 3)).of("up", 1)
-    assert [(x.path, x.view) for x in group.members] == [
-        ("down", (4, 5)),
-        ("up", (3, 4, 3)),
-    ]
-
-
-def test_positions_may_meet_after_they_were_taken_apart():
-    params = {"up": shape(3, 12), "down": shape(4, 5)}
-
-    def fn(p, x):
-        x = (x @ p["up"]).reshape(-1, 3, 4)
-        scores = (x[:, 0] * x[:, 1]).sum(1, keepdims=True)
-        return (scores * (x + x[:, ::-1])[:, 2]) @ p["down"]
-
-    groups = channel_groups(fn, params, shape(6, 3)).of("up", 1)
-    assert [[x.slices[1][0] for x in g.members if x.path == "up"] for g in groups] == [
-        [0, 4, 8]
-    ]
-
-
-def test_heads_that_look_each_other_up_have_one_order_of_channels():
-    params = {"up": shape(3, 2, 4), "which": shape(2, 2), "down": shape(2, 4, 5)}
-
-    def fn(p, x):
-        x = jnp.einsum("bi,ihd->bhd", x, p["up"])
-        x = x + x[:, jnp.argmax(p["which"], 1)]
-        return jnp.einsum("bhd,hde->be", x, p["down"])
-
-    groups = channel_groups(fn, params, shape(6, 3))
-    assert [(g.index, g.size, g.fixed) for g in groups.of("up", 1)] == [((), 2, "")]
-    assert [(g.index, g.size, g.fixed) for g in groups.of("up", 2)] == [((), 4, "")]
-
-
 def test_factors_that_do_not_align_are_fixed():
     params = {"a": shape(3, 24), "b": shape(3, 24), "out": shape(24, 5)}
     params |= {"s": shape(4, 6), "t": shape(6, 4)}
@@ -298,7 +180,7 @@ def test_factors_that_do_not_align_are_fixed():
 
 
 def test_stacked_layers_that_are_read_one_by_one_have_their_own_orders():
-    fn, params, args = plain_models.unrolled_layers()
+    fn, params, args = MODELS["unrolled_layers"]()
     groups = channel_groups(fn, params, *args)
     hidden = groups.of("up", 2)
     members = [[(x.path, x.slices[0]) for x in g.members] for g in hidden]
@@ -319,11 +201,11 @@ def test_what_a_loop_carries_is_the_same_in_every_step():
 
 
 def test_taking_out_is_refused_where_channels_are_normalised_over():
-    fn, params, args = plain_models.decoder()
+    fn, params, args = MODELS["decoder"]()
     kept = {group.size: group.kept for group in channel_groups(fn, params, *args)}
     assert kept[16] == "normalised over"
     assert kept[20] == ""
-    fn, params, args = plain_models.mixture_of_experts()
+    fn, params, args = MODELS["mixture_of_experts"]()
     kept = {group.size: group.kept for group in channel_groups(fn, params, *args)}
     assert kept[4] == ""  # a router's softmax goes over the experts
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxsparse._channels import channel_groups, read_member, take_channels, write_member
+from tests.channels.image_models import conv
 from tests.channels.permuting import difference, drawn
-from tests.channels.plain_models import attend, conv, draw, vectors
+from tests.channels.plain_models import attend, draw, vectors
 
 
 def swiglu():
