@@ -58,7 +58,7 @@ def test_more_alike_blocks_take_no_more_programs(programs, statistic):
     assert counts[0] == counts[1]
 
 
-@pytest.mark.sweep(keep=["50"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("count", [50, 400])
 def test_many_leaves_are_compiled_once_whatever_the_function(programs, count):
     rng = np.random.default_rng(0)

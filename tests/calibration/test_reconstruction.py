@@ -196,6 +196,7 @@ def test_a_checkpoint_without_training_keeps_every_dtype(tmp_path, packed):
         jax.tree.map(np.testing.assert_array_equal, other[:2], first[:2])
 
 
+@pytest.mark.sweep
 def test_only_floats_of_one_stage_that_nothing_looks_up_are_trained():
     params = {
         "table": normal(16, 8),

@@ -81,7 +81,7 @@ def test_sweeps_over_groups_are_those_of_the_reference(inputs, pattern):
     assert_same(result, weight, weight != 0)
 
 
-@pytest.mark.sweep(keep=["0.5-2"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("sweeps", [1, 2])
 @pytest.mark.parametrize("sparsity", [0.5, 0.8])
 def test_swaps_within_outputs_are_those_of_the_reference(sparsity, sweeps):
@@ -192,6 +192,7 @@ def test_refined_layers_are_never_worse_than_those_of_sparsegpt(pattern, layers)
         assert np.median(refined / plain) < 0.9
 
 
+@pytest.mark.sweep
 def test_weights_of_inputs_that_are_always_zero_are_left_as_they_are():
     params, x = layer(4, 16, 8)
     x[:, [0, 4, 5, 6, 12, 13, 14, 15]] = 0
@@ -208,6 +209,7 @@ def test_weights_of_inputs_that_are_always_zero_are_left_as_they_are():
     np.testing.assert_allclose(np.sort(abs(weight[12:]), 0)[2:], largest, rtol=1e-5)
 
 
+@pytest.mark.sweep
 def test_the_weights_of_the_function_are_improved_not_those_of_the_leaf():
     params, x = layer(5, 16, 8)
     scale = np.random.default_rng(5).exponential(size=(16, 1)).astype(np.float32)

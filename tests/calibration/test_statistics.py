@@ -152,6 +152,7 @@ def test_attention():
     assert statistics["out/kernel"].columns.inputs == (0, 1)
 
 
+@pytest.mark.sweep
 def test_a_scanned_stack_has_a_problem_for_each_layer():
     class Layer(nn.Module):
         @nn.compact

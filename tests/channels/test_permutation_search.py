@@ -103,6 +103,7 @@ def test_hidden_groups_are_found():
     assert kept_by_sorting(shuffled, order, 2, 4) == pytest.approx(scores.sum())
 
 
+@pytest.mark.sweep
 @thorough(100)
 @given(
     seed=st.integers(0, 99),

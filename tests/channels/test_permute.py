@@ -161,6 +161,7 @@ def test_a_permuted_model_never_gets_worse():
     assert again.gains[0].after >= again.gains[0].before
 
 
+@pytest.mark.sweep
 @thorough(60)
 @given(seed=st.integers(0, 99), pattern=st.sampled_from(["2:4", "1:4", "4:8"]))
 def test_kept_never_falls_and_invert_is_exact(seed, pattern):

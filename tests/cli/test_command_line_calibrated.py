@@ -123,6 +123,7 @@ def test_sparsegpt_loses_less_than_magnitude(run, folder, tokens, tmp_path):
     assert run("check", tmp_path / "sparsegpt").code == 0
 
 
+@pytest.mark.sweep
 def test_rules_keep_tensors_and_stages_dense(run, folder, tmp_path):
     tokens = tmp_path / "ids.npy"
     np.save(tokens, random_tokens(2, 10))

@@ -66,6 +66,7 @@ def test_padding_is_zero(n, m, groups):
         assert fault == "the padding after the codes is not zero"
 
 
+@pytest.mark.sweep
 def test_the_first_bad_group_of_several_outputs_and_of_a_stack():
     codes = np.full((6, 3), 0b0100)
     codes[4, 1] = 0b0001  # positions 1 and 0

@@ -191,6 +191,7 @@ def test_gradients_of_the_values_are_those_of_the_kept_weights():
     np.testing.assert_allclose(result, expected["w"].values, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sweep
 def test_custom_derivatives_of_functions_without_weights_are_kept():
     @jax.custom_vjp
     def straight(x):

@@ -108,6 +108,7 @@ def foreign():
     }
 
 
+@pytest.mark.sweep
 def test_like_restores_names_and_layouts(tmp_path):
     state = foreign()
     params = js.from_torch_layout(state)

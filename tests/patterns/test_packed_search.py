@@ -25,6 +25,7 @@ def weight_with_ties(shape, dtype, seed=0):
     return jnp.asarray(weight).astype(dtype)
 
 
+@pytest.mark.sweep(keep=["float32"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn"])
 @pytest.mark.parametrize("pattern", [(1, 2), (2, 4), (1, 4), (4, 8), (3, 8), (8, 16)])
 @pytest.mark.parametrize(
@@ -75,6 +76,7 @@ def test_the_kernel_is_traced_where_a_gpu_would_run_it(monkeypatch, m, shape, ax
     assert batch == jax.ShapeDtypeStruct((2, *packed), "uint8")
 
 
+@pytest.mark.sweep(keep=["float32"])
 @needs_hopper
 @pytest.mark.parametrize("pattern", [(4, 8), (2, 8), (8, 16), (16, 32), (20, 64)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2", "int8"])

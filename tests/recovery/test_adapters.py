@@ -23,6 +23,7 @@ def pruned():
     return js.mask_params(params, js.create_masks(params, plan)), plan, adapters
 
 
+@pytest.mark.sweep
 def test_factors_have_the_axes_of_their_leaf(pruned):
     params, plan, _ = pruned
     adapters = js.create_adapters(params, plan, rank=3, key=KEY)

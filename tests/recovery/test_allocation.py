@@ -246,6 +246,7 @@ def test_any_searcher_measures_the_errors():
     assert dense == best_plan(kept, errors, limit)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("threshold", [2.0, 5.0])
 def test_outliers_are_scores_above_a_multiple_of_their_mean(threshold):
     params, x = network()

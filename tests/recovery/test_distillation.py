@@ -233,6 +233,7 @@ def test_what_cannot_be_compared_is_refused(call, error, words):
         call(pair()[0])
 
 
+@pytest.mark.sweep
 def test_masks_hold_while_gradients_are_accumulated():
     """And the average of the gradients makes the step, as that of one larger batch."""
     keys = jax.random.split(jax.random.key(0), 3)

@@ -34,6 +34,7 @@ def steps(tx, params, state, indices):
     return params, state
 
 
+@pytest.mark.sweep
 def test_a_restored_run_goes_on_as_if_never_interrupted(tmp_path):
     tx = js.wrap_optimizer(optax.adamw(0.1), "2:4", schedule=js.one_shot_schedule(3))
     params = {"kernel": jnp.asarray(weights(0))}

@@ -131,6 +131,7 @@ def test_the_target_may_be_shapes_and_the_step_not_compiled(name):
         assert bits(restored) == bits(state)
 
 
+@pytest.mark.sweep
 def test_a_train_state_continues():
     tx = AROUND["MultiSteps of a chain"]()
     state = TrainState.create(apply_fn=None, params=narrow(), tx=tx)

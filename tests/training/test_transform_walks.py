@@ -49,7 +49,7 @@ def walk(tx):
         yield kernels, kept
 
 
-@pytest.mark.sweep(keep=["adamw"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_gradual_walk_is_exactly_sparse_at_every_step(name):
     schedule = optax.linear_schedule(0.0, 1.0, 24, 6)
