@@ -26,16 +26,25 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without `--sweeps`, of a sweep only the cases remain that it keeps."""
-    if _runs_sweeps(config):
+    """Of a sweep only the cases remain that it keeps, or with `--sweeps` most."""
+    if not _runs_sweeps(config):
+        left_out = [item for item in items if not _is_quick(item)]
+    elif not config.getoption("--full"):
+        left_out = [item for item in items if _is_long(item)]
+    else:
         return
-    left_out = [item for item in items if not _is_quick(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
 
 def _runs_sweeps(config):
     return config.getoption("--sweeps") or config.getoption("markexpr") == "gpu"
+
+
+def _is_long(item):
+    sweep = item.get_closest_marker("sweep")
+    long = () if sweep is None else sweep.kwargs.get("full", ())
+    return any(case in item.name for case in long)
 
 
 def _is_quick(item):

@@ -77,7 +77,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.sweep(keep=["3-False-2:4"])
+@pytest.mark.sweep(keep=["3-False-2:4"], full=["50-True"])
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("correlated", [True, False])
 @pytest.mark.parametrize("layers", [3, 50])

@@ -14,7 +14,7 @@ from tests.test_compilation import programs as programs
 
 RULES = [js.Rule(".*(up|down)|l.*", "2:4", axis=0, sizes=None), js.Rule(".*", None)]
 BATCHES = [
-    np.random.default_rng(i).normal(size=(24, 16)).astype(np.float32) for i in range(3)
+    np.random.default_rng(i).normal(size=(48, 16)).astype(np.float32) for i in range(3)
 ]
 
 
@@ -58,7 +58,7 @@ def test_more_alike_blocks_take_no_more_programs(programs, statistic):
     assert counts[0] == counts[1]
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["400"])
 @pytest.mark.parametrize("count", [50, 400])
 def test_many_leaves_are_compiled_once_whatever_the_function(programs, count):
     rng = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_many_leaves_are_compiled_once_whatever_the_function(programs, count):
     for x in BATCHES:
         x = x.astype(np.float64)
         for moment, leaf in zip(moments, leaves, strict=True):
-            moment += x.T @ x / 72
+            moment += x.T @ x / 144
             x = np.tanh(x @ leaf)
     for i in (0, 1, 2, count // 2, count - 1):
         for statistics in kept:

@@ -79,7 +79,7 @@ def test_padding_does_not_count_and_a_model_is_pruned_in_its_state():
 
     graph, params = nnx.split(Net(nnx.Rngs(0)), nnx.Param)
     fn = lambda params, x, _: nnx.merge(graph, params)(x)
-    x, lengths = normal(8, 6, 16), np.array([6, 6, 6, 5, 4, 3, 6, 6])
+    x, lengths = normal(16, 6, 16), np.array([6, 6, 6, 5, 4, 3, 6, 6] * 2)
     real = np.arange(6) < lengths[:, None]
     weights = lambda _, lengths: jnp.arange(6) < lengths[:, None]
     run = lambda batch, weights: js.prune_sequentially(

@@ -99,7 +99,7 @@ def test_a_calibrated_model_is_refitted_in_order(run, tmp_path):
     options = ("--calibrate", tmp_path / "tokens.npz")
     done = run("shrink", folder, "-o", tmp_path / "out", *options)
     assert (done.code, done.err) == (0, "")
-    assert "refitted on 192 tokens" in done.out
+    assert "refitted on 384 tokens" in done.out
 
     expected = {name: weight.astype(float) for name, weight in weights.items()}
     x = tokens

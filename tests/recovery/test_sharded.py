@@ -86,7 +86,7 @@ for spec in (P("a"), P("a", None, "b"), P(None, "a")):
 """
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["Auto"])
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_what_is_sharded_stays_sharded(kind):
     run_on_eight_devices("-c", CODE, kind)

@@ -71,13 +71,13 @@ for rows in (48, 64, 128):
 """
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["Auto"])
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharded_masks_equal_those_of_one_device(kind):
     run_on_eight_devices("-c", CODE, kind)
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["Auto"])
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_whole_groups_are_searched_masked_and_trained_without_communication(kind):
     run_on_eight_devices("-m", "tests.sharding.layouts", kind)
@@ -198,6 +198,8 @@ def test_other_patterns_and_moving_masks_equal_those_of_one_device(request):
 
 
 CALIBRATION = """
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -249,7 +251,10 @@ def calibrated(params, update):
 
 
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-for kind, update in (AxisType.Auto, True), (AxisType.Explicit, "optimal"):
+settings = (AxisType.Auto, True), (AxisType.Explicit, "optimal")
+for kind, update in settings:
+    if kind.name not in sys.argv:
+        continue
     batch, explicit = x, False
     alone = calibrated(tree, update)
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
@@ -268,5 +273,8 @@ for kind, update in (AxisType.Auto, True), (AxisType.Explicit, "optimal"):
 
 
 @pytest.mark.sweep
-def test_calibration_of_sharded_batches_and_weights_equals_that_of_one_device():
-    run_on_eight_devices("-c", CALIBRATION)
+def test_calibration_of_sharded_batches_and_weights_equals_that_of_one_device(request):
+    kinds = (
+        ("Auto", "Explicit") if request.config.getoption("--full") else ("Explicit",)
+    )
+    run_on_eight_devices("-c", CALIBRATION, *kinds)

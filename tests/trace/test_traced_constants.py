@@ -119,9 +119,10 @@ def test_a_traced_temperature_under_other_transformations():
 @pytest.mark.sweep
 def test_sequential_pruning_of_a_function_with_a_closed_over_scalar():
     searcher = js.SparseGPTSearcher(_RULES)
+    x = jax.random.normal(jax.random.key(2), (64, 16))
     results = [
         js.prune_sequentially(
-            _model(scale), _PARAMS, [_X], searcher, boundaries=["a", "b"]
+            _model(scale), _PARAMS, [x], searcher, boundaries=["a", "b"]
         )
         for scale in (0.5, jnp.float32(0.5))  # in the program, and closed over
     ]
