@@ -2,6 +2,7 @@
 
 from jaxsparse._channels.find_groups import (
     channel_groups as channel_groups,
+    find_groups as find_groups,
 )
 from jaxsparse._channels.groups import (
     ChannelGroup as ChannelGroup,
@@ -11,8 +12,6 @@ from jaxsparse._channels.groups import (
 )
 from jaxsparse._channels.member_view import (
     read_member as read_member,
-    take_channels as take_channels,
-    write_member as write_member,
 )
 from jaxsparse._channels.permutation_result import (
     PermutationResult as PermutationResult,

@@ -108,9 +108,21 @@ def move_tree(
             return leaf.rearranged(lambda x: jnp.asarray(move_leaf(x, moves[path])))
         return _moved(path, leaf, moves[path], shapes[path])
 
+    def inside(path: str, leaf: Any) -> Any:
+        if path in moves and is_array(leaf) and leaf.size > 1:
+            raise _other_layout(path, leaf, shapes[path])
+        return leaf
+
     named = {(jax.tree_util.DictKey(path),): path for path in shapes}
-    return map_by_parameter(
-        move, tree, {**named, **paths}, is_leaf=lambda x: isinstance(x, FollowsLeaf)
+    is_leaf = lambda x: isinstance(x, FollowsLeaf)
+    return map_by_parameter(move, tree, {**named, **paths}, is_leaf, inside)
+
+
+def _other_layout(path: str, leaf: Any, shape: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"an array of shape {leaf.shape} belongs to leaf {path!r} of shape {shape}, "
+        "whose channels move, and has another layout: make it anew for the permuted "
+        "parameters"
     )
 
 
@@ -121,10 +133,6 @@ def _moved(path: str, leaf: Any, moves: Sequence[Move], shape: tuple[int, ...]) 
         return move_leaf(leaf, moves)
     axis = packed_axis(leaf.shape, shape) if leaf.dtype == jnp.uint8 else None
     if axis is None:
-        raise ValueError(
-            f"an array of shape {leaf.shape} belongs to leaf {path!r} of shape "
-            f"{shape}, whose channels move, and has another layout: make it anew for "
-            "the permuted parameters"
-        )
+        raise _other_layout(path, leaf, shape)
     mask = unpack_mask(jnp.asarray(leaf), shape)
     return device_put_like(pack_mask(jnp.asarray(move_leaf(mask, moves)), axis), leaf)

@@ -62,6 +62,16 @@ def channel_groups(
     >>> groups[0].members[1].role
     'output'
     """
+    return find_groups(fn, params, args, kwargs)
+
+
+def find_groups(
+    fn: Callable[..., Any],
+    params: PyTree,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+) -> ChannelGroups:
+    """As `channel_groups`, for a tuple of arguments."""
     program = trace(fn, params, args, kwargs)
     shapes = array_shapes(flatten(params).by_path)
     graph = graph_of(program.bound)

@@ -72,7 +72,8 @@ class PermutationResult(NamedTuple):
 
         Raises:
           ValueError: an array that belongs to a parameter has another layout, such as
-            the factored moments of `optax.adafactor`.
+            the factored moments of `optax.adafactor`, the accumulators of `optax.sm3`,
+            or a compressed weight.
         """
         return self._move(tree, inverse=False)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsparse._channels.channel_moves import move_leaves, moves_of
 from jaxsparse._channels.consumers import Consumers, find_consumers, member_scores
-from jaxsparse._channels.find_groups import channel_groups
+from jaxsparse._channels.find_groups import find_groups
 from jaxsparse._channels.group_permutation import GroupPermutation, permute_group
 from jaxsparse._channels.groups import ChannelGroups
 from jaxsparse._channels.permutation_result import PermutationResult, PermutedGroup
@@ -80,7 +80,7 @@ def permute_channels(
     """
     leaves = flatten(params)
     plan = plan_for_leaves(leaves.by_path, plan)
-    groups = channel_groups(fn, params, *args) if groups is None else groups
+    groups = find_groups(fn, params, args) if groups is None else groups
     _check_groups(groups, leaves.by_path)
     consumers = _all_consumers(groups, plan)
     ranked = _scores(leaves.by_path, plan, scores)

@@ -16,19 +16,6 @@ from jaxsparse._channels.value import (
 from jaxsparse._trace import var_shape
 
 
-#: Reductions to one element, in any order; their parameter `axes` names the axes.
-REDUCTIONS = frozenset(
-    [
-        "reduce_and",
-        "reduce_max",
-        "reduce_min",
-        "reduce_or",
-        "reduce_prod",
-        "reduce_sum",
-        "reduce_xor",
-    ]
-)
-
 #: What goes along an axis in order.
 CUMULATIVE = frozenset(["cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"])
 

@@ -7,6 +7,7 @@ from jax.extend.core import JaxprEqn
 from jaxsparse._channels import lookups, moves, products, reductions
 from jaxsparse._channels.elementwise import COPIES, ELEMENTWISE, copy, elementwise
 from jaxsparse._channels.value import Record, Value
+from jaxsparse._trace import REDUCTIONS
 
 
 #: `(equation, operands, record) -> outputs`, or None for what is not understood.
@@ -36,7 +37,7 @@ POSITION_RULES: dict[str, Rule] = {
 #: All rules, by the name of the primitive.
 RULES: dict[str, Rule] = {
     **POSITION_RULES,
-    **dict.fromkeys(reductions.REDUCTIONS, reductions.reduce_axes),
+    **dict.fromkeys(REDUCTIONS, reductions.reduce_axes),
     **dict.fromkeys(reductions.CUMULATIVE, reductions.accumulate),
     **dict.fromkeys(reductions.WINDOWS, reductions.reduce_windows),
     "approx_top_k": reductions.top_k,

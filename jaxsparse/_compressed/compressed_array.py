@@ -90,13 +90,6 @@ class Compressed:
 
     __rmatmul__ = __matmul__
 
-    def rearranged(self, _: Any) -> Any:
-        """Raises `TypeError`: in another order channels have other groups."""
-        raise TypeError(
-            f"channels of a Compressed weight of shape {self.shape} can't be moved: "
-            "permute the dense weights, then prune and compress these"
-        )
-
 
 def _static_as_bytes(static: tuple[NM, int]) -> bytes:
     pattern, axis = static

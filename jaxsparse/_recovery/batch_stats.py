@@ -133,6 +133,12 @@ def _momentum(
 ) -> Array:
     """Returns the share of the old value, which was 0, `large` and `2 * large`."""
     share, again = (once - at_zero) / large, (twice - once) / large
+    if bool((share == 1).all() and (at_zero == 0).all()):
+        raise ValueError(
+            f"leaf {path!r} of shape {at_zero.shape} is not updated: run the model in "
+            "training mode, such as with use_running_average=False, and return the "
+            "statistics that it updated"
+        )
     rounding = 1e-5 * (1 + jnp.abs(at_zero) / large)
     if not bool((jnp.abs(share - again) <= rounding).all() and (share < 1).all()):
         raise ValueError(

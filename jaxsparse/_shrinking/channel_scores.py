@@ -40,10 +40,8 @@ def channel_scores(
     Raises:
       ValueError: scores are missing, have another shape or are not finite.
     """
-    if isinstance(scores, str) and scores == "magnitude":
-        total = _magnitude(group, leaves)
-    elif isinstance(scores, str) and scores == "energy":
-        total = _energy(group, leaves, statistics)
+    if isinstance(scores, str):
+        total = _by_name(group, leaves, scores, statistics)
     elif callable(scores):
         total = scores(group)
     else:
@@ -58,6 +56,23 @@ def channel_scores(
             f"{np.count_nonzero(~np.isfinite(checked))} that are not finite"
         )
     return checked
+
+
+def _by_name(
+    group: ChannelGroup,
+    leaves: Mapping[str, Any],
+    name: str,
+    statistics: Mapping[str, LeafStatistics],
+) -> _Scores:
+    match name:
+        case "magnitude":
+            return _magnitude(group, leaves)
+        case "energy":
+            return _energy(group, leaves, statistics)
+    raise ValueError(
+        "scores must be 'magnitude' or 'energy', a tree of scores like params, or a "
+        f"function of a channel group, got {name!r}"
+    )
 
 
 def _magnitude(group: ChannelGroup, leaves: Mapping[str, Any]) -> _Scores:
@@ -84,10 +99,11 @@ def _energy(
         if members := [x for x in measured if x.role == role]:
             break
     else:
+        consumers = [x for x in group.members if x.role == "input"] or group.members
+        names = ", ".join(dict.fromkeys(repr(x.path) for x in consumers))
         raise ValueError(
-            f"there are no statistics of what takes the {group.size} channels of leaf "
-            f"{group.members[0].path!r}: score them by 'magnitude', or collect the "
-            f"statistics of {', '.join(repr(x.path) for x in group.members)}"
+            f"the energy of {group.size} channels needs the statistics of {names}: "
+            "pass statistics=collect_statistics(...), or rank channels by 'magnitude'"
         )
     total = np.zeros((*group.index, group.size))
     for member in members:

@@ -22,7 +22,7 @@ from jaxsparse._channels import (
     ChannelGroup,
     ChannelGroups,
     ChannelMember,
-    channel_groups,
+    find_groups,
 )
 from jaxsparse._shrinking.channel_scores import Scores, channel_scores
 from jaxsparse._shrinking.new_sizes import FractionByGroup, SizeByGroup, new_sizes
@@ -35,7 +35,14 @@ from jaxsparse._shrinking.take_out import (
     put_back,
     take_out,
 )
-from jaxsparse._trees import Leaves, PyTree, array_shapes, flatten, map_named
+from jaxsparse._trees import (
+    Leaves,
+    PyTree,
+    array_shapes,
+    flatten,
+    map_named,
+    require_values,
+)
 
 
 class ShrinkResult(NamedTuple):
@@ -120,7 +127,7 @@ def shrink_params(
     Raises:
       ValueError: nothing can be cut, or an argument is missing or out of its range;
         scores or statistics do not fit, or only mean squares were collected.
-      TypeError: a leaf to be refitted has an integer dtype.
+      TypeError: a leaf has no values, or one to be refitted has an integer dtype.
 
     Warns:
       UserWarning: a leaf to be refitted met few tokens, or none.
@@ -148,9 +155,11 @@ def shrink_params(
                 "channels are found in a function of the parameters: give fn and args, "
                 "or groups"
             )
-        groups = channel_groups(fn, params, *args)
+        groups = find_groups(fn, params, args)
     kept_sizes = new_sizes(groups, sparsity, sizes, multiple_of)
     cut = [groups[number] for number in kept_sizes]
+    for path in {member.path for group in cut for member in group.members}:
+        require_values(path, leaves.by_path[path])
     measured = _measured(cut, leaves, statistics, shrinkage)
     if shrinkage != 1:
         warn_of_few_tokens(

@@ -18,6 +18,9 @@ from jaxsparse._trace.factors import (
     run_with_factors as run_with_factors,
     without_factors as without_factors,
 )
+from jaxsparse._trace.features import (
+    REDUCTIONS as REDUCTIONS,
+)
 from jaxsparse._trace.graph import (
     Graph as Graph,
     Step as Step,

@@ -18,11 +18,9 @@ from jaxsparse._trace.jaxpr import var_shape
 #: Axes that hold features; None after they were reduced.
 Features = frozenset[int] | None
 
-#: Reductions; their parameter `axes` names the axes.
-_REDUCTIONS = frozenset(
+#: Reductions to one element, in any order; their parameter `axes` names the axes.
+REDUCTIONS = frozenset(
     [
-        "argmax",
-        "argmin",
         "reduce_and",
         "reduce_max",
         "reduce_min",
@@ -47,7 +45,7 @@ def move_features(
     name = step.name
     if name == "stop_gradient":  # a target of a loss
         return None
-    if name in _REDUCTIONS:
+    if name in REDUCTIONS or name in ("argmax", "argmin"):
         moved = _reduce(features, _params(step)["axes"], old)
     elif name in _MOVES:
         moved = _MOVES[name](features, old, new, step)

@@ -18,6 +18,7 @@ def map_by_parameter(
     tree: PyTree,
     paths: Mapping[Keys, str],
     is_leaf: Callable[[Any], bool] | None = None,
+    inside: Callable[[str, Any], Any] | None = None,
 ) -> PyTree:
     """Maps `f(path of the parameter that a leaf belongs to, leaf)` over a tree.
 
@@ -27,11 +28,23 @@ def map_by_parameter(
       paths: the canonical paths of all parameters by their keys. Keys tell an entry
         `mu` of the parameters from Adam's field of that name.
       is_leaf: what is not looked into, as for `jax.tree.map`.
+      inside: instead of `f` for a leaf inside of what stands for a parameter, as the
+        values and indices of a compressed weight, or accumulators of each axis.
     """
 
     def map_leaf(keys: Keys, leaf: Any):
         keys = without_box(keys)
-        ends = (keys[i:] for i in range(len(keys) + 1))  # the longest first
-        return f(next((paths[end] for end in ends if end in paths), None), leaf)
+        path = _path_within(keys, len(keys), paths)
+        if path is None and inside is not None:
+            for stop in range(len(keys) - 1, 0, -1):
+                if (outer := _path_within(keys, stop, paths)) is not None:
+                    return inside(outer, leaf)
+        return f(path, leaf)
 
     return tree_map_with_path(map_leaf, tree, is_leaf=is_leaf)
+
+
+def _path_within(keys: Keys, stop: int, paths: Mapping[Keys, str]) -> str | None:
+    """Returns the parameter whose keys end before `stop`; of several the longest."""
+    windows = (keys[start:stop] for start in range(stop + 1))
+    return next((paths[window] for window in windows if window in paths), None)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse._channels import take_channels
+from jaxsparse._channels.member_view import take_channels
 from jaxsparse._trees import flatten, is_array
 
 

@@ -10,9 +10,8 @@ from jaxsparse._channels import (
     ChannelGroups,
     ChannelMember,
     read_member,
-    take_channels,
-    write_member,
 )
+from jaxsparse._channels.member_view import take_channels, write_member
 
 
 #: A fused projection (4, 20): 8 columns, then values of 3 heads with 4 channels each.

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsparse._channels import channel_groups, read_member, take_channels, write_member
+from jaxsparse._channels import channel_groups
+from jaxsparse._channels.member_view import read_member, take_channels, write_member
 from tests.channels.image_models import conv
 from tests.channels.permuting import difference, drawn
 from tests.channels.plain_models import attend, draw, vectors

@@ -143,6 +143,13 @@ def test_what_is_no_moving_average_is_named():
         js.recalibrate_batch_stats(update, stats, _BATCHES)
 
 
+def test_a_pass_in_evaluation_mode_is_named():
+    with pytest.raises(ValueError, match=r"leaf 'mean' of .* in training mode"):
+        js.recalibrate_batch_stats(
+            lambda stats, _: stats, {"mean": jnp.zeros(5)}, _BATCHES
+        )
+
+
 def test_other_trees_and_no_batches_are_refused():
     stats = {"mean": jnp.zeros(5)}
     update = lambda stats, _: {"batch_stats": stats}

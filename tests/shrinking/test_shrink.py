@@ -210,7 +210,8 @@ def test_the_report_has_old_and_new_shapes_and_bytes():
             {"sparsity": 0.5, "statistics": {}},
             "'down' of shape (32, 5) takes in channels",
         ),
-        ({"sparsity": 0.5, "scores": "energy"}, "no statistics of what takes"),
+        ({"sparsity": 0.5, "scores": "energy"}, "needs the statistics of 'down': pass"),
+        ({"sparsity": 0.5, "scores": "taylor"}, "got 'taylor'"),
     ],
 )
 def test_errors_name_what_is_wrong(options, words):
@@ -219,13 +220,17 @@ def test_errors_name_what_is_wrong(options, words):
         shrink(params, x, **options)
 
 
+def test_one_argument_instead_of_a_tuple_and_shapes_instead_of_arrays_are_named():
+    params, x = draw()
+    with pytest.raises(TypeError, match=r"for one argument x write args=\(x,\)"):
+        js.shrink_params(params, mlp, "tokens", sparsity=0.5)
+    with pytest.raises(TypeError, match=r"leaf '.*' .* has no values"):
+        js.shrink_params(jax.eval_shape(lambda: params), mlp, (x,), sparsity=0.5)
+
+
 def test_a_group_that_cannot_be_cut_says_why():
     params, x = draw()
-    only = (
-        ChannelGroups(GROUPS[:1])
-        if isinstance(GROUPS, tuple)
-        else ChannelGroups(tuple(GROUPS)[:1])
-    )
+    only = ChannelGroups(tuple(GROUPS)[:1])
     with pytest.raises(ValueError, match="6 channels of 'up': meets an input"):
         js.shrink_params(params, mlp, (x,), sparsity=0.5, groups=only)
 
