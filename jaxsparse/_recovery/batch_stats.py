@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from jaxsparse._sharding import device_put_like
 from jaxsparse._trees import PyTree, flatten, is_array
 
 
@@ -54,7 +55,7 @@ def recalibrate_batch_stats(
         one. Samples lie along the first axis of its first array.
 
     Returns:
-      A tree like `batch_stats`, with the same dtypes.
+      A tree like `batch_stats`, with the same dtypes and shardings.
 
     Raises:
       ValueError: there are no batches; `update` returns another tree; or a leaf is no
@@ -77,7 +78,7 @@ def recalibrate_batch_stats(
     @jax.jit
     def updated(value: ArrayLike, *batch: Any) -> PyTree:
         full = {
-            path: jnp.full(x.shape, value, jnp.promote_types(x.dtype, jnp.float32))
+            path: jnp.full_like(x, value, jnp.promote_types(x.dtype, jnp.float32))
             for path, x in start.items()
         }
         return update(structure.unflatten({**leaves, **full}.values()), *batch)
@@ -104,7 +105,10 @@ def recalibrate_batch_stats(
             means[variance] += moments.scatter[path] / moments.weight
     if _counts(leaves, after):  # its evaluation divides by 1 - momentum
         means = {path: x * (1 - momentum[path]) for path, x in means.items()}
-    renewed = {path: x.astype(start[path].dtype) for path, x in means.items()}
+    renewed = {
+        path: device_put_like(x.astype(start[path].dtype), start[path])
+        for path, x in means.items()
+    }
     return structure.unflatten({**after, **renewed}.values())
 
 
@@ -130,7 +134,7 @@ def _flat(tree: PyTree, leaves: dict[str, Any]) -> dict[str, Any]:
 
 def _momentum(
     path: str, at_zero: Array, once: Array, twice: Array, large: float
-) -> Array:
+) -> float:
     """Returns the share of the old value, which was 0, `large` and `2 * large`."""
     share, again = (once - at_zero) / large, (twice - once) / large
     if bool((share == 1).all() and (at_zero == 0).all()):
@@ -146,7 +150,7 @@ def _momentum(
             "statistic of the batch: pass the means and variances alone, and keep "
             "other state out"
         )
-    return jnp.median(share)  # one number for a layer
+    return float(np.median(share))  # one number for a layer
 
 
 def _add(

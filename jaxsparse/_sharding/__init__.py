@@ -11,6 +11,7 @@ from jaxsparse._sharding.reshard import (
     commit_like as commit_like,
     device_put_like as device_put_like,
     device_put_mask as device_put_mask,
+    device_put_resized as device_put_resized,
     gather_groups as gather_groups,
     mask_sharding as mask_sharding,
     names_along as names_along,

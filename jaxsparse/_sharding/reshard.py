@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import (
     NamedSharding,
@@ -112,6 +113,23 @@ def device_put_like(x: Array, other: Any) -> Array:
     if not isinstance(other, jax.Array) or x.sharding == other.sharding:
         return x
     return jax.device_put(x, other.sharding)
+
+
+def device_put_resized(x: Any, other: Any) -> Any:
+    """Shards an array as one of another size is, if both are `jax.Array`.
+
+    To be called outside of a trace. Axes that the shards do not divide are replicated.
+    """
+    if isinstance(x, np.ndarray) or isinstance(other, Tracer):
+        return x
+    sharding = getattr(other, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return x
+    spec = [
+        names if x.shape[axis] % shards_along(sharding, axis) == 0 else None
+        for axis, names in enumerate(sharding.spec)
+    ]
+    return jax.device_put(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
 def commit_like(tree: PyTree, arrays: Iterable[Any]) -> PyTree:

@@ -25,7 +25,7 @@ from jaxsparse._calibration import (
     map_solves,
     shrink,
 )
-from jaxsparse._sharding import replicate
+from jaxsparse._sharding import device_put_like, replicate
 from jaxsparse._shrinking.take_out import Order, is_kept
 
 
@@ -67,7 +67,8 @@ def refit(
     order = np.argsort(~masks[:, :, 0], axis=1, stable=True)
     leaf = jnp.asarray(leaf)
     run = partial(_refit, leaf, order[:, : counts[0]].astype(np.int32), statistics)
-    return best_shrinkage(run, lambda x: x, leaf, statistics, shrinkage)
+    fitted = best_shrinkage(run, lambda x: x, leaf, statistics, shrinkage)
+    return device_put_like(fitted, leaf)
 
 
 @jax.jit

@@ -122,7 +122,8 @@ def shrink_params(
       groups: the result of `channel_groups`, or groups made by hand; traced by default.
 
     Returns:
-      A `ShrinkResult`. Print it for the old and the new shapes.
+      A `ShrinkResult`. Print it for the old and the new shapes. Leaves keep their
+      sharding, but for axes that the shards no longer divide.
 
     Raises:
       ValueError: nothing can be cut, or an argument is missing or out of its range;

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxsparse._channels import ChannelMember
-from jaxsparse._sharding import replicate
+from jaxsparse._sharding import device_put_resized, replicate
 
 
 #: What the positions along an axis are sorted by, of a shape that broadcasts to the
@@ -111,19 +111,21 @@ def cuts_of(orders: Mapping[int, Order]) -> list[Cut]:
 
 
 def take_out(leaf: Any, cuts: Iterable[Cut]) -> Any:
-    """Returns the leaf without the channels that are not kept."""
+    """Returns the leaf without the channels that are not kept, sharded as it is."""
+    smaller = leaf
     for cut in cuts:
-        leaf = _take(leaf, cut.index, cut.axis)
-    return leaf
+        smaller = _take(smaller, cut.index, cut.axis)
+    return device_put_resized(smaller, leaf)
 
 
 def put_back(leaf: Any, cuts: Sequence[Cut]) -> Any:
     """Returns the leaf in its old shape, with zeros where channels were taken out."""
+    where = np.where if isinstance(leaf, np.ndarray) else jnp.where
+    grown = leaf
     for cut in reversed(cuts):
-        grown = _take(leaf, cut.new_position, cut.axis)
-        where = np.where if isinstance(leaf, np.ndarray) else jnp.where
-        leaf = where(cut.kept, grown, np.zeros((), leaf.dtype))
-    return leaf
+        taken = _take(grown, cut.new_position, cut.axis)
+        grown = where(cut.kept, taken, np.zeros((), leaf.dtype))
+    return device_put_resized(grown, leaf)
 
 
 def _take(x: Any, index: np.ndarray, axis: int) -> Any:
