@@ -1,11 +1,12 @@
 """Channel permutations: what the search gains, and its time.
 
-    python -m benchmarks.permutation [--rounds 5]
+    python -m benchmarks.permutation [--rounds 5] [--large]
 
-ASP's own example (128 outputs of 64 channels) and Gaussian weights, by magnitude.
-"efficacy" is how much of the way from plain n:m to pruning each output freely is gone,
-in percent, with the first of several keys; "lowest" is that of the worst. Times are the
-process' CPU seconds of a call once compiled, and of the first one.
+ASP's own example (128 outputs of 64 channels) and Gaussian weights, by magnitude; with
+`--large` only a layer as large as in an MLP of Llama 8B, for a GPU. "efficacy" is how
+much of the way from plain n:m to pruning each output freely is gone, in percent, with
+the first of several keys; "lowest" is that of the worst. Times are seconds of a call
+once compiled, the process' CPU seconds of it, and the seconds of the first call.
 `examples/permute_language_model.py` does it with a language model.
 """
 
@@ -23,8 +24,12 @@ import jaxsparse as js
 from benchmarks.timing import machine, print_rows
 
 
-def random_weights() -> dict[str, tuple[np.ndarray, str]]:
+def random_weights(large: bool) -> dict[str, tuple[Any, str]]:
     """Weights `(channel, output)` and their pattern, by name."""
+    if large:
+        return {
+            "Llama 8B's": (jax.random.normal(jax.random.key(0), (14336, 4096)), "2:4")
+        }
     gaussian = np.random.default_rng(0).normal(size=(512, 512))
     asp = np.random.RandomState(1).rand(128, 64).T
     return {
@@ -35,7 +40,7 @@ def random_weights() -> dict[str, tuple[np.ndarray, str]]:
     }
 
 
-def permuted_layer(weights: np.ndarray, pattern: str, seed: int) -> Any:
+def permuted_layer(weights: Any, pattern: str, seed: int) -> Any:
     """The result for a layer behind an MLP's hidden channels."""
     params = {
         "up": jnp.ones((1, len(weights))),
@@ -46,14 +51,16 @@ def permuted_layer(weights: np.ndarray, pattern: str, seed: int) -> Any:
     return js.permute_channels(params, rules, fn, (), key=jax.random.key(seed))
 
 
-def rows(rounds: int = 5) -> Iterator[dict]:
+def rows(rounds: int = 5, large: bool = False) -> Iterator[dict]:
     """One row for each matrix."""
-    for name, (weights, pattern) in random_weights().items():
+    for name, (weights, pattern) in random_weights(large).items():
         call = lambda seed, x=weights, pattern=pattern: permuted_layer(x, pattern, seed)
-        first, _ = cpu_seconds(call, 0)
-        timed = [cpu_seconds(call, seed) for seed in range(rounds)]
+        first, _, _ = measured(call, 0)
+        timed = [measured(call, seed) for seed in range(rounds)]
         efficacies = [
-            100 * gain.efficacy for _, result in timed for gain in result.gains.values()
+            100 * gain.efficacy
+            for *_, result in timed
+            for gain in result.gains.values()
         ]
         yield {
             "weights": name,
@@ -61,16 +68,17 @@ def rows(rounds: int = 5) -> Iterator[dict]:
             "outputs": weights.shape[1],
             "efficacy": efficacies[0],
             "lowest": min(efficacies),
-            "CPU s": statistics.median(seconds for seconds, _ in timed),
+            "s": statistics.median(seconds for seconds, _, _ in timed),
+            "CPU s": statistics.median(seconds for _, seconds, _ in timed),
             "first s": first,
         }
 
 
-def cpu_seconds(fn: Callable[[int], Any], seed: int) -> tuple[float, Any]:
-    """The process' CPU seconds of a call, and its result."""
-    start = time.process_time()
-    result = fn(seed)
-    return time.process_time() - start, result
+def measured(fn: Callable[[int], Any], seed: int) -> tuple[float, float, Any]:
+    """The seconds of a call, the process' CPU seconds of it, and its result."""
+    start, cpu = time.perf_counter(), time.process_time()
+    result = jax.block_until_ready(fn(seed))
+    return time.perf_counter() - start, time.process_time() - cpu, result
 
 
 def main():
@@ -79,9 +87,10 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--large", action="store_true", help="for a GPU")
     args = parser.parse_args()
     print(machine())
-    print_rows(rows(args.rounds))
+    print_rows(rows(args.rounds, args.large))
 
 
 if __name__ == "__main__":

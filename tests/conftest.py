@@ -18,9 +18,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Says how Hypothesis draws, see `tests/thorough.py`, and how XLA compiles."""
     sweeps = _runs_sweeps(config)
-    for name in ("quick", "sweeps"):
+    for name in ("quick", "sweeps", "full"):
         settings.register_profile(name, deadline=None, derandomize=True)
-    settings.load_profile("sweeps" if sweeps else "quick")
+    full = "full" if config.getoption("--full") else "sweeps"
+    settings.load_profile(full if sweeps else "quick")
     if not sweeps:
         os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILATION)
 

@@ -3,8 +3,11 @@
 from hypothesis import settings
 
 
+_SHARES = {"quick": 20, "sweeps": 3, "full": 1}
+
+
 def thorough(examples: int) -> settings:
-    """Settings for so many examples with `--sweeps`, a twentieth of them without."""
-    everything = settings.get_current_profile_name() == "sweeps"
-    number = examples if everything else max(5, examples // 20)
+    """So many examples with `--sweeps --full`, a third with `--sweeps`, a twentieth."""
+    share = _SHARES.get(settings.get_current_profile_name(), 20)
+    number = max(5, examples // share)
     return settings(max_examples=number, deadline=None, derandomize=True)

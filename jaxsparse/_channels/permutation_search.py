@@ -119,8 +119,8 @@ def _gain(values: Array, columns: np.ndarray) -> np.ndarray:
 
     It is zero for one that is worth less, or no more than by rounding.
     """
-    table = np.asarray(values, np.float64)
-    assigned = np.take_along_axis(table, columns[:, :, None], 2).sum((1, 2))
-    back = np.diagonal(table, axis1=1, axis2=2).sum(1)
-    rounding = np.finfo(np.float32).eps * np.abs(table).max((1, 2))
+    of_rows = lambda x: np.asarray(x, np.float64).sum(1)
+    assigned = of_rows(jnp.take_along_axis(values, columns[:, :, None], 2)[:, :, 0])
+    back = of_rows(jnp.diagonal(values, axis1=1, axis2=2))
+    rounding = np.finfo(np.float32).eps * np.asarray(jnp.abs(values).max((1, 2)))
     return np.where(assigned - back > rounding, assigned - back, 0.0)

@@ -49,7 +49,7 @@ CASES = {
 }
 
 
-@pytest.mark.sweep(keep=["3-2:4", "300-blocks"])
+@pytest.mark.sweep(keep=["3-2:4", "300-blocks"], full=["[12-"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("steps", [3, 12, 300])
 def test_its_steps_are_those_of_the_reference(steps, case):
@@ -77,7 +77,10 @@ PATTERNS = {
 }
 
 
-@pytest.mark.sweep(keep=["3-False-2:4"], full=["50-True"])
+@pytest.mark.sweep(
+    keep=["3-False-2:4"],
+    full=["50-True", "50-False-1:4", "50-False-4:8", "50-False-un"],
+)
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("correlated", [True, False])
 @pytest.mark.parametrize("layers", [3, 50])
@@ -108,7 +111,7 @@ def test_no_layer_is_worse_than_by_sparsegpt(layers, correlated, name):
         assert (refined <= ours * (1 + 1e-6)).all()
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["[2-", "[3-", "[4-"])
 @pytest.mark.parametrize("case", ["transposable", "blocks"])
 @pytest.mark.parametrize("seed", range(5))
 def test_other_patterns_are_never_worse_than_wandas_mask_fitted(seed, case):

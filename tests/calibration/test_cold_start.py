@@ -43,7 +43,7 @@ def compiled(programs, run):
     return len(programs) - before
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["mean_square"])
 @pytest.mark.parametrize("statistic", ["mean_square", "second_moment"])
 def test_more_alike_blocks_take_no_more_programs(programs, statistic):
     counts = []

@@ -112,7 +112,7 @@ def test_float64_is_summed_in_pairs_of_float64():
         assert_valid(mask_blocks(scores("normal", 9, 8, np.float64), 4, 8), 4)
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["student"])
 @pytest.mark.parametrize("kind", ["normal", "student"])
 @pytest.mark.parametrize(("n", "m"), [(2, 8), (4, 8), (4, 16), (8, 16), (16, 32)])
 def test_wide_masks_are_close_to_the_optimum(n, m, kind):
@@ -191,7 +191,7 @@ def test_scale_does_not_matter(m):
         np.testing.assert_array_equal(mask_blocks(scaled, m // 2, m), expected)
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["4-8"])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
 def test_axes_may_lie_anywhere(n, m):
     x = scores("normal", 6, m)
@@ -203,7 +203,7 @@ def test_axes_may_lie_anywhere(n, m):
         np.testing.assert_array_equal(moved, expected.transpose(order))
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["4-8"])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
 def test_jit_vmap_and_scan_find_the_same(n, m):
     x = jnp.asarray(scores("normal", 12, m).reshape(3, 4 * m, m))
@@ -215,7 +215,7 @@ def test_jit_vmap_and_scan_find_the_same(n, m):
     np.testing.assert_array_equal(scanned, expected)
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["[8]"])
 @pytest.mark.parametrize("m", [4, 8])
 def test_a_traced_n_finds_the_same_in_one_compilation(m):
     x = jnp.asarray(scores("normal", 12, m))
