@@ -2,16 +2,16 @@
 
     PYTHONPATH=examples python -m benchmarks.one_shot --text perl-doc.txt
 
-Perplexities of SmolLM2-135M by two tables, of methods (A) and of permutations (B), each
-the median of some draws of calibration pieces, with their lowest and highest. Calibrated
-on the first half of the King James Bible (KJV), or as many tokens of it and of CPython's
-language reference in equal parts; evaluated on the second halves and on `--text` files.
-CPython's half has fewer than twice as many pieces as a draw takes, so draws overlap.
+Perplexities of SmolLM2-135M in two tables, of methods (A) and of permutations (B): each
+the median over draws of the calibration pieces, then the lowest and the highest. It is
+calibrated on the first half of the King James Bible (KJV), or on as many tokens of which
+half are from CPython's language reference, and evaluated on the second halves and on
+`--text` files. CPython's half has less than three draws, so these overlap.
 
-The first seconds of a method include compilation and the later ones do not; those of a
-method that is not in order are without its second moments. Memory is the most so far,
-the median over the draws. What is measured is written to `--out` at once, and what is
-there already is not measured again: a run that was stopped goes on.
+The first seconds of a method include compilation; later ones do not. Second moments and
+the permutation are timed by themselves. Memory is the most so far, when a method ran
+first. Each measurement is written to `--out` at once, and what is there is not measured
+again, so that a run that was stopped goes on. JAX_COMPILATION_CACHE_DIR helps it to.
 """
 
 import argparse

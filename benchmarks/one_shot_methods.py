@@ -59,7 +59,7 @@ class Model(NamedTuple):
 
 
 def load_texts(tokens: int, files: Sequence[Path]) -> Texts:
-    """Texts with at least so many tokens of each to evaluate on; files only for that."""
+    """Texts, with at least so many tokens of each to evaluate on."""
     pieces = partial(whole_pieces, load_tokenizer(), length=LENGTH)
     halves = {"KJV": load_bible(), "CPython": load_reference()}
     count = -(-tokens // (LENGTH - 1))
@@ -86,17 +86,15 @@ def draw_batches(
 def load_model(layers: int | None) -> Model:
     """The pretrained model, or its first blocks."""
     model = load_smollm()
-    config = read_config()
-    layers = layers or config.layers
-    model.blocks = nnx.List(list(model.blocks)[:layers])
+    config = replace(read_config(), layers=layers or read_config().layers)
+    model.blocks = nnx.List([model.blocks[i] for i in range(config.layers)])
     graph, dense = nnx.split(model, nnx.Param)
-    config = replace(config, layers=layers)
     loop = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), stacked=True))
     loop_graph, _ = nnx.split(loop, nnx.Param)
 
     @jax.jit
     def mean_loss(params, tokens):
-        blocks = [params["blocks"][i] for i in range(layers)]
+        blocks = [params["blocks"][i] for i in range(config.layers)]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
         params = nnx.State({**params, "blocks": stacked})
         return loss(nnx.merge(loop_graph, params), tokens)
@@ -104,7 +102,7 @@ def load_model(layers: int | None) -> Model:
     return Model(
         lambda params, tokens: nnx.merge(graph, params)(tokens),
         dense,
-        [f"blocks/{i}/.*" for i in range(layers)],
+        [f"blocks/{i}/.*" for i in range(config.layers)],
         mean_loss,
     )
 
@@ -150,7 +148,7 @@ def methods(
     model: Model, plan: js.Plan, batches: list[np.ndarray], shared: Shared
 ) -> dict[str, Way]:
     """All layers at once, or block by block."""
-    forward, dense, stages, _ = model
+    forward, dense, _, _ = model
 
     def held_out() -> dict[str, js.LeafStatistics]:
         return js.collect_statistics(forward, dense, batches, plan=plan, held_out=0.25)

@@ -1,7 +1,7 @@
 """Tables of one-shot pruning, from what was measured."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -82,7 +82,7 @@ def row(
 
 def table(
     pattern: str,
-    rows: dict[str, Sequence[str]],
+    rows: Mapping[str, Sequence[str]],
     measured: Sequence[Measurement],
     calibrations: Sequence[str],
     cell: Cell = median,
