@@ -4,8 +4,8 @@
 
 Perplexities of SmolLM2-135M in two tables, of methods (A) and of permutations (B): each
 the median over draws of the calibration pieces, then the lowest and the highest. It is
-calibrated on the first half of the King James Bible (KJV), or on as many tokens of which
-half are from CPython's language reference, and evaluated on the second halves and on
+calibrated on the first half of the King James Bible (KJV), or on as many tokens, half of
+them from CPython's language reference, and evaluated on the second halves and on
 `--text` files. CPython's half has less than three draws, so these overlap.
 
 The first seconds of a method include compilation; later ones do not. Second moments and

@@ -87,7 +87,8 @@ def load_model(layers: int | None) -> Model:
     """The pretrained model, or its first blocks."""
     model = load_smollm()
     config = replace(read_config(), layers=layers or read_config().layers)
-    model.blocks = nnx.List([model.blocks[i] for i in range(config.layers)])
+    blocks: Any = model.blocks
+    model.blocks = nnx.List([blocks[i] for i in range(config.layers)])
     graph, dense = nnx.split(model, nnx.Param)
     loop = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), stacked=True))
     loop_graph, _ = nnx.split(loop, nnx.Param)
