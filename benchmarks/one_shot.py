@@ -4,9 +4,9 @@
 
 Perplexities of SmolLM2-135M in two tables, of methods (A) and of permutations (B): each
 the median over draws of the calibration pieces, then the lowest and the highest. It is
-calibrated on the first half of the King James Bible (KJV), or on as many tokens, half of
-them from CPython's language reference, and evaluated on the second halves and on
-`--text` files. CPython's half has less than three draws, so these overlap.
+calibrated on the first half of the King James Bible (KJV), or on as many tokens, half
+from CPython's language reference, and evaluated on the second halves and on `--text`
+files. CPython's half has less than three draws, so these overlap.
 
 The first seconds of a method include compilation; later ones do not. Second moments and
 the permutation are timed by themselves. Memory is the most so far, when a method ran
@@ -154,12 +154,11 @@ def print_tables(args: argparse.Namespace, measured: list[Measurement]) -> None:
         permuted[f"{name}, permuted"] = [f"{name}, permuted"]
         drawn = [f"{name}, {order}" for order in ORDERS[1:]]
         permuted[f"{name}, {RANDOM} random permutations"] = drawn
-    tables = {"A": (labels, [*CALIBRATIONS]), "B": (permuted, ["both"])}
+    tables = {"A": ([*CALIBRATIONS], labels), "B": (["both"], permuted)}
     for pattern in args.pattern:
         for letter in args.tables:
             for cell in (median, spread):
-                rows, calibrations = tables[letter]
-                print(f"\n{table(pattern, rows, measured, calibrations, cell)}")
+                print(f"\n{table(pattern, *tables[letter], measured, cell)}")
 
 
 def main() -> None:

@@ -50,19 +50,17 @@ def median(numbers: Sequence[float]) -> str:
 
 
 def spread(numbers: Sequence[float]) -> str:
-    """The lowest and the highest, if there are numbers."""
-    return f"{min(numbers):.2f} to {max(numbers):.2f}" if numbers else ""
+    """The lowest and the highest, if there are several numbers."""
+    return f"{min(numbers):.2f} to {max(numbers):.2f}" if len(numbers) > 1 else ""
 
 
 def row(
-    label: str,
     found: Sequence[Measurement],
     calibrations: Iterable[str],
-    texts: Iterable[str],
+    texts: Sequence[str],
     cell: Cell,
 ) -> list[str]:
     """Perplexities by calibration and text, seconds and memory."""
-    texts = list(texts)
     figures = [
         [
             each.perplexity[text]
@@ -73,27 +71,27 @@ def row(
         for text in texts
     ]
     if cell is spread:
-        return [label, *map(cell, figures)]
+        return [*map(cell, figures)]
     first = [each.seconds for each in found if each.first]
     later = [each.seconds for each in found if not each.first]
     memory = [min(each.gib for each in found)]
-    return [label, *map(cell, [*figures, first, later, memory])]
+    return [*map(cell, [*figures, first, later, memory])]
 
 
 def table(
     pattern: str,
+    calibrations: Sequence[str],
     rows: Mapping[str, Sequence[str]],
     measured: Sequence[Measurement],
-    calibrations: Sequence[str],
-    cell: Cell = median,
+    cell: Cell,
 ) -> str:
-    """Markdown.
+    """Markdown; a row without figures is left out.
 
     Args:
       pattern: the pattern.
-      rows: the methods of each row, by its label: random ones share a row.
-      measured: what was measured; the dense model's pattern is "".
       calibrations: "KJV", "both", or these two.
+      rows: the methods of each row, by its label: random permutations share one.
+      measured: what was measured.
       cell: `median`, or `spread` for a table without seconds and memory.
     """
     texts = list(dict.fromkeys(name for each in measured for name in each.perplexity))
@@ -109,6 +107,7 @@ def table(
             and each.method in methods
             and each.calibrated in ("", *calibrations)
         ]
-        if found:
-            lines.append(row(label, found, calibrations, texts, cell))
+        cells = row(found, calibrations, texts, cell) if found else []
+        if any(cells):
+            lines.append([label, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
