@@ -8,10 +8,11 @@ calibrated on the first half of the King James Bible (KJV), or on as many tokens
 from CPython's language reference, and evaluated on the second halves and on `--text`
 files. CPython's half has less than three draws, so these overlap.
 
-The first seconds of a method include compilation; later ones do not. Second moments and
-the permutation are timed by themselves. Memory is the most so far, when a method ran
-first. Each measurement is written to `--out` at once, and what is there is not measured
-again, so that a run that was stopped goes on. JAX_COMPILATION_CACHE_DIR helps it to.
+The first seconds of a method include the compilation of what no row before it has
+compiled in the same process; later ones include none. Second moments and the permutation
+are timed by themselves. Memory is the most so far, when a method ran first. Each
+measurement is written to `--out` at once, and what is there is not measured again, so
+that a run that was stopped goes on. JAX_COMPILATION_CACHE_DIR helps it to.
 """
 
 import argparse

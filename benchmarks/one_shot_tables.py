@@ -110,4 +110,5 @@ def table(
         cells = row(found, calibrations, texts, cell) if found else []
         if any(cells):
             lines.append([label, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    found = len(lines) > 2
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if found else ""
