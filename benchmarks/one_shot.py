@@ -9,7 +9,7 @@ from CPython's language reference, and evaluated on the second halves and on `--
 files. CPython's half has less than three draws, so these overlap.
 
 The first seconds of a method include the compilation of what no row before it has
-compiled in the same process; later ones include none. Second moments and the permutation
+compiled in the same process; later ones include none. Second moments and permutation
 are timed by themselves. Memory is the most so far, when a method ran first. Each
 measurement is written to `--out` at once, and what is there is not measured again, so
 that a run that was stopped goes on. JAX_COMPILATION_CACHE_DIR helps it to.
