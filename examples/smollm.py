@@ -105,10 +105,15 @@ def load_tokenizer():
     return tokenizer
 
 
+def whole_pieces(tokenizer, text, length):
+    """`(count, length)` tokens: all whole pieces of a text."""
+    tokens = np.array(tokenizer.encode(text).ids, np.int32)
+    return tokens[: len(tokens) // length * length].reshape(-1, length)
+
+
 def token_pieces(tokenizer, text, count, length):
     """`(count, length)` tokens: pieces that lie evenly over a text."""
-    tokens = np.array(tokenizer.encode(text).ids, np.int32)
-    return spread(tokens[: len(tokens) // length * length].reshape(-1, length), count)
+    return spread(whole_pieces(tokenizer, text, length), count)
 
 
 def spread(pieces, count):
