@@ -36,8 +36,7 @@ def position_values(
       For each problem the value of each group, along rows, with each of `channels`,
       along columns.
     """
-    values = lambda x: _values(x[0], x[1], x[2], n)
-    return lax.map(values, (scores, others, channels))
+    return jax.vmap(partial(_values, n=n))(scores, others, channels)
 
 
 def _values(
