@@ -1,23 +1,21 @@
-"""The assignment of most value: which channel fills which position."""
+"""Which channel fills which position: the assignment of most value, or exchanges."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, Int32
 
 
-#: SciPy is faster than an auction on another device up to so many rows.
+#: SciPy takes longer than exchanges on another device with more rows.
 _HOST_ROWS = 1024
 
 
 def assign(values: Array, noise: np.ndarray | float = 0.0) -> np.ndarray:
-    """Returns the column of each row, such that the sum of the values is the largest.
+    """Returns the column of each row, such that the sum of the values is large.
 
-    The assignment is the best one, which the host finds. Only large tables on other
-    devices stay there, and each row loses at most a hundredth of the values' standard
-    deviation.
+    It is the largest where the host finds it: large tables on other devices stay there,
+    and rows exchange their columns in pairs.
 
     Args:
       values: float32, of shape `[problem, row, column]`, with as many rows as columns.
@@ -34,8 +32,7 @@ def assign(values: Array, noise: np.ndarray | float = 0.0) -> np.ndarray:
         columns = [linear_sum_assignment(table, maximize=True)[1] for table in tables]
         return np.stack(columns).astype(np.int32)
     noisy = values + jnp.asarray(noise, jnp.float32)
-    step = jnp.std(values, axis=(1, 2)) / 100
-    return np.asarray(jax.vmap(auction)(noisy, step))
+    return np.asarray(jax.vmap(exchange)(noisy))
 
 
 def _balanced(table: np.ndarray) -> np.ndarray:
@@ -51,48 +48,29 @@ def _balanced(table: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def auction(values: Float32[Array, "n n"], step: ArrayLike) -> Int32[Array, " n"]:
-    """Returns an assignment whose value is at most `n * step` below the best.
+def exchange(values: Float32[Array, "n n"]) -> Int32[Array, " n"]:
+    """Exchanges the columns of pairs of rows, the best pairs first.
 
-    Rows that have no column bid for the one that they gain most by, all at once, and
-    the highest bid for a column wins it. Bertsekas, "The Auction Algorithm: A
-    Distributed Relaxation Method for the Assignment Problem" (1988, Annals of
-    Operations Research 14).
+    Two rows that gain most by each other exchange their columns, all such pairs at
+    once; then the next best of the rows that are left, until no pair gains.
 
     Args:
-      values: the value of each row with each column.
-      step: the least by which a bid raises a price. Steps that rounding would lose are
-        replaced by ones that it does not.
+      values: the value of each row with each column. Rows start with their own.
 
     Returns:
-      The column of each row, int32.
+      The column of each row.
     """
-    size = len(values)
-    rows = jnp.arange(size, dtype=jnp.int32)
-    spread = jnp.max(values) - jnp.min(values)
-    values = values - jnp.max(values)  # prices stay within a few spreads of zero
-    step = jnp.maximum(jnp.asarray(step, jnp.float32), spread * 2**-18 + 2**-100)
+    rows = jnp.arange(len(values), dtype=jnp.int32)
+    gains = values - jnp.diagonal(values)[:, None]
+    of_pair = gains + gains.T
 
-    def bid(state):
-        prices, owner, column = state
-        gains = values - prices
-        best = jnp.argmax(gains, axis=1).astype(jnp.int32)
-        first = jnp.max(gains, axis=1)
-        second = jnp.max(jnp.where(rows == best[:, None], -jnp.inf, gains), axis=1)
-        offers = prices[best] + (first - second) + step
-        offers = jnp.where(column < 0, offers, -jnp.inf)
-        # The offers for each column, of which the highest wins.
-        received = jnp.where(best[:, None] == rows, offers[:, None], -jnp.inf)
-        sold = jnp.max(received, axis=0) > -jnp.inf
-        winner = jnp.argmax(received, axis=0).astype(jnp.int32)
-        owner = jnp.where(sold, winner, owner)
-        prices = jnp.where(sold, jnp.max(received, axis=0), prices)
-        owned = owner == rows[:, None]
-        column = jnp.where(owned.any(1), jnp.argmax(owned, axis=1), -1)
-        return prices, owner, column.astype(jnp.int32)
+    def exchange_best(state):
+        columns, is_left, _ = state
+        left = jnp.where(is_left[:, None] & is_left, of_pair, 0)
+        best = jnp.argmax(left, axis=1).astype(jnp.int32)
+        is_best = (best[best] == rows) & (jnp.max(left, axis=1) > 0)
+        columns = jnp.where(is_best, best, columns)
+        return columns, is_left & ~is_best, is_best.any()
 
-    if size == 1:
-        return rows
-    nobody = jnp.full(size, -1, jnp.int32)
-    start = jnp.zeros(size, jnp.float32), nobody, nobody
-    return lax.while_loop(lambda state: (state[2] < 0).any(), bid, start)[2]
+    start = rows, jnp.ones(len(rows), bool), jnp.array(True)
+    return lax.while_loop(lambda state: state[2], exchange_best, start)[0]

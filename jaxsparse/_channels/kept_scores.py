@@ -18,21 +18,22 @@ def kept_scores(
       n: how many of each group are kept.
       m: the size of a group.
     """
-    permuted = np.take_along_axis(scores, order[:, :, None], 1)
-    return _largest(permuted.reshape(len(scores), -1, m, scores.shape[2]), n)
+    permuted = scores[np.arange(len(scores))[:, None], order]
+    groups = permuted.reshape(len(scores), -1, m, scores.shape[2])
+    largest: list[np.ndarray] = []
+    for position in range(m):
+        scores = groups[:, :, position]
+        for i, other in enumerate(largest):
+            largest[i], scores = np.maximum(other, scores), np.minimum(other, scores)
+        if len(largest) < n:
+            largest.append(scores)
+    return np.sum([x.sum((1, 2), dtype=np.float64) for x in largest], axis=0)
 
 
 def kept_by_rows(
     scores: Float32[np.ndarray, "problem channel row"], n: int, m: int
 ) -> Float64[np.ndarray, " problem"]:
     """Returns the sum that is kept if each row is pruned freely, as much as by n:m."""
-    return _largest(scores[:, None], scores.shape[1] * n // m)
-
-
-def _largest(
-    scores: Float32[np.ndarray, "problem group member row"], count: int
-) -> Float64[np.ndarray, " problem"]:
-    """Returns the sum over the `count` largest of the members of all groups."""
-    start = scores.shape[2] - count
-    parted = np.partition(scores, start, axis=2) if start else scores
-    return parted[:, :, start:].sum((1, 2, 3), dtype=np.float64)
+    start = scores.shape[1] - scores.shape[1] * n // m
+    parted = np.partition(scores, start, axis=1) if start else scores
+    return parted[:, start:].sum((1, 2), dtype=np.float64)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from jaxsparse._channels import permutation_search
-from jaxsparse._channels.assignment import auction
+from jaxsparse._channels.assignment import exchange
 from jaxsparse._channels.kept_scores import kept_by_rows, kept_scores
 from jaxsparse._channels.permutation_search import search_permutation
 from jaxsparse._channels.position_values import position_values
@@ -150,16 +150,15 @@ def test_more_channels_than_are_annealed():
     assert (after - before) / (rows - before) > 0.5  # few rows are easy
 
 
-def test_auctions_find_nearly_as_good_permutations(monkeypatch):
-    def by_auction(values, noise=0.0):
-        step = jnp.std(values, axis=(1, 2)) / 100
-        return np.asarray(jax.vmap(auction)(values + jnp.asarray(noise), step))
+def test_exchanges_find_nearly_as_good_permutations(monkeypatch):
+    def by_exchanges(values, noise=0.0):
+        return np.asarray(jax.vmap(exchange)(values + jnp.asarray(noise)))
 
     monkeypatch.setattr(permutation_search, "_ANNEALED_STEPS", 40)
     scores = random_scores(7, 1, 32, 40)
     plain = np.arange(32, dtype=np.int32)[None]
     exact = kept_scores(scores, search(scores, 2, 4), 2, 4)
-    monkeypatch.setattr(permutation_search, "assign", by_auction)
+    monkeypatch.setattr(permutation_search, "assign", by_exchanges)
     found = kept_scores(scores, search(scores, 2, 4), 2, 4)
     before = kept_scores(scores, plain, 2, 4)
-    assert found - before > 0.9 * (exact - before)
+    assert found - before > 0.8 * (exact - before)
