@@ -98,6 +98,7 @@ def main():
     model, fast_model = load_models(args)
     graph, dense = nnx.split(model, nnx.Param)
     fast, _ = nnx.split(fast_model, nnx.Param)
+    dense = jax.device_put(dense, jax.devices()[0])  # committed, as what is made of it
     forward = lambda params, tokens: nnx.merge(graph, params)(tokens)
     evaluate = jax.jit(exactly(lambda params, x: loss(nnx.merge(graph, params), x)))
 
@@ -110,17 +111,18 @@ def main():
     wanda, sparsegpt = js.WandaSearcher(plan), js.SparseGPTSearcher(plan)
     row("Wanda's mask", exactly(lambda: wanda.search(dense, statistics)))
     fitted = row("SparseGPT", exactly(lambda: sparsegpt.search(dense, statistics)))
-    masked = lambda masks: fitted._replace(
-        params=js.mask_params(dense, masks), masks=masks
-    )
+
+    def masked(masks):
+        return js.SearchResult(js.mask_params(dense, masks), masks, plan)
+
     row("SparseGPT's mask", lambda: masked(fitted.masks))
     prior = js.init_mask_logits(dense, plan, masks=fitted.masks)
     logits = learn(partial(both_losses, fast), dense, prior, pieces, args)
     name = f"learned, {args.steps} steps"
     result = row(name, lambda: masked(js.learned_masks(logits)))
-    js.check_sparsity(result.params, result.plan)
+    js.check_sparsity(result.params, plan)
     print(f"groups with another pattern: {changed(prior, logits):.1%}")
-    print(f"\n{result.plan}")
+    print(f"\n{plan}")
     print(f"sparsity of all weights: {js.sparsity(result.params):.1%}\n")
 
 
