@@ -67,7 +67,8 @@ def learn(mean_loss, dense, logits, pieces, args):
     logits = jax.device_put(logits, jax.devices()[0], may_alias=False)  # donated
     state = jax.device_put(tx.init(logits), jax.devices()[0])
     start, last = time.perf_counter(), 0
-    batches = mixed_batches(*pieces, args.batch, args.steps)
+    own, others = pieces
+    batches = mixed_batches(own, others, args.batch, args.steps)
     for i, tokens in enumerate(batches, 1):
         logits, state, value = step(logits, state, dense, tokens, i - 1)
         if i in (1, 20) or i % 100 == 0:

@@ -38,7 +38,12 @@ def run_example(name, folder):
         ("recover_language_model", ["2:4, SparseGPT", "and 20 steps"]),
         (
             "learn_masks",
-            ["Wanda's mask", "SparseGPT's mask", "learned, 20 steps", "another pattern"],
+            [
+                "Wanda's mask",
+                "SparseGPT's mask",
+                "learned, 20 steps",
+                "another pattern",
+            ],
         ),
         ("prune_resnet", ["2:4, Magnitude", "2:4, SparseGPT", "renewed"]),
         ("decode_compressed", ["compressed 72,576", "tokens are the same"]),
