@@ -44,7 +44,7 @@ def learn(mean_loss, dense, logits, pieces, args):
     """Adam on the logits of the patterns; prints how fast it goes."""
     temperature = optax.linear_schedule(*TEMPERATURE, args.steps)
     scale = optax.linear_schedule(*SCALE, args.steps)
-    tx = optax.adam(args.rate)
+    tx = optax.adam(optax.linear_schedule(args.rate, args.rate / 10, args.steps))
 
     def soft_loss(logits, dense, tokens, i):
         masks = js.learned_masks(
@@ -90,11 +90,13 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--batch", type=int, default=None, help="pieces a step")
-    parser.add_argument("--rate", type=float, default=5e-4, help="of learning")
+    parser.add_argument("--rate", type=float, default=None, help="of learning")
     args = parser.parse_args()
-    sizes = (128, 110, 32, 1600) if args.full else (16, 8, 2, 20)
-    calibrated, evaluated, batch, steps = sizes
+    # Logits of few steps have as far to go.
+    sizes = (128, 110, 32, 1600, 5e-4) if args.full else (16, 8, 2, 20, 2e-2)
+    calibrated, evaluated, batch, steps, rate = sizes
     args.batch, args.steps = args.batch or batch, args.steps or steps
+    args.rate = args.rate or rate
     calibration, *pieces, texts = load_pieces(args, calibrated, evaluated)
     model, fast_model = load_models(args)
     graph, dense = nnx.split(model, nnx.Param)
