@@ -11,20 +11,23 @@ a row with them are left out of the training. `--full` is for a GPU. Seconds inc
 compilation.
 """
 
-import argparse
-import time
 from functools import partial
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from decoder import loss, perplexity, small_decoder
+from decoder import loss
 from flax import nnx
-from real_data import load_text
-from smollm import abstract_smollm, load_smollm, peak_memory
-from training_text import load_training, mixed_batches
+from recovery import (
+    both_losses,
+    calibrate,
+    exactly,
+    load_models,
+    load_pieces,
+    make_parser,
+    print_header,
+    print_row,
+)
+from training_text import mixed_batches
 
 import jaxsparse as js
 
@@ -55,43 +58,10 @@ def train(mean_loss, result, teacher, pieces, args, rate):
     return result._replace(params=params)
 
 
-def load_pieces(args, calibrated, evaluated):
-    """Pieces to calibrate on, two texts to train on, and texts to evaluate on."""
-    if args.smoke:
-        pieces = load_text()[0][: 16 * 65].astype(np.int32).reshape(16, 65)
-        return pieces[:8], pieces[:4], pieces[4:8], {"CPython": pieces[8:]}
-    return load_training(args.train, args.text, calibrated, evaluated)
-
-
-def load_models(args):
-    """The decoder, and an abstract one that is faster to train."""
-    if args.smoke:
-        make = lambda dtype: small_decoder(nnx.Rngs(0), dtype, stacked=True)
-        return make(jnp.float32), make(jnp.bfloat16)
-    attention = "cudnn" if args.full else "xla"
-    fast = abstract_smollm(jnp.bfloat16, stacked=True, attention=attention)
-    return load_smollm(stacked=True), fast
-
-
-def prune(forward, dense, pattern, pieces):
-    """SparseGPT on the calibration pieces."""
-    batches = np.array_split(pieces, -(-len(pieces) // 8))
-    plan = js.plan_sparsity(dense, pattern, fn=forward, args=(batches[0],))
-    statistics = js.collect_statistics(forward, dense, batches, plan=plan)
-    return js.SparseGPTSearcher(plan).search(dense, statistics)
-
-
 def main():
     """Prunes, trains and prints one table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--full", action="store_true", help="for a GPU")
-    parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
+    parser = make_parser(__doc__)
     parser.add_argument("--pattern", nargs="+", default=["2:4"])
-    parser.add_argument("--train", nargs="+", type=Path, default=[], metavar="FILE")
-    parser.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE")
-    parser.add_argument("--steps", type=int, default=None)
     args = parser.parse_args()
     sizes = (128, 110, 32, 1200) if args.full else (16, 8, 2, 20)
     calibrated, evaluated, args.batch, steps = sizes
@@ -101,43 +71,27 @@ def main():
     graph, dense = nnx.split(model, nnx.Param)
     fast, _ = nnx.split(fast_model, nnx.Param)
 
-    def exactly(fn):  # float32 on a GPU, too
-        return jax.default_matmul_precision("highest")(fn)
-
     forward = lambda params, tokens: nnx.merge(graph, params)(tokens)
     evaluate = jax.jit(exactly(lambda params, x: loss(nnx.merge(graph, params), x)))
 
     def label_loss(params, _, tokens):
         return loss(nnx.merge(fast, params), tokens)
 
-    def both_losses(params, teacher, tokens):
-        logits = nnx.merge(fast, params)(tokens[:, :-1])
-        target = nnx.merge(fast, teacher)(tokens[:, :-1])
-        labels = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-        return (labels.mean() + js.distillation_loss(logits, target)) / 2
+    def prune(pattern):
+        plan, statistics = calibrate(forward, dense, pattern, calibration)
+        return js.SparseGPTSearcher(plan).search(dense, statistics)
 
-    def row(name, make):
-        start = time.perf_counter()
-        result = jax.block_until_ready(make())
-        seconds, peak = time.perf_counter() - start, peak_memory()
-        of = lambda pieces: perplexity(evaluate, result.params, pieces)
-        cells = "".join(f"{of(pieces):10.2f}" for pieces in texts.values())
-        print(f"{name:20}{cells}{seconds:9.1f}{peak:9.2f}", flush=True)
-        return result
-
-    tokens = args.steps * args.batch * calibration.shape[1]
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print(f"calibrated on {calibration.size} tokens, trained on {tokens}")
-    names = "".join(f"{name:>10}" for name in texts)
-    print(f"{'perplexity':20}{names}{'seconds':>9}{'peak GiB':>9}")
+    print_header(calibration, args, texts)
+    row = partial(print_row, evaluate, texts)
     whole = row("dense", lambda: js.SearchResult(dense, None, js.Plan(())))
     tune = partial(train, teacher=dense, pieces=pieces, args=args)
     trained = f"  and {args.steps} steps"
     row(trained, lambda: tune(label_loss, whole, rate=DENSE_RATE))
     for pattern in args.pattern:
-        make = exactly(partial(prune, forward, dense, pattern, calibration))
-        pruned = row(f"{pattern}, SparseGPT", make)
-        result = row(trained, partial(tune, both_losses, pruned, rate=RATE))
+        pruned = row(f"{pattern}, SparseGPT", exactly(partial(prune, pattern)))
+        result = row(
+            trained, partial(tune, partial(both_losses, fast), pruned, rate=RATE)
+        )
         js.check_sparsity(result.params, result.plan)
         print(f"\n{result.plan}")
         print(f"sparsity of all weights: {js.sparsity(result.params):.1%}\n")

@@ -36,6 +36,15 @@ def run_example(name, folder):
         ("prune_language_model", ["Wanda, in order", "SparseGPT", "and 10 steps"]),
         ("permute_language_model", ["as they were", "SparseGPT, in order"]),
         ("recover_language_model", ["2:4, SparseGPT", "and 20 steps"]),
+        (
+            "learn_masks",
+            [
+                "Wanda's mask",
+                "SparseGPT's mask",
+                "learned, 20 steps",
+                "another pattern",
+            ],
+        ),
         ("prune_resnet", ["2:4, Magnitude", "2:4, SparseGPT", "renewed"]),
         ("decode_compressed", ["compressed 72,576", "tokens are the same"]),
         ("recipes", ["SR-STE, 2:4", "RigL, 90 %", "transposable 2:4", "minus dense"]),
