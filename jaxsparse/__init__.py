@@ -5,6 +5,7 @@ from jaxsparse._calibration import (
     LeafStatistics as LeafStatistics,
     ReconstructedStage as ReconstructedStage,
     Reconstruction as Reconstruction,
+    SequentialResult as SequentialResult,
     SparseGPTSearcher as SparseGPTSearcher,
     WandaSearcher as WandaSearcher,
     collect_statistics as collect_statistics,

@@ -42,6 +42,7 @@ PUBLIC = [
     "Rule",
     "SearchResult",
     "Searcher",
+    "SequentialResult",
     "ShardingReport",
     "ShrinkReport",
     "ShrinkResult",
