@@ -1,7 +1,7 @@
 """Pruned leaves whose n:m groups lie along the channels of a group."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +56,12 @@ def find_consumers(group: ChannelGroup, plan: Plan) -> Consumers | None:
         return None
     reason = group.fixed or split or _reason_of_patterns(patterns)
     return Consumers(tuple(members), patterns[0], reason)
+
+
+def can_permute(groups: Iterable[ChannelGroup], plan: Plan) -> bool:
+    """Returns whether `permute_channels` would permute some channels."""
+    found = (find_consumers(group, plan) for group in groups)
+    return any(consumers is not None and not consumers.reason for consumers in found)
 
 
 def _reason_of_patterns(patterns: Sequence[NM]) -> str:
