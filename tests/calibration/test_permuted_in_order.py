@@ -51,7 +51,7 @@ def equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.sweep(keep=["Wanda"])
+@pytest.mark.sweep(keep=["Magnitude"], full=["ADMM"])
 @pytest.mark.parametrize(
     "make",
     [js.SparseGPTSearcher, js.WandaSearcher, js.ADMMSearcher, js.MagnitudeSearcher],

@@ -45,6 +45,7 @@ def kept(weight, axis):
     return np.abs(pruned(weight, 2, 4, axis)).sum() / np.abs(weight).sum()
 
 
+@pytest.mark.sweep(keep=["llama"])
 @pytest.mark.parametrize("model", MODELS)
 def test_permuted_tensors_compute_the_same_logits(tmp_path, model):
     weights = random_weights(MODELS[model])
@@ -83,7 +84,7 @@ def channels_off(model, weights):
     return weights
 
 
-@pytest.mark.sweep(keep=["llama-magnitude", "llama-wanda"])
+@pytest.mark.sweep(full=["gpt2-wanda", "gpt2-sparsegpt"])
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 @pytest.mark.parametrize("model", MODELS)
 def test_what_another_order_saves_is_saved(run, tmp_path, model, method):
@@ -116,6 +117,7 @@ def test_what_another_order_saves_is_saved(run, tmp_path, model, method):
     )
 
 
+@pytest.mark.sweep
 def test_names_dtypes_and_metadata_stay_and_a_dry_run_says_what_is_gained(
     run, tmp_path
 ):
