@@ -105,6 +105,7 @@ PUBLIC = [
     "plan_sparsity",
     "prune_sequentially",
     "random_scores",
+    "reap_scores",
     "recalibrate_batch_stats",
     "refine_masks",
     "regrow_at_random",
