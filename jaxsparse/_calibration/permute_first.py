@@ -15,6 +15,7 @@ from jaxsparse._channels import (
     ChannelGroups,
     PermutationResult,
     PermutedGroup,
+    find_all_consumers,
     find_groups,
     permute_channels,
 )
@@ -54,6 +55,7 @@ def permute_first(
     """
     args = as_args(batches[0])
     groups = find_groups(fn, params, args)
+    find_all_consumers(groups, plan)  # raises before the batches are read
     if saved is not None and (loaded := _load(saved, params, groups)) is not None:
         return loaded
     scores = None

@@ -7,6 +7,7 @@ from jaxsparse._channels.channel_moves import (
 )
 from jaxsparse._channels.consumers import (
     can_permute as can_permute,
+    find_all_consumers as find_all_consumers,
 )
 from jaxsparse._channels.find_groups import (
     channel_groups as channel_groups,
