@@ -37,6 +37,7 @@ def permute_first(
     saved: StageCheckpoint | None,
     *,
     by_magnitude: bool,
+    progress: bool,
 ) -> PermutationResult:
     """Permutes the channels of a dense model.
 
@@ -49,6 +50,7 @@ def permute_first(
       saved: where the permutations are, or are saved: rounding on a GPU may differ in
         another process, and another order would not fit the stages that are done.
       by_magnitude: whether the scores are magnitudes, not Wanda's.
+      progress: whether to show a progress bar of the batches.
 
     Raises:
       ValueError: as `collect_statistics` and `permute_channels`.
@@ -61,7 +63,13 @@ def permute_first(
     scores = None
     if not by_magnitude:
         statistics = collect_statistics(
-            fn, params, batches, plan=plan, statistic="mean_square", weights=weights
+            fn,
+            params,
+            batches,
+            plan=plan,
+            statistic="mean_square",
+            weights=weights,
+            progress=progress,
         )
         scores = wanda_scores(params, statistics)
     result = permute_channels(params, plan, fn, args, scores=scores, groups=groups)

@@ -142,9 +142,15 @@ def prune_sequentially(
     permutation = None
     if permute:
         read = [batch for i, batch in enumerate(batches) if i not in held]
-        magnitude = isinstance(searcher, MagnitudeSearcher)
         permutation = permute_first(
-            fn, params, read, plan, weights, saved, by_magnitude=magnitude
+            fn,
+            params,
+            read,
+            plan,
+            weights,
+            saved,
+            by_magnitude=isinstance(searcher, MagnitudeSearcher),
+            progress=progress,
         )
         params = permutation.params
 
