@@ -137,8 +137,8 @@ def gain_line(gains: Sequence[PermutedGroup], method: Method, *, is_done: bool) 
     )
     return (
         f"{'' if is_done else 'would have '}permuted {len(gains)} groups of channels: "
-        f"the tensors that take them in keep {after} of {scores} on average, instead of "
-        f"{before}"
+        f"the tensors that take them in keep {after} of {scores} on average, instead "
+        f"of {before}"
     )
 
 
