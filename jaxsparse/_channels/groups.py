@@ -1,11 +1,11 @@
 """Channel groups: which axes of which leaves are the same channels."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
-from jaxsparse._trees import alike, fold, shape_text, table, without_numbers
+from jaxsparse._trees import alike, shape_text, table, without_numbers
 
 
 #: What a leaf does with channels: it contracts them, a product gives them, or neither.
@@ -151,29 +151,31 @@ def _folded(lines: Sequence[_Line]) -> list[tuple[int, tuple[str, ...]]]:
         for i in range(len(lines[0].axes))
     ]
     if len(lines) > 1 and all(len(of_member) == 1 for of_member in names):
-        members = zip((name for (name,) in names), lines[0].axes, strict=True)
+        pairs = zip((name for (name,) in names), lines[0].axes, strict=True)
+        members = {f"{name}[{axis}]": 1 for name, axis in pairs}
         return [(lines[0].number, _row(lines[0], members, len(lines)))]
     return [(line.number, _row(line, _members(line), 1)) for line in lines]
 
 
-def _members(line: _Line) -> list[tuple[str, ...]]:
-    """Returns the names and axes of the members of one group, folded."""
-    axes = ((str(axis),) for axis in line.axes)
-    return fold(zip(line.paths, axes, strict=True))
+def _members(line: _Line) -> dict[str, int]:
+    """Returns how many members of one group each name stands for."""
+    pairs = zip(line.paths, line.axes, strict=True)
+    names = alike({f"{path}[{axis}]": axis for path, axis in pairs})
+    return {name: len(members) for name, members in names.items()}
 
 
 #: A line of the table names so many members.
 _NAMED_MEMBERS = 3
 
 
-def _row(line: _Line, members: Iterable[Sequence[Any]], count: int) -> tuple[str, ...]:
+def _row(line: _Line, members: Mapping[str, int], count: int) -> tuple[str, ...]:
     """Returns the row of a group and `count - 1` more groups."""
-    named = [f"{name}[{axis}]" for name, axis in members]
     size, *reasons = line.cells
+    others = sum([*members.values()][_NAMED_MEMBERS:])
     return (
         str(line.number) + _more(count - 1),
         size,
-        ", ".join(named[:_NAMED_MEMBERS]) + _more(len(named) - _NAMED_MEMBERS),
+        ", ".join([*members][:_NAMED_MEMBERS]) + _more(others),
         *reasons,
     )
 
