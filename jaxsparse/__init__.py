@@ -5,6 +5,7 @@ from jaxsparse._calibration import (
     LeafStatistics as LeafStatistics,
     ReconstructedStage as ReconstructedStage,
     Reconstruction as Reconstruction,
+    SequentialResult as SequentialResult,
     SparseGPTSearcher as SparseGPTSearcher,
     WandaSearcher as WandaSearcher,
     collect_statistics as collect_statistics,
@@ -109,6 +110,7 @@ from jaxsparse._shrinking import (
     ShrinkReport as ShrinkReport,
     ShrinkResult as ShrinkResult,
     grow_back as grow_back,
+    reap_scores as reap_scores,
     shrink_params as shrink_params,
 )
 from jaxsparse._trace import Use as Use

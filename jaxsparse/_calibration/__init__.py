@@ -50,6 +50,9 @@ from jaxsparse._calibration.ria import (
 from jaxsparse._calibration.sequential import (
     prune_sequentially as prune_sequentially,
 )
+from jaxsparse._calibration.sequential_result import (
+    SequentialResult as SequentialResult,
+)
 from jaxsparse._calibration.shrinkage import (
     SHRINKAGE as SHRINKAGE,
     Shrinkage as Shrinkage,

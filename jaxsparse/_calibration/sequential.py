@@ -25,19 +25,24 @@ from jaxsparse._calibration.held_out import (
 )
 from jaxsparse._calibration.leaf_statistics import LeafStatistics, Statistic
 from jaxsparse._calibration.observer import matrices_of
+from jaxsparse._calibration.permute_first import permute_first
 from jaxsparse._calibration.reconstruction import Reconstruction, reconstruct_stage
+from jaxsparse._calibration.sequential_result import (
+    SequentialResult,
+    recalibrated,
+    with_leaves,
+)
 from jaxsparse._calibration.sparsegpt_searcher import SparseGPTSearcher
 from jaxsparse._calibration.stage_checkpoint import open_checkpoint
 from jaxsparse._calibration.stage_order import number_stages
 from jaxsparse._calibration.stage_programs import stage_program
 from jaxsparse._calibration.wanda import WandaSearcher
-from jaxsparse._masks import MagnitudeSearcher, SearchResult
+from jaxsparse._masks import MagnitudeSearcher
 from jaxsparse._plans import LeafPlan, Plan, plan_for
 from jaxsparse._sharding import commit_like
 from jaxsparse._trace import Program
 from jaxsparse._trees import (
     PyTree,
-    array_shapes,
     flatten,
     flatten_masks,
     is_array,
@@ -63,8 +68,9 @@ def prune_sequentially(
     held_out: float = 0.0,
     reconstruct: Reconstruction | None = None,
     recalibrate: Callable[[PyTree], PyTree] | None = None,
+    permute: bool = False,
     checkpoint: str | PathLike[str] | None = None,
-) -> SearchResult:
+) -> SequentialResult:
     """Prunes a model stage by stage, each calibrated on the pruned stages before it.
 
     Every layer thus compensates for the errors of earlier layers, too. The batches run
@@ -92,16 +98,21 @@ def prune_sequentially(
       recalibrate: called with the parameters after each stage; returns them with other
         values of leaves that stay dense, such as batch statistics that
         `recalibrate_batch_stats` renewed. The next stage is calibrated with these.
+      permute: whether the channels of `params` are permuted first, by
+        `permute_channels` with its default key, so that n:m masks keep more. The scores
+        are magnitudes for `MagnitudeSearcher`, else Wanda's, from another pass over the
+        batches. `fn` is the same function of the result, whose leaves and masks are in
+        the new order; `permutation` there has the order.
       checkpoint: a folder in which each stage is saved when it is done. A call with the
         same arguments goes on after the last of them, with the same result.
 
     Returns:
-      The pruned parameters, their masks and the plan.
+      The pruned parameters, their masks, the plan and the permutation.
 
     Raises:
       ValueError: no boundary matches a leaf, a leaf is contracted inside a loop, or
         stages overlap; the checkpoint is that of other parameters, batches or settings;
-        besides the errors of `collect_statistics` and the searcher.
+        besides the errors of `collect_statistics`, `permute_channels` and the searcher.
 
     >>> import jax
     >>> from jaxsparse import Rule
@@ -123,13 +134,28 @@ def prune_sequentially(
     stage_of = number_stages(plan, boundaries)
     held = _held_out_batches(len(batches), held_out, reconstruct)
     programs, stages, carried = enter_stages(fn, params, batches, stage_of, weights)
-
-    dense, masks = dict(flatten(params).by_path), map_named(lambda *_: None, params)
     saved = None
     if checkpoint is not None:
         settings = replace(searcher, plan=plan), held, _without_functions(reconstruct)
-        saved = open_checkpoint(checkpoint, dense, batches, stages, *settings)
-    result = SearchResult(params, masks, plan)
+        arrays = flatten(params).by_path
+        saved = open_checkpoint(checkpoint, arrays, batches, stages, permute, *settings)
+    permutation = None
+    if permute:
+        read = [batch for i, batch in enumerate(batches) if i not in held]
+        permutation = permute_first(
+            fn,
+            params,
+            read,
+            plan,
+            weights,
+            saved,
+            by_magnitude=isinstance(searcher, MagnitudeSearcher),
+            progress=progress,
+        )
+        params = permutation.params
+
+    dense, masks = dict(flatten(params).by_path), map_named(lambda *_: None, params)
+    result = SequentialResult(params, masks, plan, permutation)
     for i, paths in enumerate(stages):
         done = saved.load(i, dense) if saved else None
         if done is None:
@@ -147,9 +173,9 @@ def prune_sequentially(
                 )
             if saved:
                 saved.save(i, *done)
-        result = _with_leaves(result, *done)
+        result = with_leaves(result, *done)
         if recalibrate is not None:
-            result = _recalibrated(result, recalibrate)
+            result = recalibrated(result, recalibrate)
         if i + 1 < len(stages):
             carried = run_stage(programs, i, _arrays(result.params), carried)
     return result
@@ -182,7 +208,7 @@ def _without_functions(reconstruct: Reconstruction | None) -> Any:
 def _observe_stage(
     programs: Mapping[Any, SplitProgram],
     i: int,
-    result: SearchResult,
+    result: SequentialResult,
     paths: Sequence[str],
     batches: Iterable[StageBatch],
     held: set[int],
@@ -209,7 +235,7 @@ def _observe_stage(
 
 def _prune_stage(
     searcher: SequentialSearcher,
-    result: SearchResult,
+    result: SequentialResult,
     paths: Sequence[str],
     statistics: Mapping[str, LeafStatistics],
 ) -> _Done:
@@ -231,7 +257,7 @@ def _reconstruct_stage(
     programs: Mapping[Any, SplitProgram],
     i: int,
     dense: Mapping[str, Any],
-    result: SearchResult,
+    result: SequentialResult,
     done: _Done,
     carried: Sequence[StageBatch],
 ) -> _Done:
@@ -264,29 +290,3 @@ def _is_trainable(program: Program, path: str) -> bool:
     """Whether a leaf is a float that no lookup reads, as embeddings are."""
     is_float = jnp.issubdtype(program.leaves[path].dtype, jnp.floating)
     return is_float and all(use.kind != "gather" for use in program.uses[path])
-
-
-def _recalibrated(
-    result: SearchResult, recalibrate: Callable[[PyTree], PyTree]
-) -> SearchResult:
-    """Returns the result with new values of leaves that stay dense."""
-    new, old = flatten(recalibrate(result.params)), flatten(result.params)
-    if array_shapes(new.by_path) != array_shapes(old.by_path):
-        raise ValueError(
-            "recalibrate must return all parameters, each of its shape: return "
-            '{**params, "batch_stats": ...}, for example'
-        )
-    pruned = {leaf.path for leaf in result.plan.sparse}
-    dense = {path: leaf for path, leaf in new.by_path.items() if path not in pruned}
-    return _with_leaves(result, dense, {})
-
-
-def _with_leaves(
-    result: SearchResult, leaves: Mapping[str, Any], masks: Mapping[str, Any]
-) -> SearchResult:
-    """Returns the result with the leaves and masks of another stage."""
-    params = map_named(lambda path, leaf: leaves.get(path, leaf), result.params)
-    of_all = {**flatten_masks(result.masks), **masks}
-    return SearchResult(
-        params, map_named(lambda path, _: of_all[path], params), result.plan
-    )

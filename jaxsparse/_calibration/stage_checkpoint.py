@@ -14,6 +14,10 @@ from jaxsparse._sharding import device_put_like, device_put_mask
 from jaxsparse._trees import is_array
 
 
+#: The name of the hash in each file.
+_RUN = "run"
+
+
 class StageCheckpoint(NamedTuple):
     """A folder with a file for each stage that is done.
 
@@ -29,21 +33,14 @@ class StageCheckpoint(NamedTuple):
         self, stage: int, leaves: Mapping[str, Any], masks: Mapping[str, Any]
     ) -> None:
         """Writes the leaves and masks of a stage, all or nothing."""
-        arrays = {"run": np.array(self.run)}
+        arrays: dict[str, np.ndarray] = {}
         # Files of NumPy know no bfloat16, so the bytes are written.
         for path, leaf in leaves.items():
             arrays[f"leaf:{path}"] = np.frombuffer(np.asarray(leaf).tobytes(), np.uint8)
         for path, mask in masks.items():
             if mask is not None:
                 arrays[f"mask:{path}"] = np.asarray(mask)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self._file(stage)
-        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-        with unfinished.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(file)
+        self.write(_name(stage), arrays)
 
     def load(
         self, stage: int, params: Mapping[str, Any]
@@ -57,28 +54,51 @@ class StageCheckpoint(NamedTuple):
         Raises:
           ValueError: the file is of another run.
         """
-        file = self._file(stage)
-        if not file.exists():
+        arrays = self.read(_name(stage))
+        if arrays is None:
             return None
         leaves, masks = {}, {}
+        for name, value in arrays.items():
+            kind, _, path = name.partition(":")
+            leaf = params[path]
+            if kind == "leaf":
+                value = value.view(leaf.dtype).reshape(leaf.shape)
+                leaves[path] = device_put_like(jnp.asarray(value), leaf)
+            else:
+                masks[path] = device_put_mask(jnp.asarray(value), leaf)
+        return leaves, masks
+
+    def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes arrays to a file of this run, all or nothing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"{name}.npz"
+        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+        with unfinished.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **{_RUN: np.array(self.run)}, **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
+
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        """Returns the arrays of a file; None if there is no such file.
+
+        Raises:
+          ValueError: the file is of another run.
+        """
+        file = self.folder / f"{name}.npz"
+        if not file.exists():
+            return None
         with np.load(file) as arrays:
-            if arrays["run"] != self.run:
+            if arrays[_RUN] != self.run:
                 raise ValueError(
                     f"{file} is the checkpoint of other parameters, batches or "
                     "settings: give another folder, or delete this one"
                 )
-            for name in set(arrays.files) - {"run"}:
-                kind, _, path = name.partition(":")
-                value, leaf = arrays[name], params[path]
-                if kind == "leaf":
-                    value = value.view(leaf.dtype).reshape(leaf.shape)
-                    leaves[path] = device_put_like(jnp.asarray(value), leaf)
-                else:
-                    masks[path] = device_put_mask(jnp.asarray(value), leaf)
-        return leaves, masks
+            return {name: arrays[name] for name in set(arrays.files) - {_RUN}}
 
-    def _file(self, stage: int) -> Path:
-        return self.folder / f"stage_{stage:04}.npz"
+
+def _name(stage: int) -> str:
+    return f"stage_{stage:04}"
 
 
 def open_checkpoint(

@@ -1,5 +1,14 @@
 """Channels that go through a model together: permuted, or taken out."""
 
+from jaxsparse._channels.channel_moves import (
+    Move as Move,
+    move_leaf as move_leaf,
+    moves_of as moves_of,
+)
+from jaxsparse._channels.consumers import (
+    can_permute as can_permute,
+    find_all_consumers as find_all_consumers,
+)
 from jaxsparse._channels.find_groups import (
     channel_groups as channel_groups,
     find_groups as find_groups,

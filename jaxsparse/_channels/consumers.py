@@ -1,7 +1,7 @@
 """Pruned leaves whose n:m groups lie along the channels of a group."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +56,43 @@ def find_consumers(group: ChannelGroup, plan: Plan) -> Consumers | None:
         return None
     reason = group.fixed or split or _reason_of_patterns(patterns)
     return Consumers(tuple(members), patterns[0], reason)
+
+
+def find_all_consumers(
+    groups: Sequence[ChannelGroup], plan: Plan
+) -> dict[int, Consumers]:
+    """Returns the consumers of each group that has some, by its number.
+
+    Raises:
+      ValueError: no group with consumers can be permuted.
+    """
+    maybe = {i: find_consumers(group, plan) for i, group in enumerate(groups)}
+    found = {i: consumers for i, consumers in maybe.items() if consumers is not None}
+    if all(consumers.reason for consumers in found.values()):
+        reasons = [f"group {i}: {consumers.reason}" for i, consumers in found.items()]
+        raise ValueError(
+            "no channels can be permuted so that n:m pruning keeps more: "
+            + ("; ".join(reasons) or _reason_of_plan(plan))
+        )
+    return found
+
+
+def _reason_of_plan(plan: Plan) -> str:
+    """Returns why no group has consumers."""
+    patterns = {leaf.pattern for leaf in plan.sparse}
+    if any(isinstance(pattern, NM) for pattern in patterns):
+        return "no n:m groups of the plan lie along channels of a group"
+    others = ", ".join(sorted(map(str, patterns)))
+    return (
+        f"the plan has no n:m pattern, but {others}. Plan '2:4', for example, or leave "
+        "the channels as they are"
+    )
+
+
+def can_permute(groups: Iterable[ChannelGroup], plan: Plan) -> bool:
+    """Returns whether `permute_channels` would permute some channels."""
+    found = (find_consumers(group, plan) for group in groups)
+    return any(consumers is not None and not consumers.reason for consumers in found)
 
 
 def _reason_of_patterns(patterns: Sequence[NM]) -> str:

@@ -1,11 +1,11 @@
 """Channel groups: which axes of which leaves are the same channels."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
-from jaxsparse._trees import shape_text, table
+from jaxsparse._trees import alike, shape_text, table, without_numbers
 
 
 #: What a leaf does with channels: it contracts them, a product gives them, or neither.
@@ -75,6 +75,8 @@ class ChannelGroup:
 class ChannelGroups(Sequence[ChannelGroup]):
     """All channel groups of a model, numbered from 0. `print` shows them as a table.
 
+    Groups of layers whose names differ only by numbers share a row.
+
     Attributes:
       groups: the groups, in the order of their first members.
     """
@@ -111,23 +113,72 @@ class ChannelGroups(Sequence[ChannelGroup]):
         ]
 
     def __str__(self) -> str:
-        """Returns the table of the groups, one a line."""
-        rows = [(str(i), *_cells(group)) for i, group in enumerate(self.groups)]
-        return table(("group", "channels", "members", "permuted", "taken out"), rows)
+        """Returns the table of the groups; those of alike layers share a line."""
+        classes: dict[Any, list[_Line]] = {}
+        for number, group in enumerate(self.groups):
+            line = _line(number, group)
+            common = tuple(map(without_numbers, line.paths)), line.axes, line.cells
+            classes.setdefault(common, []).append(line)
+        rows = dict(row for lines in classes.values() for row in _folded(lines))
+        header = ("group", "channels", "members", "permuted", "taken out")
+        return table(header, [rows[number] for number in sorted(rows)])
+
+
+class _Line(NamedTuple):
+    """A line of the table: a group, and its members by paths and axes."""
+
+    number: int
+    paths: tuple[str, ...]
+    axes: tuple[int, ...]
+    cells: tuple[str, ...]
+
+
+def _line(number: int, group: ChannelGroup) -> _Line:
+    members = dict.fromkeys((x.path, x.axis) for x in group.members)
+    paths, axes = zip(*members, strict=True)
+    size = shape_text((*group.index, group.size))
+    taken_out = "no" if group.fixed else group.kept or "yes"
+    return _Line(number, paths, axes, (size, group.fixed or "yes", taken_out))
+
+
+def _folded(lines: Sequence[_Line]) -> list[tuple[int, tuple[str, ...]]]:
+    """Returns one row for groups of alike members, or else a row for each.
+
+    Rows have the number of their first group.
+    """
+    names = [
+        [*alike(dict.fromkeys(line.paths[i] for line in lines))]
+        for i in range(len(lines[0].axes))
+    ]
+    if len(lines) > 1 and all(len(of_member) == 1 for of_member in names):
+        pairs = zip((name for (name,) in names), lines[0].axes, strict=True)
+        members = {f"{name}[{axis}]": 1 for name, axis in pairs}
+        return [(lines[0].number, _row(lines[0], members, len(lines)))]
+    return [(line.number, _row(line, _members(line), 1)) for line in lines]
+
+
+def _members(line: _Line) -> dict[str, int]:
+    """Returns how many members of one group each name stands for."""
+    pairs = zip(line.paths, line.axes, strict=True)
+    names = alike({f"{path}[{axis}]": axis for path, axis in pairs})
+    return {name: len(members) for name, members in names.items()}
 
 
 #: A line of the table names so many members.
 _NAMED_MEMBERS = 3
 
 
-def _cells(group: ChannelGroup) -> tuple[str, ...]:
-    """Returns sizes, members, and whether channels can be permuted and taken out."""
-    names = list(dict.fromkeys(f"{x.path}[{x.axis}]" for x in group.members))
-    more = len(names) - _NAMED_MEMBERS
-    members = ", ".join(names[:_NAMED_MEMBERS]) + (f" and {more} more" * (more > 0))
+def _row(line: _Line, members: Mapping[str, int], count: int) -> tuple[str, ...]:
+    """Returns the row of a group and `count - 1` more groups."""
+    size, *reasons = line.cells
+    others = sum([*members.values()][_NAMED_MEMBERS:])
     return (
-        shape_text((*group.index, group.size)),
-        members,
-        group.fixed or "yes",
-        "no" if group.fixed else group.kept or "yes",
+        str(line.number) + _more(count - 1),
+        size,
+        ", ".join([*members][:_NAMED_MEMBERS]) + _more(others),
+        *reasons,
     )
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxsparse._channels.channel_moves import move_leaves, moves_of
-from jaxsparse._channels.consumers import Consumers, find_consumers, member_scores
+from jaxsparse._channels.consumers import find_all_consumers, member_scores
 from jaxsparse._channels.find_groups import find_groups
 from jaxsparse._channels.group_permutation import GroupPermutation, permute_group
 from jaxsparse._channels.groups import ChannelGroups
@@ -56,7 +56,8 @@ def permute_channels(
       The permuted parameters, the permutations, and what they gain.
 
     Raises:
-      ValueError: no channels can be permuted, which the error explains; the function
+      ValueError: no channels can be permuted, which the error explains, as where no
+        pattern is n:m; the function
         changed by more than rounding, where the error names the group; scores do not
         fit or are not finite; besides the errors of `plan_sparsity`.
       TypeError: a leaf or an argument has no values.
@@ -82,7 +83,7 @@ def permute_channels(
     plan = plan_for_leaves(leaves.by_path, plan)
     groups = find_groups(fn, params, args) if groups is None else groups
     _check_groups(groups, leaves.by_path)
-    consumers = _all_consumers(groups, plan)
+    consumers = find_all_consumers(groups, plan)
     ranked = _scores(leaves.by_path, plan, scores)
     outputs = outputs_of(fn, params, args)
     key = jax.random.key(0) if key is None else key
@@ -107,24 +108,6 @@ def permute_channels(
         permutations[number], gains[number] = order, _gain(found.paths, result)
     verify_permutations(outputs, leaves.by_path, groups, permutations)
     return PermutationResult(leaves.unflatten(permuted), permutations, gains, groups)
-
-
-def _all_consumers(groups: ChannelGroups, plan: Plan) -> dict[int, Consumers]:
-    """Returns the consumers of each group that has some, by its number.
-
-    Raises:
-      ValueError: no group with consumers can be permuted.
-    """
-    maybe = {i: find_consumers(group, plan) for i, group in enumerate(groups)}
-    found = {i: consumers for i, consumers in maybe.items() if consumers is not None}
-    if all(consumers.reason for consumers in found.values()):
-        reasons = [f"group {i}: {consumers.reason}" for i, consumers in found.items()]
-        none = "no n:m groups of the plan lie along channels of a group"
-        raise ValueError(
-            "no channels can be permuted so that n:m pruning keeps more: "
-            + ("; ".join(reasons) or none)
-        )
-    return found
 
 
 def _check_groups(groups: ChannelGroups, leaves: Mapping[str, Any]) -> None:

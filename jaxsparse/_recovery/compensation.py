@@ -19,6 +19,7 @@ from jaxtyping import Array, Float32
 from jaxsparse._calibration import (
     SHRINKAGE,
     LeafStatistics,
+    SequentialResult,
     Shrinkage,
     best_shrinkage,
     check_held_out,
@@ -53,7 +54,7 @@ class Compensation(NamedTuple):
 
 def compensate_low_rank(
     params: PyTree,
-    result: SearchResult,
+    result: SearchResult | SequentialResult,
     statistics: Any,
     *,
     rank: int,
@@ -69,7 +70,7 @@ def compensate_low_rank(
 
     Args:
       params: the parameters before pruning.
-      result: the result of a searcher.
+      result: the result of a searcher, or of `prune_sequentially`.
       statistics: second moments, from `collect_statistics`.
       rank: the rank of the factors, at most the number of inputs or outputs.
       shrinkage: the fraction by which the second moment's entries off the diagonal are

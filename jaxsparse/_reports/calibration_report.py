@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsparse._calibration import (
+    SequentialResult,
     match_statistics,
     output_error,
     starved_problems,
@@ -79,7 +80,7 @@ class CalibrationReport(Tabular):
 
 
 def calibration_report(
-    params: PyTree, result: SearchResult, statistics: Any
+    params: PyTree, result: SearchResult | SequentialResult, statistics: Any
 ) -> CalibrationReport:
     """Reports the error of each pruned leaf's outputs, beside that of magnitude.
 
@@ -90,7 +91,7 @@ def calibration_report(
 
     Args:
       params: the parameters before pruning.
-      result: the result of a searcher.
+      result: the result of a searcher, or of `prune_sequentially`.
       statistics: second moments, from `collect_statistics`.
 
     Returns:

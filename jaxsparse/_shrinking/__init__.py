@@ -3,6 +3,9 @@
 from jaxsparse._shrinking.new_sizes import (
     new_sizes as new_sizes,
 )
+from jaxsparse._shrinking.reap import (
+    reap_scores as reap_scores,
+)
 from jaxsparse._shrinking.report import (
     LeafShrinkage as LeafShrinkage,
     ShrinkReport as ShrinkReport,

@@ -109,8 +109,9 @@ def shrink_params(
         outputs of the layers that take it in, by statistics, again relative to their
         mean. A tree like `params`: scores of weights, such as those of
         `saliency_scores`, which are added up for each channel. Or a function of a
-        `ChannelGroup` that returns an array `[*index, size]`. The default is `"energy"`
-        with statistics, else `"magnitude"`.
+        `ChannelGroup` that returns an array `[*index, size]`, such as `reap_scores` of
+        experts; it is called for each group that loses channels. The default is
+        `"energy"` with statistics, else `"magnitude"`.
       statistics: second moments of the inputs of every leaf that takes channels in,
         from `collect_statistics`. `plan=` there says which leaves are measured.
       shrinkage: the fraction by which the second moment's entries off the diagonal are

@@ -10,6 +10,7 @@ from jaxsparse._trees.fold import (
     alike as alike,
     fold as fold,
     fold_with_others as fold_with_others,
+    without_numbers as without_numbers,
 )
 from jaxsparse._trees.paths import (
     Keys as Keys,

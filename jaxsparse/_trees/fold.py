@@ -21,7 +21,7 @@ def fold(rows: Iterable[tuple[str, tuple[str, ...]]]) -> list[tuple[str, ...]]:
     """
     alike_rows: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for path, cells in rows:
-        alike_rows.setdefault((_template(path), cells), []).append(path)
+        alike_rows.setdefault((without_numbers(path), cells), []).append(path)
     return [
         (name, *cells)
         for (_, cells), paths in alike_rows.items()
@@ -55,7 +55,7 @@ def alike(items: Mapping[str, _Item]) -> dict[str, list[_Item]]:
     """
     alike_paths: dict[str, list[str]] = {}
     for path in items:
-        alike_paths.setdefault(_template(path), []).append(path)
+        alike_paths.setdefault(without_numbers(path), []).append(path)
     return {
         name: [items[path] for path in paths]
         for all_paths in alike_paths.values()
@@ -63,7 +63,12 @@ def alike(items: Mapping[str, _Item]) -> dict[str, list[_Item]]:
     }
 
 
-def _template(path: str) -> str:
+def without_numbers(path: str) -> str:
+    """Returns what a path has in common with those that differ only by numbers.
+
+    >>> without_numbers("layers.11.up")
+    'layers.*.up'
+    """
     return _NUMBER.sub("*", path)
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxsparse._calibration import PrunedStage, SparseGPTSearcher, WandaSearcher
+from jaxsparse._channels import PermutedGroup
 from jaxsparse._files import SparseFileError
 from jaxsparse._language_models import LanguageModel, Stage
 from jaxsparse._plans import Plan
@@ -14,6 +15,7 @@ from jaxsparse._reports import LeafError, calibration_report
 from jaxsparse.cli.leaves import Leaves
 from jaxsparse.cli.method import Data, Method
 from jaxsparse.cli.model_stages import open_model, prune_stages
+from jaxsparse.cli.permute import gains_of
 from jaxsparse.cli.tokens import Tokens, load_tokens
 
 
@@ -25,11 +27,13 @@ class Calibration:
       method: wanda or sparsegpt.
       model: the model.
       tokens: what it reads.
+      permute: whether channels are permuted, too.
     """
 
     method: Method
     model: LanguageModel
     tokens: Tokens
+    permute: bool
 
     def as_json(self) -> dict[str, Any]:
         """Returns what the model reads, as for JSON."""
@@ -43,8 +47,22 @@ class Calibration:
         }
 
 
+class Calibrated(NamedTuple):
+    """What calibrated pruning gave.
+
+    Attributes:
+      errors: the error of each pruned tensor, by name.
+      gains: what each group of channels gained that was permuted.
+      stored: the names of the tensors that changed.
+    """
+
+    errors: dict[str, LeafError]
+    gains: list[PermutedGroup]
+    stored: set[str]
+
+
 def open_calibration(
-    leaves: Leaves, plan: Plan, method: Method, data: Data
+    leaves: Leaves, plan: Plan, method: Method, data: Data, *, permute: bool
 ) -> Calibration:
     """Returns what calibrated pruning needs, and checks that it fits.
 
@@ -60,7 +78,7 @@ def open_calibration(
     except ValueError as error:
         remedy = "--method magnitude runs no model"
         raise ValueError(f"{leaves.path}: {error}; {remedy}") from error
-    return Calibration(method, model, load_tokens(data, leaves.path, model))
+    return Calibration(method, model, load_tokens(data, leaves.path, model), permute)
 
 
 def _check_plan(plan: Plan, model: LanguageModel) -> None:
@@ -89,26 +107,32 @@ def prune_calibrated(
     store: Callable[[str, np.ndarray], None],
     *,
     verbose: bool,
-) -> dict[str, LeafError]:
-    """Prunes a model stage by stage, and returns the error of each pruned tensor.
+) -> Calibrated:
+    """Prunes a model stage by stage.
 
     Args:
       leaves: the tensors of the model.
       plan: their plan.
       calibration: the method, the model and what it reads.
-      store: called with the name of each pruned tensor and the tensor.
+      store: called with the name of each changed tensor and the tensor.
       verbose: whether a line is printed for each stage.
 
     Raises:
       ValueError: a tensor cannot be pruned; the error names it and its stage.
     """
-    errors: dict[str, LeafError] = {}
+    done = Calibrated({}, [], set())
 
     def report(stage: Stage, pruned: PrunedStage) -> None:
+        keys = set()
         for leaf in calibration_report(pruned.params, pruned.result, pruned.statistics):
-            name = stage.tensors[leaf.path].name
-            errors[name] = leaf
-            store(name, np.asarray(pruned.result.params[leaf.path]))
+            done.errors[stage.tensors[leaf.path].name] = leaf
+            keys.add(leaf.path)
+        if pruned.permutation is not None:
+            done.gains.extend(gains_of(stage, pruned.permutation))
+            keys = set(stage.tensors)  # of dense tensors, too, channels moved
+        for key in keys:
+            store(stage.tensors[key].name, np.asarray(pruned.result.params[key]))
+            done.stored.add(stage.tensors[key].name)
 
     prune_stages(
         leaves,
@@ -117,9 +141,10 @@ def prune_calibrated(
         calibration.tokens.ids,
         WandaSearcher if calibration.method is Method.wanda else SparseGPTSearcher,
         report,
+        permute=calibration.permute,
         verbose=verbose,
     )
-    return errors
+    return done
 
 
 def calibration_lines(

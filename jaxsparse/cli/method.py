@@ -58,6 +58,16 @@ SeedOption = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="Chooses the sequences; 0 by default."),
 ]
+PermuteOption = Annotated[
+    bool,
+    typer.Option(
+        "--permute",
+        help="First put the hidden channels of MLPs and the channels of values in the "
+        "order with which n:m keeps most. The model computes the same. FILE is the "
+        f"folder of a model of type {', '.join(MODEL_TYPES)}. The channels between "
+        "blocks keep their order: they lie in every tensor, and gain least.",
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ def prune_stages(
     searcher: Callable[[Plan], Searcher],
     done: Callable[[Stage, PrunedStage], None],
     *,
+    permute: bool = False,
     verbose: bool,
 ) -> None:
     """Prunes a model stage by stage, each by what it reads from those before it.
@@ -73,6 +75,7 @@ def prune_stages(
       ids: the token ids that it reads, of shape `(samples, length)`.
       searcher: makes the searcher of a plan; see `prune_chain`.
       done: called with each stage that had a tensor to prune, and what became of it.
+      permute: whether channels are permuted first; see `prune_chain`.
       verbose: whether a line is printed for each stage.
 
     Raises:
@@ -80,16 +83,14 @@ def prune_stages(
     """
     stages = _needed_stages(model, plan)
     chain = prune_chain(
-        [_chain_stage(stage, leaves, plan) for stage in stages], _batches(ids), searcher
+        [_chain_stage(stage, leaves, plan) for stage in stages],
+        _batches(ids),
+        searcher,
+        permute=permute,
     )
-    itemsize = max(spec.dtype.itemsize for spec in leaves.specs.values())
     notes: dict[str, str] = {}
     work = {stage.name: _work(stage) for stage in stages}
-    with (
-        x64_if_needed(np.dtype(np.float64 if itemsize > 4 else np.float32)),
-        jax.default_matmul_precision("highest"),
-        progress(work, "calibrate", verbose=verbose) as step,
-    ):
+    with model_precision(leaves), progress(work, "calibrate", verbose=verbose) as step:
         for stage in stages:
             step(stage.name)
             with warnings.catch_warnings(record=True) as caught:
@@ -106,6 +107,26 @@ def prune_stages(
         print_note(f"from {name} on: {text}")
 
 
+@contextmanager
+def model_precision(leaves: Leaves) -> Iterator[None]:
+    """A context in which a model computes in float32, or float64 if weights are."""
+    itemsize = max(spec.dtype.itemsize for spec in leaves.specs.values())
+    dtype = np.dtype(np.float64 if itemsize > 4 else np.float32)
+    with x64_if_needed(dtype), jax.default_matmul_precision("highest"):
+        yield
+
+
+def stage_plan(stage: Stage, plan: Plan) -> Plan:
+    """Returns the plan of a stage by the names in it, the same in equal blocks."""
+    planned = (replace(plan[x.name], path=key) for key, x in stage.tensors.items())
+    return Plan(tuple(planned))
+
+
+def load_stage(stage: Stage, leaves: Leaves) -> dict[str, Array]:
+    """Reads the tensors of a stage, by their names in it."""
+    return {k: jnp.asarray(leaves.read(x.name)) for k, x in stage.tensors.items()}
+
+
 def _needed_stages(model: LanguageModel, plan: Plan) -> list[Stage]:
     """Returns the stages up to the last one that has a tensor to prune."""
     sparse = {leaf.path for leaf in plan.sparse}
@@ -118,13 +139,8 @@ def _needed_stages(model: LanguageModel, plan: Plan) -> list[Stage]:
 
 
 def _chain_stage(stage: Stage, leaves: Leaves, plan: Plan) -> ChainStage:
-    """Returns a stage planned by the names in it, the same in equal blocks."""
-    planned = (replace(plan[x.name], path=key) for key, x in stage.tensors.items())
-    return ChainStage(stage.fn, Plan(tuple(planned)), partial(_load, stage, leaves))
-
-
-def _load(stage: Stage, leaves: Leaves) -> dict[str, Array]:
-    return {k: jnp.asarray(leaves.read(x.name)) for k, x in stage.tensors.items()}
+    load = partial(load_stage, stage, leaves)
+    return ChainStage(stage.fn, stage_plan(stage, plan), load)
 
 
 def _work(stage: Stage) -> int:

@@ -1,13 +1,14 @@
 """The command `prune`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
 
+from jaxsparse._channels import PermutedGroup
 from jaxsparse._files import spilled_tensors
 from jaxsparse._masks import search_masks
 from jaxsparse._plans import (
@@ -36,6 +37,7 @@ from jaxsparse.cli.method import (
     LengthOption,
     Method,
     MethodOption,
+    PermuteOption,
     SamplesOption,
     SeedOption,
     checked_data,
@@ -49,6 +51,12 @@ from jaxsparse.cli.options import (
     RouterOption,
     RuleOption,
     plan_leaves,
+)
+from jaxsparse.cli.permute import (
+    Permuted,
+    gain_line,
+    open_blocks,
+    permute_blocks,
 )
 from jaxsparse.cli.progress import progress
 from jaxsparse.cli.prune_output import (
@@ -85,6 +93,7 @@ def prune(
     samples: SamplesOption = None,
     length: LengthOption = None,
     seed: SeedOption = None,
+    permute: PermuteOption = False,
     layout: LayoutOption = None,
     rule: RuleOption = None,
     any_size: AnySizeOption = False,
@@ -99,10 +108,10 @@ def prune(
 ) -> None:
     """Prune to n:m and write a new file.
 
-    One tensor is in memory at a time; with --calibrate, one block of the model and its
-    inputs. Biases, norms, embeddings, the output layer, routers of experts and low-rank
-    adapters stay dense. OUT is written atomically: it is either complete or absent. If
-    FILE is the folder of a model, OUT is one too.
+    One tensor is in memory at a time; with --permute, one block of the model; with
+    --calibrate, its inputs too. Biases, norms, embeddings, the output layer, routers
+    of experts and low-rank adapters stay dense. OUT is written atomically: it is either
+    complete or absent. If FILE is the folder of a model, OUT is one too.
     """
     leaves = open_leaves(file)
     check_prunable(leaves)
@@ -122,22 +131,32 @@ def prune(
         adapter=adapter,
     )
     left_out = files_left_out(leaves)
+    model = open_blocks(leaves, plan) if permute else None
     calibration = None
     if data is not None:
-        calibration = open_calibration(leaves, plan, method, data)
+        calibration = open_calibration(leaves, plan, method, data, permute=permute)
+    permuted = Permuted((), {})
+    if model is not None and calibration is None:
+        permuted = permute_blocks(leaves, plan, model, verbose=verbose)
     if dry_run or output is None:
-        output, errors = None, {}
         zeros = {leaf.path: pruned_weights(leaf) for leaf in plan.leaves}
+        output, done = None, _Done(zeros, {}, permuted.gains)
     else:
-        zeros, errors = _prune(
-            leaves, output, plan, calibration, replace=force, verbose=verbose
+        done = _prune(
+            leaves, output, plan, calibration, permuted, replace=force, verbose=verbose
         )
+    gains = done.gains if permute else None
     if json:
-        print_json(pruned_as_json(leaves, output, plan, left_out, calibration, errors))
+        report = pruned_as_json(
+            leaves, output, plan, left_out, calibration, done.errors, gains
+        )
+        print_json(report)
         return
-    print_pruned(leaves, output, plan, zeros, plain=plain)
+    print_pruned(leaves, output, plan, done.zeros, plain=plain)
+    if gains is not None:
+        print_line(gain_line(gains, method, is_done=output is not None))
     if calibration is not None:
-        for line in calibration_lines(calibration, errors):
+        for line in calibration_lines(calibration, done.errors):
             print_line(line)
     if left_out:
         print_line(
@@ -155,25 +174,41 @@ def prune_weight(weight: np.ndarray, plan: LeafPlan) -> np.ndarray:
     return weight
 
 
+class _Done(NamedTuple):
+    """What became of a file.
+
+    Attributes:
+      zeros: the number of zeros in each tensor.
+      errors: the error of each pruned tensor, if it was calibrated.
+      gains: what each group of channels gained that was permuted.
+    """
+
+    zeros: Mapping[str, int]
+    errors: Mapping[str, LeafError]
+    gains: Sequence[PermutedGroup]
+
+
 def _prune(
     leaves: Leaves,
     output: Path,
     plan: Plan,
     calibration: Calibration | None,
+    permuted: Permuted,
     *,
     replace: bool,
     verbose: bool,
-) -> tuple[Mapping[str, int], Mapping[str, LeafError]]:
-    """Prunes and writes; returns the zeros of each tensor, and errors if calibrated."""
+) -> _Done:
+    """Prunes and writes."""
     write = partial(_write, leaves, output, replace=replace, verbose=verbose)
     if calibration is None:
-        return write(lambda name, weight: prune_weight(weight, plan[name])), {}
-    with spilled_tensors(output.parent) as pruned:
-        errors = prune_calibrated(
-            leaves, plan, calibration, pruned.store, verbose=verbose
+        zeros = write(lambda name, x: prune_weight(permuted.of(name, x), plan[name]))
+        return _Done(zeros, {}, permuted.gains)
+    with spilled_tensors(output.parent) as changed:
+        done = prune_calibrated(
+            leaves, plan, calibration, changed.store, verbose=verbose
         )
-        read = lambda name, weight: pruned.read(name) if name in errors else weight
-        return write(read), errors
+        read = lambda name, x: changed.read(name) if name in done.stored else x
+        return _Done(write(read), done.errors, done.gains)
 
 
 def _write(

@@ -1,9 +1,10 @@
 """What `prune` prints: its plan, what was written, and what was not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxsparse._channels import PermutedGroup
 from jaxsparse._plans import Plan, count_text
 from jaxsparse._reports import LeafError
 from jaxsparse._trees import bytes_text, shape_text, weights_text
@@ -11,6 +12,7 @@ from jaxsparse.cli.calibrate import Calibration
 from jaxsparse.cli.console import print_line, print_table
 from jaxsparse.cli.leaves import Leaves
 from jaxsparse.cli.method import Method
+from jaxsparse.cli.permute import gains_as_json
 from jaxsparse.cli.totals import Totals, compressed_bytes, totals
 
 
@@ -71,10 +73,12 @@ def pruned_as_json(
     left_out: list[str],
     calibration: Calibration | None,
     errors: Mapping[str, LeafError],
+    gains: Sequence[PermutedGroup] | None,
 ) -> dict[str, Any]:
     """Returns the plan, the paths, and the files that are not copied, as for JSON.
 
-    With the method, what it was calibrated on, and the errors of the tensors.
+    With the method, what it was calibrated on, the errors of the tensors, and what
+    permuted channels gain.
     """
     method = Method.magnitude if calibration is None else calibration.method
     error_of = {name: leaf.error for name, leaf in errors.items()}
@@ -85,6 +89,7 @@ def pruned_as_json(
         "not_copied": left_out,
         "method": method.value,
         "calibration": calibration and calibration.as_json(),
+        "permuted": None if gains is None else gains_as_json(gains),
         "leaves": [
             {
                 "leaf": leaf.path,

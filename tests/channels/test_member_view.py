@@ -1,5 +1,7 @@
 """Views of the channels in a leaf, against loops over single elements."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +102,40 @@ def test_groups_are_a_sequence_and_print_as_a_table():
         "0      8         up[1], down[0]  yes                    yes",
         "1      3x4       qkv[1]          an input of the model  no",
     ]
+
+
+def dense(path, shape, axis):
+    """A member that takes the whole of a leaf."""
+    slices = tuple((0, size) for size in shape)
+    return ChannelMember(path, slices, shape, axis, (), axis, "output")
+
+
+def test_groups_of_alike_layers_share_a_row():
+    width = tuple(
+        dense(f"layers.{i}.{name}", (4, 8), axis)
+        for i in range(3)
+        for name, axis in (("up", 0), ("down", 1))
+    )
+    groups = [ChannelGroup(4, (), width, "an input of the model", "")]
+    for name, channels in {"up": (6, 6, 6), "gate": (6, 6, 7)}.items():
+        for i, size in enumerate(channels):
+            up = dense(f"layers.{i}.{name}", (4, size), 1)
+            down = dense(f"layers.{i}.down", (size, 4), 0)
+            groups.append(ChannelGroup(size, (), (up, down), "", ""))
+    lines = str(ChannelGroups(tuple(groups))).splitlines()[1:]
+    assert [re.split("  +", line)[:3] for line in lines] == [
+        ["0", "4", "layers.{0..2}.up[0], layers.{0..2}.down[1]"],
+        ["1 and 2 more", "6", "layers.{0..2}.up[1], layers.{0..2}.down[0]"],
+        ["4 and 1 more", "6", "layers.{0,1}.gate[1], layers.{0,1}.down[0]"],
+        ["6", "7", "layers.2.gate[1], layers.2.down[0]"],
+    ]
+
+
+def test_groups_that_no_one_name_stands_for_have_rows_of_their_own():
+    pairs = [(0, 0), (0, 1), (1, 0)]
+    groups = tuple(
+        ChannelGroup(6, (), (dense(f"stages.{i}.blocks.{j}", (4, 6), 1),), "", "")
+        for i, j in pairs
+    )
+    names = [line.split()[2] for line in str(ChannelGroups(groups)).splitlines()[1:]]
+    assert names == [f"stages.{i}.blocks.{j}[1]" for i, j in pairs]

@@ -53,6 +53,24 @@ def test_nothing_to_permute_is_an_error_with_the_reasons():
         )
 
 
+@pytest.mark.parametrize("pattern", [js.Unstructured(0.5), js.PerOutput(0.5)])
+def test_other_patterns_than_n_m_are_refused_with_the_remedy(pattern):
+    fn, params, _, groups = setting("mlp")
+    plan = js.plan_sparsity(params, pattern, fn=fn, args=(INPUTS,), dense_head=False)
+    words = rf"the plan has no n:m pattern, but {pattern}. Plan '2:4', for example"
+    with pytest.raises(ValueError, match=words):
+        js.permute_channels(params, plan, fn, (INPUTS,), groups=groups)
+    with pytest.raises(ValueError, match=words):
+        js.prune_sequentially(
+            fn,
+            params,
+            [INPUTS * jnp.nan],  # is not read
+            js.WandaSearcher(plan),
+            boundaries=[".*"],
+            permute=True,
+        )
+
+
 def down(view, channel, start=0):
     """The channels of `down`, of 64 x 32, along an axis of a view of it."""
     whole = member("down", (64, 32), 0, "input", view, channel)
