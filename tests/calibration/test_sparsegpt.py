@@ -268,12 +268,10 @@ def test_a_moment_without_a_factor_takes_more_damping_and_says_so():
     )
     np.testing.assert_array_equal(result.masks["w"], mask)
     np.testing.assert_allclose(result.params["w"], weight, rtol=1e-4, atol=1e-5)
-    hopeless = with_moment(
-        params, moment - 1e6 * np.outer(rotation[:, 0], rotation[:, 0])
-    )
-    with pytest.raises(
-        ValueError, match=r"leaf 'w' of shape \(16, 8\) has no Cholesky"
-    ):
+    first = np.outer(rotation[:, 0], rotation[:, 0])
+    hopeless = with_moment(params, moment - 1e6 * first)
+    no_factor = r"leaf 'w' of shape \(16, 8\) has no Cholesky"
+    with pytest.raises(ValueError, match=no_factor):
         searcher.search(params, hopeless)
 
 
