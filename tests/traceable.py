@@ -243,6 +243,7 @@ def recovery_cases() -> list[Case]:
         Case("apply_adapters", adapted, (_PARAMS, create(_PARAMS))),
         Case("distillation_loss", jax.grad(distil), (teacher / 2, teacher)),
         Case("feature_loss", jax.grad(js.feature_loss), (teacher / 2, teacher)),
+        Case("reap_scores", js.reap_scores, (jnp.abs(_X[:, :4]), _X[:, 4:8])),
     ]
 
 
