@@ -110,7 +110,7 @@ _SYMBOLIC = {
 }
 
 
-@pytest.mark.sweep(keep=["create_asp_mask"])
+@pytest.mark.sweep(keep=["create_asp_mask]"])
 @pytest.mark.parametrize("name", _SYMBOLIC)
 def test_shapes_may_be_symbolic(name, monkeypatch):
     # Annotations say that sizes are integers.

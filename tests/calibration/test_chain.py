@@ -32,7 +32,7 @@ def chain(layers, searcher):
     return prune_chain(stages, batches, searcher)
 
 
-@pytest.mark.sweep(keep=["Wanda"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("make", [js.WandaSearcher, js.SparseGPTSearcher])
 def test_a_chain_is_pruned_as_the_whole_function_is(make, programs):
     weights, batches = draw(3)

@@ -90,6 +90,7 @@ def test_the_dense_model_is_there_in_the_new_order():
     assert kept(result.params) > kept(prune(js.MagnitudeSearcher).params)
 
 
+@pytest.mark.sweep
 def test_a_resumed_run_has_the_permutation_of_the_first(tmp_path, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt

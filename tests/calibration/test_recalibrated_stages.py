@@ -33,6 +33,7 @@ def recalibrate(variables):
     return {**variables, "batch_stats": stats}
 
 
+@pytest.mark.sweep
 def test_the_next_stage_reads_what_renewed_statistics_give():
     variables = Network().init(jax.random.key(0), X)
     # As a network that was trained on other images, so that much depends on them.

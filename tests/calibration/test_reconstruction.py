@@ -110,7 +110,7 @@ def error(params, x):
     return float(jnp.sum((network(params, x) - dense) ** 2) / jnp.sum(dense**2))
 
 
-@pytest.mark.sweep(keep=["Wanda"])
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "kind", [js.MagnitudeSearcher, js.WandaSearcher, js.SparseGPTSearcher]
 )

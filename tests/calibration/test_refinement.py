@@ -137,7 +137,7 @@ def test_no_sweep_makes_a_layer_worse(seed, pattern, shrinkage, tokens, dead):
     check_sweeps(seed, pattern, shrinkage, tokens, dead)
 
 
-@pytest.mark.sweep(keep=["pattern0"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("pattern", [(2, 4), js.PerOutput(0.5)])
 def test_no_sweep_makes_one_layer_worse(pattern):
     check_sweeps(0, pattern, 0.1, 100, 2)
@@ -226,6 +226,7 @@ def test_the_weights_of_the_function_are_improved_not_those_of_the_leaf():
     )
 
 
+@pytest.mark.sweep
 def test_packed_masks_are_returned_packed_and_narrow_weights_narrow():
     params, x = layer(6, 16, 8)
     narrow = {"w": jnp.asarray(params["w"], jnp.bfloat16)}

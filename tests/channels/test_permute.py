@@ -57,6 +57,7 @@ def test_masks_keep_more_and_the_function_is_the_same(name, number, consumer):
     assert gain.rows > gain.after > gain.before + 0.01
 
 
+@pytest.mark.sweep(keep=["mlp"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_old_order_comes_back_exactly(name):
     _, params, _, result = permuted(name)
@@ -67,6 +68,7 @@ def test_the_old_order_comes_back_exactly(name):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, result.params, again))
 
 
+@pytest.mark.sweep(keep=["mlp"])
 @pytest.mark.parametrize("name", MODELS)
 def test_permutations_say_which_old_channel_is_where(name):
     _, params, _, result = permuted(name)

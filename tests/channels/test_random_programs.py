@@ -5,6 +5,7 @@ They are traced with JAX, and run with NumPy in float64.
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, strategies as st
 
 from jaxsparse._channels import channel_groups
@@ -21,6 +22,7 @@ def is_stable(run, params):
     return usable and difference(run, params, others, ()) < 1e-9
 
 
+@pytest.mark.sweep
 @thorough(300)
 @given(st.lists(st.sampled_from(STEPS), max_size=10), st.integers(0, 2**31))
 def test_free_groups_of_random_programs_can_be_permuted(kinds, seed):

@@ -47,7 +47,7 @@ def kept(weight, axis):
     return np.abs(pruned(weight, 2, 4, axis)).sum() / np.abs(weight).sum()
 
 
-@pytest.mark.sweep(keep=["llama"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("model", MODELS)
 def test_permuted_tensors_compute_the_same_logits(tmp_path, model):
     weights = random_weights(MODELS[model])

@@ -36,7 +36,7 @@ def with_codes(codes, n, m, axis, outputs=1):
     return js.Compressed(jnp.asarray(values), jnp.asarray(indices), js.NM(n, m), axis)
 
 
-@pytest.mark.sweep(keep=["2-4--1", "3-16--2"])
+@pytest.mark.sweep(keep=["2-4--1"])
 @pytest.mark.parametrize("axis", [-2, -1])
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_every_code_of_every_pattern(n, m, axis):
@@ -82,7 +82,7 @@ def test_the_first_bad_group_of_several_outputs_and_of_a_stack():
     assert code_fault(stack).endswith("starts at (1, 16, 1)")
 
 
-@pytest.mark.sweep(keep=["2:4-shape0", "3:16-shape1"])
+@pytest.mark.sweep(keep=["2:4-shape0"])
 @pytest.mark.parametrize("shape", [(16, 8), (48, 3), (0, 4), (2, 16, 3), (16,)])
 @pytest.mark.parametrize("pattern", ["1:4", "2:4", "3:8", "3:16"])
 def test_what_compress_writes_is_possible(pattern, shape):

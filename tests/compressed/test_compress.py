@@ -45,7 +45,7 @@ def test_the_layouts_of_wider_groups_by_hand():
 PATTERNS = [(1, 4), (2, 4), (3, 4), (4, 4), (1, 8), (2, 8), (4, 8), (3, 16), (8, 16)]
 
 
-@pytest.mark.sweep(keep=["pattern1", "pattern7"])
+@pytest.mark.sweep(keep=["pattern1"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_masks_that_keep_n_or_fewer(pattern):
     n, m = pattern

@@ -46,7 +46,7 @@ def test_sparsity_counts_zeros_that_are_not_stored():
     assert jax.jit(js.sparsity)(small) == np.float32(25 / 34)
 
 
-@pytest.mark.sweep(keep=["packed masks"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("given", ["no masks", "masks", "packed masks"])
 def test_decompressed_params_equal_masked_params(given):
     params, plan = tree(), js.plan_sparsity(tree(), RULES, dense_head=False)

@@ -22,7 +22,7 @@ def serialized(small):
     return export.export(program)(small, X).serialize()
 
 
-@pytest.mark.sweep(keep=["pattern2"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("pattern", [(1, 8), (2, 4), (4, 8)])
 def test_compressed_weights_go_in_and_come_out(pattern):
     small = js.compress(W, js.NM(*pattern), axis=0)

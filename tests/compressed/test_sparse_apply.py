@@ -47,7 +47,7 @@ def agree(fn, params, *args, pattern="2:4"):
     return small
 
 
-@pytest.mark.sweep(keep=["2:4"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:16"])
 def test_linen(pattern):
     model, x = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(16)]), normal(3, 16)
@@ -154,6 +154,7 @@ def test_a_scan_over_the_group_axis_and_weights_as_carries():
     jax.tree.map(close, got, fn(masked, x))
 
 
+@pytest.mark.sweep
 def test_loops_that_carry_a_weight():
     params, x = {"w": normal(16, 16)}, normal(3, 16)
 
@@ -175,6 +176,7 @@ def test_loops_that_carry_a_weight():
         jax.tree.map(close, result, expected)
 
 
+@pytest.mark.sweep
 def test_gradients_of_the_values_are_those_of_the_kept_weights():
     params, x = {"w": normal(3, 16, 16) / 4}, normal(5, 16)
     masked, small, plan = compressed(stack, params, x)

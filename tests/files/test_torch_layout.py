@@ -183,6 +183,7 @@ def test_tensors_of_pytorch_are_named_with_the_remedy():
             fn({"up.weight": tensor})
 
 
+@pytest.mark.sweep
 def test_compressed_leaves_are_transposed_without_decompressing():
     params = attention(8) | {"up": {"kernel": weights((16, 8))}}
     rules = [js.Rule("(query|key|value)/.*", None), js.Rule(".*", "2:4", sizes=None)]

@@ -54,6 +54,7 @@ def built(folder: Path) -> list[Path]:
     return sorted((folder / "cache" / "jaxsparse").iterdir())
 
 
+@pytest.mark.sweep
 def test_it_is_built_once_for_each_compiler(compiler):
     folder = compiler()
     cuda_library.load()

@@ -36,6 +36,7 @@ def best_transposable(matrix):
     return np.block([[best_block(block) for block in row] for row in blocks])
 
 
+@pytest.mark.sweep(keep=["True"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_transposable_masks_of_a_tree(packed):
     rules = [js.Rule(".*", BOTH, sizes=None)]

@@ -89,6 +89,7 @@ def test_a_leaf_with_a_mask_alone_is_masked(pruned):
     np.testing.assert_array_equal(changed["kernel"], masks["kernel"])
 
 
+@pytest.mark.sweep
 def test_training_moves_adapters_alone_and_merging_keeps_every_zero_and_bit():
     keys = jax.random.split(KEY, 3)
     draw = lambda key, *shape: jax.random.normal(key, shape, jnp.bfloat16)

@@ -124,7 +124,7 @@ def weights_kept(params):
     }
 
 
-@pytest.mark.sweep(keep=["None-0.5"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("budget", [0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize(
     "statistic", [None, "mean_square", "second_moment", "held_out"]

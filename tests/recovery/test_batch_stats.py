@@ -76,7 +76,7 @@ _LAYERS = {
 }
 
 
-@pytest.mark.sweep(keep=["linen-0.99", "equinox batch-0.99"])
+@pytest.mark.sweep(keep=["linen-0.99"])
 @pytest.mark.parametrize("momentum", [0.99, 0.5])
 @pytest.mark.parametrize("make", _LAYERS.values(), ids=_LAYERS)
 def test_a_layer_evaluates_with_the_moments_of_all_samples(make, momentum):

@@ -40,7 +40,7 @@ def compensated():
     return *args, js.compensate_low_rank(*args, rank=3, shrinkage=0.25)
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(keep=["kernel"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_change_is_the_best_one_of_its_rank(compensated, name):
     params, result, statistics, (factors, report) = compensated

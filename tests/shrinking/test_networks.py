@@ -178,7 +178,7 @@ def test_each_expert_keeps_and_refits_its_own_hidden_channels():
         )
 
 
-@pytest.mark.sweep(keep=["cut"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("refitted", [False, True], ids=["cut", "refitted"])
 def test_each_layer_of_a_stack_keeps_its_own_channels(refitted):
     params, x = draw(nets.STACK, (500, 8))

@@ -44,6 +44,7 @@ def test_the_mean_is_over_the_tokens_that_an_expert_is_sent():
     np.testing.assert_allclose(js.reap_scores(gates, unsent), expected, rtol=1e-5)
 
 
+@pytest.mark.sweep
 def test_stacked_layers_and_narrow_dtypes():
     layers = [routed(seed=i) for i in range(3)]
     gates, outputs = (jnp.stack(x) for x in zip(*layers, strict=True))

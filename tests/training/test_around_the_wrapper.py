@@ -35,6 +35,7 @@ def is_sparse(params):
     return not np.asarray(params["kernel"])[pruned].any()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("start", [DENSE, MASKED], ids=["dense", "masked"])
 def test_lookahead(start):
     tx = optax.lookahead(wrapped(), sync_period=3, slow_step_size=0.5)

@@ -186,6 +186,7 @@ def test_masks_may_be_given():
     ).any()
 
 
+@pytest.mark.sweep
 def test_an_ensemble_under_vmap_and_scan_is_each_run_alone():
     tx = js.regrow_by_gradient(
         optax.sgd(0.05, momentum=0.9), "2:4", fraction=lambda _: 0.3, every=2
@@ -211,7 +212,7 @@ def test_an_ensemble_under_vmap_and_scan_is_each_run_alone():
         assert one[2] > 0
 
 
-@pytest.mark.sweep(keep=["gradient"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("grow", ["gradient", "random"])
 def test_wide_floats_work(grow):
     with jax.enable_x64(True):

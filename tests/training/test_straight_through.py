@@ -120,6 +120,7 @@ START = {"w": jnp.array([[0.6], [0.5], [0.1], [-0.1]])}
 TOY = [js.Rule("w", "2:4", axis=0, sizes=None)]
 
 
+@pytest.mark.sweep
 def test_sr_ste_finds_a_support_that_one_shot_pruning_does_not():
     """`sum((w - target)**2) / 2`: the two largest weights at first are the wrong two.
 
@@ -164,6 +165,7 @@ def test_weights_that_the_loss_does_not_hold_up_decay_by_the_closed_form():
     np.testing.assert_allclose(tree["w"], expected, rtol=1e-5)
 
 
+@pytest.mark.sweep
 def test_with_masks_that_stay_loss_and_decay_agree():
     """Of steps 0 to 3 the loss sees the masks of the state before each update."""
     tx = js.add_sr_ste_decay(

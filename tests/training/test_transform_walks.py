@@ -61,7 +61,7 @@ def test_a_gradual_walk_is_exactly_sparse_at_every_step(name):
         assert not (kept[1:] & ~kept[:-1]).any()
 
 
-@pytest.mark.sweep(keep=["adamw"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_rigl_is_exactly_sparse_at_every_step(name):
     fraction = optax.cosine_decay_schedule(0.4, 40)

@@ -132,6 +132,7 @@ PARAMS = tuple(
 TOKENS = jnp.arange(8)
 
 
+@pytest.mark.sweep
 def test_labels_as_the_keys_of_a_dict_are_names(tmp_path):
     numbered = js.plan_sparsity(PARAMS, fn=forward, args=(TOKENS,))
     assert [leaf.path for leaf in numbered.leaves] == ["0/array", "1/array", "2/array"]
