@@ -1,4 +1,7 @@
 import os
+from collections import defaultdict
+from itertools import chain
+from random import Random
 
 import pytest
 from hypothesis import settings
@@ -27,15 +30,28 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of a sweep only the cases remain that it keeps, or with `--sweeps` most."""
+    """Of a sweep only the cases remain that it keeps, or with `--sweeps` some."""
     if not _runs_sweeps(config):
         left_out = [item for item in items if not _is_quick(item)]
     elif not config.getoption("--full"):
         left_out = [item for item in items if _is_long(item)]
+        if config.getoption("--sweeps"):
+            left_out += _half_of_many(item for item in items if not _is_long(item))
     else:
         return
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def _half_of_many(items):
+    """Half of the cases of each test with more than four, drawn by its name."""
+    cases = defaultdict(list)
+    for item in items:
+        if not _is_quick(item):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    many = {name: some for name, some in cases.items() if len(some) > 4}
+    draws = (Random(name).sample(some, len(some) // 2) for name, some in many.items())
+    return list(chain.from_iterable(draws))
 
 
 def _runs_sweeps(config):
