@@ -65,6 +65,14 @@ def ways(plan, encode, dense, batches, statistics, shrinkages):
     }
 
 
+def print_row(name, probe, task, own, dense, seconds):
+    """The frozen probe's accuracy, and how close vectors are to the dense ones."""
+    accuracy = 100 * probe.score(own[0], task.held_out[1])
+    cosines = [np.sum(x * y, axis=-1).mean() for x, y in zip(own, dense, strict=True)]
+    cells = "".join(f"{cosine:12.3f}" for cosine in cosines)
+    print(f"{name:32}{accuracy:12.1f}{cells}{seconds:9.1f}", flush=True)
+
+
 def main():
     """Fits the probe, prunes in all ways and prints one table."""
     parser = argparse.ArgumentParser(
@@ -72,7 +80,7 @@ def main():
     )
     parser.add_argument("--pattern", nargs="+", default=["2:4"], metavar="N:M")
     parser.add_argument("--shrinkage", nargs="+", type=float, default=[0.1])
-    parser.add_argument("--verses", type=int, default=3072, help="of each half")
+    parser.add_argument("--verses", type=int, default=2048, help="of each half")
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
     args = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -81,54 +89,42 @@ def main():
     graph, dense = nnx.split(model, nnx.Param)
     encode = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens))
     batches = np.split(task.calibration, len(task.calibration) // BATCH)
-
-    vectors = lambda params: [
-        embed(encode, params, tokens) for tokens in (task.held_out[0], task.other)
-    ]
-    fitted, classes = task.fit
-    probe = LogisticRegression(C=10, max_iter=1000)
-    probe.fit(embed(encode, dense, fitted), classes)
-    expected = vectors(dense)
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print(f"calibrated on {np.sum(is_token(task.calibration))} tokens")
-    print(f"evaluated on {len(expected[0])} verses and {len(expected[1])} sentences\n")
-    print(f"{'':32}{'accuracy, %':>12}{'cosine, KJV':>12}{'CPython':>9}{'seconds':>9}")
-
-    def row(name, make):
-        start = time.perf_counter()
-        found = jax.block_until_ready(make())
-        seconds = time.perf_counter() - start
-        own = vectors(found.params)
-        accuracy = 100 * probe.score(own[0], task.held_out[1])
-        kjv, cpython = (
-            np.sum(x * y, axis=-1).mean() for x, y in zip(own, expected, strict=True)
-        )
-        print(
-            f"{name:32}{accuracy:12.1f}{kjv:12.4f}{cpython:9.4f}{seconds:9.1f}",
-            flush=True,
-        )
-        return found
-
-    row("dense", lambda: js.SearchResult(dense, None, js.Plan(())))
-    plans = [
-        js.plan_sparsity(
+    plans = {
+        pattern: js.plan_sparsity(
             dense, pattern, fn=encode, args=(batches[0],), dense_head=False
         )
         for pattern in args.pattern
-    ]
+    }
+
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+    print(f"calibrated on {np.sum(is_token(task.calibration))} tokens")
+    print(f"evaluated on {len(task.held_out[0])} verses, {len(task.other)} sentences\n")
+    heads = "accuracy, %", "cosine, KJV", "CPython"
+    print(f"{'':32}{''.join(f'{head:>12}' for head in heads)}{'seconds':>9}")
+    probe = LogisticRegression(C=10, max_iter=1000)
+    probe.fit(embed(encode, dense, task.fit[0]), task.fit[1])
+    held_out = task.held_out[0], task.other
+    expected = [embed(encode, dense, tokens) for tokens in held_out]
+    print_row("dense", probe, task, expected, expected, 0.0)
+
     start = time.perf_counter()
+    plan, *_ = plans.values()
     statistics = js.collect_statistics(
-        encode, dense, batches, plan=plans[0], weights=is_token
+        encode, dense, batches, plan=plan, weights=is_token
     )
-    print(f"{'second moments':65}{time.perf_counter() - start:9.1f}")
-    zeros = []
-    for pattern, plan in zip(args.pattern, plans, strict=True):
-        every = ways(plan, encode, dense, batches, statistics, args.shrinkage)
+    print(f"{'second moments':68}{time.perf_counter() - start:9.1f}")
+    pruned = []
+    for pattern, of_pattern in plans.items():
+        every = ways(of_pattern, encode, dense, batches, statistics, args.shrinkage)
         for name, make in every.items():
-            found = row(f"{pattern}, {name}", make)
-            js.check_sparsity(found.params, plan)
-            zeros.append(js.sparsity(found.params))
-    print(f"\n{plans[0]}\nsparsity of all weights: {zeros[0]:.1%}")
+            start = time.perf_counter()
+            found = jax.block_until_ready(make())
+            seconds = time.perf_counter() - start
+            js.check_sparsity(found.params, of_pattern)
+            own = [embed(encode, found.params, tokens) for tokens in held_out]
+            print_row(f"{pattern}, {name}", probe, task, own, expected, seconds)
+            pruned.append(found.params)
+    print(f"\n{plan}\nsparsity of all weights: {js.sparsity(pruned[0]):.1%}")
 
 
 if __name__ == "__main__":

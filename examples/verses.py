@@ -40,7 +40,7 @@ def load_task(count):
 
     parts = re.split(r"(?<=[.:])\s+|\n\s*\n", "\n".join(load_reference()))
     sentences = np.array([part for part in parts if len(part.split()) > 7])
-    other = load_tokens(spread(sentences, count // 3), LENGTH)
+    other = load_tokens(spread(sentences, count // 4), LENGTH)
     fit, held_out = half(~is_odd), half(is_odd)
     return Task(spread(fit[0], 256), fit, held_out, other)
 
