@@ -8,6 +8,7 @@ A sentence becomes a vector of length one: BERT's layers, and the mean over its 
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ class Encoder(nnx.Module):
 
 
 def layer_norm(config, rngs):
-    """A norm over the width; `x**2` and the mean are not subtracted, for accuracy."""
+    """A norm over the width, whose variance is that of centred values."""
     options = {"epsilon": config.epsilon, "use_fast_variance": False}
     return nnx.LayerNorm(config.width, **options, rngs=rngs)
 
@@ -111,7 +112,7 @@ def load_minilm():
         hidden=stated["intermediate_size"],
         epsilon=stated["layer_norm_eps"],
     )
-    tensors = js.open_tensors(model_folder() / "model.safetensors")
+    tensors: Any = js.open_tensors(model_folder() / "model.safetensors")
     model = nnx.eval_shape(lambda: Encoder(config, nnx.Rngs(0)))
 
     def read(path, _):

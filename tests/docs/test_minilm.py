@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from minilm import load_minilm, load_tokens, small_encoder
+from minilm import Encoder, load_minilm, load_tokens, small_encoder
 from verses import load_task, smoke_task
 
 
 needs = lambda *names: pytest.mark.skipif(
     not all(find_spec(name) for name in names), reason=f"needs {' and '.join(names)}"
 )
+encode = nnx.jit(Encoder.__call__)
 
 
 def random_encoder():
@@ -71,7 +72,7 @@ def test_the_vectors_are_those_of_the_architecture_in_float64_whatever_the_paddi
     sentences = [draw.integers(1, 256, length) for length in (3, 9, 14)]
     tokens = np.stack([np.pad(each, (0, 14 - len(each))) for each in sentences])
     with jax.default_matmul_precision("highest"):
-        vectors = model(jnp.asarray(tokens))
+        vectors = encode(model, jnp.asarray(tokens))
     expected = np.stack([float64_vector(model, each) for each in sentences])
     assert vectors.dtype == jnp.float32
     # Some dozens of roundings to float32 follow each other.
@@ -95,7 +96,7 @@ def test_pretrained_similarities_are_those_that_sentence_transformers_prints():
         "He drove to the stadium.",
     ]
     with jax.default_matmul_precision("highest"):
-        vectors = load_minilm()(jnp.asarray(load_tokens(sentences, 12)))
+        vectors = encode(load_minilm(), jnp.asarray(load_tokens(sentences, 12)))
     # The quickstart of sbert.net, with all-MiniLM-L6-v2, rounded there.
     expected = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
     np.testing.assert_allclose(vectors @ vectors.T, expected, rtol=0, atol=6e-5)
