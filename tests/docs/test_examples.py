@@ -45,6 +45,7 @@ def run_example(name, folder):
                 "another pattern",
             ],
         ),
+        ("prune_encoder", ["2:4, SparseGPT, in order", "2:4, ADMM", "second moments"]),
         ("prune_resnet", ["2:4, Magnitude", "2:4, SparseGPT", "renewed"]),
         ("decode_compressed", ["compressed 72,576", "tokens are the same"]),
         ("recipes", ["SR-STE, 2:4", "RigL, 90 %", "transposable 2:4", "minus dense"]),
