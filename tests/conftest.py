@@ -44,10 +44,13 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _half_of_many(items):
-    """Half of the cases of each test with more than four, drawn by its name."""
+    """Half of the cases of each test with more than four, drawn by its name.
+
+    Sweeps with `whole=True` run all: their cases have little in common.
+    """
     cases = defaultdict(list)
     for item in items:
-        if not _is_quick(item):
+        if not _is_quick(item) and not _is_whole(item):
             cases[item.nodeid.partition("[")[0]].append(item)
     many = {name: some for name, some in cases.items() if len(some) > 4}
     draws = (Random(name).sample(some, len(some) // 2) for name, some in many.items())
@@ -62,6 +65,10 @@ def _is_long(item):
     sweep = item.get_closest_marker("sweep")
     long = () if sweep is None else sweep.kwargs.get("full", ())
     return any(case in item.name for case in long)
+
+
+def _is_whole(item):
+    return item.get_closest_marker("sweep").kwargs.get("whole", False)
 
 
 def _is_quick(item):

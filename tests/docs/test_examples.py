@@ -26,7 +26,7 @@ def run_example(name, folder):
     )
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(whole=True, full=["recipes"])
 @pytest.mark.parametrize(
     ("name", "stages"),
     [

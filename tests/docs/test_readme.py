@@ -18,7 +18,7 @@ NAMES = {path.name for path in (ROOT / "docs").glob("*.md")} - APART
 PAGES = ["README.md", *(f"docs/{name}" for name in NAMES)]
 
 
-@pytest.mark.sweep(keep=["README"])
+@pytest.mark.sweep(keep=["README"], whole=True)
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_the_code_of_a_page_runs_and_prints_what_the_page_says(name):
     guide.run(ROOT / name)
