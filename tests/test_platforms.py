@@ -29,7 +29,7 @@ def _export(fn, args, platforms=_PLATFORMS):
     return export.export(jax.jit(run), platforms=platforms)(*flat)
 
 
-@pytest.mark.sweep(keep=["create_asp_mask"])
+@pytest.mark.sweep(keep=["create_asp_mask"], full=["transposable"])
 @_each_case
 def test_a_program_for_every_platform_computes_the_same_here(name):
     case = _CASES[name]
@@ -43,7 +43,7 @@ def test_a_program_for_every_platform_computes_the_same_here(name):
         )
 
 
-@pytest.mark.sweep(keep=["create_asp_mask", "wrap_optimizer"])
+@pytest.mark.sweep(keep=["create_asp_mask", "wrap_optimizer"], full=["transposable"])
 @_each_case
 def test_ranks_are_never_promoted(name):
     case = _CASES[name]

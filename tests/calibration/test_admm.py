@@ -79,7 +79,7 @@ PATTERNS = {
 
 @pytest.mark.sweep(
     keep=["3-False-2:4"],
-    full=["50-True", "50-False-1:4", "50-False-4:8", "50-False-un"],
+    full=["50-True", "50-False-1:4", "50-False-4:8", "50-False-un", "50-False-per"],
 )
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("correlated", [True, False])
@@ -111,7 +111,7 @@ def test_no_layer_is_worse_than_by_sparsegpt(layers, correlated, name):
         assert (refined <= ours * (1 + 1e-6)).all()
 
 
-@pytest.mark.sweep(full=["[2-", "[3-", "[4-"])
+@pytest.mark.sweep(full=["[2-", "[3-", "[4-", "[1-transposable]"])
 @pytest.mark.parametrize("case", ["transposable", "blocks"])
 @pytest.mark.parametrize("seed", range(5))
 def test_other_patterns_are_never_worse_than_wandas_mask_fitted(seed, case):

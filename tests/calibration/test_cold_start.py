@@ -88,7 +88,7 @@ def test_many_leaves_are_compiled_once_whatever_the_function(programs, count):
             np.testing.assert_allclose(found, moments[i], atol=1e-5)
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["True"])
 @pytest.mark.parametrize("commit", [False, True])
 @pytest.mark.parametrize("kind", [js.WandaSearcher, js.SparseGPTSearcher])
 def test_pruning_in_order_compiles_each_kind_of_stage_once(programs, kind, commit):

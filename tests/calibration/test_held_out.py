@@ -89,7 +89,7 @@ SEARCHERS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*fewer")
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["refined"])
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_auto_takes_the_shrinkage_of_least_held_out_error_for_each_leaf(name):
     statistics = collect(held_out=0.25)

@@ -165,7 +165,7 @@ def check_sweeps(seed, pattern, shrinkage, tokens, dead):
     assert (np.diff(errors) <= rounding).all(), errors
 
 
-@pytest.mark.sweep(keep=["2:4-3"], full=["4:8-50", "pattern2-50"])
+@pytest.mark.sweep(keep=["2:4-3"], full=["4:8-50", "pattern2-50", "2:4-50"])
 @pytest.mark.parametrize("layers", [3, 50])
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", js.PerOutput(0.5)])
 def test_refined_layers_are_never_worse_than_those_of_sparsegpt(pattern, layers):

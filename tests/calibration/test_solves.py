@@ -32,7 +32,7 @@ print("returned")
 """
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["test_fits_of_many"])
 def test_fits_of_many_outputs_return():
     # LAPACK's own threads are not what is tested, and are slow on a busy machine.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}

@@ -35,7 +35,7 @@ def kept(params, plan):
     return float(sum(map(float, jax.tree.leaves(sizes))))
 
 
-@pytest.mark.sweep(full=["equinox_tokens", "nnx_decoder", "nnx_stacked"])
+@pytest.mark.sweep(full=["equinox_tokens", "nnx_decoder", "nnx_stacked", "encoder"])
 @pytest.mark.parametrize("name", MODELS)
 def test_models_keep_more_and_their_statistics_move(name, monkeypatch):
     monkeypatch.setattr(permutation_search, "_ANNEALED_STEPS", 20)

@@ -50,7 +50,7 @@ for name, leaf in result.params.items():
 """
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["Auto"])
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_channels_stay_on_their_device(kind):
     run_on_eight_devices("-c", CODE, kind)

@@ -82,7 +82,7 @@ def own_logits(model, weights, tokens):
     return np.asarray(x)
 
 
-@pytest.mark.sweep(full=["mistral", "qwen3"])
+@pytest.mark.sweep(full=["mistral", "qwen3", "qwen2"])
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
 def test_biases_and_norms_of_heads_fit_permuted_tensors(tmp_path, kind):
     fields = {"model_type": kind, "architectures": None, "num_attention_heads": 4}
@@ -119,7 +119,7 @@ def channels_off(model, weights):
     return weights
 
 
-@pytest.mark.sweep(full=["gpt2-"])
+@pytest.mark.sweep(full=["gpt2-", "llama-sparsegpt"])
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 @pytest.mark.parametrize("model", MODELS)
 def test_what_another_order_saves_is_saved(run, tmp_path, model, method):

@@ -176,6 +176,6 @@ with jax.set_mesh(mesh):
 """
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["test_weights_are_compressed_under"])
 def test_weights_are_compressed_under_an_explicit_mesh():
     run_on_eight_devices("-c", UNDER_A_MESH)

@@ -52,7 +52,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["test_drawn_products"])
 @thorough(200)
 @given(
     st.sampled_from(CASES),

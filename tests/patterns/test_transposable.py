@@ -112,7 +112,7 @@ def test_float64_is_summed_in_pairs_of_float64():
         assert_valid(mask_blocks(scores("normal", 9, 8, np.float64), 4, 8), 4)
 
 
-@pytest.mark.sweep(full=["student"])
+@pytest.mark.sweep(full=["student", "16-32"])
 @pytest.mark.parametrize("kind", ["normal", "student"])
 @pytest.mark.parametrize(("n", "m"), [(2, 8), (4, 8), (4, 16), (8, 16), (16, 32)])
 def test_wide_masks_are_close_to_the_optimum(n, m, kind):

@@ -216,7 +216,7 @@ def test_what_has_no_logits_is_refused():
         js.learned_masks(params)
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["1:4"])
 @pytest.mark.parametrize("pattern", ["1:4", "2:4"])
 def test_learned_masks_beat_the_prior_with_the_weights_frozen(pattern):
     """Digits that were not trained on, and the masks of Wanda as the prior."""

@@ -189,7 +189,7 @@ for k, kind in enumerate(kinds):
 """
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["test_other_patterns"])
 def test_other_patterns_and_moving_masks_equal_those_of_one_device(request):
     kinds = (
         ("Auto", "Explicit") if request.config.getoption("--full") else ("Explicit",)

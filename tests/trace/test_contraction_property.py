@@ -68,7 +68,7 @@ def as_matrix(changed, order, contracted):
     return np.transpose(changed, own + rest).reshape(size, -1)
 
 
-@pytest.mark.sweep(full=["[3]", "[4]"])
+@pytest.mark.sweep(full=["[3]", "[4]", "[1]", "[2]"])
 @pytest.mark.parametrize("seed", range(5))
 def test_random_programs_have_at_most_n_in_every_group_of_the_sum(seed):
     rng = np.random.default_rng(seed)

@@ -111,7 +111,7 @@ def test_training_continues_from_bytes_after_every_step(name):
         assert not kernels[~kept].any()
 
 
-@pytest.mark.sweep
+@pytest.mark.sweep(full=["MultiSteps"])
 @pytest.mark.parametrize("name", ["chain", "MultiSteps"])
 def test_the_target_may_be_shapes_and_the_step_not_compiled(name):
     tx = AROUND[name]()
