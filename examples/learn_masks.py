@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 from decoder import loss
 from flax import nnx
+from perplexity_row import print_row
 from recovery import (
     both_losses,
     calibrate,
@@ -28,7 +29,6 @@ from recovery import (
     load_pieces,
     make_parser,
     print_header,
-    print_row,
 )
 from training_text import mixed_batches
 

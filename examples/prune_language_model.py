@@ -18,8 +18,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from decoder import loss, perplexity, small_decoder
+from decoder import loss, small_decoder
 from flax import nnx
+from perplexity_row import print_row
 from real_data import load_text
 from smollm import load_pieces, load_smollm, peak_memory
 
@@ -103,13 +104,7 @@ def main():
     print(f"{'perplexity':40}{names}{'seconds':>9}{'peak GiB':>9}")
 
     def row(pattern, method, make):
-        start = time.perf_counter()
-        found = jax.block_until_ready(make())
-        seconds, peak = time.perf_counter() - start, peak_memory()
-        of = lambda pieces: perplexity(mean_loss, found.params, pieces)
-        cells = "".join(f"{of(pieces):10.2f}" for pieces in texts.values())
-        print(f"{pattern!s:16}{method:24}{cells}{seconds:9.1f}{peak:9.2f}", flush=True)
-        return found
+        return print_row(mean_loss, texts, f"{pattern!s:16}{method:24}", make)
 
     row("dense", "", lambda: js.SearchResult(dense, None, js.Plan(())))
     patterns = ["2:4", "4:8", js.PerOutput(0.5)] if args.full else ["2:4"]

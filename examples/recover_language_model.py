@@ -17,6 +17,7 @@ import jax
 import optax
 from decoder import loss
 from flax import nnx
+from perplexity_row import print_row
 from recovery import (
     both_losses,
     calibrate,
@@ -25,7 +26,6 @@ from recovery import (
     load_pieces,
     make_parser,
     print_header,
-    print_row,
 )
 from training_text import mixed_batches
 

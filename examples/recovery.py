@@ -1,23 +1,20 @@
 """What the examples that bring a pruned language model back share."""
 
 import argparse
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from decoder import perplexity, small_decoder
+from decoder import small_decoder
 from flax import nnx
+from perplexity_row import NAMES
 from real_data import load_text
-from smollm import abstract_smollm, load_smollm, peak_memory
+from smollm import abstract_smollm, load_smollm
 from training_text import load_training
 
 import jaxsparse as js
-
-
-NAMES = 24  # characters of a row's name
 
 
 def make_parser(doc):
@@ -78,14 +75,3 @@ def print_header(calibration, args, texts):
     print(f"calibrated on {calibration.size} tokens, trained on {tokens}")
     names = "".join(f"{name:>10}" for name in texts)
     print(f"{'perplexity':{NAMES}}{names}{'seconds':>9}{'peak GiB':>9}", flush=True)
-
-
-def print_row(evaluate, texts, name, make):
-    """A row of the table, with the seconds that it takes to make the parameters."""
-    start = time.perf_counter()
-    result = jax.block_until_ready(make())
-    seconds, peak = time.perf_counter() - start, peak_memory()
-    of = lambda pieces: perplexity(evaluate, result.params, pieces)
-    cells = "".join(f"{of(pieces):10.2f}" for pieces in texts.values())
-    print(f"{name:{NAMES}}{cells}{seconds:9.1f}{peak:9.2f}", flush=True)
-    return result
