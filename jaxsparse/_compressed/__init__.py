@@ -32,6 +32,9 @@ from jaxsparse._compressed.nm_matmul import (
 from jaxsparse._compressed.planned_bytes import (
     planned_bytes as planned_bytes,
 )
+from jaxsparse._compressed.quantize import (
+    quantize_compressed as quantize_compressed,
+)
 from jaxsparse._compressed.semi_structured import (
     from_semi_structured as from_semi_structured,
     to_semi_structured as to_semi_structured,

@@ -1,0 +1,48 @@
+"""Numbers of eight bits with a scale: symmetric, so that zero stays zero.
+
+The scale of a range maps its largest magnitude to the largest number of the format.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+#: The largest number of each format. That of int8 is symmetric: -128 is not used.
+LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
+
+
+def absmax_scales(
+    x: Float[Array, "..."], dtype: DTypeLike, axes: Sequence[int]
+) -> Float[Array, "..."]:
+    """Returns the scales of ranges that extend over some axes, which stay, of size 1.
+
+    The scale of zeros is one. That of a range with a NaN or an infinity is not finite,
+    so such ranges do not go unseen.
+    """
+    largest = jnp.max(jnp.abs(x), axis=tuple(axes), keepdims=True)
+    # A subnormal scale may be flushed to zero.
+    scales = jnp.maximum(largest / LARGEST[jnp.dtype(dtype).name], _smallest(x))
+    return jnp.where(largest == 0, jnp.ones((), x.dtype), scales)
+
+
+def round_to_eight_bits(
+    x: Float[Array, "..."], scales: Float[Array, "..."], dtype: DTypeLike
+) -> Array:
+    """Returns `x / scales`, clipped and rounded to the nearest number, ties to even."""
+    limit = LARGEST[jnp.dtype(dtype).name]
+    scaled = jnp.clip(x / scales, -limit, limit)
+    if jnp.issubdtype(dtype, jnp.integer):
+        scaled = jnp.round(scaled)
+    return scaled.astype(dtype)
+
+
+def is_wide_float(dtype: DTypeLike) -> bool:
+    """Returns whether it is a float dtype that holds all numbers of both formats."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize >= 2
+
+
+def _smallest(x: Array) -> Array:
+    return jnp.asarray(jnp.finfo(x.dtype).smallest_normal, x.dtype)
