@@ -23,17 +23,22 @@ def absmax_scales(
     so such ranges do not go unseen.
     """
     largest = jnp.max(jnp.abs(x), axis=tuple(axes), keepdims=True)
-    # A subnormal scale may be flushed to zero.
-    scales = jnp.maximum(largest / LARGEST[jnp.dtype(dtype).name], _smallest(x))
-    return jnp.where(largest == 0, jnp.ones((), x.dtype), scales)
+    one = jnp.ones((), x.dtype)
+    limit = jnp.asarray(LARGEST[jnp.dtype(dtype).name], x.dtype)
+    # By a constant, XLA would not divide but multiply by its rounded reciprocal.
+    limits = jnp.where(largest == 0, one, limit)
+    scales = jnp.where(largest == 0, one, largest) / limits
+    smallest = jnp.asarray(jnp.finfo(x.dtype).smallest_normal, x.dtype)
+    return jnp.maximum(scales, smallest)  # a subnormal one might be flushed to zero
 
 
 def round_to_eight_bits(
     x: Float[Array, "..."], scales: Float[Array, "..."], dtype: DTypeLike
 ) -> Array:
     """Returns `x / scales`, clipped and rounded to the nearest number, ties to even."""
-    limit = LARGEST[jnp.dtype(dtype).name]
-    scaled = jnp.clip(x / scales, -limit, limit)
+    limit = jnp.asarray(LARGEST[jnp.dtype(dtype).name], x.dtype)
+    # XLA divides by scales that are broadcast like this, so say it.
+    scaled = jnp.clip(x * (1 / scales), -limit, limit)
     if jnp.issubdtype(dtype, jnp.integer):
         scaled = jnp.round(scaled)
     return scaled.astype(dtype)
@@ -42,7 +47,3 @@ def round_to_eight_bits(
 def is_wide_float(dtype: DTypeLike) -> bool:
     """Returns whether it is a float dtype that holds all numbers of both formats."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize >= 2
-
-
-def _smallest(x: Array) -> Array:
-    return jnp.asarray(jnp.finfo(x.dtype).smallest_normal, x.dtype)

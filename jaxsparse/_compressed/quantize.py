@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ def quantize_compressed(
     dtype: DTypeLike = "int8",
     *,
     group_size: int | None = None,
-    scales: Literal["absmax", "mse"] = "absmax",
+    scales: str = "absmax",
     contracted: Sequence[int] = (),
 ) -> Compressed:
     """Returns the compressed weight with values of eight bits and float32 scales.
