@@ -35,9 +35,11 @@ def absmax_scales(
 def round_to_eight_bits(
     x: Float[Array, "..."], scales: Float[Array, "..."], dtype: DTypeLike
 ) -> Array:
-    """Returns `x / scales`, clipped and rounded to the nearest number, ties to even."""
+    """Returns `x * (1 / scales)`, clipped and rounded to nearest, ties to even.
+
+    XLA makes that of a division by scales that are broadcast; the kernel does the same.
+    """
     limit = jnp.asarray(LARGEST[jnp.dtype(dtype).name], x.dtype)
-    # XLA divides by scales that are broadcast like this, so say it.
     scaled = jnp.clip(x * (1 / scales), -limit, limit)
     if jnp.issubdtype(dtype, jnp.integer):
         scaled = jnp.round(scaled)

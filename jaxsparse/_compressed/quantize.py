@@ -37,8 +37,8 @@ def quantize_compressed(
 ) -> Compressed:
     """Returns the compressed weight with values of eight bits and float32 scales.
 
-    Quantization is symmetric, so pruned weights stay zero: a value is `w / scale`,
-    rounded to the nearest number of the format, ties to even.
+    Quantization is symmetric, so pruned weights stay zero: a value is `w * (1 / scale)`
+    in float32, rounded to the nearest number of the format, ties to even.
 
     Args:
       compressed: a compressed weight of floats of 16 bits or more.

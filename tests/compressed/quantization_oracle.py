@@ -41,12 +41,17 @@ def absmax_scales(x, name, axes):
     return np.where(largest == 0, np.float32(1), scales).astype(np.float64)
 
 
+def quantized(x, scales, name):
+    """Returns the numbers of the format for `x`, scaled in float32 as documented."""
+    return rounded(np.float32(x) * (np.float32(1) / np.float32(scales)), name)
+
+
 def half_step(x, scales, name):
     """Returns a bound of the rounding error of `x` that is within the largest number.
 
     Of int8, half a scale. Of e4m3, 2^-4 of the number, as it has four binary digits,
-    or half of the smallest subnormal number. Dividing by the scale and multiplying by
-    it, in float32, adds three roundings.
+    or half of the smallest subnormal number. Scaling to the format and back, in
+    float32, adds three roundings.
     """
     slack = 2.0**-22 * np.abs(x)
     if name == "int8":
