@@ -1,5 +1,8 @@
 """Weights stored without their zeros, and products with them."""
 
+from jaxsparse._compressed.check_arrays import (
+    array_fault as array_fault,
+)
 from jaxsparse._compressed.check_codes import (
     code_fault as code_fault,
 )
