@@ -175,8 +175,8 @@ def _forward(
     x: Array,
     compressed: Compressed,
 ) -> tuple[Array, tuple[Array, Compressed]]:
-    product = _matmul(implementation, quantize_activations, x, compressed)
-    return product, (x, compressed)
+    residuals = x, compressed
+    return _matmul(implementation, quantize_activations, *residuals), residuals
 
 
 def _backward(
