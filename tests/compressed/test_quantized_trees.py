@@ -48,6 +48,7 @@ def test_a_checkpoint_of_orbax(tmp_path):
     assert_same(restored, small)
 
 
+@pytest.mark.sweep(keep=["int8"])
 @pytest.mark.parametrize("quantize", ["int8", "float8_e4m3fn"])
 def test_programs_that_are_exported(quantize):
     small, x = js.compress_params(params(), RULES, quantize=quantize), jnp.ones((2, 32))
@@ -58,6 +59,7 @@ def test_programs_that_are_exported(quantize):
     assert_same(returned, small)
 
 
+@pytest.mark.sweep
 def test_donated_weights():
     small, x = js.compress_params(params(), RULES, quantize="int8"), jnp.ones((2, 32))
     expected = js.sparse_apply(forward)(small, x)

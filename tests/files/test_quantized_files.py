@@ -106,6 +106,7 @@ def test_arrays_that_do_not_fit_are_neither_saved_nor_passed(path, leaf, words):
         js.check_sparsity({"w": leaf}, [js.Rule("w", "2:4", axis=0)])
 
 
+@pytest.mark.sweep
 def test_the_layout_of_torch_moves_scales():
     params = attention(8) | {"up": {"kernel": weights((16, 8))}}
     rules = [js.Rule("(query|key|value)/.*", None), js.Rule(".*", "2:4", sizes=None)]
@@ -121,6 +122,7 @@ def test_the_layout_of_torch_moves_scales():
             assert_same_bits(js.decompress(moved[name]), np.asarray(dense[name]))
 
 
+@pytest.mark.sweep
 def test_the_values_of_int8_in_pytorchs_format():
     rng = np.random.default_rng(1)
     small = js.quantize_compressed(js.compress(rng.normal(size=(64, 16)), axis=0))
