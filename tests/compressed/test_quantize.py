@@ -122,7 +122,7 @@ def test_scales_for_groups_of_inputs(name):
     assert (abs(result - groups) <= oracle.half_step(groups, scales, name)).all()
 
 
-@pytest.mark.sweep(keep=["[1]"], whole=True)
+@pytest.mark.sweep(whole=True)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_any_group_axis_and_axes_that_share_scales(axis):
     dense, stored = weight(np.random.default_rng(3), (8, 12, 16), axis)
@@ -135,7 +135,7 @@ def test_any_group_axis_and_axes_that_share_scales(axis):
         assert (abs(result - dense) <= oracle.half_step(dense, scales, "int8")).all()
 
 
-@pytest.mark.sweep(keep=["bfloat16"])
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_weights_keep_their_dtype_and_are_rounded_once(dtype):
     rng = np.random.default_rng(4)
@@ -161,6 +161,7 @@ def test_outputs_of_zeros_and_of_subnormal_weights():
     assert np.isfinite(result).all()
 
 
+@pytest.mark.sweep
 def test_traced_infinite_weights_make_their_output_nan():
     w = np.ones((8, 3), np.float32)
     w[0, 1], w[4, 2] = np.inf, np.nan

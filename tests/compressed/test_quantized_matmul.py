@@ -58,7 +58,7 @@ def test_products_of_quantized_rows(name, dtype):
     assert_product(result, rows, exact)
 
 
-@pytest.mark.sweep(keep=["int8"])
+@pytest.mark.sweep(keep=["int8-True"])
 @pytest.mark.parametrize("quantize_activations", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_whole_numbers_are_exact(name, quantize_activations):
@@ -114,6 +114,7 @@ def test_stacks_by_vmap_and_scan():
     np.testing.assert_array_equal(js.decompress(small), dense)
 
 
+@pytest.mark.sweep
 def test_the_result_has_the_dtype_of_x_whatever_the_weights_was():
     x, small, exact = problem(np.random.default_rng(6), (2,), 8, 3, "int8")
     with jax.numpy_dtype_promotion("strict"):

@@ -77,29 +77,30 @@ import jaxsparse as js
 
 weight = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
 x = np.random.default_rng(1).normal(size=(8, 64)).astype("float32")
-for kind in (AxisType.Auto, AxisType.Explicit):
-    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
-    for size in (None, 16):
-        expected = js.quantize_compressed(js.compress(weight), group_size=size)
-        dense = np.asarray(js.decompress(expected), np.float64)
-        for spec in (P("a", "b"), P(None, ("a", "b")), P(("a", "b"), None)):
-            w = jax.device_put(weight, NamedSharding(mesh, spec))
-            small = js.quantize_compressed(js.compress(w), group_size=size)
-            for field in ("values", "indices", "scales"):
-                got, wanted = getattr(small, field), getattr(expected, field)
-                np.testing.assert_array_equal(got, wanted)
-            np.testing.assert_array_equal(js.decompress(small), dense)
-            if kind is AxisType.Explicit and spec[0]:
-                continue  # JAX asks how to reduce over explicit axes
-            for run in (js.nm_matmul, jax.jit(js.nm_matmul)):
-                np.testing.assert_allclose(
-                    run(x, small), x @ dense, rtol=1e-4, atol=1e-4
-                )
-            if size is None:
-                quantizes = lambda w: js.nm_matmul(x, w, quantize_activations=True)
-                np.testing.assert_allclose(
-                    quantizes(small), quantizes(expected), rtol=1e-6
-                )
+multiply = jax.jit(js.nm_matmul, static_argnames="quantize_activations")
+# Over explicit axes JAX asks how to reduce, so only the outputs are sharded.
+cases = [
+    (AxisType.Auto, P("a", "b")),
+    (AxisType.Auto, P(("a", "b"), None)),
+    (AxisType.Explicit, P(None, ("a", "b"))),
+]
+for size in (None, 16):
+    expected = js.quantize_compressed(js.compress(weight), group_size=size)
+    dense = np.asarray(js.decompress(expected), np.float64)
+    for kind, spec in cases:
+        mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
+        w = jax.device_put(weight, NamedSharding(mesh, spec))
+        small = js.quantize_compressed(js.compress(w), group_size=size)
+        for field in ("values", "indices", "scales"):
+            got, wanted = getattr(small, field), getattr(expected, field)
+            np.testing.assert_array_equal(got, wanted)
+        assert small.values.sharding.is_equivalent_to(w.sharding, 2)
+        product = multiply(x, small)
+        np.testing.assert_allclose(product, x @ dense, rtol=1e-4, atol=1e-4)
+        if size is None:
+            got = multiply(x, small, quantize_activations=True)
+            wanted = js.nm_matmul(x, expected, quantize_activations=True)
+            np.testing.assert_allclose(got, wanted, rtol=1e-6)
 """
 
 

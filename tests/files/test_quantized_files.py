@@ -29,6 +29,7 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
+@pytest.mark.sweep(keep=["options1"])
 @pytest.mark.parametrize("options", [{}, {"dtype": "float8_e4m3fn", "group_size": 8}])
 def test_quantized_trees_are_loaded_bit_for_bit(path, options):
     expected = quantized(**options)
