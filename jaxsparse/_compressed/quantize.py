@@ -85,16 +85,22 @@ def quantize_compressed(
     else:
         size = _values_in(compressed, group_size)
     values, found = _quantize(
-        compressed.values, jnp.dtype(dtype), size, axis, tuple(shared), scales == "mse"
+        compressed.values,
+        dtype=jnp.dtype(dtype),
+        size=size,
+        axis=axis,
+        shared=tuple(shared),
+        shrinks=scales == "mse",
     )
     return replace(
         compressed, values=values, scales=found, quantized_from=compressed.dtype
     )
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+@partial(jax.jit, static_argnames=("dtype", "size", "axis", "shared", "shrinks"))
 def _quantize(
     values: Array,
+    *,
     dtype: jnp.dtype,
     size: int,
     axis: int,
@@ -136,14 +142,14 @@ def _check_weight(weight: Compressed) -> None:
     """Raises unless the weight can be quantized."""
     if not isinstance(weight, Compressed):
         raise TypeError(
-            f"quantize_compressed takes a Compressed weight, got "
+            "quantize_compressed takes a Compressed weight, got "
             f"{type(weight).__name__} of shape {jnp.shape(weight)}: give compress(w)"
         )
     shape = f"a weight of shape {weight.shape}"
     if weight.is_quantized:
         raise ValueError(
             f"{shape} is quantized to {weight.values.dtype} already: give the weight "
-            "that it came from, or compress(decompress(w))"
+            "that it came from"
         )
     if not is_wide_float(weight.dtype):
         raise TypeError(
