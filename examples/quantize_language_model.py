@@ -46,8 +46,9 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
     args = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
-    batch, *sizes = (8, 110, 128) if args.full else (2, 8, 16)
-    model, batches, texts = load(args.smoke, *sizes, batch)
+    batch, evaluated, calibrated = (8, 110, 128) if args.full else (2, 8, 16)
+    formats = args.quantize[:1] if args.smoke else args.quantize
+    model, batches, texts = load(args.smoke, evaluated, calibrated, batch)
     graph, dense = nnx.split(model, nnx.Param)
     forward = lambda params, tokens: nnx.merge(graph, params)(tokens)
     mean_loss = lambda params, tokens: loss(nnx.merge(graph, params), tokens)
@@ -63,19 +64,17 @@ def main():
         return print_row(jax.jit(run), texts, f"{name:40}", make)
 
     def rows(name, found):
-        """The unquantized weights, and each format without and with activations."""
+        """The weights as they are, in eight bits, and with activations in them too."""
         found = row(mean_loss, name, lambda: found)
-        for quantize in args.quantize:
+        for quantize in formats:
             small = js.compress_params(
                 found.params, found.plan, masks=found.masks, quantize=quantize
             )
-            for rounds in (False, True):
-                run = js.sparse_apply(
-                    mean_loss, found.plan, quantize_activations=rounds
-                )
-                text = f"{name}, {quantize}" + (" and activations" if rounds else "")
-                row(run, text, partial(found._replace, params=small))
-        return small
+            result = partial(found._replace, params=small)
+            apply = partial(js.sparse_apply, mean_loss, found.plan)
+            row(apply(), f"{name}, {quantize}", result)
+            both = f"{name}, {quantize} and activations"
+            row(apply(quantize_activations=True), both, result)
 
     planned = partial(js.plan_sparsity, dense, fn=forward, args=(batches[0],))
     plan, every = planned("2:4"), planned("4:4")
@@ -83,7 +82,8 @@ def main():
     rows("dense", js.MagnitudeSearcher(every).search(dense))
     statistics = js.collect_statistics(forward, dense, batches, plan=plan)
     found = js.SparseGPTSearcher(plan).search(dense, statistics)
-    small = rows("2:4", found)
+    rows("2:4", found)
+    small = js.compress_params(found.params, plan, quantize=formats[0])
     print(f"\n{plan}\nsparsity of all weights: {js.sparsity(found.params):.1%}")
     print(f"dense {size(dense):,} bytes, 2:4 in eight bits {size(small):,}")
 
