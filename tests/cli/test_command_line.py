@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -114,6 +115,24 @@ def test_compressed_files_are_inspected_but_not_pruned_again(run, tmp_path):
     assert run("check", path).code == 0
     done = run("prune", path, "-o", tmp_path / "out.safetensors")
     assert (done.code, "already compressed" in done.err) == (2, True)
+
+
+@pytest.mark.sweep
+def test_quantized_files_are_inspected_and_compared(run, tmp_path):
+    params = flax_params()
+    small = js.compress_params(params, quantize="int8")
+    masked = js.mask_params(params, js.create_masks(params))
+    js.save_sparse(tmp_path / "a.safetensors", masked)
+    js.save_sparse(tmp_path / "b.safetensors", small)
+    leaves = run("inspect", tmp_path / "b.safetensors", "--json").json["leaves"]
+    values = {leaf["leaf"]: leaf["values"] for leaf in leaves if leaf["compressed"]}
+    assert values == {"up/kernel": "int8"}
+    assert "compressed in int8" in run("inspect", tmp_path / "b.safetensors").out
+    done = run("compare", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert done.code == 0
+    stored = sum(x.nbytes for x in jax.tree.leaves(small))
+    dense = sum(x.nbytes for x in jax.tree.leaves(masked))
+    assert f"{stored} of {dense} B in b" in done.out.replace(",", "")
 
 
 def grouped(n, m, axis):
