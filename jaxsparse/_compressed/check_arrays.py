@@ -33,15 +33,22 @@ def _quantization_fault(leaf: Compressed) -> str:
     if leaf.scales is None or leaf.scales.dtype != jnp.float32:
         kind = "no" if leaf.scales is None else leaf.scales.dtype
         return f"{kind} scales, expected float32"
-    shape = tuple(leaf.scales.shape)
-    sizes = list(leaf.shape)
-    groups = sizes[leaf.axis] // leaf.pattern.m
-    sizes[leaf.axis] = shape[leaf.axis] if len(shape) == len(sizes) else 0
-    fits = len(shape) == len(sizes) and all(
-        size in (1, full) for size, full in zip(shape, sizes, strict=True)
-    )
-    if not fits or not shape[leaf.axis] or groups % shape[leaf.axis]:
+    if not _scales_fit(leaf):
         return (
-            f"scales of shape {shape}, expected one for each output or group of inputs"
+            f"scales of shape {tuple(leaf.scales.shape)}, expected one for each output "
+            "or group of inputs"
         )
     return ""
+
+
+def _scales_fit(leaf: Compressed) -> bool:
+    if len(leaf.scales.shape) != leaf.ndim:
+        return False
+    axis = leaf.axis % leaf.ndim
+    groups = leaf.shape[axis] // leaf.pattern.m
+    return all(
+        size > 0 and groups % size == 0 if i == axis else size in (1, full)
+        for i, (size, full) in enumerate(
+            zip(leaf.scales.shape, leaf.shape, strict=True)
+        )
+    )
