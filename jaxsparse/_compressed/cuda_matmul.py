@@ -36,6 +36,8 @@ _MAX_SIZE = 2**31 - 2**16
 def unsupported_reason(x: Array, compressed: Compressed) -> str:
     """Returns why the kernel cannot compute the product, or an empty string."""
     k, out = compressed.shape
+    if compressed.is_quantized:
+        return "the weight is quantized"
     if compressed.pattern != NM(2, 4):
         return f"the pattern is {compressed.pattern}, not 2:4"
     if x.dtype not in (jnp.bfloat16, jnp.float16):
