@@ -193,7 +193,9 @@ def decode_step(params, cache, tokens, position, *, size: int):
 def _mix_cached(cache, layer, position, query, key, value):
     """Writes one position of one layer, where the cache lies, and attends to it."""
     start = (layer, 0, 0, position, 0)
-    write = lambda old, new: lax.dynamic_update_slice(old, new[None, ..., None, :], start)
+    write = lambda old, new: lax.dynamic_update_slice(
+        old, new[None, ..., None, :], start
+    )
     cache = Cache(write(cache.keys, key), write(cache.values, value))
     keys, values = (lax.dynamic_index_in_dim(x, layer, 0, False) for x in cache)
     return attend(query, keys, values, position), cache
@@ -208,6 +210,7 @@ def decode(params, cache, tokens, position, given, *, size: int):
       tokens: `(batch,)`, the first ones to go on from.
       position: theirs.
       given: `(steps, batch)`, tokens to go on with, or -1 for the likeliest.
+      size: of a head.
 
     Returns:
       The likeliest tokens `(steps, batch)`, and the last logits.
