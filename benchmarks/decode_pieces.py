@@ -14,7 +14,14 @@ from jax import lax
 
 from benchmarks.decode_models import Model, compile_program, nbytes
 from benchmarks.llama import (
-    Cache, Sizes, attend, gate_up, logits, qkv, random_cache,)
+    Cache,
+    Sizes,
+    attend,
+    gate_up,
+    logits,
+    qkv,
+    random_cache,
+)
 from benchmarks.timing import medians
 
 
