@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoder import Config, Decoder, loss, small_decoder
+from decoder_cache import empty_cache, extend
 from flax import nnx
 from real_data import (
     load_bible,
@@ -116,6 +117,23 @@ def test_blocks_in_bfloat16_keep_float32_parameters_and_logits():
     difference = np.linalg.norm(logits - exact) / np.linalg.norm(exact)
     # Two blocks round seven weights and a dozen values each, by at most 2^-9.
     assert 0 < difference < 2 * (7 + 12) / 2**9
+
+
+@pytest.mark.sweep
+def test_logits_with_a_cache_are_those_of_the_architecture_in_float64():
+    model = random_decoder()
+    tokens, cache = jnp.asarray(TOKENS), empty_cache(model, 2, 20)
+    step = jax.jit(lambda tokens, cache: extend(model, tokens, cache))
+    pieces = []
+    with jax.default_matmul_precision("highest"):
+        # A prompt, more tokens at once, and one by one; three positions stay empty.
+        for first, last in ((0, 9), (9, 14), (14, 15), (15, 16), (16, 17)):
+            logits, cache = step(tokens[:, first:last], cache)
+            pieces.append(logits)
+    assert cache.length == 17
+    expected = np.stack([float64_logits(model, row) for row in TOKENS])
+    bound = 100 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(np.concatenate(pieces, 1), expected, rtol=0, atol=bound)
 
 
 def test_a_missing_package_is_answered_with_the_line_that_installs_it():

@@ -1,0 +1,31 @@
+"""The benchmarks' decoder decodes what it would prefill."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import llama
+
+
+SIZES = llama.Sizes(
+    layers=2, width=32, hidden=48, heads=4, kv_heads=2, head_size=8, vocabulary=64
+)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_logits_after_steps_are_those_of_a_longer_prompt(unrolled):
+    params = llama.random_params(jax.random.key(0), SIZES, jnp.float32, unrolled)
+    tokens = jax.random.randint(jax.random.key(1), (3, 12), 0, SIZES.vocabulary)
+    expected, _ = llama.prefill(params, tokens, size=8)
+    logits, cache = llama.prefill(params, tokens[:, :8], size=8)
+    room = ((0, 0), (0, 0), (0, 0), (0, 6), (0, 0))
+    cache = jax.tree.map(lambda x: jnp.pad(x, room), cache)
+    given = tokens[:, 9:].T
+    chosen, last = llama.decode(
+        params, cache, tokens[:, 8], 8, jnp.pad(given, ((0, 1), (0, 0))), size=8
+    )
+    bound = 100 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(last, expected, rtol=0, atol=bound)
+    np.testing.assert_array_equal(chosen[-1], expected.argmax(-1))
