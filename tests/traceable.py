@@ -64,6 +64,7 @@ def rules(pattern):
 def array_cases() -> list[Case]:
     """Functions of one weight."""
     compressed = js.compress(_WEIGHT)
+    int8 = js.quantize_compressed(compressed)
     half = js.compress(_WEIGHT.T.astype(jnp.bfloat16), axis=1)
     cases = [
         Case("create_asp_mask", js.create_asp_mask, (_WEIGHT,)),
@@ -82,6 +83,19 @@ def array_cases() -> list[Case]:
             "nm_matmul gradient",
             jax.grad(lambda x, w: js.nm_matmul(x, w).sum()),
             (_X, compressed),
+        ),
+        Case("quantize_compressed", js.quantize_compressed, (compressed,)),
+        Case(
+            "quantize_compressed groups",
+            partial(js.quantize_compressed, group_size=32, scales="mse"),
+            (compressed,),
+        ),
+        Case("decompress int8", js.decompress, (int8,)),
+        Case("nm_matmul int8", js.nm_matmul, (_X, int8)),
+        Case(
+            "nm_matmul quantized rows",
+            partial(js.nm_matmul, quantize_activations=True),
+            (_X, int8),
         ),
         Case("to_semi_structured", js.to_semi_structured, (half,)),
         Case(

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jaxsparse._compressed.compressed_array import Compressed, compressed_shapes
-from jaxsparse._compressed.eight_bits import LARGEST
+from jaxsparse._compressed.eight_bits import LARGEST, is_wide_float
 
 
 def array_fault(leaf: Compressed) -> str:
@@ -28,6 +28,8 @@ def array_fault(leaf: Compressed) -> str:
 def _quantization_fault(leaf: Compressed) -> str:
     if leaf.values.dtype.name not in LARGEST:
         return f"quantized values of {leaf.values.dtype}, expected one of {[*LARGEST]}"
+    if not is_wide_float(leaf.dtype):
+        return f"values quantized from {leaf.dtype}, expected floats of 16 bits or more"
     if leaf.scales is None or leaf.scales.dtype != jnp.float32:
         kind = "no" if leaf.scales is None else leaf.scales.dtype
         return f"{kind} scales, expected float32"

@@ -79,7 +79,8 @@ class Compressed:
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype of the weight, which `decompress` returns."""
-        return self.quantized_from if self.is_quantized else self.values.dtype
+        dtype = self.quantized_from
+        return self.values.dtype if dtype is None else dtype
 
     @property
     def is_quantized(self) -> bool:

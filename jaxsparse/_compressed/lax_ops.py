@@ -120,7 +120,7 @@ def dot_general(
     else:
         operands = _Operands(lhs, rhs, tuple(lhs_axes), tuple(rhs_axes))
     matrix = None
-    if not (reason := _unsupported_reason(eqn, operands)):
+    if not (reason := _unsupported_reason(eqn, operands, options)):
         operands = _move_group_axis_last(operands)
         matrix = _as_matrix(operands)
         reason = "" if matrix else "codes of an axis of the weight end within a byte"
@@ -145,7 +145,9 @@ def dot_general(
     return _multiply(operands, matrix, options, weight_is_rhs)
 
 
-def _unsupported_reason(eqn: JaxprEqn, operands: _Operands) -> str:
+def _unsupported_reason(
+    eqn: JaxprEqn, operands: _Operands, options: MatmulOptions
+) -> str:
     """Returns why `nm_matmul` cannot compute the product, or an empty string."""
     weight, x, weight_axes, _ = operands
     params, output = eqn.params, cast(Any, eqn.outvars[0].aval)
@@ -166,7 +168,8 @@ def _unsupported_reason(eqn: JaxprEqn, operands: _Operands) -> str:
     if not (automatic or _is_matrix_product(operands)):
         return "a mesh has axes that are not automatic"
     precision = params["precision"]
-    if precision is not None and not _is_met_by_float32(precision, x.dtype):
+    exact = options.quantize_activations  # products of eight bits are
+    if not (exact or precision is None or _is_met_by_float32(precision, x.dtype)):
         return f"the product specifies precision {precision}"
     return ""
 

@@ -61,8 +61,9 @@ def nm_matmul(
         floats of 16 bits or more.
       ValueError: the weight has another rank, or groups along its output axis; `x` does
         not fit the weight; the implementation is unknown or not available; or
-        activations are to be quantized for a weight that is not quantized, or has more
-        than one scale for each output.
+        activations are to be quantized for a weight that is not quantized, has more
+        than one scale for each output, or keeps so many weights of int8 that the sums
+        might not fit int32.
 
     Warns:
       UserWarning: once, on a GPU with sparse tensor cores, if no CUDA compiler is
@@ -144,6 +145,12 @@ def _check_quantizes_rows(weight: Compressed) -> None:
             f"shape {weight.shape} has scales of shape {weight.scales.shape}: quantize "
             "it without group_size, or give quantize_activations=False"
         )
+    kept = weight.values.shape[0]
+    if weight.values.dtype == jnp.int8 and kept * 127 * 128 >= 2**31:
+        raise ValueError(
+            f"sums of {kept} products of int8, of a weight of shape {weight.shape}, "
+            "might not fit int32: give float8_e4m3fn, or quantize_activations=False"
+        )
 
 
 def _with_common_dtype(x: Array, weight: Compressed) -> tuple[Array, Compressed]:
@@ -177,8 +184,8 @@ def _forward(
     x: Array,
     compressed: Compressed,
 ) -> tuple[Array, tuple[Array, Compressed]]:
-    product = _matmul(implementation, quantize_activations, x, compressed)
-    return product, (x, compressed)
+    residuals = x, compressed
+    return _matmul(implementation, quantize_activations, *residuals), residuals
 
 
 def _backward(

@@ -160,9 +160,8 @@ def _apply_compressed(eqn: JaxprEqn, inputs: list[Any], options: MatmulOptions) 
 
 def _apply_elementwise(eqn: JaxprEqn, weight: Compressed) -> Compressed:
     """Applies an operation to the values; a cast leaves those of eight bits."""
-    dtype = eqn.params.get("new_dtype")
-    is_cast = eqn.primitive.name == "convert_element_type"
-    if weight.is_quantized and is_cast and is_wide_float(dtype):
+    is_cast = weight.is_quantized and eqn.primitive.name == "convert_element_type"
+    if is_cast and is_wide_float(dtype := eqn.params["new_dtype"]):
         return replace(weight, quantized_from=dtype)
     weight = dequantize(weight)
     values = eqn.primitive.bind(weight.values, **eqn.params)

@@ -245,7 +245,7 @@ def _cells(leaf: LeafReport, has_bytes: bool) -> tuple[str, ...]:
     plan = "masked" if has_mask_only else leaf.decision
     planned = f"{leaf.pattern} along axis {leaf.axis}"
     if leaf.stored not in ("", planned):
-        plan += f"; stored {leaf.stored.removeprefix(planned).lstrip()}"
+        plan += f"; stored {leaf.stored.removeprefix(f'{planned} ')}"
     if leaf.nonfinite:
         plan += f"; {leaf.nonfinite} values are NaN or infinite"
     sparsity = "-" if leaf.sparsity is None else percent_text(leaf.sparsity)

@@ -39,6 +39,7 @@ def test_every_number_tie_and_neighbour_is_rounded_to_nearest_even(name):
     np.testing.assert_array_equal(wide(got), oracle.rounded(x, name))
 
 
+@pytest.mark.sweep(keep=["int8"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_scales_are_divided_not_multiplied_by_a_reciprocal(name):
     x = np.random.default_rng(0).normal(size=(999, 4)).astype(np.float32)
@@ -46,6 +47,7 @@ def test_scales_are_divided_not_multiplied_by_a_reciprocal(name):
     np.testing.assert_array_equal(wide(got), oracle.absmax_scales(x, name, [1]))
 
 
+@pytest.mark.sweep(keep=["pattern0"])
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("pattern", [(2, 4), (3, 16)])
 def test_weights_are_within_half_a_step(name, pattern):
@@ -67,6 +69,7 @@ def test_weights_are_within_half_a_step(name, pattern):
     assert not np.signbit(result[dense == 0]).any()
 
 
+@pytest.mark.sweep(keep=["int8"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_multiples_of_their_scale_come_back_exactly(name):
     rng = np.random.default_rng(1)
@@ -84,6 +87,7 @@ def squared_errors(small, dense, axes):
     return ((wide(js.decompress(small)) - dense) ** 2).sum(axes)
 
 
+@pytest.mark.sweep
 @thorough(20)
 @given(st.sampled_from(FORMATS), st.sampled_from([None, 8]), st.integers(0, 2**32))
 def test_mse_scales_have_no_larger_error_and_the_least_of_all_tried(name, size, seed):
@@ -104,6 +108,7 @@ def test_mse_scales_have_no_larger_error_and_the_least_of_all_tried(name, size, 
     assert (found <= tried[0] + slack).all()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", FORMATS)
 def test_scales_for_groups_of_inputs(name):
     dense, stored = weight(np.random.default_rng(2), (48, 4))
@@ -117,6 +122,7 @@ def test_scales_for_groups_of_inputs(name):
     assert (abs(result - groups) <= oracle.half_step(groups, scales, name)).all()
 
 
+@pytest.mark.sweep(whole=True)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_any_group_axis_and_axes_that_share_scales(axis):
     dense, stored = weight(np.random.default_rng(3), (8, 12, 16), axis)
@@ -129,6 +135,7 @@ def test_any_group_axis_and_axes_that_share_scales(axis):
         assert (abs(result - dense) <= oracle.half_step(dense, scales, "int8")).all()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_weights_keep_their_dtype_and_are_rounded_once(dtype):
     rng = np.random.default_rng(4)
@@ -141,6 +148,7 @@ def test_narrow_weights_keep_their_dtype_and_are_rounded_once(dtype):
     np.testing.assert_array_equal(js.decompress(small), exact.astype(dtype))
 
 
+@pytest.mark.sweep
 def test_outputs_of_zeros_and_of_subnormal_weights():
     tiny = np.float32(2.0**-140)
     w = np.array([[0, tiny, 2.0**-126], [0, -tiny, 2.0**-126]], np.float32)
@@ -153,6 +161,7 @@ def test_outputs_of_zeros_and_of_subnormal_weights():
     assert np.isfinite(result).all()
 
 
+@pytest.mark.sweep
 def test_traced_infinite_weights_make_their_output_nan():
     w = np.ones((8, 3), np.float32)
     w[0, 1], w[4, 2] = np.inf, np.nan
@@ -197,6 +206,7 @@ def test_errors(error, words, call):
         call()
 
 
+@pytest.mark.sweep(keep=["int8"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_tree_is_quantized_where_it_is_compressed(name):
     rng = np.random.default_rng(5)
@@ -217,6 +227,7 @@ def test_a_tree_is_quantized_where_it_is_compressed(name):
     assert (abs(wide(result) - wide(dense)) <= bound).all()
 
 
+@pytest.mark.sweep
 def test_axes_of_a_matmul_share_a_scale_in_a_tree():
     rng = np.random.default_rng(6)
     params = {"out": rng.normal(size=(2, 8, 5)).astype(np.float32)}

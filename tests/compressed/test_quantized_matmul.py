@@ -33,6 +33,7 @@ def exact_weight(small):
     return codes * np.repeat(scales, len(codes) // len(scales), 0)
 
 
+@pytest.mark.sweep(keep=["bfloat16-16-int8", "bfloat16-None-float8"], whole=True)
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("group_size", [None, 16])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -44,6 +45,7 @@ def test_weight_only_products_are_rounded_once(name, group_size, dtype):
     assert_product(result, x, exact)
 
 
+@pytest.mark.sweep(keep=["bfloat16"])
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_products_of_quantized_rows(name, dtype):
@@ -56,6 +58,7 @@ def test_products_of_quantized_rows(name, dtype):
     assert_product(result, rows, exact)
 
 
+@pytest.mark.sweep(keep=["int8-True"])
 @pytest.mark.parametrize("quantize_activations", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_whole_numbers_are_exact(name, quantize_activations):
@@ -79,6 +82,7 @@ def test_whole_numbers_are_exact(name, quantize_activations):
     np.testing.assert_array_equal(result, x @ np.where(mask, codes * scales, 0))
 
 
+@pytest.mark.sweep(keep=["int8-options1"])
 @pytest.mark.parametrize("options", [{}, {"quantize_activations": True}])
 @pytest.mark.parametrize("name", FORMATS)
 def test_gradients_are_those_of_the_weight_only_product(name, options):
@@ -96,6 +100,7 @@ def test_gradients_are_those_of_the_weight_only_product(name, options):
     np.testing.assert_allclose(by_scales, by_column, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.sweep
 def test_stacks_by_vmap_and_scan():
     rng = np.random.default_rng(5)
     problems = [problem(rng, (2,), 8, 3, "int8") for _ in range(3)]
@@ -109,6 +114,7 @@ def test_stacks_by_vmap_and_scan():
     np.testing.assert_array_equal(js.decompress(small), dense)
 
 
+@pytest.mark.sweep
 def test_the_result_has_the_dtype_of_x_whatever_the_weights_was():
     x, small, exact = problem(np.random.default_rng(6), (2,), 8, 3, "int8")
     with jax.numpy_dtype_promotion("strict"):
@@ -117,6 +123,7 @@ def test_the_result_has_the_dtype_of_x_whatever_the_weights_was():
     assert_product(result, x.astype(ml_dtypes.bfloat16), exact)
 
 
+@pytest.mark.sweep
 def test_float64_is_accumulated_in_float64():
     with jax.enable_x64(True):
         x, small, exact = problem(np.random.default_rng(7), (2,), 8, 3, "int8", float)
@@ -125,6 +132,7 @@ def test_float64_is_accumulated_in_float64():
         assert result.dtype == np.float64
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", FORMATS)
 def test_activations_that_are_not_finite_are_not_hidden(name):
     x, small, _ = problem(np.random.default_rng(8), (3,), 8, 3, name)
@@ -146,3 +154,11 @@ def test_errors():
         js.nm_matmul(x, grouped, quantize_activations=True)
     with pytest.raises(ValueError, match="the weight is quantized"):
         js.nm_matmul(x, small, implementation="cuda")
+
+
+@pytest.mark.sweep
+def test_sums_that_might_not_fit_int32_are_refused():
+    plain = js.compress(np.ones((270_000, 1), np.float32), axis=0)
+    x = np.ones((1, 270_000), np.float32)
+    with pytest.raises(ValueError, match=r"sums of 135000 .* \(270000, 1\)"):
+        js.nm_matmul(x, js.quantize_compressed(plain), quantize_activations=True)

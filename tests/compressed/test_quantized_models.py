@@ -37,6 +37,7 @@ MOVES = {
 }
 
 
+@pytest.mark.sweep(whole=True)
 @pytest.mark.parametrize("group_size", [None, 16])
 @pytest.mark.parametrize("move", MOVES)
 def test_weights_that_are_moved_and_changed_before_their_product(move, group_size):
@@ -51,6 +52,7 @@ def test_weights_that_are_moved_and_changed_before_their_product(move, group_siz
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=tolerance)
 
 
+@pytest.mark.sweep(whole=True, keep=["new1"])
 @pytest.mark.parametrize(
     ("options", "old", "new"),
     [
@@ -90,6 +92,7 @@ def attention(params, x):
     return jnp.einsum("bthk,hkd->btd", jnp.tanh(heads), params["out"])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("quantize_activations", [False, True])
 def test_projections_of_attention(quantize_activations):
     params = {"value": normal(16, 2, 8), "out": normal(2, 8, 16, seed=1)}
@@ -118,6 +121,7 @@ def stack(params, x):
     return lax.scan(step, x, params["w"])[0]
 
 
+@pytest.mark.sweep(keep=["False"])
 @pytest.mark.parametrize("quantize_activations", [False, True])
 def test_a_scanned_stack_stays_quantized(quantize_activations):
     params, x = {"w": normal(3, 16, 16) / 4}, normal(5, 16)
@@ -134,6 +138,7 @@ def test_a_scanned_stack_stays_quantized(quantize_activations):
         np.testing.assert_allclose(run(small, x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sweep
 def test_a_cast_leaves_the_weight_quantized_and_skips_a_rounding():
     params, x = {"w": normal(32, 8)}, normal(5, 32).astype(jnp.bfloat16)
     fn = lambda params, x: x @ params["w"].astype(x.dtype)
@@ -142,6 +147,7 @@ def test_a_cast_leaves_the_weight_quantized_and_skips_a_rounding():
     np.testing.assert_array_equal(got, js.nm_matmul(x, small["w"]))
 
 
+@pytest.mark.sweep
 def test_gradients_flow_through_a_model():
     params, x = {"w": normal(3, 16, 16) / 4}, normal(5, 16)
     small = js.compress_params(params, planned(stack, params, x), quantize="int8")

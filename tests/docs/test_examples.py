@@ -48,6 +48,7 @@ def run_example(name, folder):
         ("prune_encoder", ["2:4, SparseGPT, in order", "2:4, ADMM", "second moments"]),
         ("prune_resnet", ["2:4, Magnitude", "2:4, SparseGPT", "renewed"]),
         ("decode_compressed", ["compressed 72,576", "tokens are the same"]),
+        ("quantize_language_model", ["dense, int8", "2:4, float8_e4m3fn and activ"]),
         ("recipes", ["SR-STE, 2:4", "RigL, 90 %", "transposable 2:4", "minus dense"]),
     ],
 )
