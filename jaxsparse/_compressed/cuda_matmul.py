@@ -89,9 +89,9 @@ class KernelChoice(NamedTuple):
     """A kernel and its launch parameters.
 
     Attributes:
-      kernel: `"few"` for at most 16 rows, otherwise `"split"` or `"whole"`. In `"few"`
-        and `"split"` the blocks of a cluster split the `k` of one tile. In `"whole"`
-        each block has tiles of its own, and the blocks share what they read.
+      kernel: `"few"` for few rows, otherwise `"split"` or `"whole"`. In `"few"` and
+        `"split"` the blocks of a cluster split the `k` of one tile. In `"whole"` each
+        block has tiles of its own, and the blocks share what they read.
       tile_rows: the rows of `x` in a tile.
       blocks: the blocks of a cluster.
     """
@@ -106,15 +106,22 @@ class KernelChoice(NamedTuple):
 _MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
 
 
-def choose_kernel(rows: int, k: int, out: int) -> KernelChoice:
+#: The most rows of kernel `"few"`. It is the only one that reads eight bits.
+_FEW_ROWS, _FEW_ROWS_OF_EIGHT_BITS = 16, 48
+
+
+def choose_kernel(
+    rows: int, k: int, out: int, *, eight_bits: bool = False
+) -> KernelChoice:
     """Returns the kernel for `[rows, k]` by `[k, out]` on 132 multiprocessors.
 
     With few rows, the time is that of reading the weight. All multiprocessors must then
     read, so several blocks share a tile as long as each has its own multiprocessor.
     With many rows, tiles of 256 by 128 need the least time for their work, if there are
     enough of them. If there are more tiles than multiprocessors, the cache is the
-    limit, so two blocks share what they read. Measured by `benchmarks.nm_matmul` on an
-    H100.
+    limit, so two blocks share what they read. Values of eight bits are read for each 16
+    rows, as long as that takes less time than to widen them for the other kernels.
+    Measured by `benchmarks.nm_matmul` on an H100, eight bits on an H200.
     """
 
     def count_tiles(tile_rows: int, tile_out: int) -> int:
@@ -130,7 +137,7 @@ def choose_kernel(rows: int, k: int, out: int) -> KernelChoice:
         blocks = choose_blocks(count_tiles(tile_rows, tile_out), 128, (4, 3, 2))
         return KernelChoice("split", tile_rows, blocks)
 
-    if rows <= 16:
+    if rows <= (_FEW_ROWS_OF_EIGHT_BITS if eight_bits else _FEW_ROWS):
         blocks = choose_blocks(count_tiles(16, 64), 512, (4, 2))
         return KernelChoice("few", 8 if rows <= 8 else 16, blocks)
     if rows <= 32:
@@ -202,7 +209,7 @@ def _multiply_by_kernel(
     x: Array, values: Array, indices: Array, *scales: Array
 ) -> Array:
     (rows, k), out = x.shape, values.shape[1]
-    kernel, tile_rows, blocks = choose_kernel(rows, k, out)
+    kernel, tile_rows, blocks = choose_kernel(rows, k, out, eight_bits=bool(scales))
     if kernel != "few":
         values = values.astype(x.dtype)  # exact
     multiply = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct((rows, out), x.dtype))
