@@ -4,7 +4,8 @@
 
 Each is a command of its own too; `benchmarks.import_time` and `benchmarks.plan_llama`
 start processes of their own, `benchmarks.sharded_search` takes several devices, and
-`benchmarks.one_shot` takes a language model: they are run by themselves.
+`benchmarks.one_shot` takes a language model, and `benchmarks.decode` is one: they are run
+by themselves.
 """
 
 import argparse
