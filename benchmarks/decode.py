@@ -190,8 +190,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="tiny, in seconds")
     args = parser.parse_args()
+    if args.quick:
+        args = argparse.Namespace(**vars(args) | QUICK)
+    if not set(args.pieces) <= set(args.batches):
+        parser.error("--pieces takes some of the --batches")
     print(machine())
-    run(argparse.Namespace(**vars(args) | QUICK) if args.quick else args)
+    run(args)
 
 
 if __name__ == "__main__":
