@@ -32,6 +32,7 @@ from jaxsparse._compressed import (
     decompress_params as decompress_params,
     from_semi_structured as from_semi_structured,
     nm_matmul as nm_matmul,
+    quantize_compressed as quantize_compressed,
     sparse_apply as sparse_apply,
     to_semi_structured as to_semi_structured,
 )

@@ -104,6 +104,7 @@ PUBLIC = [
     "permute_channels",
     "plan_sparsity",
     "prune_sequentially",
+    "quantize_compressed",
     "random_scores",
     "reap_scores",
     "recalibrate_batch_stats",

@@ -1,5 +1,8 @@
 """Weights stored without their zeros, and products with them."""
 
+from jaxsparse._compressed.check_arrays import (
+    array_fault as array_fault,
+)
 from jaxsparse._compressed.check_codes import (
     code_fault as code_fault,
 )
@@ -31,6 +34,9 @@ from jaxsparse._compressed.nm_matmul import (
 )
 from jaxsparse._compressed.planned_bytes import (
     planned_bytes as planned_bytes,
+)
+from jaxsparse._compressed.quantize import (
+    quantize_compressed as quantize_compressed,
 )
 from jaxsparse._compressed.semi_structured import (
     from_semi_structured as from_semi_structured,

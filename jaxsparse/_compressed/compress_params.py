@@ -3,10 +3,12 @@
 from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from jaxsparse._compressed.compress import compress
 from jaxsparse._compressed.compressed_array import decompress, is_compressed
 from jaxsparse._compressed.indices import POSITION_BITS
+from jaxsparse._compressed.quantize import quantize_compressed
 from jaxsparse._masks import best_masks, mask_leaf, match_masks
 from jaxsparse._patterns import NM
 from jaxsparse._plans import (
@@ -18,12 +20,16 @@ from jaxsparse._trees import PyTree, flatten, require_values
 
 
 def compress_params(
-    params: PyTree, plan: PlanLike = "2:4", *, masks: PyTree | None = None
+    params: PyTree,
+    plan: PlanLike = "2:4",
+    *,
+    masks: PyTree | None = None,
+    quantize: DTypeLike | None = None,
 ) -> PyTree:
     """Returns masked parameters whose n:m leaves are stored without their zeros.
 
     `decompress_params` of the result equals, bit for bit, `mask_params` of the same
-    parameters and masks.
+    parameters and masks, unless they are quantized.
 
     Args:
       params: a tree of arrays.
@@ -31,6 +37,9 @@ def compress_params(
       masks: a tree of masks, bool or packed, with None for leaves that stay dense. The
         default is the best masks by magnitude, which leave a tree that obeys the plan
         unchanged.
+      quantize: `"int8"` or `"float8_e4m3fn"` also quantizes the compressed leaves, with
+        one scale for each output, as `quantize_compressed` does. Other leaves keep
+        their dtype.
 
     Returns:
       A tree like `params` with a `Compressed` for every leaf that has a mask and the
@@ -40,7 +49,7 @@ def compress_params(
     Raises:
       ValueError: the plan or a mask does not fit the parameters, a mask keeps more than
         `n` weights of a group, or a leaf that the plan keeps dense has a mask. Also
-        what `plan_sparsity` raises.
+        what `plan_sparsity` and `quantize_compressed` raise.
       TypeError: a mask is neither bool nor packed uint8, or its leaf has no values.
 
     >>> import jax.numpy as jnp
@@ -48,6 +57,9 @@ def compress_params(
     >>> small = compress_params(params)
     >>> small["kernel"].nbytes / params["kernel"].nbytes
     0.5625
+    >>> small = compress_params(params, quantize="int8")
+    >>> small["kernel"].nbytes  # 1,024 values, 256 indices and 32 scales of 4 bytes
+    1408
     """
     leaves = flatten(params)
     plan = plan_for_leaves(leaves.by_path, plan)
@@ -60,7 +72,7 @@ def compress_params(
             require_values(path, leaf)
     return leaves.unflatten(
         {
-            path: _compress_leaf(leaf, plan[path], masks_by_path[path])
+            path: _compress_leaf(leaf, plan[path], masks_by_path[path], quantize)
             for path, leaf in leaves.by_path.items()
         }
     )
@@ -89,7 +101,9 @@ def decompress_params(params: PyTree) -> PyTree:
     )
 
 
-def _compress_leaf(leaf: Any, plan: LeafPlan, mask: Any) -> Any:
+def _compress_leaf(
+    leaf: Any, plan: LeafPlan, mask: Any, quantize: DTypeLike | None
+) -> Any:
     if mask is None:
         return leaf
     if plan.pattern is None:
@@ -100,6 +114,11 @@ def _compress_leaf(leaf: Any, plan: LeafPlan, mask: Any) -> Any:
     if not isinstance(plan.pattern, NM) or plan.pattern.m not in POSITION_BITS:
         return mask_leaf(leaf, mask)
     try:
-        return compress(leaf, plan.pattern, mask=mask, axis=plan.axis)
+        compressed = compress(leaf, plan.pattern, mask=mask, axis=plan.axis)
+        if quantize is None:
+            return compressed
+        return quantize_compressed(compressed, quantize, contracted=plan.contracted)
     except ValueError as error:
         raise ValueError(f"leaf {plan.path!r}: {error}") from None
+    except TypeError as error:
+        raise TypeError(f"leaf {plan.path!r}: {error}") from error

@@ -7,7 +7,7 @@ indices, and a tile of groups is one block of rows of either array.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeGuard
 
 import jax
@@ -16,7 +16,7 @@ from jax import export
 from jaxtyping import Array
 
 from jaxsparse._compressed.indices import code_shape, decode
-from jaxsparse._patterns import NM, group_positions, merge_groups
+from jaxsparse._patterns import NM, group_positions, merge_groups, split_groups
 from jaxsparse._sharding import gather_groups, reshard_to
 from jaxsparse._trees import PyTree
 
@@ -24,12 +24,14 @@ from jaxsparse._trees import PyTree
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Compressed:
-    """An n:m sparse weight without its zeros: a pytree of two arrays.
+    """An n:m sparse weight without its zeros: a pytree of two arrays, or three.
 
     A weight `[..., k, ...]` takes `k * n / m` values and, for 2:4, 4:8 and 8:16, one
-    more bit per weight: 9/16 of the bytes of a bfloat16 weight, 10/16 of int8.
+    more bit per weight: 9/16 of the bytes of a bfloat16 weight, 10/16 of int8. A
+    quantized weight, from `quantize_compressed`, has values of 8 bits and float32
+    scales: the weights are values times scales.
 
-    `jax.vmap`, `lax.scan` and stacking add or remove *leading* axes of both arrays. The
+    `jax.vmap`, `lax.scan` and stacking add or remove *leading* axes of all arrays. The
     axis is counted from the end, so their results are compressed weights again. The
     integer indices have no gradients: differentiate with respect to `values`, with
     `dataclasses.replace(compressed, values=values)` inside the function.
@@ -44,6 +46,10 @@ class Compressed:
         value.
       pattern: n:m, with an `m` of 4, 8 or 16.
       axis: the group axis, counted from the end: negative.
+      scales: None, or the float32 scales of a quantized weight, with the axes of
+        `values`. The group axis is shortened to one scale for each group of inputs, or
+        to one; the other axes that a matmul sums over may also be shortened to one.
+      quantized_from: the dtype of the weight before it was quantized, or None.
 
     >>> from jaxsparse import compress
     >>> compressed = compress(jnp.array([0.0, 5.0, 0.0, 7.0]), "2:4")
@@ -55,6 +61,8 @@ class Compressed:
     indices: Any
     pattern: NM = field(metadata={"static": True})
     axis: int = field(metadata={"static": True})
+    scales: Any = None
+    quantized_from: jnp.dtype | None = field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,13 +78,19 @@ class Compressed:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of the weight."""
-        return self.values.dtype
+        """The dtype of the weight, which `decompress` returns."""
+        return self.quantized_from if self.is_quantized else self.values.dtype
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weights are values times scales."""
+        return self.quantized_from is not None
 
     @property
     def nbytes(self) -> int:
-        """The total size of values and indices in bytes."""
-        return self.values.nbytes + self.indices.nbytes
+        """The total size of the arrays in bytes."""
+        scales = self.scales.nbytes if self.is_quantized else 0
+        return self.values.nbytes + self.indices.nbytes + scales
 
     #: NumPy then leaves `x @ compressed` to this class.
     __array_ufunc__: ClassVar[None] = None
@@ -91,14 +105,19 @@ class Compressed:
     __rmatmul__ = __matmul__
 
 
-def _static_as_bytes(static: tuple[NM, int]) -> bytes:
-    pattern, axis = static
-    return json.dumps([pattern.n, pattern.m, pattern.transposable, axis]).encode()
+_Static = tuple[NM, int, jnp.dtype | None]
 
 
-def _static_from_bytes(data: bytes | bytearray) -> tuple[NM, int]:
-    n, m, transposable, axis = json.loads(data)
-    return NM(n, m, transposable=transposable), axis
+def _static_as_bytes(static: _Static) -> bytes:
+    pattern, axis, dtype = static
+    name = None if dtype is None else dtype.name
+    return json.dumps([pattern.n, pattern.m, pattern.transposable, axis, name]).encode()
+
+
+def _static_from_bytes(data: bytes | bytearray) -> _Static:
+    n, m, transposable, axis, name = json.loads(data)
+    dtype = None if name is None else jnp.dtype(name)
+    return NM(n, m, transposable=transposable), axis, dtype
 
 
 # A program that `jax.export` serializes may take and return compressed weights.
@@ -114,7 +133,8 @@ export.register_pytree_node_serialization(
 def decompress(compressed: Compressed) -> Array:
     """Returns the weight with its zeros, bit for bit as `mask_params` returns it.
 
-    Differentiable in the values.
+    Weights that are quantized are values times scales in float32, rounded once to the
+    dtype of the weight. Differentiable in values and scales of floats.
 
     Args:
       compressed: a compressed weight.
@@ -128,7 +148,7 @@ def decompress(compressed: Compressed) -> Array:
     Array([0., 5., 0., 7.], dtype=float32)
     """
     pattern, axis = compressed.pattern, compressed.axis % compressed.ndim
-    values = gather_groups(compressed.values, pattern.n, axis)
+    values = gather_groups(dequantize(compressed).values, pattern.n, axis)
     by_slot = group_positions(values, pattern.n, axis)
     slots = decode(compressed.indices, pattern, by_slot[0].shape[axis], axis)
     slots = jnp.stack([reshard_to(slot, by_slot[0]) for slot in slots], axis + 1)
@@ -136,6 +156,20 @@ def decompress(compressed: Compressed) -> Array:
     for j, value in enumerate(by_slot):
         weights = jnp.where(slots == j, jnp.expand_dims(value, axis + 1), weights)
     return merge_groups(weights, axis)
+
+
+def dequantize(compressed: Compressed) -> Compressed:
+    """Returns the compressed weight with values in the dtype of the weight."""
+    if not compressed.is_quantized:
+        return compressed
+    values, scales = compressed.values, compressed.scales
+    dtype = jnp.promote_types(scales.dtype, compressed.dtype)
+    axis = compressed.axis % compressed.ndim
+    size = values.shape[axis] // scales.shape[axis]  # values for each scale
+    values = split_groups(gather_groups(values, size, axis), size, axis)
+    values = values.astype(dtype) * jnp.expand_dims(scales.astype(dtype), axis + 1)
+    values = merge_groups(values.astype(compressed.dtype), axis)
+    return replace(compressed, values=values, scales=None, quantized_from=None)
 
 
 def is_compressed(leaf: Any) -> TypeGuard[Compressed]:

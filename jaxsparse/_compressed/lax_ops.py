@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -24,12 +25,8 @@ from jaxsparse._sharding import is_automatic
 def transpose(weight: Compressed, permutation: Sequence[int]) -> Compressed:
     """Returns the weight with its axes permuted."""
     axis = list(permutation).index(weight.axis + weight.ndim) - weight.ndim
-    return Compressed(
-        weight.values.transpose(permutation),
-        weight.indices.transpose(permutation),
-        weight.pattern,
-        axis,
-    )
+    moved = jax.tree.map(lambda x: x.transpose(permutation), weight)
+    return replace(moved, axis=axis)
 
 
 def reshape(weight: Compressed, shape: tuple[int, ...]) -> Compressed | None:
@@ -52,12 +49,31 @@ def reshape(weight: Compressed, shape: tuple[int, ...]) -> Compressed | None:
         if size % pattern.m or size // pattern.m * code_bits(pattern) % 8:
             return None
     values, indices = compressed_shapes(shape, pattern, axis)
-    return Compressed(
-        weight.values.reshape(values),
-        weight.indices.reshape(indices),
-        pattern,
-        axis - len(shape),
+    return replace(
+        weight,
+        values=weight.values.reshape(values),
+        indices=weight.indices.reshape(indices),
+        scales=_reshape_scales(weight, shape, axis) if weight.is_quantized else None,
+        axis=axis - len(shape),
     )
+
+
+def _reshape_scales(weight: Compressed, shape: tuple[int, ...], axis: int) -> Array:
+    """Returns the scales of a weight that is reshaped, given its new group axis."""
+    old_axis = weight.axis % weight.ndim
+    *leading, k = weight.shape[: old_axis + 1]
+    trailing = weight.shape[old_axis + 1 :]
+    scales = weight.scales
+    groups = scales.shape[old_axis]
+    if math.prod(scales.shape[: old_axis + 1]) == 1:  # one for each output
+        scales = jnp.broadcast_to(scales, (*[1] * (old_axis + 1), *trailing))
+        return scales.reshape(*[1] * (axis + 1), *shape[axis + 1 :])
+    # As many inputs have a scale as share one before and after.
+    size = math.gcd(k // groups, shape[axis])
+    scales = jnp.expand_dims(scales, old_axis + 1)
+    repeats = k // groups // size
+    scales = jnp.broadcast_to(scales, (*leading, groups, repeats, *trailing))
+    return scales.reshape(*shape[:axis], shape[axis] // size, *shape[axis + 1 :])
 
 
 class _Operands(NamedTuple):
@@ -69,23 +85,32 @@ class _Operands(NamedTuple):
     x_axes: tuple[int, ...]
 
 
+class MatmulOptions(NamedTuple):
+    """How matmuls with compressed weights are computed, as in `nm_matmul`."""
+
+    implementation: str | None
+    quantize_activations: bool
+
+
 def dot_general(
-    eqn: JaxprEqn, lhs: Any, rhs: Any, implementation: str | None
+    eqn: JaxprEqn, lhs: Any, rhs: Any, options: MatmulOptions
 ) -> Array | None:
     """Computes a `dot_general` by `nm_matmul`, or returns None to decompress instead.
 
     The kernel takes any contracted axes that include the group axis, and any other
-    axes, as in the projections of attention. If the kernel is not used, only products
-    by a matrix are computed here: XLA shards the others better by itself.
+    axes, as in the projections of attention. If the kernel is not used, of weights that
+    are not quantized only products by a matrix are computed here: XLA shards the others
+    better by itself.
 
     Args:
       eqn: the equation.
       lhs: its left operand.
       rhs: its right operand. At least one of the two is compressed.
-      implementation: as in `nm_matmul`.
+      options: as in `nm_matmul`.
 
     Raises:
-      ValueError: the implementation is `"cuda"`, but the kernel is not available.
+      ValueError: the implementation is `"cuda"`, but the kernel is not available; or
+        activations are to be quantized, but `nm_matmul` cannot compute the product.
     """
     lhs, rhs = jax.tree.map(jnp.asarray, (lhs, rhs))
     (lhs_axes, rhs_axes), _ = eqn.params["dimension_numbers"]
@@ -100,18 +125,24 @@ def dot_general(
         matrix = _as_matrix(operands)
         reason = "" if matrix else "codes of an axis of the weight end within a byte"
     if matrix is None:
-        if implementation == "cuda":
+        shapes = f"{lhs.shape} and {rhs.shape}, contracted over {lhs_axes, rhs_axes}"
+        if options.implementation == "cuda":
             raise ValueError(
                 f"implementation 'cuda' is not available: {reason}; the operands have "
-                f"shapes {lhs.shape} and {rhs.shape}, contracted over "
-                f"{(lhs_axes, rhs_axes)}: give 'xla' or None"
+                f"shapes {shapes}: give 'xla' or None"
+            )
+        if options.quantize_activations:
+            raise ValueError(
+                f"activations cannot be quantized: {reason}; the operands have shapes "
+                f"{shapes}: give quantize_activations=False"
             )
         return None
-    if implementation != "cuda" and not _is_matrix_product(operands):
-        uses_xla = implementation == "xla"
-        if uses_xla or cuda_matmul.unsupported_reason(operands.x, matrix):
+    if options.implementation != "cuda" and not _is_matrix_product(operands):
+        uses_xla = options.implementation == "xla"
+        uses_xla = uses_xla or cuda_matmul.unsupported_reason(operands.x, matrix)
+        if uses_xla and not matrix.is_quantized:
             return None
-    return _multiply(operands, matrix, implementation, weight_is_rhs)
+    return _multiply(operands, matrix, options, weight_is_rhs)
 
 
 def _unsupported_reason(eqn: JaxprEqn, operands: _Operands) -> str:
@@ -177,14 +208,14 @@ def _as_matrix(operands: _Operands) -> Compressed | None:
 def _multiply(
     operands: _Operands,
     matrix: Compressed,
-    implementation: str | None,
+    options: MatmulOptions,
     weight_is_rhs: bool,
 ) -> Array:
     weight, x, weight_axes, x_axes = operands
     outer_axes = [i for i in range(x.ndim) if i not in x_axes]
     tokens = x.transpose((*outer_axes, *x_axes))
     tokens = tokens.reshape(*tokens.shape[: len(outer_axes)], matrix.shape[0])
-    product = nm_matmul(tokens, matrix, implementation=implementation)
+    product = nm_matmul(tokens, matrix, **options._asdict())
     outputs = [size for i, size in enumerate(weight.shape) if i not in weight_axes]
     product = product.reshape(*tokens.shape[:-1], *outputs)
     if weight_is_rhs:

@@ -1,11 +1,7 @@
 """Checks compressed leaves against a plan."""
 
-import jax.numpy as jnp
-
-from jaxsparse._compressed.compressed_array import (
-    Compressed,
-    compressed_shapes,
-)
+from jaxsparse._compressed.check_arrays import array_fault
+from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._plans import LeafPlan
 
 
@@ -15,8 +11,9 @@ def is_as_planned(leaf: Compressed, planned: LeafPlan) -> bool:
 
 
 def describe_storage(leaf: Compressed) -> str:
-    """Returns a text such as `2:4 along axis 0`."""
-    return f"{leaf.pattern} along axis {leaf.axis + leaf.ndim}"
+    """Returns a text such as `2:4 along axis 0`, or `2:4 along axis 0 in int8`."""
+    text = f"{leaf.pattern} along axis {leaf.axis + leaf.ndim}"
+    return f"{text} in {leaf.values.dtype}" if leaf.is_quantized else text
 
 
 def plan_mismatch(path: str, leaf: Compressed, planned: LeafPlan) -> str:
@@ -27,18 +24,9 @@ def plan_mismatch(path: str, leaf: Compressed, planned: LeafPlan) -> str:
             f"{describe_storage(leaf)}, but its plan is {planned.decision!r}: give the "
             "plan that it was compressed by"
         )
-    expected = compressed_shapes(leaf.shape, leaf.pattern, leaf.axis)
-    shapes = tuple(leaf.values.shape), tuple(leaf.indices.shape)
-    if shapes != expected:
+    if fault := array_fault(leaf):
         return (
-            f"leaf {path!r} of shape {leaf.shape} is compressed with values and "
-            f"indices of shapes {shapes}, expected {expected}: map over values alone, "
-            "as in dataclasses.replace(leaf, values=...)"
-        )
-    if leaf.indices.dtype != jnp.uint8:
-        return (
-            f"leaf {path!r} of shape {leaf.shape} is compressed with indices of "
-            f"{leaf.indices.dtype}, expected uint8: map over values alone, as in "
-            "dataclasses.replace(leaf, values=...)"
+            f"leaf {path!r} of shape {leaf.shape} is compressed with {fault}: map over "
+            "values alone, as in dataclasses.replace(leaf, values=...)"
         )
     return ""

@@ -10,17 +10,30 @@ from jaxtyping import Array
 
 from jaxsparse._compressed import cuda_matmul
 from jaxsparse._compressed.compressed_array import Compressed, decompress
+from jaxsparse._compressed.eight_bits import is_wide_float
+from jaxsparse._compressed.quantized_matmul import (
+    quantized_rows_matmul,
+    weight_only_matmul,
+)
 from jaxsparse._compressed.xla_matmul import tensordot, xla_matmul
 
 
 def nm_matmul(
-    x: ArrayLike, compressed: Compressed, *, implementation: str | None = None
+    x: ArrayLike,
+    compressed: Compressed,
+    *,
+    implementation: str | None = None,
+    quantize_activations: bool = False,
 ) -> Array:
     """Returns `x @ decompress(compressed)`, computed from the compressed weight.
 
     Floats narrower than 32 bits are accumulated in float32, integers in int32.
     Differentiable in reverse mode, in `x` and in the values. The gradient of the values
     has their shape; the dense weight is not stored for the backward pass.
+
+    The values of a quantized weight are multiplied as they are, and the sums by the
+    scales in float32. Its scales have gradients. Values of int8 have none; do not train
+    those of float8, whose gradients are as coarse.
 
     Args:
       x: `[..., k]`, with any leading axes.
@@ -35,14 +48,21 @@ def nm_matmul(
         stored values, so an infinity in `x` at a pruned weight has no effect. By
         default `"cuda"` is used if it is available, otherwise `"xla"`, and in programs
         of `jax.export` always `"xla"`.
+      quantize_activations: whether to quantize each row of `x` to the eight bits of the
+        weight, by its largest magnitude. Sums are then in int32 for int8, and in
+        float32 for float8. The gradient is that of the product without it.
 
     Returns:
-      `[..., out]`, of the dtype of `jnp.dot`, but int32 for narrower integers.
+      `[..., out]`, of the dtype of `jnp.dot`, but int32 for narrower integers. For a
+      quantized weight the dtype is that of `x`.
 
     Raises:
-      TypeError: the weight is not compressed.
+      TypeError: the weight is not compressed; or it is quantized, and `x` is not of
+        floats of 16 bits or more.
       ValueError: the weight has another rank, or groups along its output axis; `x` does
-        not fit the weight; or the implementation is unknown or not available.
+        not fit the weight; the implementation is unknown or not available; or
+        activations are to be quantized for a weight that is not quantized, or has more
+        than one scale for each output.
 
     Warns:
       UserWarning: once, on a GPU with sparse tensor cores, if no CUDA compiler is
@@ -73,19 +93,23 @@ def nm_matmul(
             f"x of shape {x.shape} does not fit a weight of shape {compressed.shape}: "
             f"its last axis must have size {compressed.shape[0]}"
         )
-    dtype = jnp.result_type(x, compressed.values)
-    x = x.astype(dtype)
-    values = jnp.asarray(compressed.values).astype(dtype)
-    weight = replace(compressed, values=values, indices=jnp.asarray(compressed.indices))
+    if compressed.is_quantized:
+        _check_quantized(x, compressed)
+    if quantize_activations:
+        _check_quantizes_rows(compressed)
+    x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
     if implementation == "xla":
-        return _matmul("xla", x, weight)
+        return _matmul("xla", quantize_activations, x, weight)
     reason = cuda_matmul.unsupported_reason(x, weight)
+    if quantize_activations:
+        reason = "the kernel multiplies by activations that are not quantized"
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "
             f"and the weight {weight.shape}: give 'xla' or None"
         )
-    return _matmul("xla" if reason else implementation, x, weight)
+    chosen = "xla" if reason else implementation
+    return _matmul(chosen, quantize_activations, x, weight)
 
 
 def check_implementation(name: str | None) -> None:
@@ -96,33 +120,79 @@ def check_implementation(name: str | None) -> None:
         )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmul(implementation: str | None, x: Array, compressed: Compressed) -> Array:
-    if implementation == "xla":
-        return xla_matmul(x, compressed)
-    exported = implementation == "cuda"
-    return cuda_matmul.cuda_matmul(x, compressed, exported=exported)
+def _check_quantized(x: Array, weight: Compressed) -> None:
+    """Raises unless `x` holds every number of a quantized weight."""
+    if not is_wide_float(x.dtype):
+        raise TypeError(
+            f"x of shape {x.shape} and dtype {x.dtype} does not fit a weight of shape "
+            f"{weight.shape} that is quantized to {weight.values.dtype}: cast x to "
+            "bfloat16 or float32"
+        )
+
+
+def _check_quantizes_rows(weight: Compressed) -> None:
+    """Raises unless the weight fits quantized activations."""
+    if not weight.is_quantized:
+        raise ValueError(
+            f"activations are quantized like the weight, but a weight of shape "
+            f"{weight.shape} and dtype {weight.dtype} is not quantized: give "
+            "quantize_compressed(w, 'int8'), or quantize_activations=False"
+        )
+    if weight.scales.shape[0] != 1:
+        raise ValueError(
+            f"quantized activations need one scale for each output, but a weight of "
+            f"shape {weight.shape} has scales of shape {weight.scales.shape}: quantize "
+            "it without group_size, or give quantize_activations=False"
+        )
+
+
+def _with_common_dtype(x: Array, weight: Compressed) -> tuple[Array, Compressed]:
+    """Returns the operands in the dtype of the product."""
+    if weight.is_quantized:
+        return x, replace(weight, quantized_from=x.dtype)
+    dtype = jnp.result_type(x, weight.values)
+    return x.astype(dtype), replace(weight, values=weight.values.astype(dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _matmul(
+    implementation: str | None,
+    quantize_activations: bool,
+    x: Array,
+    compressed: Compressed,
+) -> Array:
+    if implementation != "xla":
+        exported = implementation == "cuda"
+        return cuda_matmul.cuda_matmul(x, compressed, exported=exported)
+    if quantize_activations:
+        return quantized_rows_matmul(x, compressed)
+    if compressed.is_quantized:
+        return weight_only_matmul(x, compressed)
+    return xla_matmul(x, compressed)
 
 
 def _forward(
-    implementation: str | None, x: Array, compressed: Compressed
+    implementation: str | None,
+    quantize_activations: bool,
+    x: Array,
+    compressed: Compressed,
 ) -> tuple[Array, tuple[Array, Compressed]]:
-    return _matmul(implementation, x, compressed), (x, compressed)
+    product = _matmul(implementation, quantize_activations, x, compressed)
+    return product, (x, compressed)
 
 
 def _backward(
-    _: str | None, residuals: tuple[Array, Compressed], gradient: Array
+    _implementation: str | None,
+    _quantize_activations: bool,
+    residuals: tuple[Array, Compressed],
+    gradient: Array,
 ) -> tuple[Array, Compressed]:
     x, compressed = residuals
     # Decompressing is linear; its transpose gathers the positions of the values.
-    dense, gather_values = jax.vjp(
-        lambda values: decompress(replace(compressed, values=values)),
-        compressed.values,
-    )
+    dense, gather_values = jax.vjp(decompress, compressed)
     leading = list(range(x.ndim - 1))
-    (values,) = gather_values(tensordot(x, gradient, leading, leading))
-    x_gradient = tensordot(gradient, dense, [gradient.ndim - 1], [1])
-    return x_gradient, replace(compressed, values=values, indices=None)
+    (by_weight,) = gather_values(tensordot(x, gradient, leading, leading))
+    return tensordot(gradient, dense, [gradient.ndim - 1], [1]), by_weight
 
 
 _matmul.defvjp(_forward, _backward)

@@ -36,7 +36,8 @@ def to_semi_structured(
 
     Args:
       compressed: a 2:4 matrix of bfloat16, float16 or int8, of shape `[k, out]` with
-        groups along axis 0, or `[out, k]` with groups along axis 1.
+        groups along axis 0, or `[out, k]` with groups along axis 1. Of a weight that is
+        quantized to int8 the result has the values; its scales are `compressed.scales`.
 
     Returns:
       The values, `[out, k / 2]`, and the metadata, which are int16 `[out, k / 16]`, or
@@ -52,10 +53,8 @@ def to_semi_structured(
     >>> values.shape, meta.shape, f"{meta[0, 0]:#x}"
     ((32, 16), (32, 2), '0x4444')
     """
-    _check_layout(
-        compressed.shape, compressed.dtype, compressed.pattern, compressed.axis
-    )
     values, codes = compressed.values, compressed.indices
+    _check_layout(compressed.shape, values.dtype, compressed.pattern, compressed.axis)
     if compressed.axis == -2:
         values, codes = values.T, codes.T
     word = _metadata_dtype(values.dtype)

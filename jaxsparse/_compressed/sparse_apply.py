@@ -16,11 +16,19 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._compressed.compressed_array import (
+    Compressed,
     as_dense_shapes,
     decompress,
+    dequantize,
     is_compressed,
 )
-from jaxsparse._compressed.lax_ops import dot_general, reshape, transpose
+from jaxsparse._compressed.eight_bits import is_wide_float
+from jaxsparse._compressed.lax_ops import (
+    MatmulOptions,
+    dot_general,
+    reshape,
+    transpose,
+)
 from jaxsparse._compressed.matches_plan import plan_mismatch
 from jaxsparse._compressed.nm_matmul import check_implementation
 from jaxsparse._plans import Plan, PlanLike, plan_for
@@ -47,6 +55,7 @@ def sparse_apply(
     plan: PlanLike | None = None,
     *,
     implementation: str | None = None,
+    quantize_activations: bool = False,
 ) -> Callable[..., Any]:
     """Returns `fn` as a function of compressed parameters.
 
@@ -59,6 +68,10 @@ def sparse_apply(
         the kernel does not support it. An operation before the matmul, such as a slice,
         a factor or a branch of `cond`, still decompresses the weight, and so do
         convolutions and embedding lookups.
+      quantize_activations: whether to quantize the rows of activations that are
+        multiplied by compressed weights, as in `nm_matmul`. All of these weights must
+        be quantized. A matmul whose operand is still compressed raises if it cannot be
+        computed that way; the operations that decompress are as above.
 
     Returns:
       A function of parameters whose leaves may be `Compressed`, as returned by
@@ -69,7 +82,8 @@ def sparse_apply(
 
     Raises:
       ValueError: the implementation is unknown. When called: a compressed leaf does not
-        match the plan, or the implementation is not available for a matmul.
+        match the plan, or the implementation or quantized activations are not available
+        for a matmul.
 
     >>> from jaxsparse import compress_params
     >>> params = {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}
@@ -79,6 +93,7 @@ def sparse_apply(
     [33. 33. 33.]
     """
     check_implementation(implementation)
+    options = MatmulOptions(implementation, quantize_activations)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
         leaves, _ = flatten(params, is_leaf=is_compressed)
@@ -93,7 +108,7 @@ def sparse_apply(
 
         program = trace(flat_fn, shapes, args, kwargs)
         arrays = [leaf for leaf in leaves.values() if is_array(leaf)]
-        rule = partial(_rule, implementation)
+        rule = partial(_rule, options)
         outputs, _ = evaluate(program.bound, [*arrays, *program.inputs], rule)
         return structures[0].unflatten(map(_dense, outputs))
 
@@ -114,36 +129,44 @@ def _check_compressed(leaves: Mapping[str, Any], plan: Plan | None) -> None:
 
 
 def _rule(
-    implementation: str | None, site: Site, inputs: list[Any], state: None
+    options: MatmulOptions, site: Site, inputs: list[Any], state: None
 ) -> tuple[Sequence[Any], None]:
     """Keeps weights compressed as long as that is possible."""
-    rule = partial(_rule, implementation)
+    rule = partial(_rule, options)
     if not any(map(is_compressed, inputs)):
         return bind(site.eqn, inputs), state  # keeps custom derivative rules
     flow = control_flow(site.eqn)
     if flow is not None:
         return run_equation(site, _body_inputs(flow, inputs), rule, state, _dense)
-    output = _apply_compressed(site.eqn, inputs, implementation)
+    output = _apply_compressed(site.eqn, inputs, options)
     if output is not None:
         return [output], state
     return run_equation(site, [_dense(x) for x in inputs], rule, state)
 
 
-def _apply_compressed(
-    eqn: JaxprEqn, inputs: list[Any], implementation: str | None
-) -> Any:
+def _apply_compressed(eqn: JaxprEqn, inputs: list[Any], options: MatmulOptions) -> Any:
     """Returns the output of an equation, or None if it needs dense inputs."""
     name = eqn.primitive.name
     if name == "dot_general":
-        return dot_general(eqn, inputs[0], inputs[1], implementation)
+        return dot_general(eqn, inputs[0], inputs[1], options)
     if name == "transpose":
         return transpose(inputs[0], eqn.params["permutation"])
     if name in _ELEMENTWISE:
-        values = eqn.primitive.bind(inputs[0].values, **eqn.params)
-        return replace(inputs[0], values=values)
+        return _apply_elementwise(eqn, inputs[0])
     if name in _RESHAPES and _is_row_major(eqn):
         return reshape(inputs[0], var_shape(eqn.outvars[0]))
     return None
+
+
+def _apply_elementwise(eqn: JaxprEqn, weight: Compressed) -> Compressed:
+    """Applies an operation to the values; a cast leaves those of eight bits."""
+    dtype = eqn.params.get("new_dtype")
+    is_cast = eqn.primitive.name == "convert_element_type"
+    if weight.is_quantized and is_cast and is_wide_float(dtype):
+        return replace(weight, quantized_from=dtype)
+    weight = dequantize(weight)
+    values = eqn.primitive.bind(weight.values, **eqn.params)
+    return replace(weight, values=values)
 
 
 #: Elementwise operations of one operand that keep zeros.

@@ -1,9 +1,11 @@
 """The leaves of a tree in a safetensors file: their tensors and their metadata.
 
 A leaf is stored as a tensor named by its canonical path; a compressed leaf is stored as
-two, with `/values` and `/indices` appended to the path. The metadata of the file have a
-JSON object under `jaxsparse`: `format`, which is 2, and `leaves`, with the `dtype` and
-`shape` of every leaf, and the `pattern` and `axis` of the compressed ones. So each
+two, with `/values` and `/indices` appended to the path, and if it is quantized as a
+third, with `/scales`. The metadata of the file have a JSON object under `jaxsparse`:
+`format`, which is 2, and `leaves`, with the `dtype` and `shape` of every leaf, the
+`pattern` and `axis` of the compressed ones, and for quantized ones the dtype of their
+values, `quantized`, and the shape of their scales, `scales`. So each
 tensor is described twice, and a file in which the two differ is rejected. Files of
 format 2 have checksums; those of format 1 have none.
 """
@@ -21,6 +23,7 @@ from jaxtyping import Array
 from jaxsparse._compressed import (
     POSITION_BITS,
     Compressed,
+    array_fault,
     code_fault,
     compressed_shapes,
 )
@@ -44,8 +47,14 @@ Spec = jax.ShapeDtypeStruct | Compressed
 def tensors_of(path: str, leaf: Any) -> dict[str, Any]:
     """Returns the tensors of a leaf, or the specs of its tensors, by name."""
     if isinstance(leaf, Compressed):
-        return {f"{path}/values": leaf.values, f"{path}/indices": leaf.indices}
+        return {f"{path}/{field}": x for field, x in _arrays_of(leaf).items()}
     return {path: leaf}
+
+
+def _arrays_of(leaf: Compressed) -> dict[str, Any]:
+    """Returns the arrays of a compressed leaf by field."""
+    arrays = {"values": leaf.values, "indices": leaf.indices}
+    return arrays | {"scales": leaf.scales} if leaf.is_quantized else arrays
 
 
 def tensors_by_name(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,14 +100,10 @@ def check_leaves(leaves: Mapping[str, Any]) -> None:
 
 
 def _check_compressed(path: str, leaf: Compressed) -> None:
-    shapes = tuple(tuple(x.shape) for x in (leaf.values, leaf.indices))
-    expected = compressed_shapes(leaf.shape, leaf.pattern, leaf.axis)
-    if shapes != expected or leaf.indices.dtype != jnp.uint8:
+    if fault := array_fault(leaf):
         raise ValueError(
-            f"leaf {path!r} of shape {leaf.shape} is compressed with values and "
-            f"indices of shapes {shapes} and indices of {leaf.indices.dtype}, expected "
-            f"{expected} and uint8: map over values alone, as in "
-            "dataclasses.replace(leaf, values=...)"
+            f"leaf {path!r} of shape {leaf.shape} is compressed with {fault}: map over "
+            "values alone, as in dataclasses.replace(leaf, values=...)"
         )
 
 
@@ -175,19 +180,25 @@ def read_leaf(header: Header, path: str, spec: Spec) -> Array | Compressed:
             f"leaf {path!r} has dtype {spec.dtype}: enable jax_enable_x64 to load it"
         )
         raise SparseFileError(header.path, cause)
-    arrays = [jnp.asarray(read_tensor(header, name)) for name in tensors_of(path, spec)]
-    if isinstance(spec, Compressed):
-        leaf = replace(spec, values=arrays[0], indices=arrays[1])
-        if fault := code_fault(leaf):
-            raise SparseFileError(header.path, _describe_fault(path, leaf, fault))
-        return leaf
-    return arrays[0]
+    if not isinstance(spec, Compressed):
+        return jnp.asarray(read_tensor(header, path))
+    arrays = {
+        field: jnp.asarray(read_tensor(header, f"{path}/{field}"))
+        for field in _arrays_of(spec)
+    }
+    leaf = replace(spec, **arrays)
+    if fault := code_fault(leaf):
+        raise SparseFileError(header.path, _describe_fault(path, leaf, fault))
+    return leaf
 
 
 def _describe(leaf: Any) -> dict[str, Any]:
     fields = {"dtype": jnp.dtype(leaf.dtype).name, "shape": list(leaf.shape)}
     if isinstance(leaf, Compressed):
         fields |= {"pattern": str(leaf.pattern), "axis": leaf.axis}
+        if leaf.is_quantized:
+            scales = list(leaf.scales.shape)
+            fields |= {"quantized": leaf.values.dtype.name, "scales": scales}
     return fields
 
 
@@ -195,7 +206,9 @@ def _spec(fields: Mapping[str, Any]) -> Spec:
     shape, dtype = as_shape(fields["shape"]), as_dtype(fields["dtype"])
     if fields.keys() == {"dtype", "shape"}:
         return jax.ShapeDtypeStruct(shape, dtype)
-    if fields.keys() != {"dtype", "shape", "pattern", "axis"}:
+    is_quantized = "quantized" in fields
+    quantized_keys = {"quantized", "scales"} if is_quantized else set()
+    if fields.keys() != {"dtype", "shape", "pattern", "axis"} | quantized_keys:
         raise ValueError(f"a leaf has the keys {list(fields)}")
     pattern, axis = as_pattern(fields["pattern"]), fields["axis"]
     if not isinstance(pattern, NM) or pattern.m not in POSITION_BITS:
@@ -203,9 +216,17 @@ def _spec(fields: Mapping[str, Any]) -> Spec:
     if type(axis) is not int or not -len(shape) <= axis < 0 or shape[axis] % pattern.m:
         raise ValueError(f"a leaf of shape {shape} has {pattern} along axis {axis!r}")
     values, indices = compressed_shapes(shape, pattern, axis)
-    return Compressed(
-        jax.ShapeDtypeStruct(values, dtype),
+    stored = as_dtype(fields["quantized"]) if is_quantized else dtype
+    spec = Compressed(
+        jax.ShapeDtypeStruct(values, stored),
         jax.ShapeDtypeStruct(indices, jnp.dtype("uint8")),
         pattern,
         axis,
     )
+    if not is_quantized:
+        return spec
+    scales = jax.ShapeDtypeStruct(as_shape(fields["scales"]), jnp.dtype("float32"))
+    spec = replace(spec, scales=scales, quantized_from=dtype)
+    if fault := array_fault(spec):
+        raise ValueError(f"a leaf is compressed with {fault}")
+    return spec

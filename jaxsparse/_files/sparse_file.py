@@ -3,8 +3,8 @@
 `save_sparse` and `load_sparse` are for whole trees, `open_sparse` for single leaves,
 and `open_tensors` for files of other programs. A leaf is stored as a tensor named by
 its canonical path, `mlp/kernel`. A compressed leaf is stored as two,
-`mlp/kernel/values` and `mlp/kernel/indices`; its pattern, axis, shape and dtype are in
-the metadata.
+`mlp/kernel/values` and `mlp/kernel/indices`, and if it is quantized also as
+`mlp/kernel/scales`; its pattern, axis, shape and dtype are in the metadata.
 """
 
 import os
@@ -293,4 +293,5 @@ def _describe(leaf: Any, with_pattern: bool = True) -> str:
     text = f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
     if isinstance(leaf, Compressed) and with_pattern:
         text += f" of {leaf.pattern} along axis {leaf.axis}"
+        text += f" in {leaf.values.dtype}" if leaf.is_quantized else ""
     return text

@@ -240,12 +240,8 @@ def _move_axes(name: str, leaf: Any, move: Move) -> Any:
             f"{group_axis}, has groups of several heads in one byte: decompress it "
             "first"
         )
-    return replace(
-        leaf,
-        values=_transpose_and_merge(leaf.values, move),
-        indices=_transpose_and_merge(leaf.indices, move),
-        axis=new_axis - len(move),
-    )
+    moved = jax.tree.map(lambda x: _transpose_and_merge(x, move), leaf)
+    return replace(moved, axis=new_axis - len(move))
 
 
 def _transpose_and_merge(x: Any, move: Move) -> Any:

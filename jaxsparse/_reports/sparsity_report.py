@@ -243,8 +243,9 @@ def _share(values: Mapping[str, np.ndarray]) -> float:
 def _cells(leaf: LeafReport, has_bytes: bool) -> tuple[str, ...]:
     has_mask_only = leaf.pattern is None and not leaf.reason
     plan = "masked" if has_mask_only else leaf.decision
-    if leaf.stored and leaf.stored != f"{leaf.pattern} along axis {leaf.axis}":
-        plan += f"; stored {leaf.stored}"
+    planned = f"{leaf.pattern} along axis {leaf.axis}"
+    if leaf.stored not in ("", planned):
+        plan += f"; stored {leaf.stored.removeprefix(planned).lstrip()}"
     if leaf.nonfinite:
         plan += f"; {leaf.nonfinite} values are NaN or infinite"
     sparsity = "-" if leaf.sparsity is None else percent_text(leaf.sparsity)

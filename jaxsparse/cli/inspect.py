@@ -63,6 +63,7 @@ def inspect(
 
 def _inspect_tensor(leaves: Leaves, name: str) -> dict[str, Any]:
     spec = leaves.specs[name]
+    is_quantized = is_compressed(spec) and spec.is_quantized
     nonzeros = nonzero(leaves.read(name))
     finest = finest_pattern(nonzeros)
     return {
@@ -70,6 +71,7 @@ def _inspect_tensor(leaves: Leaves, name: str) -> dict[str, Any]:
         "shape": list(spec.shape),
         "dtype": jnp.dtype(spec.dtype).name,
         "compressed": is_compressed(spec),
+        "quantized": spec.values.dtype.name if is_quantized else None,
         "size": nonzeros.size,
         "zeros": nonzeros.size - int(np.count_nonzero(nonzeros)),
         "pattern": None if finest is None else f"{finest[0]}:{finest[1]}",
@@ -87,4 +89,6 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
     dtype = result["dtype"]
     if result["compressed"]:
         dtype += ", compressed"
+    if result["quantized"]:
+        dtype += f" in {result['quantized']}"
     return shape_text(tuple(result["shape"])), dtype, percent_text(zeros), obeys

@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxsparse._compressed import POSITION_BITS, compressed_shapes, is_compressed
+import jax
+
+from jaxsparse._compressed import POSITION_BITS, compressed_shapes
 from jaxsparse._patterns import NM
 from jaxsparse._plans import LeafPlan
 from jaxsparse._trees import bytes_text, is_numeric, percent_text
@@ -51,7 +53,7 @@ def stored_text(leaves: Leaves) -> str:
     """Returns the bytes of a file as text, as a part of those with all zeros."""
     stored = 0
     for spec in leaves.specs.values():
-        arrays = (spec.values, spec.indices) if is_compressed(spec) else (spec,)
+        arrays = jax.tree.leaves(spec)  # several, if it is compressed
         stored += sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
     return bytes_text(stored, sum(leaves.bytes_of.values()))
 

@@ -1,0 +1,45 @@
+"""Checks that the arrays of a compressed weight fit each other."""
+
+import jax.numpy as jnp
+
+from jaxsparse._compressed.compressed_array import Compressed, compressed_shapes
+from jaxsparse._compressed.eight_bits import LARGEST
+
+
+def array_fault(leaf: Compressed) -> str:
+    """Returns how the arrays of a compressed weight do not fit, or an empty string.
+
+    It reads shapes and dtypes only.
+
+    Returns:
+      A text that continues `the leaf is compressed with`.
+    """
+    expected = compressed_shapes(leaf.shape, leaf.pattern, leaf.axis)
+    shapes = tuple(leaf.values.shape), tuple(leaf.indices.shape)
+    if shapes != expected:
+        return f"values and indices of shapes {shapes}, expected {expected}"
+    if leaf.indices.dtype != jnp.uint8:
+        return f"indices of {leaf.indices.dtype}, expected uint8"
+    if leaf.is_quantized:
+        return _quantization_fault(leaf)
+    return "" if leaf.scales is None else "scales, but without quantized_from"
+
+
+def _quantization_fault(leaf: Compressed) -> str:
+    if leaf.values.dtype.name not in LARGEST:
+        return f"quantized values of {leaf.values.dtype}, expected one of {[*LARGEST]}"
+    if leaf.scales is None or leaf.scales.dtype != jnp.float32:
+        kind = "no" if leaf.scales is None else leaf.scales.dtype
+        return f"{kind} scales, expected float32"
+    shape = tuple(leaf.scales.shape)
+    sizes = list(leaf.shape)
+    groups = sizes[leaf.axis] // leaf.pattern.m
+    sizes[leaf.axis] = shape[leaf.axis] if len(shape) == len(sizes) else 0
+    fits = len(shape) == len(sizes) and all(
+        size in (1, full) for size, full in zip(shape, sizes, strict=True)
+    )
+    if not fits or not shape[leaf.axis] or groups % shape[leaf.axis]:
+        return (
+            f"scales of shape {shape}, expected one for each output or group of inputs"
+        )
+    return ""

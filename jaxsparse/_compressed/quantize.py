@@ -1,0 +1,185 @@
+"""Quantizes the values of a compressed weight to eight bits."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float32
+
+from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.eight_bits import (
+    LARGEST,
+    absmax_scales,
+    is_wide_float,
+    round_to_eight_bits,
+)
+from jaxsparse._patterns import merge_groups, split_groups
+from jaxsparse._sharding import gather_groups
+
+
+#: The parts of the largest magnitude that `scales="mse"` tries, the whole first.
+_SHRINKAGES = np.linspace(1.0, 0.7, 31, dtype=np.float32)
+
+
+def quantize_compressed(
+    compressed: Compressed,
+    dtype: DTypeLike = "int8",
+    *,
+    group_size: int | None = None,
+    scales: str = "absmax",
+    contracted: Sequence[int] = (),
+) -> Compressed:
+    """Returns the compressed weight with values of eight bits and float32 scales.
+
+    Quantization is symmetric, so pruned weights stay zero: a value is `w * (1 / scale)`
+    in float32, rounded to the nearest number of the format, ties to even.
+
+    Args:
+      compressed: a compressed weight of floats of 16 bits or more.
+      dtype: `"int8"`, of which -127 to 127 are used, or `"float8_e4m3fn"`.
+      group_size: of how many inputs along the group axis the weights share a scale. The
+        default is all: one scale for each output.
+      scales: `"absmax"` maps the largest magnitude of each range to 127, or 448 for
+        float8_e4m3fn. `"mse"` tries 31 scales from that one down to 0.7 times it, which
+        clip the largest weights, and takes the one with the least squared error.
+      contracted: further axes that the matmul sums over, as in `LeafPlan`. Without
+        `group_size`, weights along them share a scale too.
+
+    Returns:
+      The quantized weight, of the same shape and dtype. Its scales have the axes of its
+      values; the group axis has one for each group of inputs, or one.
+
+    Raises:
+      TypeError: the weight is not compressed, or not of floats of 16 bits or more.
+      ValueError: the weight is quantized already, empty, or has NaN or infinite values
+        (if they are concrete; otherwise weights that would share their scale become
+        NaN); another dtype or kind of scales; or a group size that is not a multiple of
+        the pattern's `m` or does not divide the inputs.
+
+    >>> from jaxsparse import compress, decompress
+    >>> w = compress(jnp.array([[2.5], [0.0], [-63.5], [0.0]]), "2:4")
+    >>> small = quantize_compressed(w, "int8")
+    >>> small.values, small.scales
+    (Array([[   5],
+            [-127]], dtype=int8), Array([[0.5]], dtype=float32))
+    >>> decompress(small)[:, 0]
+    Array([  2.5,   0. , -63.5,   0. ], dtype=float32)
+    """
+    _check_weight(compressed)
+    name = jnp.dtype(dtype).name
+    if name not in LARGEST:
+        raise ValueError(f"a weight cannot be quantized to {name}: give {[*LARGEST]}")
+    if scales not in ("absmax", "mse"):
+        raise ValueError(f"scales must be 'absmax' or 'mse', got {scales!r}")
+    axis = compressed.axis % compressed.ndim
+    size = compressed.values.shape[axis]
+    shared = {axis + 1}
+    if group_size is None:
+        shared |= {i + (i > axis) for i in _other_axes(compressed, contracted)}
+    else:
+        size = _values_in(compressed, group_size)
+    values, found = _quantize(
+        compressed.values, jnp.dtype(dtype), size, axis, tuple(shared), scales == "mse"
+    )
+    return replace(
+        compressed, values=values, scales=found, quantized_from=compressed.dtype
+    )
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def _quantize(
+    values: Array,
+    dtype: jnp.dtype,
+    size: int,
+    axis: int,
+    shared: tuple[int, ...],
+    shrinks: bool,
+) -> tuple[Array, Float32[Array, "..."]]:
+    """Returns quantized values and scales, given how many values share a scale."""
+    weights = split_groups(gather_groups(values, size, axis), size, axis)
+    weights = weights.astype(jnp.float32)
+    scales = absmax_scales(weights, dtype, shared)
+    if shrinks:
+        scales = _best_scales(weights, scales, dtype, shared)
+    values = merge_groups(round_to_eight_bits(weights, scales, dtype), axis)
+    return values, jnp.squeeze(scales, axis + 1)
+
+
+def _best_scales(
+    weights: Array, largest: Array, dtype: jnp.dtype, shared: tuple[int, ...]
+) -> Array:
+    """Returns the scales with the least squared error; of equals the largest."""
+
+    def squared_error(scales: Array) -> Array:
+        quantized = round_to_eight_bits(weights, scales, dtype).astype(jnp.float32)
+        errors = quantized - weights / scales  # in steps: their squares are no overflow
+        return jnp.sum(errors**2, shared, keepdims=True) * (scales / largest) ** 2
+
+    def improve(best: tuple[Array, Array], shrinkage: Array):
+        scales = largest * shrinkage
+        error = squared_error(scales)
+        improved = error < best[1]
+        scales = jnp.where(improved, scales, best[0])
+        return (scales, jnp.where(improved, error, best[1])), None
+
+    start = largest, squared_error(largest)
+    return lax.scan(improve, start, jnp.asarray(_SHRINKAGES[1:]))[0][0]
+
+
+def _check_weight(weight: Compressed) -> None:
+    """Raises unless the weight can be quantized."""
+    if not isinstance(weight, Compressed):
+        raise TypeError(
+            f"quantize_compressed takes a Compressed weight, got "
+            f"{type(weight).__name__} of shape {jnp.shape(weight)}: give compress(w)"
+        )
+    shape = f"a weight of shape {weight.shape}"
+    if weight.is_quantized:
+        raise ValueError(
+            f"{shape} is quantized to {weight.values.dtype} already: give the weight "
+            "that it came from, or compress(decompress(w))"
+        )
+    if not is_wide_float(weight.dtype):
+        raise TypeError(
+            f"{shape} and dtype {weight.dtype} cannot be quantized: give floats of 16 "
+            "bits or more"
+        )
+    if 0 in weight.shape:
+        raise ValueError(f"{shape} is empty: there is nothing to quantize")
+    if isinstance(weight.values, Tracer):
+        return
+    with jax.ensure_compile_time_eval():  # the values are concrete, even under a trace
+        nonfinite = int(jnp.sum(~jnp.isfinite(weight.values)))
+    if nonfinite:
+        raise ValueError(
+            f"{shape} has {nonfinite} NaN or infinite values, which have no scale: "
+            "repair them, or keep the weight unquantized"
+        )
+
+
+def _other_axes(weight: Compressed, contracted: Sequence[int]) -> set[int]:
+    """Returns the contracted axes but for the group axis, as non-negative numbers."""
+    if any(not -weight.ndim <= i < weight.ndim for i in contracted):
+        raise ValueError(
+            f"the contracted axes {tuple(contracted)} are out of range for a weight of "
+            f"shape {weight.shape}"
+        )
+    return {i % weight.ndim for i in contracted} - {weight.axis % weight.ndim}
+
+
+def _values_in(weight: Compressed, group_size: int) -> int:
+    """Returns how many values a group of inputs has."""
+    n, m, k = weight.pattern.n, weight.pattern.m, weight.shape[weight.axis]
+    if group_size < 1 or group_size % m or k % group_size:
+        raise ValueError(
+            f"the {k} inputs of a weight of shape {weight.shape}, {weight.pattern} "
+            f"along axis {weight.axis + weight.ndim}, cannot have scales for groups of "
+            f"{group_size}: give a multiple of {m} that divides {k}"
+        )
+    return group_size // m * n

@@ -1,0 +1,76 @@
+"""Products with quantized weights by XLA, rounded as the kernel rounds them."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxsparse._compressed.compressed_array import Compressed, decompress
+from jaxsparse._compressed.eight_bits import absmax_scales, round_to_eight_bits
+from jaxsparse._patterns import wide_float
+
+
+def weight_only_matmul(
+    x: Float[Array, "... k"], weight: Compressed
+) -> Float[Array, "... out"]:
+    """Returns `x @ decompress(weight)`, accumulated in float32 and rounded once.
+
+    Args:
+      x: of floats of 16 bits or more, which hold all numbers of eight bits.
+      weight: a quantized weight of shape `[k, out]`.
+    """
+    wide = wide_float(x.dtype)
+    if weight.scales.shape[0] == 1:
+        product = _dot(x, _dense_values(weight, x.dtype), wide)
+        return (product * weight.scales[0].astype(wide)).astype(x.dtype)
+    # The sums of each group apart would take a result for each group.
+    dense = decompress(replace(weight, quantized_from=wide))
+    precision = lax.Precision.HIGHEST
+    return _dot(x.astype(wide), dense, wide, precision).astype(x.dtype)
+
+
+def quantized_rows_matmul(
+    x: Float[Array, "... k"], weight: Compressed
+) -> Float[Array, "... out"]:
+    """Returns the product with each row of `x` quantized like the weight.
+
+    Sums are in int32 for int8, and otherwise in float32, as are the products by both
+    scales.
+
+    Args:
+      x: of floats.
+      weight: a quantized weight of shape `[k, out]` with one scale for each output.
+    """
+    dtype = weight.values.dtype
+    wide = x.astype(jnp.float32)
+    row_scales = absmax_scales(wide, dtype, [-1])
+    rows = round_to_eight_bits(wide, row_scales, dtype)
+    if jnp.issubdtype(dtype, jnp.integer):
+        product = _dot(rows, _dense_values(weight, dtype), jnp.dtype(jnp.int32))
+    else:  # products of float8 are exact in bfloat16 times bfloat16
+        half = jnp.dtype(jnp.bfloat16)
+        dense = _dense_values(weight, half)
+        product = _dot(rows.astype(half), dense, jnp.dtype(jnp.float32))
+    product = product.astype(jnp.float32) * row_scales * weight.scales[0]
+    return product.astype(x.dtype)
+
+
+def _dense_values(weight: Compressed, dtype: jnp.dtype) -> Array:
+    values = weight.values.astype(dtype)
+    return decompress(replace(weight, values=values, scales=None, quantized_from=None))
+
+
+def _dot(
+    x: Array,
+    w: Array,
+    accumulator: jnp.dtype,
+    precision: lax.Precision | None = None,
+) -> Array:
+    return lax.dot_general(
+        x,
+        w,
+        (([x.ndim - 1], [0]), ((), ())),
+        precision=precision,
+        preferred_element_type=accumulator,
+    )
