@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--rate", type=float, default=RATE, help="for pruned weights")
     parser.add_argument("--dense", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
-    sizes = (128, 110, 32, 1200) if args.full else (16, 8, 2, 20)
+    sizes = (128, 110, 32, 1200) if args.full else (16, 6, 2, 12)
     calibrated, evaluated, batch, steps = sizes
     steps = args.steps or steps
     calibration, *pieces, texts = load_pieces(args, calibrated, evaluated)

@@ -1,11 +1,9 @@
-// The sizes of the kernel for few rows, its operands and its shared memory.
+// What the two kernels for few rows share: their sizes, operands, and the rows of x.
 #pragma once
 
-#include <cuda_fp8.h>
+#include "hopper.cuh"
 
-#include <cstdint>
-
-namespace nm_few_rows {
+namespace nm_few {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kOut = 64, kTiles = kOut / 16;  // outputs of a block; tensor core tiles
@@ -16,31 +14,41 @@ struct Problem {
   const T* x;
   const V* values;
   const uint8_t* indices;
-  const float* scales;  // of each output; none if V is T
+  const float* scales;  // of the outputs, or null
   T* y;
   int rows, k, out;
 };
 
-
 // The template parameters of a kernel: the maximum number of rows, the blocks of a cluster, and
-// the blocks that are resident on a multiprocessor: with 16 rows, a single block uses more
-// registers.
+// the blocks that are resident on a multiprocessor.
 template <int kRows_, int kBlocks_, int kResident_>
 struct Form {
   static constexpr int kRows = kRows_, kBlocks = kBlocks_, kResident = kResident_;
 };
 
-// The steps of a warp that are in registers at the same time. Those of narrow values are smaller.
-template <typename V, typename F>
-constexpr int kBuffers = sizeof(V) == 2 ? 2 : F::kRows == 8 ? 4 : 3;
+// Copies a step of x: rows of 128 bytes, whose chunks of 16 bytes are swizzled.
+template <int kRows, typename T, typename V>
+__device__ void copy_x(uint32_t to, const Problem<T, V>& p, int k, int first_row) {
+  const int row = threadIdx.x % 32 / 8, chunk = threadIdx.x % 8, at = k + chunk * 8;
+  const int left = at < p.k ? p.rows - first_row - row : 0;
+  const T* from = p.x + static_cast<int64_t>(first_row + row) * p.k + at;
+#pragma unroll
+  for (int i = 0; i < kRows; i += 4) {
+    const int place = chunk ^ (row + i % 8);  // the row modulo 8, since `row` is at most 3
+    hopper::copy_16(to + (row + i) * 128 + place * 16, hopper::further(from, p.k * sizeof(T), i),
+                    i < left ? 16 : 0);
+  }
+}
 
-template <typename V, typename F>
-struct Memory {
-  alignas(128) uint8_t x[kWarps][kBuffers<V, F>][F::kRows * kStep * 2];
-  alignas(16) float sums[kWarps][F::kRows][kOut + 4];  // padded against bank conflicts
-  // Sums of the blocks of a cluster, for the outputs that this block stores.
-  alignas(16) float inbox[F::kBlocks][F::kRows][kOut / F::kBlocks];
-  uint64_t inbox_is_full;  // a barrier
-};
+// Loads one half of a step of x, a column of 32 for each row.
+template <int kRows>
+__device__ void load_x(uint32_t (&columns)[kRows / 8][4], uint32_t x, int half) {
+  const int row = threadIdx.x % 8, matrix = threadIdx.x % 32 / 8;
+  x += row * 128 + ((matrix ^ row) << 4);  // the second half is four chunks on, swizzled
+#pragma unroll
+  for (int n = 0; n < kRows / 8; ++n) {
+    hopper::load_matrices(columns[n], (x ^ (half << 6)) + n * 1024);
+  }
+}
 
-}  // namespace nm_few_rows
+}  // namespace nm_few

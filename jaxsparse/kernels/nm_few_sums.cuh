@@ -1,10 +1,21 @@
-// How the warps and blocks of the kernel for few rows add up their sums.
+// How the warps and blocks of the kernels for few rows add up their sums.
 #pragma once
 
 #include "hopper.cuh"
 #include "nm_few_form.cuh"
 
-namespace nm_few_rows {
+namespace nm_few {
+
+// The sums of a warp, with rows padded against bank conflicts.
+template <typename F>
+using WarpSums = float[F::kRows][kOut + 4];
+
+// Sums of the blocks of a cluster, for the outputs that this block stores.
+template <typename F>
+struct Inbox {
+  alignas(16) float sums[F::kBlocks][F::kRows][kOut / F::kBlocks];
+  uint64_t is_full;  // a barrier
+};
 
 // The exchange of partial sums between warps, four at a time. They are always added in the same
 // order: over the warps of a block, then over the blocks of a cluster.
@@ -14,9 +25,12 @@ class Sums {
   static_assert(kOut % (4 * F::kBlocks) == 0, "a block stores fours of each row");
 
  public:
-  __device__ Sums(Memory<V, F>& memory, const Problem<T, V>& p, int first_row)
-      : memory_(memory), p_(p), first_row_(first_row), rows_(min(F::kRows, p.rows - first_row)),
-        barrier_(hopper::shared_address(&memory.inbox_is_full)) {}
+  // `first` are the sums of the first warp; those of the next are `stride` bytes after them.
+  __device__ Sums(WarpSums<F>& first, int stride, Inbox<F>& inbox, const Problem<T, V>& p,
+                  int first_row)
+      : first_(first), stride_(stride / sizeof(float)), inbox_(inbox), p_(p),
+        first_row_(first_row), rows_(min(F::kRows, p.rows - first_row)),
+        barrier_(hopper::shared_address(&inbox.is_full)) {}
 
   __device__ void begin() const {
     if (kBlocks == 1) return;
@@ -29,11 +43,11 @@ class Sums {
   }
   __device__ void leave(const float (&sums)[kTiles][F::kRows / 8][4]) const {
     const int lane = threadIdx.x % 32;
-    auto& mine = memory_.sums[threadIdx.x / 32];
+    float* mine = &first_[0][0] + threadIdx.x / 32 * stride_;
 #pragma unroll
     for (int i = 0; i < F::kRows / 4; ++i) {
       const int row = i / 2 * 8 + lane % 4 * 2 + i % 2;
-      float2* to = reinterpret_cast<float2*>(&mine[row][lane / 4 * 8]);
+      float2* to = reinterpret_cast<float2*>(mine + row * (kOut + 4) + lane / 4 * 8);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         const auto& sum = sums[tile][i / 2];
@@ -46,7 +60,7 @@ class Sums {
     if (kBlocks > 1) hopper::wait_cluster();  // all blocks have started
     const int row = threadIdx.x / (kOut / 4), out = threadIdx.x % (kOut / 4) * 4;
     if (row < rows_) {
-      const float4 sum = add<kWarps>(&memory_.sums[0][row][out], sizeof memory_.sums[0]);
+      const float4 sum = add<kWarps>(&first_[row][out], stride_);
       kBlocks == 1 ? store(row, out, sum) : send(row, out, sum);
     }
     if (kBlocks > 1) add_up_blocks();
@@ -57,7 +71,7 @@ class Sums {
 
   __device__ void send(int row, int out, float4 sum) const {
     const int block = out / kShare;
-    const auto* to = &memory_.inbox[blockIdx.z][row][out % kShare];
+    const auto* to = &inbox_.sums[blockIdx.z][row][out % kShare];
     hopper::store_async(hopper::address_in_block(hopper::shared_address(to), block), sum,
                         hopper::address_in_block(barrier_, block));
   }
@@ -65,7 +79,7 @@ class Sums {
     const int row = threadIdx.x / (kShare / 4), out = threadIdx.x % (kShare / 4) * 4;
     if (row >= rows_) return;
     hopper::wait_for_cluster(barrier_, 0);
-    const float4 sum = add<kBlocks>(&memory_.inbox[0][row][out], sizeof memory_.inbox[0]);
+    const float4 sum = add<kBlocks>(&inbox_.sums[0][row][out], F::kRows * kShare);
     store(row, blockIdx.z * kShare + out, sum);
   }
   template <int kParts>
@@ -73,7 +87,7 @@ class Sums {
     float4 sum = {};
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      const float4 more = *reinterpret_cast<const float4*>(first + i * stride / sizeof(float));
+      const float4 more = *reinterpret_cast<const float4*>(first + i * stride);
       sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
     }
     return sum;
@@ -81,7 +95,7 @@ class Sums {
   __device__ void store(int row, int out, float4 sum) const {
     out += blockIdx.x * kOut;
     if (out >= p_.out) return;
-    if constexpr (sizeof(V) == 1) {
+    if (p_.scales) {
       const float4 scale = *reinterpret_cast<const float4*>(p_.scales + out);
       sum.x *= scale.x, sum.y *= scale.y, sum.z *= scale.z, sum.w *= scale.w;
     }
@@ -90,10 +104,12 @@ class Sums {
                                      hopper::two<T>(sum.z, sum.w)};
   }
 
-  Memory<V, F>& memory_;
+  WarpSums<F>& first_;
+  int stride_;
+  Inbox<F>& inbox_;
   const Problem<T, V>& p_;
   int first_row_, rows_;
   uint32_t barrier_;
 };
 
-}  // namespace nm_few_rows
+}  // namespace nm_few

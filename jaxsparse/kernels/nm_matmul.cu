@@ -7,6 +7,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "nm_few_bytes.cuh"
 #include "nm_few_rows.cuh"
 #include "nm_matmul.cuh"
 #include "xla/ffi/api/ffi.h"
@@ -144,9 +145,9 @@ cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
 
 template <typename T, typename V, int kRows, int kBlocks, int kResident = 1>
 ffi::Error launch_few(const Call& call) {
-  using F = nm_few_rows::Form<kRows, kBlocks, kResident>;
-  using nm_few_rows::kOut, nm_few_rows::kThreads;
-  const nm_few_rows::Problem<T, V> problem = {
+  using F = nm_few::Form<kRows, kBlocks, kResident>;
+  using nm_few::kOut, nm_few::kThreads;
+  const nm_few::Problem<T, V> problem = {
       static_cast<const T*>(call.x),
       static_cast<const V*>(call.values),
       static_cast<const uint8_t*>(call.indices),
@@ -159,9 +160,14 @@ ffi::Error launch_few(const Call& call) {
   if constexpr (kBlocks == 1 && kResident == 1) {
     if (grid.x * grid.y > kMultiprocessors) return launch_few<T, V, kRows, kBlocks, 2>(call);
   }
-  const Launch launch = {grid, dim3(1, 1, kBlocks), kThreads,
-                         sizeof(nm_few_rows::Memory<V, F>)};
-  return run<nm_few_rows::product<T, V, F>>(call, launch, problem);
+  Launch launch = {grid, dim3(1, 1, kBlocks), kThreads};
+  if constexpr (sizeof(V) == 1) {
+    launch.bytes = sizeof(nm_few_bytes::Memory<F>);
+    return run<nm_few_bytes::product<T, V, F>>(call, launch, problem);
+  } else {
+    launch.bytes = sizeof(nm_few_rows::Memory<F>);
+    return run<nm_few_rows::product<T, F>>(call, launch, problem);
+  }
 }
 
 template <typename T, typename F, int kBlocks>

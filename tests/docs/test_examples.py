@@ -35,7 +35,7 @@ def run_example(name, folder):
         ("equinox_mlp", ["2:4, one-shot", "2:4, fine-tuned"]),
         ("prune_language_model", ["Wanda, in order", "SparseGPT", "and 10 steps"]),
         ("permute_language_model", ["as they were", "SparseGPT, in order"]),
-        ("recover_language_model", ["2:4, SparseGPT", "and 20 steps"]),
+        ("recover_language_model", ["2:4, SparseGPT", "and 12 steps"]),
         (
             "learn_masks",
             [
