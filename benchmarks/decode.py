@@ -1,7 +1,7 @@
 """How much faster is a whole model? A decoder of Llama 3 8B's shapes, dense and 2:4.
 
     python -m benchmarks.decode [--layers 32] [--batches 1 4 16 64] [--unrolled]
-        [--formats bfloat16 int8 float8_e4m3fn] [--quick]
+        [--formats bfloat16 int8 int8+activations float8_e4m3fn] [--quick]
 
 Random weights, masked once; "dense" multiplies the zeros, the other formats do not
 store them. A program runs all steps, so that what a call costs does not count. "floor"
@@ -138,7 +138,6 @@ def run(args: argparse.Namespace) -> None:
         args.dtype,
         args.formats or (args.dtype,),
         unrolled=args.unrolled,
-        quantize_activations=args.quantize_activations,
     )
     bandwidth = copy_bandwidth(args.rounds)
     print(f"{'a list of' if args.unrolled else 'stacked'} layers: {sizes}")
@@ -180,7 +179,6 @@ def main():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--formats", nargs="+", help="of the weights: by default dtype")
-    parser.add_argument("--quantize-activations", action="store_true")
     parser.add_argument("--unrolled", action="store_true", help="layers in a list")
     parser.add_argument("--prompts", type=int, nargs="+", default=(512, 2048))
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 4, 16, 64))
@@ -190,8 +188,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="tiny, in seconds")
     args = parser.parse_args()
+    if args.quick:
+        args = argparse.Namespace(**vars(args) | QUICK)
+    if not set(args.pieces) <= set(args.batches):
+        parser.error("--pieces takes some of the --batches")
     print(machine())
-    run(argparse.Namespace(**vars(args) | QUICK) if args.quick else args)
+    run(args)
 
 
 if __name__ == "__main__":

@@ -27,27 +27,24 @@ class Program(NamedTuple):
 
 
 def make_models(
-    sizes: Sizes,
-    dtype: str,
-    formats: tuple[str, ...],
-    *,
-    unrolled: bool,
-    quantize_activations: bool,
+    sizes: Sizes, dtype: str, formats: tuple[str, ...], *, unrolled: bool
 ) -> dict[str, Model]:
-    """The masked dense model, and the same in each format."""
+    """The masked dense model, and the same in each format.
+
+    A format is a dtype of the weights; with "+activations" those are quantized, too.
+    """
     params = random_params(jax.random.key(0), sizes, jnp.dtype(dtype), unrolled)
     fn = partial(prefill, size=sizes.head_size)
     plan = js.plan_sparsity(params, "2:4", fn=fn, args=(jnp.zeros((1, 8), int),))
-    small = js.compress_params(params, plan)
-    dense = js.decompress_params(small)
-    how = {"quantize_activations": True} if quantize_activations else {}
+    small = {dtype: js.compress_params(params, plan)}
+    dense = js.decompress_params(small[dtype])
     models = {"dense": Model(dense, lambda fn: fn)}
     for name in formats:
-        if name == dtype:
-            models[name] = Model(small, js.sparse_apply)
-        else:
-            stored = js.compress_params(dense, plan, **{"quantize": name})
-            models[name] = Model(stored, partial(js.sparse_apply, **how))
+        weights, _, activations = name.partition("+")
+        if weights not in small:
+            small[weights] = js.compress_params(dense, plan, quantize=weights)
+        adapt = partial(js.sparse_apply, quantize_activations=bool(activations))
+        models[name] = Model(small[weights], adapt)
     return models
 
 
