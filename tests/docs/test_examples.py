@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import xla_flags
+
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# A smoke run compiles longer than it computes: LLVM need not optimise.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def run_example(name, folder):
@@ -19,7 +19,7 @@ def run_example(name, folder):
     return subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", "--smoke"],
         cwd=folder,
-        env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": FLAGS},
+        env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": xla_flags.QUICK},
         capture_output=True,
         text=True,
         check=False,

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxsparse as js
-from tests import reference
+from tests import reference, xla_flags
 from tests.sharding import endless, network, resuming
 
 
@@ -62,10 +62,7 @@ def test_a_restored_run_goes_on_as_if_never_interrupted(tmp_path):
 @pytest.mark.sweep
 def test_a_sharded_run_resumes_bit_for_bit_and_on_other_devices(tmp_path):
     """On eight devices, two and four there; and here, on one."""
-    flags = (
-        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-        " --xla_llvm_disable_expensive_passes=true"
-    )
+    flags = f"--xla_force_host_platform_device_count=8 {xla_flags.QUICK}"
     run = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.sharding.resuming", tmp_path],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
