@@ -23,6 +23,8 @@ def pytest_configure(config):
     settings.load_profile(full if sweeps else "quick")
     if not sweeps:
         os.environ.setdefault("XLA_FLAGS", xla_flags.QUICK)
+    # The cores are busy with other tests: threads of LAPACK would wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config, items):
