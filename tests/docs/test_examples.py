@@ -70,7 +70,7 @@ def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
             "shrink_language_model",
             ["energy, refitted", "64x32   32x32   inputs", "grown back", "time "],
         ),
-        ("shrink_images", ["features: (32, 64, 128) -> (16, 32, 64)", "one epoch"]),
+        ("shrink_images", ["features: (16, 32, 64) -> (8, 16, 32)", "one epoch"]),
     ],
 )
 def test_the_example_prints_its_sizes_and_its_table(name, lines, tmp_path):
