@@ -46,8 +46,8 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
     args = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
-    batch, *sizes = (8, 110, 128) if args.full else (2, 8, 16)
-    model, batches, texts = load(args.smoke, *sizes, batch)
+    evaluated, calibrated, batch = (110, 128, 8) if args.full else (8, 16, 2)
+    model, batches, texts = load(args.smoke, evaluated, calibrated, batch)
     graph, dense = nnx.split(model, nnx.Param)
     forward = lambda params, tokens: nnx.merge(graph, params)(tokens)
     mean_loss = lambda params, tokens: loss(nnx.merge(graph, params), tokens)
@@ -65,17 +65,18 @@ def main():
     def rows(name, found):
         """The unquantized weights, and each format without and with activations."""
         found = row(mean_loss, name, lambda: found)
-        for quantize in args.quantize:
-            small = js.compress_params(
-                found.params, found.plan, masks=found.masks, quantize=quantize
-            )
+        compress = partial(
+            js.compress_params, found.params, found.plan, masks=found.masks
+        )
+        stored = {name: compress(quantize=name) for name in args.quantize}
+        for quantize, small in stored.items():
             for rounds in (False, True):
                 run = js.sparse_apply(
                     mean_loss, found.plan, quantize_activations=rounds
                 )
                 text = f"{name}, {quantize}" + (" and activations" if rounds else "")
                 row(run, text, partial(found._replace, params=small))
-        return small
+        return stored
 
     planned = partial(js.plan_sparsity, dense, fn=forward, args=(batches[0],))
     plan, every = planned("2:4"), planned("4:4")
@@ -83,7 +84,7 @@ def main():
     rows("dense", js.MagnitudeSearcher(every).search(dense))
     statistics = js.collect_statistics(forward, dense, batches, plan=plan)
     found = js.SparseGPTSearcher(plan).search(dense, statistics)
-    small = rows("2:4", found)
+    small = rows("2:4", found)[args.quantize[0]]
     print(f"\n{plan}\nsparsity of all weights: {js.sparsity(found.params):.1%}")
     print(f"dense {size(dense):,} bytes, 2:4 in eight bits {size(small):,}")
 
