@@ -1,6 +1,6 @@
 """How much faster is a whole model? A decoder of Llama 3 8B's shapes, dense and 2:4.
 
-    python -m benchmarks.decode [--layers 32] [--batches 1 4 16 64] [--unrolled]
+    python -m benchmarks.decode [--layers 32] [--batches 1 4 16 64] [--scan]
         [--formats bfloat16 int8 int8+activations float8_e4m3fn] [--quick]
 
 Random weights, masked once; "dense" multiplies the zeros, the other formats do not
@@ -137,10 +137,10 @@ def run(args: argparse.Namespace) -> None:
         sizes,
         args.dtype,
         args.formats or (args.dtype,),
-        unrolled=args.unrolled,
+        unrolled=not args.scan,
     )
     bandwidth = copy_bandwidth(args.rounds)
-    print(f"{'a list of' if args.unrolled else 'stacked'} layers: {sizes}")
+    print(f"{'stacked' if args.scan else 'a list of'} layers: {sizes}")
     print(f"a copy reads and writes {bandwidth / 1e9:.0f} GB/s")
 
     print("\nprefill, one prompt")
@@ -179,8 +179,8 @@ def main():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--formats", nargs="+", help="of the weights: by default dtype")
-    parser.add_argument("--unrolled", action="store_true", help="layers in a list")
-    parser.add_argument("--prompts", type=int, nargs="+", default=(512, 2048))
+    parser.add_argument("--scan", action="store_true", help="over stacked layers")
+    parser.add_argument("--prompts", type=int, nargs="*", default=(512, 2048))
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 4, 16, 64))
     parser.add_argument("--pieces", type=int, nargs="*", default=(1,), help="batches")
     parser.add_argument("--positions", type=int, default=1024)

@@ -119,9 +119,9 @@ def choose_kernel(
     read, so several blocks share a tile as long as each has its own multiprocessor.
     With many rows, tiles of 256 by 128 need the least time for their work, if there are
     enough of them. If there are more tiles than multiprocessors, the cache is the
-    limit, so two blocks share what they read. Values of eight bits are read for each 16
-    rows, as long as that takes less time than to widen them for the other kernels.
-    Measured by `benchmarks.nm_matmul` on an H100, eight bits on an H200.
+    limit, so two blocks share what they read. Values of eight bits are read once for
+    each 16 rows, up to where that takes about as long as to widen them for the other
+    kernels. Measured by `benchmarks.nm_matmul` on an H100, eight bits on an H200.
     """
 
     def count_tiles(tile_rows: int, tile_out: int) -> int:
