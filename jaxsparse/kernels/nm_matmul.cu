@@ -26,11 +26,11 @@ constexpr int kMultiprocessors = 132;  // of an H100 SXM or H200; affects speed 
 using Encode = decltype(&cuTensorMapEncodeTiled);
 
 Encode find_encode() {
-  void* found = nullptr;
+  void* encode = nullptr;
   cudaDriverEntryPointQueryResult result;
-  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault,
                                    &result);
-  return reinterpret_cast<Encode>(found);
+  return reinterpret_cast<Encode>(encode);
 }
 
 // Encodes a matrix in row-major order that is moved in boxes with rows of 128 bytes.
@@ -129,8 +129,8 @@ ffi::Error run(const Call& call, const Launch& launch, Args... args) {
 // Gets the number of clusters of a kernel that run at the same time.
 template <auto kernel>
 cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
-  static std::atomic<int> found[64];
-  std::atomic<int>& mine = found[device % 64];
+  static std::atomic<int> counts[64];
+  std::atomic<int>& mine = counts[device % 64];
   cudaError_t error = cudaSuccess;
   if (!mine) {
     cudaLaunchAttribute attribute;
