@@ -3,8 +3,9 @@
     python -m benchmarks [--quick] [--gpu] [--plot FILE] [--json FILE]
 
 Each is a command of its own too; `benchmarks.import_time` and `benchmarks.plan_llama`
-start processes of their own, `benchmarks.sharded_search` takes several devices, and
-`benchmarks.one_shot` takes a language model: they are run by themselves.
+start processes of their own, `benchmarks.sharded_search` takes several devices,
+`benchmarks.one_shot` takes a language model, and `benchmarks.decode` makes a large one:
+they are run by themselves.
 """
 
 import argparse

@@ -4,8 +4,9 @@
         [--torch]
 
 Each program multiplies by many weights in turn, more than a GPU's cache holds; the
-times are of one product. "xla" decompresses on the fly; "cuSPARSELt", with `--torch`,
-is PyTorch's, with weights that it has compressed and an algorithm that it has searched.
+times are of one product. "int8" and "fp8" are weights of eight bits with bfloat16
+activations; "xla" decompresses on the fly; "cuSPARSELt", with `--torch`, is PyTorch's,
+with weights that it has compressed and an algorithm that it has searched.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from jaxsparse._compressed import cuda_matmul
 
 SHAPES = ((4096, 4096), (8192, 8192), (4096, 14336), (14336, 4096))
 ROWS = (1, 16, 64, 256, 1024, 4096)
+EIGHT = (("int8", "int8"), ("fp8", "float8_e4m3fn"))
 WEIGHTS = 16  # of the smallest, compressed, six times an H100's cache
 
 
@@ -38,6 +40,9 @@ def rows(
         keys = jax.random.split(jax.random.key(0), WEIGHTS)
         stored = [_compressed(key, k, out) for key in keys]
         dense = [js.decompress(w) for w in stored]
+        quantized = {
+            name: [_quantized(w, dtype) for w in stored] for name, dtype in EIGHT
+        }
         for count in many:
             x = jax.random.normal(keys[0], (count, k), jnp.bfloat16)
             loops = _loops(count)
@@ -47,6 +52,8 @@ def rows(
                 "jaxsparse": partial(_in_turn(js.nm_matmul, loops), x, stored),
                 "xla": partial(_in_turn(xla, loops), x, stored),
             }
+            for name, weights in quantized.items():
+                fns[name] = partial(_in_turn(js.nm_matmul, loops), x, weights)
             if by_torch and count % 8 == 0:
                 fns["cuSPARSELt"] = _cusparselt(x, dense, loops)
             times, _ = medians(fns, rounds)
@@ -64,6 +71,11 @@ def rows(
 @partial(jax.jit, static_argnums=(1, 2))
 def _compressed(key: jax.Array, k: int, out: int) -> js.Compressed:
     return js.compress(jax.random.normal(key, (k, out), jnp.bfloat16), "2:4")
+
+
+@partial(jax.jit, static_argnums=1)
+def _quantized(weight: js.Compressed, dtype: str) -> js.Compressed:
+    return js.quantize_compressed(weight, dtype)
 
 
 def _loops(rows: int) -> int:

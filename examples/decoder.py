@@ -24,13 +24,14 @@ class Config:
     attention: str = "xla"  # or "cudnn": faster, for bfloat16 on a GPU
 
 
-def rotate(x, base):
-    """Rotary embedding of `(batch, seq, heads, size)`.
+def rotate(x, base, start=0):
+    """Rotary embedding of `(batch, seq, heads, size)`, of positions from `start`.
 
     Features 2i and 2i + 1 are a pair, as in llama.cpp's row order of the weights.
     """
     half = x.shape[-1] // 2
-    angles = jnp.arange(x.shape[1])[:, None, None] * base ** (-jnp.arange(half) / half)
+    positions = start + jnp.arange(x.shape[1])
+    angles = positions[:, None, None] * base ** (-jnp.arange(half) / half)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     even, odd = x[..., ::2], x[..., 1::2]
     pairs = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
@@ -50,13 +51,14 @@ class Attention(nnx.Module):
         self.value = nnx.Linear(config.width, kv_width, **options)
         self.out = nnx.Linear(config.width, config.width, **options)
 
-    def __call__(self, x):
+    def project(self, x, start=0):
         heads = lambda y: y.reshape(*y.shape[:-1], -1, self.size)
-        query = rotate(heads(self.query(x)), self.base)
-        key = rotate(heads(self.key(x)), self.base)
-        value, how = heads(self.value(x)), self.implementation
+        turned = lambda y: rotate(heads(y), self.base, start)
+        return turned(self.query(x)), turned(self.key(x)), heads(self.value(x))
+
+    def __call__(self, x):
         mixed = jax.nn.dot_product_attention(
-            query, key, value, is_causal=True, implementation=how
+            *self.project(x), is_causal=True, implementation=self.implementation
         )
         return self.out(mixed.reshape(x.shape))
 

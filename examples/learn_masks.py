@@ -40,11 +40,11 @@ TEMPERATURE, SCALE, REWARD = (4.0, 0.05), (100.0, 500.0), 1e-5
 KEY = jax.random.key(0)
 
 
-def learn(mean_loss, dense, logits, pieces, args):
+def learn(mean_loss, dense, logits, pieces, batch, steps, rate):
     """Adam on the logits of the patterns; prints how fast it goes."""
-    temperature = optax.linear_schedule(*TEMPERATURE, args.steps)
-    scale = optax.linear_schedule(*SCALE, args.steps)
-    tx = optax.adam(optax.linear_schedule(args.rate, args.rate / 10, args.steps))
+    temperature = optax.linear_schedule(*TEMPERATURE, steps)
+    scale = optax.linear_schedule(*SCALE, steps)
+    tx = optax.adam(optax.linear_schedule(rate, rate / 10, steps))
 
     def soft_loss(logits, dense, tokens, i):
         masks = js.learned_masks(
@@ -68,8 +68,7 @@ def learn(mean_loss, dense, logits, pieces, args):
     state = jax.device_put(tx.init(logits), jax.devices()[0])
     start, last = time.perf_counter(), 0
     own, others = pieces
-    batches = mixed_batches(own, others, args.batch, args.steps)
-    for i, tokens in enumerate(batches, 1):
+    for i, tokens in enumerate(mixed_batches(own, others, batch, steps), 1):
         logits, state, value = step(logits, state, dense, tokens, i - 1)
         if i in (1, 20) or i % 100 == 0:
             value, now = float(value), time.perf_counter()  # float waits for the step
@@ -95,8 +94,7 @@ def main():
     # Logits of few steps have as far to go.
     sizes = (128, 110, 32, 1600, 5e-4) if args.full else (16, 8, 2, 20, 2e-2)
     calibrated, evaluated, batch, steps, rate = sizes
-    args.batch, args.steps = args.batch or batch, args.steps or steps
-    args.rate = args.rate or rate
+    batch, steps = args.batch or batch, args.steps or steps
     calibration, *pieces, texts = load_pieces(args, calibrated, evaluated)
     model, fast_model = load_models(args)
     graph, dense = nnx.split(model, nnx.Param)
@@ -105,7 +103,7 @@ def main():
     forward = lambda params, tokens: nnx.merge(graph, params)(tokens)
     evaluate = jax.jit(exactly(lambda params, x: loss(nnx.merge(graph, params), x)))
 
-    print_header(calibration, args, texts)
+    print_header(calibration, batch * steps, texts)
     row = partial(print_row, evaluate, texts)
     row("dense", lambda: js.SearchResult(dense, None, js.Plan(())))
     start = time.perf_counter()
@@ -120,8 +118,9 @@ def main():
 
     row("SparseGPT's mask", lambda: masked(fitted.masks))
     prior = js.init_mask_logits(dense, plan, masks=fitted.masks)
-    logits = learn(partial(both_losses, fast), dense, prior, pieces, args)
-    name = f"learned, {args.steps} steps"
+    distilled = partial(both_losses, fast)
+    logits = learn(distilled, dense, prior, pieces, batch, steps, args.rate or rate)
+    name = f"learned, {steps} steps"
     result = row(name, lambda: masked(js.learned_masks(logits)))
     js.check_sparsity(result.params, plan)
     print(f"groups with another pattern: {changed(prior, logits):.1%}")

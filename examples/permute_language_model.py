@@ -69,8 +69,8 @@ def print_gains(result, seconds):
     print(f"searched in {seconds:.1f} CPU seconds\n")
 
 
-def main():
-    """Permutes, prunes in all ways and prints one table."""
+def read_options():
+    """Reads the options of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,7 +79,12 @@ def main():
     parser.add_argument("--width", action="store_true", help="also between blocks")
     parser.add_argument("--pieces", type=int, help="of 512 tokens, from each text")
     parser.add_argument("--draws", type=int, default=3, help="random permutations")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    """Permutes, prunes in all ways and prints one table."""
+    args = read_options()
     jax.config.update("jax_default_matmul_precision", "highest")
     model, batches, texts = load(args)
     graph, dense = nnx.split(model, nnx.Param)
@@ -87,7 +92,6 @@ def main():
     mean_loss = jax.jit(lambda params, tokens: loss(nnx.merge(graph, params), tokens))
     stages = [f"blocks/{i}/.*" for i in dense["blocks"]]
     tokens = batches[0]
-
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     plan = js.plan_sparsity(dense, "2:4", fn=forward, args=(tokens,))
     groups = permutable(forward, dense, tokens, args.width)
@@ -137,8 +141,8 @@ def main():
         ("Wanda", by_wanda),
         ("SparseGPT, in order", by_sparsegpt),
     ):
-        for order, found in orders.items():
-            pruned = row(name, order, partial(prune, found))
+        for order, permuted in orders.items():
+            pruned = row(name, order, partial(prune, permuted))
     print(f"\n{plan}\nsparsity of all weights: {js.sparsity(pruned):.1%}")
 
 

@@ -4,19 +4,22 @@
 
 SmolLM2-135M, pruned by SparseGPT on the first halves of two texts, the King James Bible
 and CPython's language reference. The weights that are kept are then trained on these
-and on `--train` files: on each next token, and on what the dense model predicts. For
-comparison the dense model is trained as long. Both are evaluated on the second halves
-and on `--text` files, which nothing is trained on: pieces that share thirteen tokens in
-a row with them are left out of the training. `--full` is for a GPU. Seconds include
-compilation.
+and on `--train` files: on each next token, and on what the dense model predicts. With
+`--learn` better masks are learned before, from SparseGPT's, with the weights frozen.
+For comparison the dense model is trained for all these steps. Both are evaluated on the
+second halves and on `--text` files, which nothing is trained on: pieces that share
+thirteen tokens in a row with them are left out of the training. `--full` is for a GPU.
+Seconds include compilation.
 """
 
+import argparse
 from functools import partial
 
 import jax
 import optax
 from decoder import loss
 from flax import nnx
+from learn_masks import learn
 from perplexity_row import print_row
 from recovery import (
     both_losses,
@@ -33,12 +36,13 @@ import jaxsparse as js
 
 
 RATE, DENSE_RATE = 1e-3, 1e-4  # pruned weights have further to go
+LOGITS_RATE = 5e-4  # of learning masks
 
 
-def train(mean_loss, result, teacher, pieces, args, rate):
+def train(mean_loss, result, teacher, pieces, batch, steps, rate):
     """Adam with a cosine schedule; masks hold pruned weights at zero."""
-    warmup = min(20, args.steps // 4)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, args.steps)
+    warmup = min(20, steps // 4)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     if result.masks is not None:
         tx = js.wrap_optimizer(tx, masks=result.masks)
@@ -53,7 +57,7 @@ def train(mean_loss, result, teacher, pieces, args, rate):
     params = jax.device_put(result.params, jax.devices()[0], may_alias=False)  # donated
     state = jax.device_put(tx.init(params), jax.devices()[0])
     own, others = pieces
-    for tokens in mixed_batches(own, others, args.batch, args.steps):
+    for tokens in mixed_batches(own, others, batch, steps):
         params, state = step(params, state, teacher, tokens)
     return result._replace(params=params)
 
@@ -61,11 +65,14 @@ def train(mean_loss, result, teacher, pieces, args, rate):
 def main():
     """Prunes, trains and prints one table."""
     parser = make_parser(__doc__)
-    parser.add_argument("--pattern", nargs="+", default=["2:4"])
+    parser.add_argument("--pattern", nargs="*", default=["2:4"])
+    parser.add_argument("--learn", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--rate", type=float, default=RATE, help="for pruned weights")
+    parser.add_argument("--dense", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
-    sizes = (128, 110, 32, 1200) if args.full else (16, 8, 2, 20)
-    calibrated, evaluated, args.batch, steps = sizes
-    args.steps = args.steps or steps
+    sizes = (128, 110, 32, 1200) if args.full else (16, 6, 2, 12)
+    calibrated, evaluated, batch, steps = sizes
+    steps = args.steps or steps
     calibration, *pieces, texts = load_pieces(args, calibrated, evaluated)
     model, fast_model = load_models(args)
     graph, dense = nnx.split(model, nnx.Param)
@@ -81,17 +88,27 @@ def main():
         plan, statistics = calibrate(forward, dense, pattern, calibration)
         return js.SparseGPTSearcher(plan).search(dense, statistics)
 
-    print_header(calibration, args, texts)
+    def learn_masks(pruned):
+        prior = js.init_mask_logits(dense, pruned.plan, masks=pruned.masks)
+        logits = learn(distilled, dense, prior, pieces, batch, args.learn, LOGITS_RATE)
+        masks = js.learned_masks(logits)
+        return js.SearchResult(js.mask_params(dense, masks), masks, pruned.plan)
+
+    print_header(calibration, batch * (args.learn + steps), texts)
     row = partial(print_row, evaluate, texts)
     whole = row("dense", lambda: js.SearchResult(dense, None, js.Plan(())))
-    tune = partial(train, teacher=dense, pieces=pieces, args=args)
-    trained = f"  and {args.steps} steps"
-    row(trained, lambda: tune(label_loss, whole, rate=DENSE_RATE))
+    tune = partial(train, teacher=dense, pieces=pieces, batch=batch)
+    distilled = partial(both_losses, fast)
+    if args.dense:
+        longer = args.learn + steps
+        tuned = lambda: tune(label_loss, whole, steps=longer, rate=DENSE_RATE)
+        row(f"  and {longer} steps", tuned)
     for pattern in args.pattern:
-        pruned = row(f"{pattern}, SparseGPT", exactly(partial(prune, pattern)))
-        result = row(
-            trained, partial(tune, partial(both_losses, fast), pruned, rate=RATE)
-        )
+        result = row(f"{pattern}, SparseGPT", exactly(partial(prune, pattern)))
+        if args.learn:
+            result = row(f"  {args.learn} steps, masks", partial(learn_masks, result))
+        tuned = partial(tune, distilled, result, steps=steps, rate=args.rate)
+        result = row(f"  and {steps} steps", tuned)
         js.check_sparsity(result.params, result.plan)
         print(f"\n{result.plan}")
         print(f"sparsity of all weights: {js.sparsity(result.params):.1%}\n")

@@ -68,9 +68,9 @@ def both_losses(fast, student, teacher, tokens):
     return (labels.mean() + js.distillation_loss(logits, target)) / 2
 
 
-def print_header(calibration, args, texts):
-    """What was run on what, and the names of the columns."""
-    tokens = args.steps * args.batch * calibration.shape[1]
+def print_header(calibration, trained, texts):
+    """What was run on what, and the names of the columns; `trained` pieces."""
+    tokens = trained * calibration.shape[1]
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     print(f"calibrated on {calibration.size} tokens, trained on {tokens}")
     names = "".join(f"{name:>10}" for name in texts)

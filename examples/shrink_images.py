@@ -96,10 +96,10 @@ def train(variables, key, images, labels, epochs, rate):
     return carry[0]
 
 
-def shrink(key, data, epochs):
+def shrink(key, network, data, epochs):
     """Half of the channels of a network: the result, and the variables by stage."""
     keys, example = jax.random.split(key, 3), (data[0][:1],)
-    dense = train(Network().init(keys[0], *example), keys[1], *data, epochs, 3e-3)
+    dense = train(network.init(keys[0], *example), keys[1], *data, epochs, 3e-3)
     plan = js.plan_sparsity(
         dense, js.Unstructured(0.5), fn=predict, args=example, dense_head=False
     )
@@ -125,10 +125,11 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
     args = parser.parse_args()
     seeds, epochs = (1, 1) if args.smoke else (args.seeds, args.epochs)
+    network = Network((16, 32, 64)) if args.smoke else Network()
     data, held_out = jax.tree.map(jnp.asarray, load_images(args.data))
     accuracies = {}
     for key in jax.random.split(jax.random.key(0), seeds):
-        result, stages = shrink(key, data, epochs)
+        result, stages = shrink(key, network, data, epochs)
         for name, variables in stages.items():
             accuracies.setdefault(name, []).append(accuracy(variables, *held_out))
         if len(accuracies["dense"]) == 1:

@@ -56,15 +56,20 @@ def time_ratio(forward, smaller, dense, tokens, rounds):
     return numbers.median(new / old for new, old in pairs)
 
 
-def main():
-    """Shrinks in several ways and prints one table."""
+def read_options():
+    """Reads the options of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="for a GPU")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    """Shrinks in several ways and prints one table."""
+    args = read_options()
     jax.config.update("jax_default_matmul_precision", "highest")
     evaluated, length = (110, 512) if args.full else (16, 256)  # pieces of each text
     model, batches, texts = load(args.smoke, evaluated, length)

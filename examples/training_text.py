@@ -14,6 +14,7 @@ from smollm import load_tokenizer, spread
 LENGTH = 513  # the last token of a piece is only predicted
 SHARED = 13  # tokens in a row that training and evaluation do not share
 CHARACTERS = 10_000_000  # of each file
+EPOCHS = 6  # a text that is read more often is learned by heart
 
 
 def cut(tokenizer, text):
@@ -54,8 +55,11 @@ def load_training(files, text_files, calibrated, evaluated):
 
 
 def mixed_batches(own, others, batch, steps):
-    """Batches of which an eighth is from the texts that are calibrated on."""
-    count = max(1, batch // 8)
+    """Batches of which an eighth is from the texts that are calibrated on.
+
+    It is less where these texts would be read more than `EPOCHS` times.
+    """
+    count = max(1, min(batch // 8, EPOCHS * len(own) // steps))
     rng = np.random.default_rng(0)
 
     def stream(pieces):

@@ -6,11 +6,7 @@ from random import Random
 import pytest
 from hypothesis import settings
 
-
-# The quick tests compile longer than they compute: LLVM need not optimise.
-_QUICK_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+from tests import xla_flags
 
 
 def pytest_addoption(parser):
@@ -26,7 +22,9 @@ def pytest_configure(config):
     full = "full" if config.getoption("--full") else "sweeps"
     settings.load_profile(full if sweeps else "quick")
     if not sweeps:
-        os.environ.setdefault("XLA_FLAGS", _QUICK_COMPILATION)
+        os.environ.setdefault("XLA_FLAGS", xla_flags.QUICK)
+    # The cores are busy with other tests: threads of LAPACK would wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config, items):

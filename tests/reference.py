@@ -83,7 +83,9 @@ def top_n_mask(x, n, m, axis):
     def best(group):
         ranks = dense_ranks(group)
         order = sorted(range(len(group)), key=lambda i: (-ranks[i], i))
-        return np.isin(np.arange(len(group)), order[:n])
+        mask = np.zeros(len(group), bool)
+        mask[order[:n]] = True
+        return mask
 
     return _assemble(x, m, axis, best)
 

@@ -46,7 +46,7 @@ def assert_pruned(before, after, n, axis=0):
 @pytest.mark.sweep
 def test_linen():
     model = LinenModel()
-    dense = params = model.init(jax.random.key(0), X)["params"]
+    dense = params = jax.jit(model.init)(jax.random.key(0), X)["params"]
 
     plan = js.plan_sparsity(params, RULES)
     assert "1:4 along axis 0" in str(plan)
@@ -55,8 +55,9 @@ def test_linen():
     tx = js.wrap_optimizer(optax.adamw(1e-3), plan)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
     loss = lambda p: jnp.mean(jnp.square(model.apply({"params": p}, X)))
+    step = jax.jit(lambda s: s.apply_gradients(grads=jax.grad(loss)(s.params)))
     for _ in range(3):
-        state = state.apply_gradients(grads=jax.grad(loss)(state.params))
+        state = step(state)
     masks = js.get_masks(state.opt_state)
     js.check_sparsity(state.params, plan)
 

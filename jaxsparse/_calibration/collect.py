@@ -119,7 +119,9 @@ def collect_statistics(
     stream = iter(batches)
     first = next(stream, _END)
     if first is _END:
-        raise ValueError("there are no batches: statistics need at least one")
+        raise ValueError(
+            "there are no batches: pass at least one (a generator can be used once)"
+        )
     plan = plan_for(params, plan)
     products = statistic == "second_moment"
     if not products and statistic != "mean_square":

@@ -107,5 +107,5 @@ def best_shrinkage(
     results = [prune(value) for value in SHRINKAGES]
     held_out = statistics.held_out
     errors = [output_error(leaf, weight(result), held_out) for result in results]
-    known = np.nan_to_num(np.array(jax.device_get(errors)), nan=np.inf)
-    return results[int(np.argmin(known))]
+    finite = np.nan_to_num(np.array(jax.device_get(errors)), nan=np.inf)
+    return results[int(np.argmin(finite))]

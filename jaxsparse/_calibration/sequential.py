@@ -129,7 +129,9 @@ def prune_sequentially(
     """
     batches = list(batches)
     if not batches:
-        raise ValueError("there are no batches: statistics need at least one")
+        raise ValueError(
+            "there are no batches: pass at least one (a generator can be used once)"
+        )
     plan = plan_for(params, searcher.plan)
     stage_of = number_stages(plan, boundaries)
     held = _held_out_batches(len(batches), held_out, reconstruct)

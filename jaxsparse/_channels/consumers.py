@@ -67,14 +67,16 @@ def find_all_consumers(
       ValueError: no group with consumers can be permuted.
     """
     maybe = {i: find_consumers(group, plan) for i, group in enumerate(groups)}
-    found = {i: consumers for i, consumers in maybe.items() if consumers is not None}
-    if all(consumers.reason for consumers in found.values()):
-        reasons = [f"group {i}: {consumers.reason}" for i, consumers in found.items()]
+    by_number = {
+        i: consumers for i, consumers in maybe.items() if consumers is not None
+    }
+    if all(consumers.reason for consumers in by_number.values()):
+        reasons = [f"group {i}: {group.reason}" for i, group in by_number.items()]
         raise ValueError(
             "no channels can be permuted so that n:m pruning keeps more: "
             + ("; ".join(reasons) or _reason_of_plan(plan))
         )
-    return found
+    return by_number
 
 
 def _reason_of_plan(plan: Plan) -> str:
@@ -91,8 +93,10 @@ def _reason_of_plan(plan: Plan) -> str:
 
 def can_permute(groups: Iterable[ChannelGroup], plan: Plan) -> bool:
     """Returns whether `permute_channels` would permute some channels."""
-    found = (find_consumers(group, plan) for group in groups)
-    return any(consumers is not None and not consumers.reason for consumers in found)
+    of_groups = (find_consumers(group, plan) for group in groups)
+    return any(
+        consumers is not None and not consumers.reason for consumers in of_groups
+    )
 
 
 def _reason_of_patterns(patterns: Sequence[NM]) -> str:

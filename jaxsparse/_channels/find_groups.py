@@ -102,8 +102,8 @@ def _groups(flow: Flow, paths: Sequence[str]) -> list[ChannelGroup]:
     separate = separate_atoms(parts, flow.record.regions, free)
     roles = _roles(flow)
     return [
-        _group(parts, atom, found, separate.get(atom, set()), roles)
-        for atom, found in locations.items()
+        _group(parts, atom, own, separate.get(atom, set()), roles)
+        for atom, own in locations.items()
     ]
 
 

@@ -76,6 +76,6 @@ def _search(
     # Blocks that split groups of m are as good as none.
     blocks = blocks if size % (blocks * pattern.m) == 0 else 1
     in_blocks = scores.reshape(problems * blocks, size // blocks, -1)
-    found = search_permutation(jnp.asarray(in_blocks), pattern.n, pattern.m, key)
+    orders = search_permutation(jnp.asarray(in_blocks), pattern.n, pattern.m, key)
     starts = np.arange(blocks, dtype=np.int32)[:, None] * (size // blocks)
-    return (found.reshape(problems, blocks, -1) + starts).reshape(problems, size)
+    return (orders.reshape(problems, blocks, -1) + starts).reshape(problems, size)

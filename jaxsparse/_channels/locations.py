@@ -104,10 +104,10 @@ def _locations(parts: Parts, axes: Sequence[int]) -> Iterator[Location]:
 def interleaved_atoms(parts: Parts, axes: Sequence[int]) -> Iterator[int]:
     """Yields the atoms in the axes of a leaf that lie in too many pieces."""
     for axis in axes:
-        found = {piece.factors[piece.channel] for piece in _pieces(parts, axis)}
+        located = {piece.factors[piece.channel] for piece in _pieces(parts, axis)}
         families = [x for x in factors_of(parts, axis) if family_of(parts, x)]
-        found.update(x for family in families for x in atoms_of(parts, family))
-        yield from set(atoms_of(parts, axis)) - found
+        located.update(x for family in families for x in atoms_of(parts, family))
+        yield from set(atoms_of(parts, axis)) - located
 
 
 def _pieces(parts: Parts, axis: int) -> Iterator[_Piece]:

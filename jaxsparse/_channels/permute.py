@@ -91,21 +91,21 @@ def permute_channels(
     permuted: Mapping[str, Any] = leaves.by_path
     permutations: dict[int, np.ndarray] = {}
     gains: dict[int, PermutedGroup] = {}
-    for number, found in consumers.items():
-        if found.reason:
-            gains[number] = PermutedGroup(found.paths, reason=found.reason)
+    for number, group in consumers.items():
+        if group.reason:
+            gains[number] = PermutedGroup(group.paths, reason=group.reason)
             continue
         score = partial(member_scores, ranked, magnitude=scores is None)
         result = permute_group(
-            [*map(score, found.members)],
-            found.pattern,
+            [*map(score, group.members)],
+            group.pattern,
             shard_blocks(permuted, groups[number]),
             jax.random.fold_in(key, number),
         )
         order = result.order.reshape(*groups[number].index, -1)
         moves = moves_of(groups, {number: order})
         permuted, ranked = move_leaves(permuted, moves), move_leaves(ranked, moves)
-        permutations[number], gains[number] = order, _gain(found.paths, result)
+        permutations[number], gains[number] = order, _gain(group.paths, result)
     verify_permutations(outputs, leaves.by_path, groups, permutations)
     return PermutationResult(leaves.unflatten(permuted), permutations, gains, groups)
 

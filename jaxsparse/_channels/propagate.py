@@ -71,10 +71,10 @@ def read_graph(
     for i, constant in graph.constants.items():
         _set(flow, i, _constant(constant, flow.record))
     for step in graph.steps:
-        known = len(flow.record.regions)
+        earlier = len(flow.record.regions)
         for i, value in zip(step.outputs, _outputs(flow, step), strict=True):
             _set(flow, i, value)
-        _add_loops(flow, step.path, known)
+        _add_loops(flow, step.path, earlier)
     _close_loops(flow)
     _read_decisions(flow)
     for i in graph.outputs:
@@ -92,12 +92,12 @@ def _set(flow: Flow, number: int, value: Value) -> None:
         flow.record.regions.append((*value.axes, *counts))
 
 
-def _add_loops(flow: Flow, path: Path, known: int) -> None:
-    """Adds the axes of the loops around a step to the regions after the first ones."""
+def _add_loops(flow: Flow, path: Path, earlier: int) -> None:
+    """Adds the axes of the loops around a step to all but the earlier regions."""
     ends = [i for i, step in enumerate(path, 1) if step.primitive == "scan"]
     loops = [flow.loops[path[:end]] for end in ends if path[:end] in flow.loops]
     regions = flow.record.regions
-    regions[known:] = [(*region, *loops) for region in regions[known:]]
+    regions[earlier:] = [(*region, *loops) for region in regions[earlier:]]
 
 
 def _constant(constant: Any, record: Record) -> Value:

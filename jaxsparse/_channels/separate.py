@@ -31,7 +31,7 @@ def separate_atoms(
       regions: the axes of each value, and of the terms of each product.
       channels: the atoms to look for.
     """
-    wanted, found = set(channels), dict[int, set[int]]()
+    wanted, separate = set(channels), dict[int, set[int]]()
     seen: dict[int, Counts] = {}
     for axes in {tuple(find(parts, axis) for axis in region) for region in regions}:
         for i, axis in enumerate(axes):
@@ -43,11 +43,11 @@ def separate_atoms(
             for atom, beside in _beside(parts, axis, others, seen):
                 if atom in wanted:
                     once = {k for k, count in beside.items() if count == (1, 1)}
-                    found[atom] = found.get(atom, once) & once
+                    separate[atom] = separate.get(atom, once) & once
     is_mixed = lambda atom: "mixed" in parts.marks.get(atom, {})
     return {
         atom: {k for k in others if k != atom and not is_mixed(k)}
-        for atom, others in found.items()
+        for atom, others in separate.items()
     }
 
 

@@ -3,6 +3,7 @@
 `choose_kernel` selects the kernel and its tiles; `kernels/*.cuh` explain how they work.
 Under `vmap`, batches of `x` become more rows, and stacked weights are multiplied one
 after the other. Over automatic axes of a mesh each device multiplies its own shards.
+Values of eight bits are widened in registers for few rows, otherwise by XLA before.
 """
 
 import logging
@@ -20,6 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.quantized_matmul import weight_only_matmul
 from jaxsparse._compressed.xla_matmul import xla_matmul
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import is_automatic, partition_contraction
@@ -36,8 +38,8 @@ _MAX_SIZE = 2**31 - 2**16
 def unsupported_reason(x: Array, compressed: Compressed) -> str:
     """Returns why the kernel cannot compute the product, or an empty string."""
     k, out = compressed.shape
-    if compressed.is_quantized:
-        return "the weight is quantized"
+    if compressed.is_quantized and compressed.scales.shape[0] != 1:
+        return f"the weight has scales of shape {compressed.scales.shape}, not (1, out)"
     if compressed.pattern != NM(2, 4):
         return f"the pattern is {compressed.pattern}, not 2:4"
     if x.dtype not in (jnp.bfloat16, jnp.float16):
@@ -60,7 +62,7 @@ def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
 
     Args:
       x: `[..., k]`, for which `unsupported_reason` is empty.
-      compressed: a weight of shape `[k, out]` and of the same dtype.
+      compressed: a weight of shape `[k, out]` and of the same dtype, or quantized.
       exported: whether a program that is exported uses the kernel too, which must then
         be registered wherever it runs.
 
@@ -69,22 +71,27 @@ def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
       partial sum of each device is rounded too.
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
-    rule = f"{axes} k, values out, indices out -> {axes} out"
+    operands = [compressed.values, compressed.indices]
+    rule = f"{axes} k, values out, indices out"
+    if compressed.is_quantized:
+        operands.append(compressed.scales)
+        rule += ", one out"
+    rule += f" -> {axes} out"
     multiply_shard = partial(_multiply_shard, exported)
     multiply = custom_vmap(
         partition_contraction(multiply_shard, rule, ("k", "values", "indices"))
     )
     multiply.def_vmap(partial(_multiply_batch, exported))
-    return multiply(x, compressed.values, compressed.indices)
+    return multiply(x, *operands)
 
 
 class KernelChoice(NamedTuple):
     """A kernel and its launch parameters.
 
     Attributes:
-      kernel: `"few"` for at most 16 rows, otherwise `"split"` or `"whole"`. In `"few"`
-        and `"split"` the blocks of a cluster split the `k` of one tile. In `"whole"`
-        each block has tiles of its own, and the blocks share what they read.
+      kernel: `"few"` for few rows, otherwise `"split"` or `"whole"`. In `"few"` and
+        `"split"` the blocks of a cluster split the `k` of one tile. In `"whole"` each
+        block has tiles of its own, and the blocks share what they read.
       tile_rows: the rows of `x` in a tile.
       blocks: the blocks of a cluster.
     """
@@ -99,15 +106,22 @@ class KernelChoice(NamedTuple):
 _MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
 
 
-def choose_kernel(rows: int, k: int, out: int) -> KernelChoice:
+#: The most rows of kernel `"few"`. It is the only one that reads eight bits.
+_FEW_ROWS, _FEW_ROWS_OF_EIGHT_BITS = 16, 48
+
+
+def choose_kernel(
+    rows: int, k: int, out: int, *, eight_bits: bool = False
+) -> KernelChoice:
     """Returns the kernel for `[rows, k]` by `[k, out]` on 132 multiprocessors.
 
     With few rows, the time is that of reading the weight. All multiprocessors must then
     read, so several blocks share a tile as long as each has its own multiprocessor.
     With many rows, tiles of 256 by 128 need the least time for their work, if there are
     enough of them. If there are more tiles than multiprocessors, the cache is the
-    limit, so two blocks share what they read. Measured by `benchmarks.nm_matmul` on an
-    H100.
+    limit, so two blocks share what they read. Values of eight bits are read once for
+    each 16 rows, up to where that takes about as long as to widen them for the other
+    kernels. Measured by `benchmarks.nm_matmul` on an H100, eight bits on an H200.
     """
 
     def count_tiles(tile_rows: int, tile_out: int) -> int:
@@ -123,7 +137,7 @@ def choose_kernel(rows: int, k: int, out: int) -> KernelChoice:
         blocks = choose_blocks(count_tiles(tile_rows, tile_out), 128, (4, 3, 2))
         return KernelChoice("split", tile_rows, blocks)
 
-    if rows <= 16:
+    if rows <= (_FEW_ROWS_OF_EIGHT_BITS if eight_bits else _FEW_ROWS):
         blocks = choose_blocks(count_tiles(16, 64), 512, (4, 2))
         return KernelChoice("few", 8 if rows <= 8 else 16, blocks)
     if rows <= 32:
@@ -144,58 +158,66 @@ def choose_kernel(rows: int, k: int, out: int) -> KernelChoice:
 def _multiply_batch(
     exported: bool, size: int, batched: list[bool], *arrays: ArrayLike
 ) -> tuple[Array, bool]:
-    x, values, indices = map(jnp.asarray, arrays)
+    operands = [*map(jnp.asarray, arrays)]
 
-    def multiply(x: Array, values: Array, indices: Array) -> Array:
-        return cuda_matmul(x, _weight(values, indices), exported=exported)
+    def multiply(x: Array, *weight: Array) -> Array:
+        return cuda_matmul(x, _weight(x, *weight), exported=exported)
 
-    if not (batched[1] or batched[2]):
-        return multiply(x, values, indices), True
+    if not any(batched[1:]):
+        return multiply(*operands), True
 
     def multiply_one(i: Array) -> Array:  # operands that are not batched are not copied
-        operands = [
+        own = [
             lax.dynamic_index_in_dim(array, i, 0, False) if is_batched else array
-            for array, is_batched in zip((x, values, indices), batched, strict=True)
+            for array, is_batched in zip(operands, batched, strict=True)
         ]
-        return multiply(*operands)
+        return multiply(*own)
 
     return lax.map(multiply_one, jnp.arange(size)), True
 
 
-def _multiply_shard(exported: bool, x: Array, values: Array, indices: Array) -> Array:
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+def _multiply_shard(exported: bool, x: Array, *weight: Array) -> Array:
+    rows, out = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight[0].shape[-1]
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
-    suits = values.shape[-1] % 16 == 0 and rows.size and values.size
-    suits = suits and len(rows) < _MAX_SIZE
+    suits = out % 16 == 0 and rows.size and out and len(rows) < _MAX_SIZE
     kernel = _multiply_by_kernel
     if not exported:
         kernel = partial(unless_exported, kernel, _multiply_by_xla)
     product = lax.platform_dependent(
         rows,
-        values,
-        indices,
+        *weight,
         cuda=kernel if suits else _multiply_by_xla,
         default=_multiply_by_xla,
     )
-    return product.reshape(*x.shape[:-1], values.shape[-1])
+    return product.reshape(*x.shape[:-1], out)
 
 
-def _weight(values: Array, indices: Array) -> Compressed:
-    return Compressed(values, indices, NM(2, 4), -2)
+def _weight(
+    x: Array, values: Array, indices: Array, scales: Array | None = None
+) -> Compressed:
+    dtype = None if scales is None else x.dtype
+    return Compressed(values, indices, NM(2, 4), -2, scales, dtype)
 
 
-def _multiply_by_xla(x: Array, values: Array, indices: Array) -> Array:
-    return xla_matmul(x, _weight(values, indices))
+def _multiply_by_xla(x: Array, *weight: Array) -> Array:
+    compressed = _weight(x, *weight)
+    multiply = weight_only_matmul if compressed.is_quantized else xla_matmul
+    return multiply(x, compressed)
 
 
-def _multiply_by_kernel(x: Array, values: Array, indices: Array) -> Array:
+def _multiply_by_kernel(
+    x: Array, values: Array, indices: Array, *scales: Array
+) -> Array:
     (rows, k), out = x.shape, values.shape[1]
-    kernel, tile_rows, blocks = choose_kernel(rows, k, out)
+    kernel, tile_rows, blocks = choose_kernel(rows, k, out, eight_bits=bool(scales))
+    if kernel != "few":
+        values = values.astype(x.dtype)  # exact
     multiply = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct((rows, out), x.dtype))
     return multiply(
         x,
         values,
         indices,
+        *scales,
         kernel=kernel,
         tile_rows=np.int64(tile_rows),
         blocks=np.int64(blocks),

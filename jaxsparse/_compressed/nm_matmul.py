@@ -102,6 +102,8 @@ def nm_matmul(
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
     reason = cuda_matmul.unsupported_reason(x, weight)
+    if quantize_activations:
+        reason = "the kernel multiplies by activations that are not quantized"
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "

@@ -84,7 +84,7 @@ def quantize_compressed(
         shared |= {i + (i > axis) for i in _other_axes(compressed, contracted)}
     else:
         size = _values_in(compressed, group_size)
-    values, found = _quantize(
+    values, all_scales = _quantize(
         compressed.values,
         dtype=jnp.dtype(dtype),
         size=size,
@@ -93,7 +93,7 @@ def quantize_compressed(
         shrinks=scales == "mse",
     )
     return replace(
-        compressed, values=values, scales=found, quantized_from=compressed.dtype
+        compressed, values=values, scales=all_scales, quantized_from=compressed.dtype
     )
 
 

@@ -32,7 +32,7 @@ from jaxsparse._trace.jaxpr import (
     interpret,
     var_shape,
 )
-from jaxsparse._trace.lookups import one_hot_output
+from jaxsparse._trace.lookups import one_hot_output, shift_axes
 from jaxsparse._trace.product_rules import PRODUCTS, record_product
 from jaxsparse._trace.record import (
     AbstractValue,
@@ -199,17 +199,15 @@ def _scan(
     record = record.inside(eqn)
     first_carry, first_xs = scan.num_consts, scan.num_consts + scan.num_carry
     consts, carry = inputs[:first_carry], inputs[first_carry:first_xs]
-    xs = [
-        value.map_views(lambda view: view.scan_step(scan.length, record.path))
-        for value in inputs[first_xs:]
-    ]
+    scan_step = lambda view: view.scan_step(scan.length, record.path)
+    xs = [shift_axes(value.map_views(scan_step), -1) for value in inputs[first_xs:]]
 
     def step(carry: list[AbstractValue], record: Record) -> list[AbstractValue]:
         return analyse(scan.body, [*consts, *carry, *xs], record)
 
     outputs = _fixed_point(step, carry, record)
     carry, stacked = outputs[: scan.num_carry], outputs[scan.num_carry :]
-    return [*carry, *(_lose(value, "scan") for value in stacked)]
+    return [*carry, *(shift_axes(_lose(value, "scan"), 1) for value in stacked)]
 
 
 def _while(

@@ -66,6 +66,12 @@ def one_hot_output(
     return output._replace(counts=moved[0], one_hot=moved[1])
 
 
+def shift_axes(value: AbstractValue, by: int) -> AbstractValue:
+    """Returns what is known after a scan takes the first axis away (-1) or adds it."""
+    shift = lambda axis: None if axis is None or axis + by < 0 else axis + by
+    return value._replace(counts=shift(value.counts), one_hot=shift(value.one_hot))
+
+
 def is_lookup(one_hot: int | None, contracted: Sequence[int], shape: Any) -> bool:
     """Returns whether a product contracts a one-hot axis of an operand, and no other.
 

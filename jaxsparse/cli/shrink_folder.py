@@ -169,8 +169,8 @@ def _shrink_by_magnitude(
             step(mlp.name)
             with x64_if_needed(leaves.specs[mlp.tensors[0]].dtype):
                 params = {name: leaves.read(name) for name in mlp.tensors}
-                found = _Shrinker(smaller.size, Plan(())).search(params)
-            for name, tensor in found.params.items():
+                shrunk = _Shrinker(smaller.size, Plan(())).search(params)
+            for name, tensor in shrunk.params.items():
                 store(name, np.asarray(tensor))
 
 

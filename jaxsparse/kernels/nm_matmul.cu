@@ -7,6 +7,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "nm_few_bytes.cuh"
 #include "nm_few_rows.cuh"
 #include "nm_matmul.cuh"
 #include "xla/ffi/api/ffi.h"
@@ -25,11 +26,11 @@ constexpr int kMultiprocessors = 132;  // of an H100 SXM or H200; affects speed 
 using Encode = decltype(&cuTensorMapEncodeTiled);
 
 Encode find_encode() {
-  void* found = nullptr;
+  void* encode = nullptr;
   cudaDriverEntryPointQueryResult result;
-  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault,
                                    &result);
-  return reinterpret_cast<Encode>(found);
+  return reinterpret_cast<Encode>(encode);
 }
 
 // Encodes a matrix in row-major order that is moved in boxes with rows of 128 bytes.
@@ -58,9 +59,11 @@ struct Call {
   cudaStream_t stream;
   int device;
   const void *x, *values, *indices;
+  const float* scales;  // or null
   void* y;
   uint64_t rows, k, out;
   int64_t blocks;
+  ffi::DataType type;  // of the values
 };
 
 int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
@@ -126,8 +129,8 @@ ffi::Error run(const Call& call, const Launch& launch, Args... args) {
 // Gets the number of clusters of a kernel that run at the same time.
 template <auto kernel>
 cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
-  static std::atomic<int> found[64];
-  std::atomic<int>& mine = found[device % 64];
+  static std::atomic<int> counts[64];
+  std::atomic<int>& mine = counts[device % 64];
   cudaError_t error = cudaSuccess;
   if (!mine) {
     cudaLaunchAttribute attribute;
@@ -140,21 +143,31 @@ cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
   return error;
 }
 
-template <typename T, int kRows, int kBlocks, int kResident = 1>
+template <typename T, typename V, int kRows, int kBlocks, int kResident = 1>
 ffi::Error launch_few(const Call& call) {
-  using F = nm_few_rows::Form<kRows, kBlocks, kResident>;
-  using nm_few_rows::kOut, nm_few_rows::kThreads;
-  const nm_few_rows::Problem<T> problem = {
-      static_cast<const T*>(call.x),     static_cast<const T*>(call.values),
-      static_cast<const uint8_t*>(call.indices), static_cast<T*>(call.y),
-      static_cast<int>(call.rows),       static_cast<int>(call.k),
+  using F = nm_few::Form<kRows, kBlocks, kResident>;
+  using nm_few::kOut, nm_few::kThreads;
+  const nm_few::Problem<T, V> problem = {
+      static_cast<const T*>(call.x),
+      static_cast<const V*>(call.values),
+      static_cast<const uint8_t*>(call.indices),
+      call.scales,
+      static_cast<T*>(call.y),
+      static_cast<int>(call.rows),
+      static_cast<int>(call.k),
       static_cast<int>(call.out)};
   const dim3 grid(tiles(call.out, kOut), tiles(call.rows, kRows), kBlocks);
   if constexpr (kBlocks == 1 && kResident == 1) {
-    if (grid.x * grid.y > kMultiprocessors) return launch_few<T, kRows, kBlocks, 2>(call);
+    if (grid.x * grid.y > kMultiprocessors) return launch_few<T, V, kRows, kBlocks, 2>(call);
   }
-  const Launch launch = {grid, dim3(1, 1, kBlocks), kThreads, sizeof(nm_few_rows::Memory<F>)};
-  return run<nm_few_rows::product<T, F>>(call, launch, problem);
+  Launch launch = {grid, dim3(1, 1, kBlocks), kThreads};
+  if constexpr (sizeof(V) == 1) {
+    launch.bytes = sizeof(nm_few_bytes::Memory<F>);
+    return run<nm_few_bytes::product<T, V, F>>(call, launch, problem);
+  } else {
+    launch.bytes = sizeof(nm_few_rows::Memory<F>);
+    return run<nm_few_rows::product<T, F>>(call, launch, problem);
+  }
 }
 
 template <typename T, typename F, int kBlocks>
@@ -164,7 +177,8 @@ ffi::Error launch_split(const Call& call) {
   if (ffi::Error error = map<T, F>(call, &maps, &shape); error.failure()) return error;
   const dim3 grid(shape.out_tiles, shape.row_tiles, kBlocks);
   const Launch launch = {grid, dim3(1, 1, kBlocks), nm_matmul::kThreads, F::bytes(0)};
-  return run<nm_matmul::split<T, F, kBlocks>>(call, launch, maps, shape, static_cast<T*>(call.y));
+  return run<nm_matmul::split<T, F, kBlocks>>(call, launch, maps, shape, static_cast<T*>(call.y),
+                                              call.scales);
 }
 
 template <typename T, typename F, int kSharers>
@@ -180,7 +194,7 @@ ffi::Error launch_whole(const Call& call) {
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");
   const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles;
   launch.grid = dim3(kSharers * std::min(most, clusters));
-  return run<kernel>(call, launch, maps, shape);
+  return run<kernel>(call, launch, maps, shape, call.scales);
 }
 
 // Calls `launch` with the number of blocks as a compile-time constant.
@@ -196,8 +210,13 @@ ffi::Error with_blocks(int64_t blocks, F launch) {
 
 template <typename T, int kRows>
 ffi::Error few(const Call& call) {
-  return with_blocks<1, 2, 4>(call.blocks,
-                              [&](auto blocks) { return launch_few<T, kRows, blocks>(call); });
+  return with_blocks<1, 2, 4>(call.blocks, [&](auto blocks) {
+    switch (call.type) {
+      case ffi::S8: return launch_few<T, int8_t, kRows, blocks>(call);
+      case ffi::F8E4M3FN: return launch_few<T, __nv_fp8_e4m3, kRows, blocks>(call);
+      default: return launch_few<T, T, kRows, blocks>(call);
+    }
+  });
 }
 
 template <typename T, int kRows, int kOut, int kStages, int... kChoices>
@@ -238,10 +257,12 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) 
 }
 
 ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x, ffi::AnyBuffer values,
-                   ffi::AnyBuffer indices, ffi::Result<ffi::AnyBuffer> y,
-                   std::string_view kernel, int64_t tile_rows, int64_t blocks) {
-  Call call = {stream, device, x.untyped_data(), values.untyped_data(), indices.untyped_data(),
-               y->untyped_data()};
+                   ffi::AnyBuffer indices, ffi::RemainingArgs scales,
+                   ffi::Result<ffi::AnyBuffer> y, std::string_view kernel, int64_t tile_rows,
+                   int64_t blocks) {
+  Call call = {stream, device, x.untyped_data(), values.untyped_data(), indices.untyped_data()};
+  if (scales.size()) call.scales = scales.get<ffi::Buffer<ffi::F32>>(0)->typed_data();
+  call.y = y->untyped_data(), call.type = values.element_type();
   call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.out = values.dimensions()[1];
   call.blocks = blocks;
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
@@ -258,6 +279,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul, product,
                                   .Arg<ffi::AnyBuffer>()  // x
                                   .Arg<ffi::AnyBuffer>()  // values
                                   .Arg<ffi::AnyBuffer>()  // indices
+                                  .RemainingArgs()        // scales of quantised values
                                   .Ret<ffi::AnyBuffer>()  // y
                                   .Attr<std::string_view>("kernel")
                                   .Attr<int64_t>("tile_rows")

@@ -5,63 +5,16 @@
 // is kOut outputs by kRows rows. One warp fills a ring of stages by TMA, two warpgroups multiply,
 // 64 outputs each. Values and indices are loaded in the layout in which they are stored, with
 // contiguous outputs. A byte of indices has the format that tensor cores expect: two groups of
-// four, the first in the low bits.
+// four, the first in the low bits. If there are scales, sums are multiplied by that of their
+// output before they are rounded.
 #pragma once
 
 #include "hopper.cuh"
+#include "nm_store.cuh"
+#include "nm_tiles.cuh"
 #include "sparse_product.cuh"
 
 namespace nm_matmul {
-
-constexpr int kConsumers = 256;  // threads: two warpgroups
-constexpr int kThreads = kConsumers + 32;
-constexpr int kStoreRows = 32;  // rows that one store writes
-
-// The template parameters of a kernel. In a tile of 128 outputs, each warpgroup has 64 outputs
-// and the full depth; in a tile of 64 outputs, each has all outputs and half of the depth.
-template <int kRows_, int kOut_, int kStages_>
-struct Form {
-  static constexpr int kRows = kRows_, kOut = kOut_, kStages = kStages_;
-  static constexpr int kHalves = 128 / kOut;       // of the depth
-  static constexpr int kDepth = 64 * kHalves;      // of k, in a stage
-  static constexpr int kValuesBytes = 128 * 64;    // half of the depth, two bytes each
-  static constexpr int kIndicesBytes = 128 * 8;    // four bits per group of four
-  // Outputs per row of a box of indices. Long rows load faster; short rows are read from shared
-  // memory without bank conflicts.
-  static constexpr int kBox = kOut == 64 ? 64 : 16;
-  static constexpr int kBoxBytes = kBox * kDepth / 8;
-  static constexpr int kRowsBytes = kRows * 64 * 2;  // half of the depth
-  static constexpr int kStage = kValuesBytes + kIndicesBytes + kHalves * kRowsBytes;
-  static constexpr int kRing = kStages * kStage;
-  static constexpr int kOutbox = 4 * kStoreRows * 128;
-  // Sums of a tile, for the other blocks of a cluster: rows padded against bank conflicts.
-  static constexpr int kSumsRow = kOut + 4, kSums = kRows * kSumsRow;
-  static constexpr int bytes(int more) { return 1024 + kRing + more + kStages * 16; }
-};
-
-struct Maps {
-  CUtensorMap x, values, indices, y;
-};
-
-struct Shape {
-  int rows, out, steps, out_tiles, row_tiles;
-};
-
-struct Tile {
-  int out, row;
-};
-
-// Returns the tile of this block. The tiles of a cluster are neighbours with the same rows. Tiles
-// that run at the same time share rows and outputs, so that they hit the L2 cache.
-template <typename F, int kSharers>
-__device__ Tile tile_at(int index, const Shape& shape) {
-  constexpr int kBand = 16 / kSharers;
-  const int across = (shape.out_tiles + kSharers - 1) / kSharers;
-  const int per_band = kBand * shape.row_tiles, band = index / per_band;
-  const int width = min(kBand, across - band * kBand), within = index % per_band;
-  const int out_tile = (band * kBand + within % width) * kSharers + hopper::block_in_cluster();
-  return {out_tile * F::kOut, within / width};
-}
 
 // If the blocks of a cluster share their rows, each block loads a part of them for all.
 template <typename F, int kSharers = 1>
@@ -162,70 +115,6 @@ __device__ void multiply(Ring<F, kSharers>& ring, int steps, float (&sums)[F::kR
   if (steps > 0 && lane < kSharers) done.release(lane);
 }
 
-// Rounds a tile and stores it, kStoreRows rows at a time, through two boxes of shared memory.
-template <typename T, int kRows>
-__device__ void store(const CUtensorMap& y, uint32_t outbox, Tile tile,
-                      const float (&sums)[kRows / 2]) {
-  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  const uint32_t boxes = outbox + warpgroup * 2 * kStoreRows * 128;
-  const int sub_row = lane % 8 + (lane / 16) * 8, chunk = 2 * warp + lane / 8 % 2;
-#pragma unroll
-  for (int first = 0; first < kRows; first += kStoreRows) {
-    const uint32_t box = boxes + first / kStoreRows % 2 * kStoreRows * 128;
-    if (threadIdx.x % 128 == 0) hopper::wait_stores<1>();
-    hopper::sync_threads(1 + warpgroup, 128);
-#pragma unroll
-    for (int row = 0; row < kStoreRows; row += 16) {
-      const float* s = sums + (first + row) / 2;
-      const uint32_t to = box + (row + sub_row) * 128 + ((chunk ^ (sub_row & 7)) << 4);
-      hopper::store_transposed(to, hopper::two<T>(s[0], s[1]), hopper::two<T>(s[2], s[3]),
-                               hopper::two<T>(s[4], s[5]), hopper::two<T>(s[6], s[7]));
-    }
-    hopper::fence_async();
-    hopper::sync_threads(1 + warpgroup, 128);
-    if (threadIdx.x % 128 == 0) {
-      hopper::store_2d(y, box, tile.out + 64 * warpgroup, tile.row * kRows + first);
-    }
-  }
-}
-
-// Writes the sums of this block to shared memory, for the other blocks of the cluster.
-template <typename F>
-__device__ void leave(uint32_t base, const float (&sums)[F::kRows / 2]) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = warp / 4 % F::kHalves;
-  const int out = warp * 16 % F::kOut + lane / 4;
-#pragma unroll
-  for (int i = 0; i < F::kRows / 2; ++i) {
-    const int row = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    const int at = half * F::kSums + row * F::kSumsRow + out + i / 2 % 2 * 8;
-    asm volatile("st.shared::cta.f32 [%0], %1;" ::"r"(base + at * 4), "f"(sums[i]) : "memory");
-  }
-}
-
-// Adds up the sums of all blocks of the cluster in order; each block stores a part of y.
-template <typename T, typename F, int kBlocks>
-__device__ void add_up(uint32_t base, T* y, Tile tile, const Shape& shape) {
-  constexpr int kPairs = F::kRows * F::kOut / 2, kParts = kBlocks * F::kHalves;
-  for (int pair = blockIdx.z * kThreads + threadIdx.x; pair < kPairs;
-       pair += kBlocks * kThreads) {
-    const int local_row = pair / (F::kOut / 2), local_out = pair % (F::kOut / 2) * 2;
-    const int at = local_row * F::kSumsRow + local_out;
-    float2 parts[kParts];  // all loads are issued before the first is used
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      const uint32_t there = base + (i % F::kHalves * F::kSums + at) * 4;
-      parts[i] = hopper::load_cluster(hopper::address_in_block(there, i / F::kHalves));
-    }
-#pragma unroll
-    for (int i = 1; i < kParts; ++i) parts[0].x += parts[i].x, parts[0].y += parts[i].y;
-    const int row = tile.row * F::kRows + local_row, out = tile.out + local_out;
-    if (row < shape.rows && out < shape.out) {
-      const int64_t to = static_cast<int64_t>(row) * shape.out + out;
-      *reinterpret_cast<uint32_t*>(y + to) = hopper::two<T>(parts[0].x, parts[0].y);
-    }
-  }
-}
-
 __device__ inline uint32_t aligned_base() {
   extern __shared__ uint8_t memory[];
   return (hopper::shared_address(memory) + 1023) & ~1023u;
@@ -245,7 +134,7 @@ __device__ void prepare(const Ring<F, kSharers>& ring, const Maps& maps) {
 // For many tiles: each block computes several, and loads the next while it stores one.
 template <typename T, typename F, int kSharers>
 __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Maps maps,
-                                                     const Shape shape) {
+                                                     const Shape shape, const float* scales) {
   const uint32_t base = aligned_base();
   Ring<F, kSharers> ring(base, F::kOutbox);
   prepare(ring, maps);
@@ -255,7 +144,9 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Map
     for (int index = first; index < count; index += clusters) {
       float sums[F::kRows / 2] = {};
       multiply<T, F>(ring, shape.steps, sums);
-      store<T, F::kRows>(maps.y, base + F::kRing, tile_at<F, kSharers>(index, shape), sums);
+      const Tile tile = tile_at<F, kSharers>(index, shape);
+      if (scales) scale<F::kRows>(sums, scales, tile, shape);
+      store<T, F::kRows>(maps.y, base + F::kRing, tile, sums);
     }
     if (threadIdx.x % 128 == 0) hopper::wait_stores<0>();
   } else if (threadIdx.x == kConsumers) {
@@ -271,7 +162,7 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Map
 // For few tiles: the blocks of a cluster share one tile, and each has a part of k.
 template <typename T, typename F, int kBlocks>
 __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
-    const __grid_constant__ Maps maps, const Shape shape, T* y) {
+    const __grid_constant__ Maps maps, const Shape shape, T* y, const float* scales) {
   static_assert(F::kHalves * F::kSums * 4 <= F::kRing, "the sums take the ring's place");
   const uint32_t base = aligned_base();
   Ring<F> ring(base, 0);
@@ -288,7 +179,7 @@ __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
     for (int step = first; step < last; ++step, ring.next()) ring.load(maps, tile, step);
   }
   hopper::sync_cluster();
-  add_up<T, F, kBlocks>(base, y, tile, shape);
+  add_up<T, F, kBlocks>(base, y, scales, tile, shape);
   hopper::sync_cluster();  // no block exits while others read its sums
 }
 

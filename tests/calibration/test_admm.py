@@ -77,10 +77,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.sweep(
-    keep=["3-False-2:4"],
-    full=["50-True", "50-False-1:4", "50-False-4:8", "50-False-un", "50-False-per"],
-)
+@pytest.mark.sweep(keep=["3-False-2:4"], full=["[50-"])
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("correlated", [True, False])
 @pytest.mark.parametrize("layers", [3, 50])
@@ -106,7 +103,7 @@ def test_no_layer_is_worse_than_by_sparsegpt(layers, correlated, name):
     assert (ours <= sparsegpt).all()
     if correlated:
         assert np.median(ours / sparsegpt) < 0.85
-    if layers == 50:
+    if name == "2:4":
         refined = errors(js.ADMMSearcher(plan, refine=5))
         assert (refined <= ours * (1 + 1e-6)).all()
 

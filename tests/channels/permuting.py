@@ -15,7 +15,8 @@ def drawn(params, seed=0):
     def draw(leaf):
         if not is_array(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        return jnp.asarray(leaf + 0.1 * rng.normal(size=leaf.shape), leaf.dtype)
+        noise = 0.1 * rng.normal(size=leaf.shape)
+        return jnp.asarray(np.asarray(leaf) + noise, leaf.dtype)
 
     return jax.tree.map(draw, params)
 

@@ -54,13 +54,15 @@ def test_all_of_attention_uses_the_kernel(precision):
     model = nn.MultiHeadDotProductAttention(2, dtype=np.float16, precision=precision)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 32)), np.float16)
     narrow = lambda leaf: leaf.astype(np.float16)
-    params = jax.tree.map(narrow, model.init(jax.random.key(0), x))
+    params = jax.tree.map(narrow, jax.jit(model.init)(jax.random.key(0), x))
     plan = js.plan_sparsity(params, [js.Rule(".*kernel", "2:4", sizes=None)])
     pruned = js.mask_params(params, js.create_masks(params, plan))
     small = js.compress_params(params, plan)
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), pruned)
-    exact = nn.MultiHeadDotProductAttention(2).apply(wide, x.astype(np.float32))
-    result = js.sparse_apply(model.apply, plan, implementation="cuda")(small, x)
+    apply = jax.jit(nn.MultiHeadDotProductAttention(2).apply)
+    exact = apply(wide, x.astype(np.float32))
+    sparse = js.sparse_apply(model.apply, plan, implementation="cuda")
+    result = jax.jit(sparse)(small, x)
     np.testing.assert_allclose(result, exact, rtol=2**-7, atol=2**-9)
 
 

@@ -26,15 +26,16 @@ SIZES = [1, 7, 8, 15, 16, 17, 63, 64, 65, 70]
 def test_sizes_in_all_pairs():
     rng = np.random.default_rng(0)
     inner = [k for k in SIZES if k % 4 == 0]
-    problems = {}
+    problems, weights = {}, {}
     for (i, rows), (j, out) in product(enumerate(SIZES), enumerate(SIZES)):
         k = inner[(i + j) % len(inner)]  # pairs k with every size
-        if (k, out) not in problems:
-            problems[k, out] = problem(rng, (max(SIZES),), k, out)
-        x, weight, stored = problems[k, out]
-        result = js.nm_matmul(x[:rows], stored)
-        assert (result.shape, result.dtype) == ((rows, out), jnp.float32)
-        assert_product(result, x[:rows], weight)
+        x, weights[rows, out], stored = problem(rng, (rows,), k, out)
+        problems[rows, out] = x, stored
+    multiply_all = jax.jit(lambda problems: [js.nm_matmul(*p) for p in problems])
+    results = multiply_all(list(problems.values()))
+    for sizes, result in zip(problems, results, strict=True):
+        assert (result.shape, result.dtype) == (sizes, jnp.float32)
+        assert_product(result, problems[sizes][0], weights[sizes])
 
 
 # Each is compiled once; numbers, masks and leading axes are drawn.

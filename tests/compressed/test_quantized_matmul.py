@@ -1,6 +1,7 @@
 """Products with quantized weights against float64, exact for whole numbers."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -152,8 +153,13 @@ def test_errors():
         js.nm_matmul(x, plain, quantize_activations=True)
     with pytest.raises(ValueError, match=r"scales of shape \(2, 4\).*group_size"):
         js.nm_matmul(x, grouped, quantize_activations=True)
-    with pytest.raises(ValueError, match="the weight is quantized"):
-        js.nm_matmul(x, small, implementation="cuda")
+    needs_kernel = partial(js.nm_matmul, implementation="cuda")
+    with pytest.raises(ValueError, match="the dtype is float32, not bfloat16"):
+        needs_kernel(x, small)
+    with pytest.raises(ValueError, match=r"scales of shape \(2, 4\), not \(1, out\)"):
+        needs_kernel(x.astype(ml_dtypes.bfloat16), grouped)
+    with pytest.raises(ValueError, match="by activations that are not quantized"):
+        needs_kernel(x.astype(ml_dtypes.bfloat16), small, quantize_activations=True)
 
 
 @pytest.mark.sweep

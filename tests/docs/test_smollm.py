@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoder import Config, Decoder, loss, small_decoder
+from decoder_cache import empty_cache, extend
 from flax import nnx
 from real_data import (
     load_bible,
@@ -31,9 +32,12 @@ CONFIG = Config(
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab, (2, 17))
 
 
+compute = nnx.jit(lambda model, tokens: model(tokens))
+
+
 def random_decoder():
     """Norms that scale and weights that make every part matter, unlike at the start."""
-    model = Decoder(CONFIG, nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: Decoder(CONFIG, nnx.Rngs(0)))
     draw = np.random.default_rng(1)
     fill = lambda x: jnp.asarray(draw.normal(size=x.shape) / x.shape[0] ** 0.25)
     nnx.update(model, jax.tree.map(fill, nnx.state(model)))
@@ -86,7 +90,7 @@ def float64_logits(model, tokens):
 def test_the_logits_are_those_of_the_architecture_in_float64():
     model = random_decoder()
     with jax.default_matmul_precision("highest"):
-        logits = model(jnp.asarray(TOKENS))
+        logits = compute(model, jnp.asarray(TOKENS))
     expected = np.stack([float64_logits(model, row) for row in TOKENS])
     assert logits.dtype == jnp.float32
     # Some dozens of roundings to float32 follow each other.
@@ -101,21 +105,38 @@ def test_the_loss_is_the_mean_surprise_of_the_next_token():
     total = np.log(np.exp(logits).sum(-1))
     chosen = np.take_along_axis(logits, TOKENS[:, 1:, None], -1)[..., 0]
     with jax.default_matmul_precision("highest"):
-        result = loss(model, jnp.asarray(TOKENS))
+        result = nnx.jit(loss)(model, jnp.asarray(TOKENS))
     np.testing.assert_allclose(result, (total - chosen).mean(), rtol=1e-5)
 
 
 @pytest.mark.sweep
 def test_blocks_in_bfloat16_keep_float32_parameters_and_logits():
     tokens = jnp.arange(32)[None]
-    exact = small_decoder(nnx.Rngs(0))(tokens)
+    exact = compute(small_decoder(nnx.Rngs(0)), tokens)
     model = small_decoder(nnx.Rngs(0), jnp.bfloat16)
-    logits = model(tokens)
+    logits = compute(model, tokens)
     parameters = jax.tree.leaves(nnx.state(model))
     assert all(leaf.dtype == jnp.float32 for leaf in (*parameters, logits))
     difference = np.linalg.norm(logits - exact) / np.linalg.norm(exact)
     # Two blocks round seven weights and a dozen values each, by at most 2^-9.
     assert 0 < difference < 2 * (7 + 12) / 2**9
+
+
+@pytest.mark.sweep
+def test_logits_with_a_cache_are_those_of_the_architecture_in_float64():
+    model = random_decoder()
+    tokens, cache = jnp.asarray(TOKENS), empty_cache(model, 2, 20)
+    step = jax.jit(lambda tokens, cache: extend(model, tokens, cache))
+    pieces = []
+    with jax.default_matmul_precision("highest"):
+        # A prompt, more tokens at once, and one more; three positions stay empty.
+        for first, last in ((0, 8), (8, 16), (16, 17)):
+            logits, cache = step(tokens[:, first:last], cache)
+            pieces.append(logits)
+    assert cache.length == 17
+    expected = np.stack([float64_logits(model, row) for row in TOKENS])
+    bound = 100 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(np.concatenate(pieces, 1), expected, rtol=0, atol=bound)
 
 
 def test_a_missing_package_is_answered_with_the_line_that_installs_it():

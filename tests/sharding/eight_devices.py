@@ -4,13 +4,12 @@ import os
 import subprocess
 import sys
 
+from tests import xla_flags
+
 
 def run_on_eight_devices(*arguments):
-    # Partitioning happens before LLVM, whose optimisations are not under test.
-    flags = (
-        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-        " --xla_llvm_disable_expensive_passes=true"
-    )
+    # Partitioning happens before what is left out.
+    flags = f"--xla_force_host_platform_device_count=8 {xla_flags.QUICK}"
     run = subprocess.run(
         [sys.executable, *arguments],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

@@ -32,13 +32,13 @@ COLLECTIVES = (
 #: Pattern, shape and sharding of each leaf. The last two axes of a stack are those of a
 #: matrix.
 LAYOUTS = {
-    "fsdp": ("2:4", (128, 256), P("data", None)),
-    "tensor/up": ("2:4", (128, 256), P(None, "model")),
-    "tensor/down": ("2:4", (256, 128), P("model", None)),
-    "both/up": ("2:4", (128, 256), P("data", "model")),
-    "both/down": ("8:16", (256, 128), P("model", "data")),
-    "stack/up": ("2:4", (4, 128, 256), P(None, "data", "model")),
-    "pipeline/down": ("2:4", (4, 256, 128), P("data", "model", None)),
+    "fsdp": ("2:4", (64, 128), P("data", None)),
+    "tensor/up": ("2:4", (64, 128), P(None, "model")),
+    "tensor/down": ("2:4", (128, 64), P("model", None)),
+    "both/up": ("2:4", (64, 128), P("data", "model")),
+    "both/down": ("8:16", (128, 64), P("model", "data")),
+    "stack/up": ("2:4", (4, 64, 128), P(None, "data", "model")),
+    "pipeline/down": ("2:4", (4, 128, 64), P("data", "model", None)),
 }
 
 #: Leaves whose masks depend on blocks of two axes, or on all inputs of an output.

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxsparse as js
-from tests import reference
+from tests import reference, xla_flags
 from tests.sharding import hosts, network
 
 
@@ -25,7 +25,7 @@ def free_port():
 
 def train_and_kill(folder):
     """Kills one process while both save; returns the other's exit code and stderr."""
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"--xla_force_host_platform_device_count=2 {xla_flags.QUICK}"
     port, environment = free_port(), os.environ | {"XLA_FLAGS": flags}
     with (folder / "stderr").open("w") as stderr:
         survivor, victim = (

@@ -48,6 +48,12 @@ LOOKUPS = {
     "nearest": lambda w, t: jax.nn.one_hot(jnp.argmin(t, -1), 16) @ w,
     "positions": lambda w, t: t[..., None] + jax.nn.one_hot(jnp.arange(6), 16) @ w,
     "in a scan": looped,
+    "scanned one-hot values": lambda w, t: lax.map(
+        lambda hot: hot @ w, jax.nn.one_hot(t, 16)
+    ),
+    "one-hot values that a scan stacks": lambda w, t: (
+        lax.map(lambda t: jax.nn.one_hot(t, 16), t) @ w
+    ),
     "vmapped": lambda w, t: jax.vmap(lambda t: jax.nn.one_hot(t, 16) @ w)(t),
 }
 
@@ -103,6 +109,17 @@ PRODUCTS = {
         0,
     ),
 }
+
+
+def numbered_layers(w, x, _):
+    """Each layer gets its number, as one that writes to a stacked cache does."""
+    layers = (jnp.arange(3), w)
+    return lax.scan(
+        lambda x, layer: ((x + layer[0][None]) @ layer[1], None), x, layers
+    )[0]
+
+
+PRODUCTS["numbered layers"] = (numbered_layers, (3, 16, 16), 1)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxsparse as js
-from tests import reference
+from tests import reference, xla_flags
 from tests.sharding import endless, network, resuming
 
 
@@ -26,11 +26,10 @@ def weights(seed):
     return np.random.default_rng(seed).normal(size=(16, 8)).astype(np.float32)
 
 
-def steps(tx, params, state, indices):
+def steps(step, params, state, indices):
     for index in indices:
         grads = {"kernel": jnp.asarray(weights(100 + index))}
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state, grads)
     return params, state
 
 
@@ -38,15 +37,21 @@ def steps(tx, params, state, indices):
 def test_a_restored_run_goes_on_as_if_never_interrupted(tmp_path):
     tx = js.wrap_optimizer(optax.adamw(0.1), "2:4", schedule=js.one_shot_schedule(3))
     params = {"kernel": jnp.asarray(weights(0))}
-    straight = steps(tx, params, tx.init(params), range(8))
 
-    half = steps(tx, params, tx.init(params), range(5))
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    straight = steps(step, params, tx.init(params), range(8))
+
+    half = steps(step, params, tx.init(params), range(5))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "run", half)
         checkpointer.wait_until_finished()
         empty = jax.tree.map(ocp.utils.to_shape_dtype_struct, half)
         restored = checkpointer.restore(tmp_path / "run", empty)
-    resumed = steps(tx, *restored, range(5, 8))
+    resumed = steps(step, *restored, range(5, 8))
 
     for one, other in zip(
         jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True
@@ -62,10 +67,7 @@ def test_a_restored_run_goes_on_as_if_never_interrupted(tmp_path):
 @pytest.mark.sweep
 def test_a_sharded_run_resumes_bit_for_bit_and_on_other_devices(tmp_path):
     """On eight devices, two and four there; and here, on one."""
-    flags = (
-        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-        " --xla_llvm_disable_expensive_passes=true"
-    )
+    flags = f"--xla_force_host_platform_device_count=8 {xla_flags.QUICK}"
     run = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.sharding.resuming", tmp_path],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
@@ -133,7 +135,7 @@ def test_masks_that_do_not_fit_are_refused_by_the_leaf_of_a_restored_state(tmp_p
 
 def run_until_killed(folder, after):
     """Kills the endless training some time after its first checkpoints."""
-    devices = "--xla_force_host_platform_device_count=4"
+    devices = f"--xla_force_host_platform_device_count=4 {xla_flags.QUICK}"
     with subprocess.Popen(
         [sys.executable, "-m", "tests.sharding.endless", folder],
         env=os.environ | {"XLA_FLAGS": devices, "JAX_PLATFORMS": "cpu"},

@@ -88,7 +88,7 @@ def step_of(tx, is_jitted):
 @pytest.mark.parametrize("name", AROUND)
 def test_training_continues_from_bytes_after_every_step(name):
     tx = AROUND[name]()
-    step = step_of(tx, is_jitted=True)
+    init, step = jax.jit(tx.init), step_of(tx, is_jitted=True)
     tree = restored_tree = narrow()
     state = restored = tx.init(tree)
     for i in range(STEPS):
@@ -98,7 +98,7 @@ def test_training_continues_from_bytes_after_every_step(name):
         assert bits(restored_tree) == bits(tree)
         assert bits(restored) == bits(state)
         # A new process has the state of other parameters as the target.
-        target = jax.jit(tx.init)(jax.tree.map(jnp.ones_like, narrow()))
+        target = init(jax.tree.map(jnp.ones_like, narrow()))
         data = serialization.to_bytes((restored_tree, restored))
         restored_tree, restored = serialization.from_bytes((narrow(), target), data)
         assert jax.tree.structure(restored) == jax.tree.structure(state)

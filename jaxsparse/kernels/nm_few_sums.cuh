@@ -1,0 +1,115 @@
+// How the warps and blocks of the kernels for few rows add up their sums.
+#pragma once
+
+#include "hopper.cuh"
+#include "nm_few_form.cuh"
+
+namespace nm_few {
+
+// The sums of a warp, with rows padded against bank conflicts.
+template <typename F>
+using WarpSums = float[F::kRows][kOut + 4];
+
+// Sums of the blocks of a cluster, for the outputs that this block stores.
+template <typename F>
+struct Inbox {
+  alignas(16) float sums[F::kBlocks][F::kRows][kOut / F::kBlocks];
+  uint64_t is_full;  // a barrier
+};
+
+// The exchange of partial sums between warps, four at a time. They are always added in the same
+// order: over the warps of a block, then over the blocks of a cluster.
+template <typename T, typename V, typename F>
+class Sums {
+  static_assert(F::kRows * kOut / 4 <= kThreads, "a thread adds up four outputs of a row");
+  static_assert(kOut % (4 * F::kBlocks) == 0, "a block stores fours of each row");
+
+ public:
+  // `first` are the sums of the first warp; those of the next are `stride` bytes after them.
+  __device__ Sums(WarpSums<F>& first, int stride, Inbox<F>& inbox, const Problem<T, V>& p,
+                  int first_row)
+      : first_(first), stride_(stride / sizeof(float)), inbox_(inbox), p_(p),
+        first_row_(first_row), rows_(min(F::kRows, p.rows - first_row)),
+        barrier_(hopper::shared_address(&inbox.is_full)) {}
+
+  __device__ void begin() const {
+    if (kBlocks == 1) return;
+    if (threadIdx.x == 0) {
+      hopper::init_barrier(barrier_, 1);
+      hopper::publish_barriers();
+      hopper::expect_bytes(barrier_, rows_ * kOut * sizeof(float));
+    }
+    hopper::arrive_cluster_relaxed();
+  }
+  __device__ void leave(const float (&sums)[kTiles][F::kRows / 8][4]) const {
+    const int lane = threadIdx.x % 32;
+    float* mine = &first_[0][0] + threadIdx.x / 32 * stride_;
+#pragma unroll
+    for (int i = 0; i < F::kRows / 4; ++i) {
+      const int row = i / 2 * 8 + lane % 4 * 2 + i % 2;
+      float2* to = reinterpret_cast<float2*>(mine + row * (kOut + 4) + lane / 4 * 8);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const auto& sum = sums[tile][i / 2];
+        to[tile] = {sum[i % 2], sum[i % 2 + 2]};
+      }
+    }
+  }
+  __device__ void add_up() const {
+    __syncthreads();
+    if (kBlocks > 1) hopper::wait_cluster();  // all blocks have started
+    const int row = threadIdx.x / (kOut / 4), out = threadIdx.x % (kOut / 4) * 4;
+    if (row < rows_) {
+      const float4 sum = add<kWarps>(&first_[row][out], stride_);
+      kBlocks == 1 ? store(row, out, sum) : send(row, out, sum);
+    }
+    if (kBlocks > 1) add_up_blocks();
+  }
+
+ private:
+  static constexpr int kBlocks = F::kBlocks, kShare = kOut / kBlocks;
+
+  __device__ void send(int row, int out, float4 sum) const {
+    const int block = out / kShare;
+    const auto* to = &inbox_.sums[blockIdx.z][row][out % kShare];
+    hopper::store_async(hopper::address_in_block(hopper::shared_address(to), block), sum,
+                        hopper::address_in_block(barrier_, block));
+  }
+  __device__ void add_up_blocks() const {
+    const int row = threadIdx.x / (kShare / 4), out = threadIdx.x % (kShare / 4) * 4;
+    if (row >= rows_) return;
+    hopper::wait_for_cluster(barrier_, 0);
+    const float4 sum = add<kBlocks>(&inbox_.sums[0][row][out], F::kRows * kShare);
+    store(row, blockIdx.z * kShare + out, sum);
+  }
+  template <int kParts>
+  static __device__ float4 add(const float* first, int stride) {
+    float4 sum = {};
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const float4 more = *reinterpret_cast<const float4*>(first + i * stride);
+      sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+    }
+    return sum;
+  }
+  __device__ void store(int row, int out, float4 sum) const {
+    out += blockIdx.x * kOut;
+    if (out >= p_.out) return;
+    if (p_.scales) {
+      const float4 scale = *reinterpret_cast<const float4*>(p_.scales + out);
+      sum.x *= scale.x, sum.y *= scale.y, sum.z *= scale.z, sum.w *= scale.w;
+    }
+    T* to = p_.y + static_cast<int64_t>(first_row_ + row) * p_.out + out;
+    *reinterpret_cast<uint2*>(to) = {hopper::two<T>(sum.x, sum.y),
+                                     hopper::two<T>(sum.z, sum.w)};
+  }
+
+  WarpSums<F>& first_;
+  int stride_;
+  Inbox<F>& inbox_;
+  const Problem<T, V>& p_;
+  int first_row_, rows_;
+  uint32_t barrier_;
+};
+
+}  // namespace nm_few
