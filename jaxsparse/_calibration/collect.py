@@ -119,9 +119,7 @@ def collect_statistics(
     stream = iter(batches)
     first = next(stream, _END)
     if first is _END:
-        raise ValueError(
-            "there are no batches: pass at least one (a generator can be used once)"
-        )
+        raise ValueError("there are no batches: pass at least one, not used up")
     plan = plan_for(params, plan)
     products = statistic == "second_moment"
     if not products and statistic != "mean_square":
