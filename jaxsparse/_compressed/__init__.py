@@ -2,6 +2,7 @@
 
 from jaxsparse._compressed.check_arrays import (
     array_fault as array_fault,
+    require_fitting_arrays as require_fitting_arrays,
 )
 from jaxsparse._compressed.check_codes import (
     code_fault as code_fault,

@@ -25,6 +25,21 @@ def array_fault(leaf: Compressed) -> str:
     return "" if leaf.scales is None else "scales, but without quantized_from"
 
 
+def require_fitting_arrays(leaf: Compressed, name: str) -> None:
+    """Raises `ValueError` unless the arrays of a compressed weight fit each other."""
+    if fault := array_fault(leaf):
+        raise ValueError(describe_array_fault(leaf, name, fault))
+
+
+def describe_array_fault(leaf: Compressed, name: str, fault: str) -> str:
+    """Returns a text with the remedy."""
+    return (
+        f"{name} of shape {leaf.shape} is compressed with {fault}: change weights "
+        "before they are compressed, or map over values alone, as in "
+        "dataclasses.replace(leaf, values=...)"
+    )
+
+
 def _quantization_fault(leaf: Compressed) -> str:
     if leaf.values.dtype.name not in LARGEST:
         return f"quantized values of {leaf.values.dtype}, expected one of {[*LARGEST]}"

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import is_wide_float
 from jaxsparse._compressed.quantized_matmul import (
@@ -59,11 +60,11 @@ def nm_matmul(
     Raises:
       TypeError: the weight is not compressed; or it is quantized, and `x` is not of
         floats of 16 bits or more.
-      ValueError: the weight has another rank, or groups along its output axis; `x` does
-        not fit the weight; the implementation is unknown or not available; or
-        activations are to be quantized for a weight that is not quantized, has more
-        than one scale for each output, or keeps so many weights of int8 that the sums
-        might not fit int32.
+      ValueError: the weight has another rank, or groups along its output axis; its
+        arrays do not fit each other; `x` does not fit the weight; the implementation
+        is unknown or not available; or activations are to be quantized for a weight
+        that is not quantized, has more than one scale for each output, or keeps so many
+        weights of int8 that the sums might not fit int32.
 
     Warns:
       UserWarning: once, on a GPU with sparse tensor cores, if no CUDA compiler is
@@ -82,6 +83,7 @@ def nm_matmul(
             f"shape {jnp.shape(compressed)}: give compress(w, '2:4', axis=0), or "
             "multiply it by x @ w"
         )
+    require_fitting_arrays(compressed, "a weight")
     if compressed.ndim != 2 or compressed.axis != -2:
         raise ValueError(
             "nm_matmul takes a weight [k, out] with groups along axis 0, got shape "
