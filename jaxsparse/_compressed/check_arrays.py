@@ -1,9 +1,17 @@
 """Checks that the arrays of a compressed weight fit each other."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
-from jaxsparse._compressed.compressed_array import Compressed, compressed_shapes
+from jaxsparse._compressed.compressed_array import (
+    Compressed,
+    as_dense_shapes,
+    compressed_shapes,
+    is_compressed,
+)
 from jaxsparse._compressed.eight_bits import LARGEST, is_wide_float
+from jaxsparse._trees import is_abstract, require_values
 
 
 def array_fault(leaf: Compressed) -> str:
@@ -38,6 +46,13 @@ def describe_array_fault(leaf: Compressed, name: str, fault: str) -> str:
         "before they are compressed, or map over values alone, as in "
         "dataclasses.replace(leaf, values=...)"
     )
+
+
+def require_stored_values(path: str, leaf: Any) -> None:
+    """Raises as `require_values` does, also for a compressed leaf."""
+    if is_compressed(leaf) and is_abstract(leaf.values):
+        leaf = as_dense_shapes(leaf)
+    require_values(path, leaf)
 
 
 def _quantization_fault(leaf: Compressed) -> str:

@@ -139,6 +139,21 @@ def test_a_scanned_stack_stays_quantized(quantize_activations):
 
 
 @pytest.mark.sweep
+def test_a_scan_over_heads_that_share_scales():
+    w, x = normal(4, 16, 8), normal(4, 5, 16)
+    small = js.quantize_compressed(js.compress(w, axis=1), contracted=(0,))
+    assert small.scales.shape == (1, 1, 8)
+
+    def summed(params, x):
+        step = lambda total, head: (total + head[0] @ head[1], None)
+        return lax.scan(step, jnp.zeros((5, 8)), (x, params["w"]))[0]
+
+    got = js.sparse_apply(summed)({"w": small}, x)
+    expected = np.einsum("hbk,hko->bo", x, np.asarray(js.decompress(small)))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.sweep
 def test_a_cast_leaves_the_weight_quantized_and_skips_a_rounding():
     params, x = {"w": normal(32, 8)}, normal(5, 32).astype(jnp.bfloat16)
     fn = lambda params, x: x @ params["w"].astype(x.dtype)
