@@ -38,9 +38,9 @@ def compress_params(
       masks: a tree of masks, bool or packed, with None for leaves that stay dense. The
         default is the best masks by magnitude, which leave a tree that obeys the plan
         unchanged.
-      quantize: `"int8"` or `"float8_e4m3fn"` also quantizes the compressed leaves, with
-        one scale for each output, as `quantize_compressed` does. Other leaves keep
-        their dtype.
+      quantize: `"int8"` or `"float8_e4m3fn"` also quantizes the compressed leaves, as
+        `quantize_compressed` does, with one scale for each output (of a convolution,
+        for each output at each position of its window). Other leaves keep their dtype.
 
     Returns:
       A tree like `params` with a `Compressed` for every leaf that has a mask and the
