@@ -147,7 +147,8 @@ def _check_quantizes_rows(weight: Compressed) -> None:
         raise ValueError(
             f"quantized activations need one scale for each output, but a weight of "
             f"shape {weight.shape} has scales of shape {weight.scales.shape}: quantize "
-            "it without group_size, or give quantize_activations=False"
+            "it without group_size and with all contracted axes in contracted=, or "
+            "give quantize_activations=False"
         )
     kept = weight.values.shape[0]
     if weight.values.dtype == jnp.int8 and kept * 127 * 128 >= 2**31:

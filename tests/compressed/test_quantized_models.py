@@ -180,6 +180,11 @@ def test_what_cannot_quantize_activations_says_so():
     run = js.sparse_apply(batched, plan, quantize_activations=True)
     with pytest.raises(ValueError, match=r"cannot be quantized: .*batch axes.*False"):
         run(small, x)
+    heads = js.quantize_compressed(js.compress(normal(2, 16, 8), axis=1))
+    summed = lambda params, x: jnp.einsum("bhk,hko->bo", x, params["w"])
+    run = js.sparse_apply(summed, quantize_activations=True)
+    with pytest.raises(ValueError, match=r"\(2, 8\): quantize .* in contracted="):
+        run({"w": heads}, normal(5, 2, 16))
     plain = {"w": js.compress(normal(16, 8))}
     run = js.sparse_apply(lambda p, x: x @ p["w"], quantize_activations=True)
     with pytest.raises(ValueError, match=r"\(16, 8\) .* is not quantized"):
