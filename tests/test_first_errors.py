@@ -69,6 +69,10 @@ def percentage_in_a_rule():
     js.Rule(".*", "75 %")
 
 
+def compressed_twice():
+    js.compress_params(js.compress_params(PARAMS), quantize="int8")
+
+
 def deleted():
     leaf = jnp.array(W)
     leaf.delete()
@@ -127,6 +131,7 @@ def donated_params_in_init():
         (sizes_for_masks, TypeError, "create_masks(params, plan)"),
         (plan_for_masks, TypeError, "create_masks(params, plan)"),
         (plan_for_first_masks, TypeError, "create_masks(params, plan)"),
+        (compressed_twice, ValueError, "'kernel' of shape (32, 16) is compressed"),
         (masks_of_donated_params, RuntimeError, "'kernel' of shape (32, 16)"),
         (donated_params_masked, RuntimeError, "the tree that this call returned"),
         (donated_params_in_init, RuntimeError, "the tree that this call returned"),

@@ -2,6 +2,8 @@
 
 from jaxsparse._compressed.check_arrays import (
     array_fault as array_fault,
+    require_fitting_arrays as require_fitting_arrays,
+    require_stored_values as require_stored_values,
 )
 from jaxsparse._compressed.check_codes import (
     code_fault as code_fault,

@@ -1,9 +1,17 @@
 """Checks that the arrays of a compressed weight fit each other."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
-from jaxsparse._compressed.compressed_array import Compressed, compressed_shapes
+from jaxsparse._compressed.compressed_array import (
+    Compressed,
+    as_dense_shapes,
+    compressed_shapes,
+    is_compressed,
+)
 from jaxsparse._compressed.eight_bits import LARGEST, is_wide_float
+from jaxsparse._trees import is_abstract, require_values
 
 
 def array_fault(leaf: Compressed) -> str:
@@ -23,6 +31,28 @@ def array_fault(leaf: Compressed) -> str:
     if leaf.is_quantized:
         return _quantization_fault(leaf)
     return "" if leaf.scales is None else "scales, but without quantized_from"
+
+
+def require_fitting_arrays(leaf: Compressed, name: str) -> None:
+    """Raises `ValueError` unless the arrays of a compressed weight fit each other."""
+    if fault := array_fault(leaf):
+        raise ValueError(describe_array_fault(leaf, name, fault))
+
+
+def describe_array_fault(leaf: Compressed, name: str, fault: str) -> str:
+    """Returns a text with the remedy."""
+    return (
+        f"{name} of shape {leaf.shape} is compressed with {fault}: change weights "
+        "before they are compressed, or map over values alone, as in "
+        "dataclasses.replace(leaf, values=...)"
+    )
+
+
+def require_stored_values(path: str, leaf: Any) -> None:
+    """Raises as `require_values` does, also for a compressed leaf."""
+    if is_compressed(leaf) and is_abstract(leaf.values):
+        leaf = as_dense_shapes(leaf)
+    require_values(path, leaf)
 
 
 def _quantization_fault(leaf: Compressed) -> str:

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from jaxsparse._compressed.compress import compress
 from jaxsparse._compressed.compressed_array import decompress, is_compressed
+from jaxsparse._compressed.eight_bits import as_eight_bits
 from jaxsparse._compressed.indices import POSITION_BITS
 from jaxsparse._compressed.quantize import quantize_compressed
 from jaxsparse._masks import best_masks, mask_leaf, match_masks
@@ -37,9 +38,9 @@ def compress_params(
       masks: a tree of masks, bool or packed, with None for leaves that stay dense. The
         default is the best masks by magnitude, which leave a tree that obeys the plan
         unchanged.
-      quantize: `"int8"` or `"float8_e4m3fn"` also quantizes the compressed leaves, with
-        one scale for each output, as `quantize_compressed` does. Other leaves keep
-        their dtype.
+      quantize: `"int8"` or `"float8_e4m3fn"` also quantizes the compressed leaves, as
+        `quantize_compressed` does, with one scale for each output (of a convolution,
+        for each output at each position of its window). Other leaves keep their dtype.
 
     Returns:
       A tree like `params` with a `Compressed` for every leaf that has a mask and the
@@ -47,9 +48,10 @@ def compress_params(
       Leaves without a mask are unchanged.
 
     Raises:
-      ValueError: the plan or a mask does not fit the parameters, a mask keeps more than
-        `n` weights of a group, or a leaf that the plan keeps dense has a mask. Also
-        what `plan_sparsity` and `quantize_compressed` raise.
+      ValueError: a leaf is compressed already, the plan or a mask does not fit the
+        parameters, a mask keeps more than `n` weights of a group, or a leaf that the
+        plan keeps dense has a mask. Also what `plan_sparsity` and
+        `quantize_compressed` raise.
       TypeError: a mask is neither bool nor packed uint8, or its leaf has no values.
 
     >>> import jax.numpy as jnp
@@ -61,6 +63,9 @@ def compress_params(
     >>> small["kernel"].nbytes  # 1,024 values, 256 indices and 32 scales of 4 bytes
     1408
     """
+    if quantize is not None:
+        quantize = as_eight_bits(quantize)
+    _refuse_compressed(params)
     leaves = flatten(params)
     plan = plan_for_leaves(leaves.by_path, plan)
     if masks is None:  # no warning of ties: a leaf of zeros is likely pruned already
@@ -99,6 +104,16 @@ def decompress_params(params: PyTree) -> PyTree:
         params,
         is_leaf=is_compressed,
     )
+
+
+def _refuse_compressed(params: PyTree) -> None:
+    """Raises `ValueError` if a leaf is compressed: it would be taken for its arrays."""
+    for path, leaf in flatten(params, is_leaf=is_compressed).by_path.items():
+        if is_compressed(leaf):
+            raise ValueError(
+                f"leaf {path!r} of shape {leaf.shape} is compressed already: give "
+                "decompress_params(params), or quantize_compressed the leaf"
+            )
 
 
 def _compress_leaf(

@@ -14,6 +14,20 @@ from jaxtyping import Array, Float
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 
 
+def as_eight_bits(dtype: DTypeLike) -> jnp.dtype:
+    """Returns the dtype of a format; raises `ValueError` unless it is one."""
+    try:
+        name = "" if dtype is None else jnp.dtype(dtype).name
+    except TypeError:  # it is no dtype at all
+        name = ""
+    if name not in LARGEST:
+        given = name or dtype
+        raise ValueError(
+            f"weights cannot be quantized to {given!r}: give one of {[*LARGEST]}"
+        )
+    return jnp.dtype(name)
+
+
 def absmax_scales(
     x: Float[Array, "..."], dtype: DTypeLike, axes: Sequence[int]
 ) -> Float[Array, "..."]:

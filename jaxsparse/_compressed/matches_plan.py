@@ -1,6 +1,6 @@
 """Checks compressed leaves against a plan."""
 
-from jaxsparse._compressed.check_arrays import array_fault
+from jaxsparse._compressed.check_arrays import array_fault, describe_array_fault
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._plans import LeafPlan
 
@@ -25,8 +25,5 @@ def plan_mismatch(path: str, leaf: Compressed, planned: LeafPlan) -> str:
             "plan that it was compressed by"
         )
     if fault := array_fault(leaf):
-        return (
-            f"leaf {path!r} of shape {leaf.shape} is compressed with {fault}: map over "
-            "values alone, as in dataclasses.replace(leaf, values=...)"
-        )
+        return describe_array_fault(leaf, f"leaf {path!r}", fault)
     return ""

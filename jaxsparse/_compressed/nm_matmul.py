@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import is_wide_float
 from jaxsparse._compressed.quantized_matmul import (
@@ -32,22 +33,24 @@ def nm_matmul(
     has their shape; the dense weight is not stored for the backward pass.
 
     The values of a quantized weight are multiplied as they are, and the sums by the
-    scales in float32. Its scales have gradients. Values of int8 have none; do not train
-    those of float8, whose gradients are as coarse.
+    scales, in float32; where groups of inputs have scales, the values are multiplied by
+    them first. The scales have gradients. Values of int8 have none, and those of float8
+    have gradients in float8, which are too coarse to train with.
 
     Args:
       x: `[..., k]`, with any leading axes.
       compressed: a weight of shape `[k, out]` with groups along its first axis. For a
-        stack of weights use `jax.vmap`, mapped over one axis of `values` and `indices`.
+        stack of weights use `jax.vmap`, mapped over the first axis of all its arrays.
         Compress a kernel with more than two axes as a matrix.
       implementation: `"xla"` decompresses the weight on the fly, on any device, for any
         pattern and dtype. `"cuda"` uses the sparse tensor cores of an H100 or H200. It
-        requires 2:4, bfloat16 or float16, a `k` divisible by 8 and an `out` divisible
-        by 16, and allows neither an explicit mesh nor `shard_map`. The kernel is
-        compiled on first use by the nvcc that `jax[cuda13]` installs. It reads only the
-        stored values, so an infinity in `x` at a pruned weight has no effect. By
-        default `"cuda"` is used if it is available, otherwise `"xla"`, and in programs
-        of `jax.export` always `"xla"`.
+        requires 2:4, bfloat16 or float16 (or such an `x` and a quantized weight with
+        one scale for each output), a `k` divisible by 8 and an `out` divisible by 16.
+        It allows no quantized activations, no explicit mesh and no `shard_map`. The
+        kernel is compiled on first use by the nvcc that `jax[cuda13]` installs. It
+        reads only the stored values, so an infinity in `x` at a pruned weight has no
+        effect. By default `"cuda"` is used if it is available, otherwise `"xla"`, and
+        in programs of `jax.export` always `"xla"`.
       quantize_activations: whether to quantize each row of `x` to the eight bits of the
         weight, by its largest magnitude. Sums are then in int32 for int8, and in
         float32 for float8. The gradient is that of the product without it.
@@ -59,11 +62,11 @@ def nm_matmul(
     Raises:
       TypeError: the weight is not compressed; or it is quantized, and `x` is not of
         floats of 16 bits or more.
-      ValueError: the weight has another rank, or groups along its output axis; `x` does
-        not fit the weight; the implementation is unknown or not available; or
-        activations are to be quantized for a weight that is not quantized, has more
-        than one scale for each output, or keeps so many weights of int8 that the sums
-        might not fit int32.
+      ValueError: the weight has another rank, or groups along its output axis; its
+        arrays do not fit each other; `x` does not fit the weight; the implementation
+        is unknown or not available; or activations are to be quantized for a weight
+        that is not quantized, has more than one scale for each output, or keeps so many
+        weights of int8 that the sums might not fit int32.
 
     Warns:
       UserWarning: once, on a GPU with sparse tensor cores, if no CUDA compiler is
@@ -82,6 +85,7 @@ def nm_matmul(
             f"shape {jnp.shape(compressed)}: give compress(w, '2:4', axis=0), or "
             "multiply it by x @ w"
         )
+    require_fitting_arrays(compressed, "a weight")
     if compressed.ndim != 2 or compressed.axis != -2:
         raise ValueError(
             "nm_matmul takes a weight [k, out] with groups along axis 0, got shape "
@@ -143,7 +147,8 @@ def _check_quantizes_rows(weight: Compressed) -> None:
         raise ValueError(
             f"quantized activations need one scale for each output, but a weight of "
             f"shape {weight.shape} has scales of shape {weight.scales.shape}: quantize "
-            "it without group_size, or give quantize_activations=False"
+            "it without group_size and with all contracted axes in contracted=, or "
+            "give quantize_activations=False"
         )
     kept = weight.values.shape[0]
     if weight.values.dtype == jnp.int8 and kept * 127 * 128 >= 2**31:

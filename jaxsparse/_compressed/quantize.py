@@ -14,13 +14,14 @@ from jaxtyping import Array, Float32
 
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.eight_bits import (
-    LARGEST,
     absmax_scales,
+    as_eight_bits,
     is_wide_float,
     round_to_eight_bits,
 )
 from jaxsparse._patterns import merge_groups, split_groups
 from jaxsparse._sharding import gather_groups
+from jaxsparse._trees import is_abstract
 
 
 #: The parts of the largest magnitude that `scales="mse"` tries, the whole first.
@@ -49,18 +50,20 @@ def quantize_compressed(
         float8_e4m3fn. `"mse"` tries 31 scales from that one down to 0.7 times it, which
         clip the largest weights, and takes the one with the least squared error.
       contracted: further axes that the matmul sums over, as in `LeafPlan`. Without
-        `group_size`, weights along them share a scale too.
+        `group_size`, weights along them share a scale too. Leave out a leading axis
+        that you map over by `jax.vmap` or `lax.scan`: the scales have only one there.
 
     Returns:
       The quantized weight, of the same shape and dtype. Its scales have the axes of its
       values; the group axis has one for each group of inputs, or one.
 
     Raises:
-      TypeError: the weight is not compressed, or not of floats of 16 bits or more.
-      ValueError: the weight is quantized already, empty, or has NaN or infinite values
-        (if they are concrete; otherwise weights that would share their scale become
-        NaN); another dtype or kind of scales; or a group size that is not a multiple of
-        the pattern's `m` or does not divide the inputs.
+      TypeError: the weight is not compressed, has no values, or is not of floats of 16
+        bits or more.
+      ValueError: the weight is quantized already, empty, or has values that are NaN or
+        infinite in float32 (if they are concrete; otherwise weights that would share
+        their scale become NaN); another dtype or kind of scales; or a group size that
+        is not a multiple of the pattern's `m` or does not divide the inputs.
 
     >>> from jaxsparse import compress, decompress
     >>> w = compress(jnp.array([[2.5], [0.0], [-63.5], [0.0]]), "2:4")
@@ -72,9 +75,7 @@ def quantize_compressed(
     Array([  2.5,   0. , -63.5,   0. ], dtype=float32)
     """
     _check_weight(compressed)
-    name = jnp.dtype(dtype).name
-    if name not in LARGEST:
-        raise ValueError(f"a weight cannot be quantized to {name}: give {[*LARGEST]}")
+    dtype = as_eight_bits(dtype)
     if scales not in ("absmax", "mse"):
         raise ValueError(f"scales must be 'absmax' or 'mse', got {scales!r}")
     axis = compressed.axis % compressed.ndim
@@ -86,7 +87,7 @@ def quantize_compressed(
         size = _values_in(compressed, group_size)
     values, all_scales = _quantize(
         compressed.values,
-        dtype=jnp.dtype(dtype),
+        dtype=dtype,
         size=size,
         axis=axis,
         shared=tuple(shared),
@@ -158,14 +159,19 @@ def _check_weight(weight: Compressed) -> None:
         )
     if 0 in weight.shape:
         raise ValueError(f"{shape} is empty: there is nothing to quantize")
+    if is_abstract(weight.values):
+        raise TypeError(
+            f"{shape} has no values: give arrays, or call this within jax.eval_shape"
+        )
     if isinstance(weight.values, Tracer):
         return
     with jax.ensure_compile_time_eval():  # the values are concrete, even under a trace
-        nonfinite = int(jnp.sum(~jnp.isfinite(weight.values)))
+        finite = jnp.isfinite(jnp.asarray(weight.values).astype(jnp.float32))
+        nonfinite = int(jnp.sum(~finite))
     if nonfinite:
         raise ValueError(
-            f"{shape} has {nonfinite} NaN or infinite values, which have no scale: "
-            "repair them, or keep the weight unquantized"
+            f"{shape} has {nonfinite} NaN or infinite values in float32, which have no "
+            "scale: repair them, or keep the weight unquantized"
         )
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
+from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import (
     Compressed,
     as_dense_shapes,
@@ -82,8 +83,8 @@ def sparse_apply(
 
     Raises:
       ValueError: the implementation is unknown. When called: a compressed leaf does not
-        match the plan, or the implementation or quantized activations are not available
-        for a matmul.
+        match the plan, its arrays do not fit each other, or the implementation or
+        quantized activations are not available for a matmul.
 
     >>> from jaxsparse import compress_params
     >>> params = {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}
@@ -120,11 +121,12 @@ def _dense(x: Any) -> Any:
 
 
 def _check_compressed(leaves: Mapping[str, Any], plan: Plan | None) -> None:
-    """Raises `ValueError` if a compressed leaf does not match the plan."""
+    """Raises `ValueError` if a compressed leaf is damaged or not as planned."""
     for path, leaf in leaves.items():
-        if plan is None or not is_compressed(leaf):
+        if not is_compressed(leaf):
             continue
-        if mismatch := plan_mismatch(path, leaf, plan[path]):
+        require_fitting_arrays(leaf, f"leaf {path!r}")
+        if plan is not None and (mismatch := plan_mismatch(path, leaf, plan[path])):
             raise ValueError(mismatch)
 
 
@@ -187,8 +189,8 @@ def _body_inputs(flow: ControlFlow, inputs: list[Any]) -> list[Any]:
     match flow:
         case Scan(num_consts=num_consts, num_carry=num_carry):
             start = num_consts + num_carry
-            xs = [_dense(x) if _has_groups_first(x) else x for x in inputs[start:]]
-            return [*inputs[:num_consts], *map(_dense, inputs[num_consts:start]), *xs]
+            carry, xs = inputs[num_consts:start], inputs[start:]
+            return [*inputs[:num_consts], *map(_dense, carry), *map(_scannable, xs)]
         case While(num_condition=num_condition, num_body=num_body):
             start = num_condition + num_body
             return [*inputs[:start], *map(_dense, inputs[start:])]
@@ -197,6 +199,13 @@ def _body_inputs(flow: ControlFlow, inputs: list[Any]) -> list[Any]:
     return inputs
 
 
-def _has_groups_first(x: Any) -> bool:
-    """Returns whether a scan over `x` would split its groups."""
-    return is_compressed(x) and x.axis == -x.ndim
+def _scannable(x: Any) -> Any:
+    """Returns `x` with the scanned axis in all of its arrays and no group split."""
+    if not is_compressed(x):
+        return x
+    if x.axis == -x.ndim:
+        return decompress(x)
+    if not x.is_quantized:
+        return x
+    scales = jnp.broadcast_to(x.scales, (x.shape[0], *x.scales.shape[1:]))
+    return replace(x, scales=scales)

@@ -26,6 +26,7 @@ from jaxsparse._compressed import (
     array_fault,
     code_fault,
     compressed_shapes,
+    require_fitting_arrays,
 )
 from jaxsparse._files.checksums import CHECKSUMS, check_metadata
 from jaxsparse._files.parse import SparseFileError, parse_object
@@ -78,7 +79,7 @@ def check_leaves(leaves: Mapping[str, Any]) -> None:
     names = {"__metadata__"}
     for path, leaf in leaves.items():
         if isinstance(leaf, Compressed):
-            _check_compressed(path, leaf)
+            require_fitting_arrays(leaf, f"leaf {path!r}")
         for name, x in tensors_of(path, leaf).items():
             if not is_array(x) or not is_storable(x.dtype):
                 content = f"has dtype {x.dtype}" if is_array(x) else f"is {x!r}"
@@ -97,14 +98,6 @@ def check_leaves(leaves: Mapping[str, Any]) -> None:
             names.add(name)
         if isinstance(leaf, Compressed) and (fault := code_fault(leaf)):
             raise ValueError(_describe_fault(path, leaf, fault))
-
-
-def _check_compressed(path: str, leaf: Compressed) -> None:
-    if fault := array_fault(leaf):
-        raise ValueError(
-            f"leaf {path!r} of shape {leaf.shape} is compressed with {fault}: map over "
-            "values alone, as in dataclasses.replace(leaf, values=...)"
-        )
 
 
 def _describe_fault(path: str, leaf: Compressed, fault: str) -> str:

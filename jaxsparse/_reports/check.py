@@ -17,6 +17,7 @@ from jaxsparse._compressed import (
     decompress,
     is_compressed,
     plan_mismatch,
+    require_stored_values,
 )
 from jaxsparse._patterns import (
     NM,
@@ -33,7 +34,7 @@ from jaxsparse._plans import (
     plan_for,
 )
 from jaxsparse._reports.measure import measure_leaf
-from jaxsparse._trees import PyTree, flatten, is_abstract, require_values
+from jaxsparse._trees import PyTree, flatten
 
 
 class SparsityError(ValueError):
@@ -95,10 +96,7 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
     plan = plan_for(as_dense_shapes(params), plan)
     leaves, _ = flatten(params, is_leaf=is_compressed)
     for planned in plan.sparse:
-        leaf = leaves[planned.path]
-        if is_compressed(leaf) and is_abstract(leaf.indices):
-            leaf = as_dense_shapes(leaf)
-        require_values(planned.path, leaf)
+        require_stored_values(planned.path, leaves[planned.path])
     mismatches = {
         path: fault
         for path, leaf in leaves.items()

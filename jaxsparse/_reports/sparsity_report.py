@@ -14,6 +14,7 @@ from jaxsparse._compressed import (
     describe_storage,
     is_as_planned,
     is_compressed,
+    require_stored_values,
 )
 from jaxsparse._masks import (
     match_masks,
@@ -153,7 +154,7 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
       A `SparsityReport`.
 
     Raises:
-      ValueError, TypeError: the plan or the masks do not fit.
+      ValueError, TypeError: the plan or the masks do not fit, or a leaf has no values.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8), "bias": jnp.ones(8)}
@@ -164,6 +165,8 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
     total   136    0.7 %     -       1 of 1 pruned
     """
     leaves, _ = flatten(params, is_leaf=is_compressed)
+    for path, leaf in leaves.items():
+        require_stored_values(path, leaf)
     shapes = as_dense_shapes(params)
     if is_plan_like(plan):
         plan = plan_for(shapes, plan)

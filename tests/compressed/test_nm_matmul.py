@@ -175,6 +175,20 @@ def test_errors(x, shape, axis, words):
         js.nm_matmul(np.ones(x, np.float32), stored)
 
 
+def test_a_weight_whose_arrays_were_cast_is_refused():
+    cast = lambda weight: jax.tree.map(lambda x: x.astype(jnp.bfloat16), weight)
+    stored = js.compress(np.ones((8, 4), np.float32))
+    small = js.quantize_compressed(stored)
+    for weight, words in (
+        (cast(stored), r"\(8, 4\) .*indices of bfloat16.*values alone"),
+        (replace(small, scales=cast(small.scales)), "bfloat16 scales.*values alone"),
+        (replace(small, scales=None), "no scales, expected float32"),
+        (replace(small, quantized_from=None), "without quantized_from"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            js.nm_matmul(np.ones((1, 8), np.float32), weight)
+
+
 def test_an_unknown_implementation_is_refused():
     x, _, stored = problem(np.random.default_rng(5), (2,), 8, 3)
     with pytest.raises(ValueError, match="'fast' is unknown"):

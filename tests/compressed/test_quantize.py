@@ -174,11 +174,16 @@ def quantized(**options):
     return js.quantize_compressed(js.compress(np.ones((8, 4), np.float32)), **options)
 
 
+SHAPES = jax.eval_shape(js.compress, jax.ShapeDtypeStruct((8, 4), "float32"))
+
+
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
         (ValueError, "int8 already", lambda: js.quantize_compressed(quantized())),
-        (ValueError, "to int4: give", lambda: quantized(dtype="int4")),
+        (ValueError, "to 'int4': give", lambda: quantized(dtype="int4")),
+        (ValueError, "to 'eight': give", lambda: quantized(dtype="eight")),
+        (TypeError, r"\(8, 4\) has no values", lambda: js.quantize_compressed(SHAPES)),
         (ValueError, "'best'", lambda: quantized(scales="best")),
         (
             ValueError,
@@ -204,6 +209,13 @@ def quantized(**options):
 def test_errors(error, words, call):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_weights_beyond_float32_have_no_scale():
+    with jax.enable_x64(True):
+        stored = js.compress(np.array([1e300, 2.0, 0.0, 0.0]))
+        with pytest.raises(ValueError, match="1 NaN or infinite values in float32"):
+            js.quantize_compressed(stored)
 
 
 @pytest.mark.sweep(keep=["int8"])
@@ -237,6 +249,11 @@ def test_axes_of_a_matmul_share_a_scale_in_a_tree():
     plan = js.plan_sparsity(params, rules, fn=fn, args=args, dense_head=False)
     small = js.compress_params(params, plan, quantize="int8")
     assert small["out"].scales.shape == (1, 1, 5)
+
+
+def test_a_format_is_checked_before_the_tree():
+    with pytest.raises(ValueError, match=r"to 'int4': give one of \['int8', 'float8"):
+        js.compress_params({}, quantize="int4")
 
 
 def test_a_tree_names_the_leaf_that_cannot_be_quantized():

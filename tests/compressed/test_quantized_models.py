@@ -139,6 +139,21 @@ def test_a_scanned_stack_stays_quantized(quantize_activations):
 
 
 @pytest.mark.sweep
+def test_a_scan_over_heads_that_share_scales():
+    w, x = normal(4, 16, 8), normal(4, 5, 16)
+    small = js.quantize_compressed(js.compress(w, axis=1), contracted=(0,))
+    assert small.scales.shape == (1, 1, 8)
+
+    def summed(params, x):
+        step = lambda total, head: (total + head[0] @ head[1], None)
+        return lax.scan(step, jnp.zeros((5, 8)), (x, params["w"]))[0]
+
+    got = js.sparse_apply(summed)({"w": small}, x)
+    expected = np.einsum("hbk,hko->bo", x, np.asarray(js.decompress(small)))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.sweep
 def test_a_cast_leaves_the_weight_quantized_and_skips_a_rounding():
     params, x = {"w": normal(32, 8)}, normal(5, 32).astype(jnp.bfloat16)
     fn = lambda params, x: x @ params["w"].astype(x.dtype)
@@ -165,6 +180,11 @@ def test_what_cannot_quantize_activations_says_so():
     run = js.sparse_apply(batched, plan, quantize_activations=True)
     with pytest.raises(ValueError, match=r"cannot be quantized: .*batch axes.*False"):
         run(small, x)
+    heads = js.quantize_compressed(js.compress(normal(2, 16, 8), axis=1))
+    summed = lambda params, x: jnp.einsum("bhk,hko->bo", x, params["w"])
+    run = js.sparse_apply(summed, quantize_activations=True)
+    with pytest.raises(ValueError, match=r"\(2, 8\): quantize .* in contracted="):
+        run({"w": heads}, normal(5, 2, 16))
     plain = {"w": js.compress(normal(16, 8))}
     run = js.sparse_apply(lambda p, x: x @ p["w"], quantize_activations=True)
     with pytest.raises(ValueError, match=r"\(16, 8\) .* is not quantized"):

@@ -38,6 +38,17 @@ def test_reports_and_checks():
     assert kernel.sparsity == zeros
 
 
+def test_reports_of_shapes_name_the_leaf():
+    compress = lambda params: js.compress_params(params, RULES, quantize="int8")
+    shapes = jax.eval_shape(compress, params())
+    shapes["up"]["bias"] = params()["up"]["bias"]
+    for report in (js.sparsity_report, js.check_sparsity):
+        with pytest.raises(
+            TypeError, match=r"'up/kernel' of shape \(32, 16\) is a Sha"
+        ):
+            report(shapes, RULES)
+
+
 def test_a_checkpoint_of_orbax(tmp_path):
     small = js.compress_params(params(), RULES, quantize="float8_e4m3fn")
     with ocp.StandardCheckpointer() as checkpointer:

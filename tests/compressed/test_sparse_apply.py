@@ -227,3 +227,10 @@ def test_a_leaf_compressed_by_another_plan_is_refused():
     run = js.sparse_apply(lambda p, x: x @ p["w"], [js.Rule(".*", "1:4", axis=0)])
     with pytest.raises(ValueError, match=r"leaf 'w' of shape \(16, 16\) is compressed"):
         run(small, normal(2, 16))
+
+
+def test_a_leaf_whose_arrays_were_cast_is_refused_without_a_plan():
+    small = {"w": js.compress(normal(16, 16), axis=0)}
+    cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), small)
+    with pytest.raises(ValueError, match=r"leaf 'w' .*indices of bfloat16, expected"):
+        js.sparse_apply(lambda p, x: x @ p["w"])(cast, normal(2, 16))
