@@ -44,11 +44,12 @@ def pytest_collection_modifyitems(config, items):
 def _half_of_many(items):
     """Half of the cases of each test with more than four, drawn by its name.
 
-    Sweeps with `whole=True` run all: their cases have little in common.
+    Without `--sweeps` all cases of a quick test run; with it they run a second time, on
+    another Python. Sweeps with `whole=True` run all: they have little in common.
     """
     cases = defaultdict(list)
     for item in items:
-        if not _is_quick(item) and not _is_whole(item):
+        if not _is_whole(item):
             cases[item.nodeid.partition("[")[0]].append(item)
     many = {name: some for name, some in cases.items() if len(some) > 4}
     draws = (Random(name).sample(some, len(some) // 2) for name, some in many.items())
@@ -66,7 +67,8 @@ def _is_long(item):
 
 
 def _is_whole(item):
-    return item.get_closest_marker("sweep").kwargs.get("whole", False)
+    sweep = item.get_closest_marker("sweep")
+    return sweep is not None and sweep.kwargs.get("whole", False)
 
 
 def _is_quick(item):
