@@ -23,7 +23,7 @@ def weight_only_matmul(
     wide = wide_float(x.dtype)
     if weight.scales.shape[0] == 1:
         product = _dot(x, _dense_values(weight, x.dtype), wide)
-        return (product * weight.scales[0].astype(wide)).astype(x.dtype)
+        return (product * _output_scales(weight, x.ndim).astype(wide)).astype(x.dtype)
     # The sums of each group apart would take a result for each group.
     dense = decompress(replace(weight, quantized_from=wide))
     precision = lax.Precision.HIGHEST
@@ -52,8 +52,14 @@ def quantized_rows_matmul(
         half = jnp.dtype(jnp.bfloat16)
         dense = _dense_values(weight, half)
         product = _dot(rows.astype(half), dense, jnp.dtype(jnp.float32))
-    product = product.astype(jnp.float32) * row_scales * weight.scales[0]
+    product = product.astype(jnp.float32) * row_scales
+    product *= _output_scales(weight, x.ndim)
     return product.astype(x.dtype)
+
+
+def _output_scales(weight: Compressed, ndim: int) -> Array:
+    """Returns one scale for each output, with the rank of the product."""
+    return lax.expand_dims(weight.scales[0], range(ndim - 1))
 
 
 def _dense_values(weight: Compressed, dtype: jnp.dtype) -> Array:
