@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from decoder import loss, small_decoder
 from flax import nnx
-from perplexity_row import print_row
+from perplexity_row import print_columns, print_row
 from real_data import load_text
 from smollm import load_pieces, load_smollm, peak_memory
 
@@ -96,12 +96,7 @@ def main():
     mean_loss = jax.jit(lambda params, tokens: loss(nnx.merge(graph, params), tokens))
     stages = [f"blocks/{i}/.*" for i in dense["blocks"]]
 
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    counts = {name: pieces[:, 1:].size for name, pieces in texts.items()}
-    tokens = sum(batch.size for batch in batches)
-    print(f"tokens: calibrated on {tokens}, evaluated on {counts}\n")
-    names = "".join(f"{name:>10}" for name in texts)
-    print(f"{'perplexity':40}{names}{'seconds':>9}{'peak GiB':>9}")
+    print_columns(batches, texts, 40)
 
     def row(pattern, method, make):
         return print_row(mean_loss, texts, f"{pattern!s:16}{method:24}", make)

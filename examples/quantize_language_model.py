@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from decoder import loss, small_decoder
 from flax import nnx
-from perplexity_row import print_row
+from perplexity_row import print_columns, print_row
 from real_data import load_text
 from smollm import load_pieces, load_smollm
 
@@ -53,12 +53,7 @@ def main():
     forward = lambda params, tokens: nnx.merge(graph, params)(tokens)
     mean_loss = lambda params, tokens: loss(nnx.merge(graph, params), tokens)
 
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    counts = {name: pieces[:, 1:].size for name, pieces in texts.items()}
-    tokens = sum(batch.size for batch in batches)
-    print(f"tokens: calibrated on {tokens}, evaluated on {counts}\n")
-    names = "".join(f"{name:>10}" for name in texts)
-    print(f"{'perplexity':40}{names}{'seconds':>9}{'peak GiB':>9}")
+    print_columns(batches, texts, 40)
 
     def row(run, name, make):
         return print_row(jax.jit(run), texts, f"{name:40}", make)

@@ -119,7 +119,7 @@ def collect_statistics(
     stream = iter(batches)
     first = next(stream, _END)
     if first is _END:
-        raise ValueError("there are no batches: pass at least one, not used up")
+        raise ValueError("there are no batches: pass at least one")
     plan = plan_for(params, plan)
     products = statistic == "second_moment"
     if not products and statistic != "mean_square":

@@ -129,7 +129,7 @@ def prune_sequentially(
     """
     batches = list(batches)
     if not batches:
-        raise ValueError("there are no batches: pass at least one, not used up")
+        raise ValueError("there are no batches: pass at least one")
     plan = plan_for(params, searcher.plan)
     stage_of = number_stages(plan, boundaries)
     held = _held_out_batches(len(batches), held_out, reconstruct)
