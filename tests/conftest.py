@@ -100,7 +100,7 @@ def model(tmp_path):
 @pytest.fixture
 def available(monkeypatch):
     """The kernel itself on a Hopper GPU; elsewhere its way, with XLA in its stead."""
-    from jaxsparse._compressed import cuda_matmul
+    from jaxsparse.kernels import cuda_target
 
-    if cuda_matmul.compute_capability() != (9, 0):
-        monkeypatch.setattr(cuda_matmul, "_unavailable", lambda: "")
+    if cuda_target.compute_capability() != (9, 0):
+        monkeypatch.setattr(cuda_target, "unavailable", lambda _: "")

@@ -6,10 +6,8 @@ after the other. Over automatic axes of a mesh each device multiplies its own sh
 Values of eight bits are widened in registers for few rows, otherwise by XLA before.
 """
 
-import logging
 import math
-import warnings
-from functools import cache, partial
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -25,11 +23,11 @@ from jaxsparse._compressed.quantized_matmul import weight_only_matmul
 from jaxsparse._compressed.xla_matmul import xla_matmul
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import is_automatic, partition_contraction
-from jaxsparse.kernels.device import compute_capability
+from jaxsparse.kernels import cuda_target
 from jaxsparse.kernels.export import unless_exported
 
 
-_TARGET = "jaxsparse_nm_matmul"
+_KERNEL = "nm_matmul"
 
 #: The kernel counts in 32 bits; smaller sizes fit even when rounded up to whole tiles.
 _MAX_SIZE = 2**31 - 2**16
@@ -52,7 +50,7 @@ def unsupported_reason(x: Array, compressed: Compressed) -> str:
         return f"the weight's sizes {(k, out)} are not multiples of 8 and 16"
     if not (is_automatic(x) and is_automatic(compressed.values)):
         return "a mesh has axes that are not automatic"
-    return _unavailable()
+    return cuda_target.unavailable(_KERNEL)
 
 
 # `jit` caches the functions that are created here, and their compilation.
@@ -212,7 +210,8 @@ def _multiply_by_kernel(
     kernel, tile_rows, blocks = choose_kernel(rows, k, out, eight_bits=bool(scales))
     if kernel != "few":
         values = values.astype(x.dtype)  # exact
-    multiply = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct((rows, out), x.dtype))
+    name = cuda_target.target(_KERNEL)
+    multiply = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((rows, out), x.dtype))
     return multiply(
         x,
         values,
@@ -222,26 +221,3 @@ def _multiply_by_kernel(
         tile_rows=np.int64(tile_rows),
         blocks=np.int64(blocks),
     )
-
-
-@cache  # logs and warns once
-def _unavailable() -> str:
-    """Registers the kernel; returns why that is not possible, or an empty string."""
-    if compute_capability() != (9, 0):
-        reason = (
-            "the default device is not a GPU of compute capability 9.0 (H100, H200)"
-        )
-        logging.getLogger("jaxsparse").info("nm_matmul uses XLA: %s", reason)
-        return reason
-    from jaxsparse.kernels import cuda_library
-
-    try:
-        library = cuda_library.load()
-    except cuda_library.BuildError as error:
-        if jax.process_count() > 1:
-            raise  # other processes may have it, and all must run the same program
-        warnings.warn(f"nm_matmul uses XLA: {error}", stacklevel=2)
-        return str(error)
-    handler = jax.ffi.pycapsule(library.jaxsparse_nm_matmul)
-    jax.ffi.register_ffi_target(_TARGET, handler, platform="CUDA")
-    return ""

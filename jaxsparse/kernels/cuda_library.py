@@ -1,9 +1,9 @@
-"""The CUDA sources of this folder as a library: compiled on first use, then cached.
+"""The CUDA sources of this folder as libraries: compiled on first use, then cached.
 
-The compiler is the nvcc of `CUDA_HOME`, of `PATH`, or of NVIDIA's wheels, which
-`jax[cuda13]` installs. The file name of the library contains a hash of everything that
-it is built from. The finished file is renamed to this name atomically, so several
-processes may build the library at the same time.
+Each `.cu` file becomes a library. The compiler is the nvcc of `CUDA_HOME`, of `PATH`,
+or of NVIDIA's wheels, which `jax[cuda13]` installs. The file name of the library
+contains a hash of everything that it is built from. The finished file is renamed to
+this name atomically, so several processes may build the library at the same time.
 """
 
 import ctypes
@@ -35,8 +35,11 @@ class BuildError(RuntimeError):
     """The library cannot be built; the message states the cause and the remedy."""
 
 
-def load() -> ctypes.CDLL:
-    """Loads the library; if it is not cached, builds it first, in half a minute.
+def load(name: str) -> ctypes.CDLL:
+    """Loads a library; if it is not cached, builds it first, in half a minute.
+
+    Args:
+      name: the name of its source file, without `.cu`.
 
     Raises:
       BuildError: there is no compiler, or none builds a library that can be loaded.
@@ -47,7 +50,7 @@ def load() -> ctypes.CDLL:
     )
     for nvcc in _compilers():
         try:
-            return _load(nvcc)
+            return _load(nvcc, name)
         except BuildError as error:
             failure = error
         except OSError as error:
@@ -57,11 +60,11 @@ def load() -> ctypes.CDLL:
     raise failure
 
 
-def _load(nvcc: Path) -> ctypes.CDLL:
+def _load(nvcc: Path, name: str) -> ctypes.CDLL:
     headers = jax.ffi.include_dir()
-    library = _cached(_fingerprint(nvcc, Path(headers)))
+    library = _cached(name, _fingerprint(nvcc, Path(headers)))
     if not library.exists():
-        _build(nvcc, headers, library)
+        _build(nvcc, headers, name, library)
     return ctypes.CDLL(str(library))
 
 
@@ -92,12 +95,12 @@ def _fingerprint(nvcc: Path, headers: Path) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _cached(fingerprint: str) -> Path:
+def _cached(name: str, fingerprint: str) -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "jaxsparse" / f"nm_matmul-{fingerprint}.so"
+    return Path(root) / "jaxsparse" / f"{name}-{fingerprint}.so"
 
 
-def _build(nvcc: Path, headers: str, library: Path) -> None:
+def _build(nvcc: Path, headers: str, name: str, library: Path) -> None:
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=library.parent))
@@ -108,7 +111,7 @@ def _build(nvcc: Path, headers: str, library: Path) -> None:
         ) from error
     try:
         new = scratch / library.name
-        source = _SOURCES / "nm_matmul.cu"
+        source = _SOURCES / f"{name}.cu"
         # nvcc of a wheel does not search the folder of the wheel's static runtime.
         runtime = f"-L{nvcc.parent.parent / 'lib'}"
         run = subprocess.run(
@@ -124,5 +127,6 @@ def _build(nvcc: Path, headers: str, library: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-if __name__ == "__main__":  # builds the library ahead of its first use
-    sys.stdout.write(f"{load()._name}\n")
+if __name__ == "__main__":  # builds all of them ahead of their first use
+    for source in sorted(_SOURCES.glob("*.cu")):
+        sys.stdout.write(f"{load(source.stem)._name}\n")

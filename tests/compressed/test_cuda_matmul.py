@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 import jaxsparse as js
 from jaxsparse._compressed import cuda_matmul
-from jaxsparse.kernels import cuda_library
+from jaxsparse.kernels import cuda_library, cuda_target
 from tests.compressed.layout_oracle import as_compressed, masked, random_mask
 from tests.compressed.products import assert_product, problem
 from tests.gpu import needs_hopper
@@ -167,10 +167,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from ml_dtypes import bfloat16
 
 import jaxsparse as js
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse.kernels import cuda_target
 from tests.compressed.layout_oracle import as_compressed, masked, random_mask
 
-cuda_matmul._unavailable = lambda: ""
+cuda_target.unavailable = lambda _: ""
 mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 rng = np.random.default_rng(0)
 
@@ -220,9 +220,9 @@ def test_shards_of_rows_and_outputs_are_multiplied_where_they_are():
 @pytest.fixture
 def fresh():
     """Logs and warnings that appear once appear again."""
-    cuda_matmul._unavailable.cache_clear()
+    cuda_target.unavailable.cache_clear()
     yield
-    cuda_matmul._unavailable.cache_clear()
+    cuda_target.unavailable.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh")
@@ -240,11 +240,11 @@ def test_without_a_gpu_xla_is_used_and_logged_once(caplog):
 
 @pytest.mark.usefixtures("fresh")
 def test_without_a_compiler_xla_is_used_with_one_warning(monkeypatch):
-    def load():
+    def load(_):
         raise cuda_library.BuildError("no CUDA compiler")
 
     monkeypatch.setattr(cuda_library, "load", load)
-    monkeypatch.setattr(cuda_matmul, "compute_capability", lambda: (9, 0))
+    monkeypatch.setattr(cuda_target, "compute_capability", lambda: (9, 0))
     x, weight, stored = problem(np.random.default_rng(0), (4,), 64, 32, np.float16)
     with pytest.warns(UserWarning, match="uses XLA: no CUDA compiler") as said:
         result = [js.nm_matmul(x, stored) for _ in range(2)]

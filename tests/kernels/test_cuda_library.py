@@ -57,13 +57,13 @@ def built(folder: Path) -> list[Path]:
 @pytest.mark.sweep
 def test_it_is_built_once_for_each_compiler(compiler):
     folder = compiler()
-    cuda_library.load()
-    cuda_library.load()
+    cuda_library.load("nm_matmul")
+    cuda_library.load("nm_matmul")
     first = built(folder)
     assert len(first) == 1
     assert (folder / "log").read_text() == "built\n"
     compiler(version="2.0")
-    cuda_library.load()
+    cuda_library.load("nm_matmul")
     assert len(built(folder)) == 2
     assert set(first) < set(built(folder))
 
@@ -71,7 +71,10 @@ def test_it_is_built_once_for_each_compiler(compiler):
 @pytest.mark.sweep
 def test_processes_that_build_at_once_both_get_a_whole_library(compiler):
     folder = compiler()
-    code = "from jaxsparse.kernels.cuda_library import load; print(load()._name)"
+    code = (
+        "from jaxsparse.kernels.cuda_library import load\n"
+        "print(load('nm_matmul')._name)"
+    )
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
@@ -87,13 +90,13 @@ def test_without_a_compiler_the_error_says_what_to_install(compiler, monkeypatch
     folder = compiler()
     monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(cuda_library.BuildError, match=r"pip install .jax\[cuda13\]"):
-        cuda_library.load()
+        cuda_library.load("nm_matmul")
 
 
 def test_what_a_compiler_says_is_in_the_error_and_nothing_is_left(compiler):
     folder = compiler(fails="host compiler is too new")
     with pytest.raises(cuda_library.BuildError, match="host compiler is too new"):
-        cuda_library.load()
+        cuda_library.load("nm_matmul")
     assert built(folder) == []
 
 
@@ -102,7 +105,7 @@ def test_a_cache_that_cannot_be_written_is_named(compiler, monkeypatch):
     (folder / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))
     with pytest.raises(cuda_library.BuildError, match="XDG_CACHE_HOME"):
-        cuda_library.load()
+        cuda_library.load("nm_matmul")
 
 
 def test_a_library_that_does_not_load_is_named(compiler, tmp_path):
@@ -111,7 +114,7 @@ def test_a_library_that_does_not_load_is_named(compiler, tmp_path):
     with pytest.raises(
         cuda_library.BuildError, match=r"nvcc built cannot be loaded: .*"
     ):
-        cuda_library.load()
+        cuda_library.load("nm_matmul")
 
 
 def test_the_next_compiler_is_tried(compiler, monkeypatch):
@@ -121,5 +124,5 @@ def test_the_next_compiler_is_tried(compiler, monkeypatch):
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{broken.parent}{os.pathsep}{folder / 'bin'}")
-    cuda_library.load()
+    cuda_library.load("nm_matmul")
     assert len(built(folder)) == 1
