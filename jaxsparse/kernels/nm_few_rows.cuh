@@ -40,7 +40,7 @@ class Reader {
  public:
   __device__ Reader(const Problem<T, T>& p, int k) : p_(p) {
     // Beyond the last output the last eight are loaded again, and their sums are not stored.
-    const int out = min(blockIdx.x * kOut + threadIdx.x % 32 / 4 * 8, p.out - 8);
+    const int out = min(p.first_out + static_cast<int>(threadIdx.x) % 32 / 4 * 8, p.out - 8);
     values_ = p.values + static_cast<int64_t>(k / 2 + pair()) * p.out + out;
     indices_ = p.indices + static_cast<int64_t>(k / 8 + pair()) * p.out + out;
   }
@@ -112,10 +112,12 @@ __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weig
 // A block computes kOut outputs of kRows rows. Each block of a cluster, and each warp of a block,
 // has its own part of k.
 template <typename T, typename F>
-__global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<T, T> p) {
+__global__ __launch_bounds__(kThreads, F::kResident) void product(
+    const __grid_constant__ Products<T, T> all) {
+  const Problem<T, T> p(all, F::kRows);
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
-  const int warp = threadIdx.x / 32, first_row = blockIdx.y * F::kRows;
+  const int warp = threadIdx.x / 32;
   const int steps = (p.k + kStep - 1) / kStep, last = (blockIdx.z + 1) * steps / F::kBlocks;
   int step = blockIdx.z * steps / F::kBlocks + warp;
   const uint32_t x = hopper::shared_address(memory.x[warp]);
@@ -126,13 +128,13 @@ __global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<
     if (next < last) {
       reader.load(weights[i], next * kStep);
       reader.next();
-      copy_x<F::kRows>(x + i * sizeof memory.x[0][0], p, next * kStep, first_row);
+      copy_x<F::kRows>(x + i * sizeof memory.x[0][0], p, next * kStep);
     }
     hopper::commit_copies();
   };
   fetch(0, step);  // before any synchronisation
-  const Sums<T, T, F> all(memory.sums[0], sizeof memory.sums[0], memory.inbox, p, first_row);
-  all.begin();
+  const Sums<T, T, F> totals(memory.sums[0], sizeof memory.sums[0], memory.inbox, p);
+  totals.begin();
   while (step < last) {
 #pragma unroll
     for (int i = 0; i < 2; ++i, step += kWarps) {
@@ -143,8 +145,9 @@ __global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<
       __syncwarp();
     }
   }
-  all.leave(sums);
-  all.add_up();
+  fetch_ahead<F>(all.ahead);
+  totals.leave(sums);
+  totals.add_up();
 }
 
 }  // namespace nm_few_rows

@@ -16,8 +16,6 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int kMultiprocessors = 132;  // of an H100 SXM or H200; affects speed only
-
 #define RETURN_IF_CUDA_ERROR(call)                                                     \
   if (const cudaError_t error = (call); error != cudaSuccess) {                        \
     return ffi::Error::Internal(std::string(#call ": ") + cudaGetErrorString(error));  \
@@ -55,15 +53,23 @@ CUresult map_indices(Encode encode, CUtensorMap* map, const void* data, uint64_t
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
+struct Operand {
+  const void *values, *indices;
+  const float* scales;  // or null
+  void* y;
+  uint64_t out;
+};
+
 struct Call {
   cudaStream_t stream;
   int device;
-  const void *x, *values, *indices;
-  const float* scales;  // or null
-  void* y;
-  uint64_t rows, k, out;
+  const void* x;
+  uint64_t rows, k;
   int64_t blocks;
   ffi::DataType type;  // of the values
+  int count;           // of the weights: one, but for few rows
+  Operand weights[nm_few::kMostWeights];
+  ahead::Ahead ahead;
 };
 
 int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
@@ -74,15 +80,16 @@ ffi::Error map(const Call& call, nm_matmul::Maps* maps, nm_matmul::Shape* shape)
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
   const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const Operand& weight = call.weights[0];
   const bool mapped =
       !map_2d(encode, &maps->x, type, call.x, call.k, call.rows, F::kRows / kSharers) &&
-      !map_2d(encode, &maps->values, type, call.values, call.out, call.k / 2, 32) &&
-      !map_indices(encode, &maps->indices, call.indices, call.out, call.k / 8, F::kOut,
+      !map_2d(encode, &maps->values, type, weight.values, weight.out, call.k / 2, 32) &&
+      !map_indices(encode, &maps->indices, weight.indices, weight.out, call.k / 8, F::kOut,
                    F::kDepth, F::kBox) &&
-      !map_2d(encode, &maps->y, type, call.y, call.out, call.rows, nm_matmul::kStoreRows);
+      !map_2d(encode, &maps->y, type, weight.y, weight.out, call.rows, nm_matmul::kStoreRows);
   if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
-  *shape = {static_cast<int>(call.rows), static_cast<int>(call.out), tiles(call.k, F::kDepth),
-            tiles(call.out, F::kOut), tiles(call.rows, F::kRows)};
+  *shape = {static_cast<int>(call.rows), static_cast<int>(weight.out), tiles(call.k, F::kDepth),
+            tiles(weight.out, F::kOut), tiles(call.rows, F::kRows)};
   return ffi::Error::Success();
 }
 
@@ -143,30 +150,29 @@ cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
   return error;
 }
 
-template <typename T, typename V, int kRows, int kBlocks, int kResident = 1>
+template <typename T, typename V, int kRows, int kBlocks>
 ffi::Error launch_few(const Call& call) {
-  using F = nm_few::Form<kRows, kBlocks, kResident>;
-  using nm_few::kOut, nm_few::kThreads;
-  const nm_few::Problem<T, V> problem = {
-      static_cast<const T*>(call.x),
-      static_cast<const V*>(call.values),
-      static_cast<const uint8_t*>(call.indices),
-      call.scales,
-      static_cast<T*>(call.y),
-      static_cast<int>(call.rows),
-      static_cast<int>(call.k),
-      static_cast<int>(call.out)};
-  const dim3 grid(tiles(call.out, kOut), tiles(call.rows, kRows), kBlocks);
-  if constexpr (kBlocks == 1 && kResident == 1) {
-    if (grid.x * grid.y > kMultiprocessors) return launch_few<T, V, kRows, kBlocks, 2>(call);
+  using F = nm_few::Form<kRows, kBlocks, 2>;
+  nm_few::Products<T, V> products = {static_cast<const T*>(call.x), static_cast<int>(call.rows),
+                                     static_cast<int>(call.k), tiles(call.rows, kRows),
+                                     call.count};
+  int out_tiles = 0;
+  for (int i = 0; i < call.count; ++i) {
+    const Operand& weight = call.weights[i];
+    products.weights[i] = {static_cast<const V*>(weight.values),
+                           static_cast<const uint8_t*>(weight.indices), weight.scales,
+                           static_cast<T*>(weight.y), static_cast<int>(weight.out)};
+    out_tiles += tiles(weight.out, nm_few::kOut);
   }
-  Launch launch = {grid, dim3(1, 1, kBlocks), kThreads};
+  products.ahead = call.ahead;
+  const dim3 grid(out_tiles * products.row_tiles, 1, kBlocks);
+  Launch launch = {grid, dim3(1, 1, kBlocks), nm_few::kThreads};
   if constexpr (sizeof(V) == 1) {
     launch.bytes = sizeof(nm_few_bytes::Memory<F>);
-    return run<nm_few_bytes::product<T, V, F>>(call, launch, problem);
+    return run<nm_few_bytes::product<T, V, F>>(call, launch, products);
   } else {
     launch.bytes = sizeof(nm_few_rows::Memory<F>);
-    return run<nm_few_rows::product<T, F>>(call, launch, problem);
+    return run<nm_few_rows::product<T, F>>(call, launch, products);
   }
 }
 
@@ -177,8 +183,9 @@ ffi::Error launch_split(const Call& call) {
   if (ffi::Error error = map<T, F>(call, &maps, &shape); error.failure()) return error;
   const dim3 grid(shape.out_tiles, shape.row_tiles, kBlocks);
   const Launch launch = {grid, dim3(1, 1, kBlocks), nm_matmul::kThreads, F::bytes(0)};
-  return run<nm_matmul::split<T, F, kBlocks>>(call, launch, maps, shape, static_cast<T*>(call.y),
-                                              call.scales);
+  return run<nm_matmul::split<T, F, kBlocks>>(call, launch, maps, shape,
+                                              static_cast<T*>(call.weights[0].y),
+                                              call.weights[0].scales, call.ahead);
 }
 
 template <typename T, typename F, int kSharers>
@@ -194,7 +201,7 @@ ffi::Error launch_whole(const Call& call) {
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");
   const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles;
   launch.grid = dim3(kSharers * std::min(most, clusters));
-  return run<kernel>(call, launch, maps, shape, call.scales);
+  return run<kernel>(call, launch, maps, shape, call.weights[0].scales);
 }
 
 // Calls `launch` with the number of blocks as a compile-time constant.
@@ -210,7 +217,7 @@ ffi::Error with_blocks(int64_t blocks, F launch) {
 
 template <typename T, int kRows>
 ffi::Error few(const Call& call) {
-  return with_blocks<1, 2, 4>(call.blocks, [&](auto blocks) {
+  return with_blocks<1, 2, 4, 8>(call.blocks, [&](auto blocks) {
     switch (call.type) {
       case ffi::S8: return launch_few<T, int8_t, kRows, blocks>(call);
       case ffi::F8E4M3FN: return launch_few<T, __nv_fp8_e4m3, kRows, blocks>(call);
@@ -240,6 +247,8 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) 
       case 8: return few<T, 8>(call);
       case 16: return few<T, 16>(call);
     }
+  } else if (call.count > 1) {
+    return ffi::Error::InvalidArgument("only the kernel for few rows takes several weights");
   } else if (kernel == "split") {
     switch (tile_rows) {
       case 32: return split<T, 32, 64, 6, 1, 2, 3, 4>(call);
@@ -256,15 +265,43 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) 
   return ffi::Error::InvalidArgument("no kernel for so many rows");
 }
 
-ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x, ffi::AnyBuffer values,
-                   ffi::AnyBuffer indices, ffi::RemainingArgs scales,
-                   ffi::Result<ffi::AnyBuffer> y, std::string_view kernel, int64_t tile_rows,
-                   int64_t blocks) {
-  Call call = {stream, device, x.untyped_data(), values.untyped_data(), indices.untyped_data()};
-  if (scales.size()) call.scales = scales.get<ffi::Buffer<ffi::F32>>(0)->typed_data();
-  call.y = y->untyped_data(), call.type = values.element_type();
-  call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.out = values.dimensions()[1];
-  call.blocks = blocks;
+// Adds the beginnings of all arrays, `bytes` in all, to what the kernel fetches ahead.
+ffi::Error fetch_ahead(const ffi::RemainingArgs& arrays, size_t first, int64_t bytes,
+                       ahead::Ahead* ahead) {
+  double total = 0;
+  for (size_t i = first; i < arrays.size(); ++i) {
+    total += arrays.get<ffi::AnyBuffer>(i)->size_bytes();
+  }
+  const double part = std::min(1.0, bytes / std::max(total, 1.0));
+  for (size_t i = first; i < arrays.size(); ++i) {
+    if (ahead->count == ahead::kMost) return ffi::Error::InvalidArgument("too many arrays ahead");
+    const ffi::AnyBuffer array = *arrays.get<ffi::AnyBuffer>(i);
+    ahead->from[ahead->count] = static_cast<const uint8_t*>(array.untyped_data());
+    ahead->chunks[ahead->count++] = static_cast<int>(part * array.size_bytes() / ahead::kChunk);
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
+                   ffi::RemainingArgs arrays, ffi::RemainingRets results,
+                   std::string_view kernel, int64_t tile_rows, int64_t blocks, bool scaled,
+                   int64_t bytes_ahead) {
+  Call call = {stream, device, x.untyped_data()};
+  call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.blocks = blocks;
+  if (results.size() > nm_few::kMostWeights) return ffi::Error::InvalidArgument("too many weights");
+  call.count = static_cast<int>(results.size());
+  size_t next = 0;
+  for (Operand* weight = call.weights; weight < call.weights + call.count; ++weight) {
+    const ffi::AnyBuffer values = *arrays.get<ffi::AnyBuffer>(next++);
+    weight->values = values.untyped_data();
+    weight->out = values.dimensions()[1], call.type = values.element_type();
+    weight->indices = arrays.get<ffi::AnyBuffer>(next++)->untyped_data();
+    if (scaled) weight->scales = arrays.get<ffi::Buffer<ffi::F32>>(next++)->typed_data();
+    weight->y = (*results.get<ffi::AnyBuffer>(weight - call.weights))->untyped_data();
+  }
+  if (ffi::Error error = fetch_ahead(arrays, next, bytes_ahead, &call.ahead); error.failure()) {
+    return error;
+  }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
   return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows)
                                        : choose<__half>(call, kernel, tile_rows);
@@ -277,11 +314,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul, product,
                                   .Ctx<ffi::PlatformStream<cudaStream_t>>()
                                   .Ctx<ffi::DeviceOrdinal>()
                                   .Arg<ffi::AnyBuffer>()  // x
-                                  .Arg<ffi::AnyBuffer>()  // values
-                                  .Arg<ffi::AnyBuffer>()  // indices
-                                  .RemainingArgs()        // scales of quantised values
-                                  .Ret<ffi::AnyBuffer>()  // y
+                                  // Of each weight, the values, indices and perhaps scales;
+                                  // then arrays to fetch ahead.
+                                  .RemainingArgs()
+                                  .RemainingRets()  // one product for each weight
                                   .Attr<std::string_view>("kernel")
                                   .Attr<int64_t>("tile_rows")
-                                  .Attr<int64_t>("blocks"),
+                                  .Attr<int64_t>("blocks")
+                                  .Attr<bool>("scaled")
+                                  .Attr<int64_t>("bytes_ahead"),
                               {ffi::Traits::kCmdBufferCompatible});

@@ -9,6 +9,7 @@
 // output before they are rounded.
 #pragma once
 
+#include "ahead.cuh"
 #include "hopper.cuh"
 #include "nm_store.cuh"
 #include "nm_tiles.cuh"
@@ -162,7 +163,8 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Map
 // For few tiles: the blocks of a cluster share one tile, and each has a part of k.
 template <typename T, typename F, int kBlocks>
 __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
-    const __grid_constant__ Maps maps, const Shape shape, T* y, const float* scales) {
+    const __grid_constant__ Maps maps, const Shape shape, T* y, const float* scales,
+    const __grid_constant__ ahead::Ahead ahead) {
   static_assert(F::kHalves * F::kSums * 4 <= F::kRing, "the sums take the ring's place");
   const uint32_t base = aligned_base();
   Ring<F> ring(base, 0);
@@ -177,6 +179,8 @@ __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
     leave<F>(base, sums);
   } else if (threadIdx.x == kConsumers) {
     for (int step = first; step < last; ++step, ring.next()) ring.load(maps, tile, step);
+    const int tiles = gridDim.x * gridDim.y, tile_index = blockIdx.y * gridDim.x + blockIdx.x;
+    ahead::fetch(ahead, blockIdx.z * tiles + tile_index, tiles * kBlocks);
   }
   hopper::sync_cluster();
   add_up<T, F, kBlocks>(base, y, scales, tile, shape);
