@@ -7,8 +7,9 @@ Values of eight bits are widened in registers for few rows, otherwise by XLA bef
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,34 +54,70 @@ def unsupported_reason(x: Array, compressed: Compressed) -> str:
     return cuda_target.unavailable(_KERNEL)
 
 
+class _Layout(NamedTuple):
+    """How the operands of one launch follow one another.
+
+    Attributes:
+      weights: the number of weights.
+      scaled: whether they have scales.
+      exported: whether a program that is exported uses the kernel too.
+    """
+
+    weights: int
+    scaled: bool
+    exported: bool
+
+    def split(self, arrays: Sequence[Any]) -> tuple[list[Sequence[Any]], Sequence[Any]]:
+        """Returns the arrays of each weight, and those to load ahead."""
+        each = 3 if self.scaled else 2
+        end = each * self.weights
+        return [arrays[i : i + each] for i in range(0, end, each)], arrays[end:]
+
+
+def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
+    """Multiplies by one weight, as `cuda_matmuls` by several."""
+    return cuda_matmuls(x, [compressed], [], exported=exported)[0]
+
+
 # `jit` caches the functions that are created here, and their compilation.
 @partial(jax.jit, static_argnames="exported")
-def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
+def cuda_matmuls(
+    x: Array, weights: list[Compressed], ahead: list[Array], *, exported: bool
+) -> list[Array]:
     """Multiplies on a GPU of compute capability 9.0, or by XLA on other devices.
 
     Args:
       x: `[..., k]`, for which `unsupported_reason` is empty.
-      compressed: a weight of shape `[k, out]` and of the same dtype, or quantized.
+      weights: at most `MAX_WEIGHTS` weights of shapes `[k, out]` and of the same dtype,
+        or all quantized to the same dtype. With few rows they are multiplied in one
+        launch.
+      ahead: arrays that later products read: at the end, when memory has nothing else
+        to do, the beginnings of these are loaded into the cache.
       exported: whether a program that is exported uses the kernel too, which must then
         be registered wherever it runs.
 
     Returns:
-      `[..., out]`, accumulated in float32 and rounded once. If `k` is sharded, the
-      partial sum of each device is rounded too.
+      For each weight `[..., out]`, accumulated in float32 and rounded once. If `k` is
+      sharded, the partial sum of each device is rounded too.
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
-    operands = [compressed.values, compressed.indices]
-    rule = f"{axes} k, values out, indices out"
-    if compressed.is_quantized:
-        operands.append(compressed.scales)
-        rule += ", one out"
-    rule += f" -> {axes} out"
-    multiply_shard = partial(_multiply_shard, exported)
-    multiply = custom_vmap(
-        partition_contraction(multiply_shard, rule, ("k", "values", "indices"))
-    )
-    multiply.def_vmap(partial(_multiply_batch, exported))
-    return multiply(x, *operands)
+    layout = _Layout(len(weights), weights[0].is_quantized, exported)
+    arrays, rules, contracted = [], [f"{axes} k"], ["k"]
+    for i, weight in enumerate(weights):
+        arrays += [weight.values, weight.indices]
+        rules += [f"values{i} out{i}", f"indices{i} out{i}"]
+        contracted += [f"values{i}", f"indices{i}"]
+        if layout.scaled:
+            arrays.append(weight.scales)
+            rules.append(f"one out{i}")
+    for i, array in enumerate(ahead):
+        rules.append(" ".join(f"ahead{i}_{j}" for j in range(array.ndim)))
+    results = ", ".join(f"{axes} out{i}" for i in range(len(weights)))
+    rule = f"{', '.join(rules)} -> {results}"
+    multiply_shard = partial(_multiply_shard, layout)
+    multiply = custom_vmap(partition_contraction(multiply_shard, rule, contracted))
+    multiply.def_vmap(partial(_multiply_batch, layout))
+    return multiply(x, *arrays, *ahead)
 
 
 class KernelChoice(NamedTuple):
@@ -99,6 +136,12 @@ class KernelChoice(NamedTuple):
     blocks: int
 
 
+#: The most weights of one launch.
+MAX_WEIGHTS = 4
+
+#: How much of later weights is loaded ahead, of a cache of 50 MB.
+_BYTES_AHEAD = 16 * 2**20
+
 #: By the blocks of a cluster, how many clusters an H100 runs at once with each block on
 #: its own multiprocessor. A GPU that runs fewer takes longer; the results are the same.
 _MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
@@ -109,9 +152,11 @@ _FEW_ROWS, _FEW_ROWS_OF_EIGHT_BITS = 16, 48
 
 
 def choose_kernel(
-    rows: int, k: int, out: int, *, eight_bits: bool = False
+    rows: int, k: int, *outs: int, eight_bits: bool = False
 ) -> KernelChoice:
     """Returns the kernel for `[rows, k]` by `[k, out]` on 132 multiprocessors.
+
+    Kernel `"few"` takes several weights at once, all others one.
 
     With few rows, the time is that of reading the weight. All multiprocessors must then
     read, so several blocks share a tile as long as each has its own multiprocessor.
@@ -123,7 +168,7 @@ def choose_kernel(
     """
 
     def count_tiles(tile_rows: int, tile_out: int) -> int:
-        return -(-rows // tile_rows) * -(-out // tile_out)
+        return -(-rows // tile_rows) * sum(-(-out // tile_out) for out in outs)
 
     def choose_blocks(tiles: int, min_k: int, candidates: tuple[int, ...]) -> int:
         for blocks in candidates:
@@ -154,40 +199,55 @@ def choose_kernel(
 
 
 def _multiply_batch(
-    exported: bool, size: int, batched: list[bool], *arrays: ArrayLike
-) -> tuple[Array, bool]:
-    operands = [*map(jnp.asarray, arrays)]
+    layout: _Layout, size: int, batched: list[bool], *arrays: ArrayLike
+) -> tuple[list[Array], list[bool]]:
+    x, *others = map(jnp.asarray, arrays)
+    weights, ahead = layout.split(others)
+    batched_weights, batched_ahead = layout.split(batched[1:])
+    # What is to be loaded ahead is a hint, which a batch of weights goes without.
+    ahead = [
+        a for a, is_batched in zip(ahead, batched_ahead, strict=True) if not is_batched
+    ]
+    out_batched = [True] * layout.weights
 
-    def multiply(x: Array, *weight: Array) -> Array:
-        return cuda_matmul(x, _weight(x, *weight), exported=exported)
+    def multiply(x: Array, weights: Any, ahead: list[Array]) -> list[Array]:
+        compressed = [_weight(x, *weight) for weight in weights]
+        return cuda_matmuls(x, compressed, ahead, exported=layout.exported)
 
-    if not any(batched[1:]):
-        return multiply(*operands), True
+    if not any(map(any, batched_weights)):
+        return multiply(x, weights, ahead), out_batched
 
-    def multiply_one(i: Array) -> Array:  # operands that are not batched are not copied
-        own = [
-            lax.dynamic_index_in_dim(array, i, 0, False) if is_batched else array
-            for array, is_batched in zip(operands, batched, strict=True)
+    def multiply_one(i: Array) -> list[Array]:
+        def own(array: Array, is_batched: bool) -> Array:  # others are not copied
+            if not is_batched:
+                return array
+            return lax.dynamic_index_in_dim(array, i, 0, False)
+
+        mine = [
+            list(map(own, weight, flags))
+            for weight, flags in zip(weights, batched_weights, strict=True)
         ]
-        return multiply(*own)
+        return multiply(own(x, batched[0]), mine, [])
 
-    return lax.map(multiply_one, jnp.arange(size)), True
+    return lax.map(multiply_one, jnp.arange(size)), out_batched
 
 
-def _multiply_shard(exported: bool, x: Array, *weight: Array) -> Array:
-    rows, out = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight[0].shape[-1]
+def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    outs = [weight[0].shape[-1] for weight in layout.split(arrays)[0]]
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
-    suits = out % 16 == 0 and rows.size and out and len(rows) < _MAX_SIZE
-    kernel = _multiply_by_kernel
-    if not exported:
-        kernel = partial(unless_exported, kernel, _multiply_by_xla)
-    product = lax.platform_dependent(
-        rows,
-        *weight,
-        cuda=kernel if suits else _multiply_by_xla,
-        default=_multiply_by_xla,
+    suits = all(out % 16 == 0 and out for out in outs)
+    suits = suits and rows.size and len(rows) < _MAX_SIZE
+    by_xla, kernel = (
+        partial(fn, layout) for fn in (_multiply_by_xla, _multiply_by_kernel)
     )
-    return product.reshape(*x.shape[:-1], out)
+    if not layout.exported:
+        kernel = partial(unless_exported, kernel, by_xla)
+    products = lax.platform_dependent(
+        rows, *arrays, cuda=kernel if suits else by_xla, default=by_xla
+    )
+    shapes = [(*x.shape[:-1], out) for out in outs]
+    return [y.reshape(shape) for y, shape in zip(products, shapes, strict=True)]
 
 
 def _weight(
@@ -197,27 +257,45 @@ def _weight(
     return Compressed(values, indices, NM(2, 4), -2, scales, dtype)
 
 
-def _multiply_by_xla(x: Array, *weight: Array) -> Array:
-    compressed = _weight(x, *weight)
-    multiply = weight_only_matmul if compressed.is_quantized else xla_matmul
-    return multiply(x, compressed)
+def _multiply_by_xla(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
+    multiply = weight_only_matmul if layout.scaled else xla_matmul
+    return [multiply(x, _weight(x, *weight)) for weight in layout.split(arrays)[0]]
 
 
-def _multiply_by_kernel(
-    x: Array, values: Array, indices: Array, *scales: Array
-) -> Array:
-    (rows, k), out = x.shape, values.shape[1]
-    kernel, tile_rows, blocks = choose_kernel(rows, k, out, eight_bits=bool(scales))
-    if kernel != "few":
-        values = values.astype(x.dtype)  # exact
-    name = cuda_target.target(_KERNEL)
-    multiply = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((rows, out), x.dtype))
+def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
+    weights, ahead = layout.split(arrays)
+    rows, k = x.shape
+    outs = [weight[0].shape[1] for weight in weights]
+    choice = choose_kernel(rows, k, *outs, eight_bits=layout.scaled)
+    if choice.kernel == "few":
+        return _launch(choice, x, weights, ahead)
+    products = []
+    for i, (weight, out) in enumerate(zip(weights, outs, strict=True)):
+        values = weight[0].astype(x.dtype)  # exact
+        choice = choose_kernel(rows, k, out, eight_bits=layout.scaled)
+        coming = weights[i + 1][:2] if i + 1 < len(weights) else ahead
+        products += _launch(choice, x, [(values, *weight[1:])], coming)
+    return products
+
+
+def _launch(
+    choice: KernelChoice,
+    x: Array,
+    weights: Sequence[Sequence[Array]],
+    ahead: Sequence[Array],
+) -> list[Array]:
+    outs = [weight[0].shape[1] for weight in weights]
+    multiply = jax.ffi.ffi_call(
+        cuda_target.target(_KERNEL),
+        [jax.ShapeDtypeStruct((len(x), out), x.dtype) for out in outs],
+    )
     return multiply(
         x,
-        values,
-        indices,
-        *scales,
-        kernel=kernel,
-        tile_rows=np.int64(tile_rows),
-        blocks=np.int64(blocks),
+        *[array for weight in weights for array in weight],
+        *ahead,
+        kernel=choice.kernel,
+        tile_rows=np.int64(choice.tile_rows),
+        blocks=np.int64(choice.blocks),
+        scaled=len(weights[0]) == 3,
+        bytes_ahead=np.int64(_BYTES_AHEAD),
     )

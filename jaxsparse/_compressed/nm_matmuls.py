@@ -1,0 +1,93 @@
+"""Products of one input with several compressed weights, in one launch if possible."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.nm_matmul import matmul_gradients, nm_matmul
+
+
+def nm_matmuls(
+    x: Array,
+    weights: Sequence[Compressed],
+    ahead: Sequence[Compressed] = (),
+    *,
+    implementation: str | None = None,
+    quantize_activations: bool = False,
+) -> list[Array]:
+    """Returns `nm_matmul` of one input by each of several weights.
+
+    The kernel for few rows computes them in one launch, if they are stored alike. Every
+    launch costs the time in which memory is idle, of which few rows need little more.
+
+    Args:
+      x: `[..., k]`.
+      weights: of shapes `[k, out]`.
+      ahead: weights of the products that come next. The kernel loads the beginnings of
+        some of them into the cache when it has read its own.
+      implementation: as in `nm_matmul`.
+      quantize_activations: as in `nm_matmul`.
+
+    Returns:
+      `[..., out]` for each weight.
+    """
+    options = {
+        "implementation": implementation,
+        "quantize_activations": quantize_activations,
+    }
+    joint = implementation != "xla" and not quantize_activations
+    if not (joint and _have_kernel(x, weights)):
+        return [nm_matmul(x, weight, **options) for weight in weights]
+    most = cuda_matmul.MAX_WEIGHTS
+    parts = [list(weights[i : i + most]) for i in range(0, len(weights), most)]
+    following = [*parts[1:], list(ahead[:most])]
+    products = []
+    for part, coming in zip(parts, following, strict=True):
+        arrays = [
+            array for weight in coming for array in (weight.values, weight.indices)
+        ]
+        products += _matmuls(implementation == "cuda", x, part, arrays)
+    return products
+
+
+def _have_kernel(x: Array, weights: Sequence[Compressed]) -> bool:
+    """Returns whether the kernel can multiply by all weights in one launch."""
+    stored = {(weight.values.dtype, weight.is_quantized) for weight in weights}
+    if len(stored) > 1 or any(weight.dtype != x.dtype for weight in weights):
+        return False
+    return not any(cuda_matmul.unsupported_reason(x, weight) for weight in weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matmuls(
+    exported: bool, x: Array, weights: list[Compressed], ahead: list[Array]
+) -> list[Array]:
+    return cuda_matmul.cuda_matmuls(x, weights, ahead, exported=exported)
+
+
+def _forward(
+    exported: bool, x: Array, weights: list[Compressed], ahead: list[Array]
+) -> tuple[list[Array], tuple[Array, list[Compressed]]]:
+    return _matmuls(exported, x, weights, ahead), (x, weights)
+
+
+def _backward(
+    _exported: bool,
+    residuals: tuple[Array, list[Compressed]],
+    gradients: list[Array],
+) -> tuple[Array, list[Compressed], None]:
+    x, weights = residuals
+    pairs = zip(weights, gradients, strict=True)
+    by_x, by_weight = zip(
+        *(matmul_gradients(x, weight, gradient) for weight, gradient in pairs),
+        strict=True,
+    )
+    return sum(by_x[1:], by_x[0]), list(by_weight), None
+
+
+_matmuls.defvjp(_forward, _backward)
