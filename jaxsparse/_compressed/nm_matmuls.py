@@ -1,7 +1,7 @@
 """Products of one input with several compressed weights, in one launch if possible."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +46,12 @@ def nm_matmuls(
     most = cuda_matmul.MAX_WEIGHTS
     parts = [list(weights[i : i + most]) for i in range(0, len(weights), most)]
     following = [*parts[1:], list(ahead[:most])]
-    products = []
+    products: list[Array] = []
     for part, coming in zip(parts, following, strict=True):
         arrays = [
             array for weight in coming for array in (weight.values, weight.indices)
         ]
-        products += _matmuls(implementation == "cuda", x, part, arrays)
+        products.extend(_matmuls(implementation == "cuda", x, part, arrays))
     return products
 
 
@@ -83,11 +83,9 @@ def _backward(
 ) -> tuple[Array, list[Compressed], None]:
     x, weights = residuals
     pairs = zip(weights, gradients, strict=True)
-    by_x, by_weight = zip(
-        *(matmul_gradients(x, weight, gradient) for weight, gradient in pairs),
-        strict=True,
-    )
-    return sum(by_x[1:], by_x[0]), list(by_weight), None
+    each = [matmul_gradients(x, weight, gradient) for weight, gradient in pairs]
+    by_x = reduce(jnp.add, [gradient for gradient, _ in each])
+    return by_x, [gradient for _, gradient in each], None
 
 
 _matmuls.defvjp(_forward, _backward)

@@ -157,7 +157,7 @@ def _rule(
 def _multiply(
     joint: JointProducts, inputs: list[Any], options: MatmulOptions
 ) -> list[Any]:
-    """Returns the outputs of products, of compressed weights in one launch if possible."""
+    """Returns the products, those by compressed weights in one launch if possible."""
     pairs, ahead = joint.split(inputs)
     sparse = [i for i, pair in enumerate(pairs) if any(map(is_compressed, pair))]
     products = dot_generals(

@@ -1,4 +1,4 @@
-"""Products of one input in one launch: on a Hopper GPU, and the parts that run anywhere."""
+"""Products of one input in one launch: on a Hopper GPU, and what runs anywhere."""
 
 from dataclasses import replace
 
@@ -111,8 +111,11 @@ def test_products_of_one_input_are_one_launch(name):
     for result, wanted in zip(batched, exact, strict=True):
         np.testing.assert_array_equal(result, wanted.reshape(2, 3, -1))
     stacks = [jax.tree.map(lambda *w: jnp.stack(w), w, w) for w in weights]
-    step = lambda _, w: (None, multiply_all(w, x))
-    scanned = js.sparse_apply(lambda stacks, x: jax.lax.scan(step, None, stacks)[1])
+
+    def scan(stacks, x):
+        return jax.lax.scan(lambda _, w: (None, multiply_all(w, x)), None, stacks)[1]
+
+    scanned = js.sparse_apply(scan)
     assert count_launches(scanned, stacks, x) == 1
     for results in (
         jax.jit(jax.vmap(run, (0, None)))(stacks, x),
