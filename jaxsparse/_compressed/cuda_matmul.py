@@ -148,7 +148,7 @@ _MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
 
 
 #: The most rows of kernel `"few"`. It is the only one that reads eight bits.
-_FEW_ROWS, _FEW_ROWS_OF_EIGHT_BITS = 16, 48
+_FEW_ROWS, _FEW_ROWS_OF_EIGHT_BITS = 16, 64
 
 
 def choose_kernel(
@@ -180,9 +180,17 @@ def choose_kernel(
         blocks = choose_blocks(count_tiles(tile_rows, tile_out), 128, (4, 3, 2))
         return KernelChoice("split", tile_rows, blocks)
 
+    def few() -> KernelChoice:
+        tile_rows = 8 if rows <= 8 else 16 if rows <= 16 else 32
+        most = 264 if tile_rows <= 16 else 132
+        tiles = count_tiles(tile_rows, 64)
+        for blocks in (8, 4, 2) if tile_rows <= 16 else (2,):
+            if tiles * blocks <= most and k >= 512 * blocks:
+                return KernelChoice("few", tile_rows, blocks)
+        return KernelChoice("few", tile_rows, 1)
+
     if rows <= (_FEW_ROWS_OF_EIGHT_BITS if eight_bits else _FEW_ROWS):
-        blocks = choose_blocks(count_tiles(16, 64), 512, (4, 2))
-        return KernelChoice("few", 8 if rows <= 8 else 16, blocks)
+        return few()
     if rows <= 32:
         return split(32, 64)
     if rows <= 128:

@@ -152,7 +152,7 @@ cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
 
 template <typename T, typename V, int kRows, int kBlocks>
 ffi::Error launch_few(const Call& call) {
-  using F = nm_few::Form<kRows, kBlocks, 2>;
+  using F = nm_few::Form<kRows, kBlocks, kRows <= 16 ? 2 : 1>;
   nm_few::Products<T, V> products = {static_cast<const T*>(call.x), static_cast<int>(call.rows),
                                      static_cast<int>(call.k), tiles(call.rows, kRows),
                                      call.count};
@@ -215,13 +215,15 @@ ffi::Error with_blocks(int64_t blocks, F launch) {
   return error;
 }
 
-template <typename T, int kRows>
+template <typename T, int kRows, int... kChoices>
 ffi::Error few(const Call& call) {
-  return with_blocks<1, 2, 4, 8>(call.blocks, [&](auto blocks) {
+  return with_blocks<kChoices...>(call.blocks, [&](auto blocks) {
     switch (call.type) {
       case ffi::S8: return launch_few<T, int8_t, kRows, blocks>(call);
       case ffi::F8E4M3FN: return launch_few<T, __nv_fp8_e4m3, kRows, blocks>(call);
-      default: return launch_few<T, T, kRows, blocks>(call);
+      default:
+        if constexpr (kRows <= 16) return launch_few<T, T, kRows, blocks>(call);
+        return ffi::Error::InvalidArgument("no kernel for so many rows of 16 bits");
     }
   });
 }
@@ -244,8 +246,9 @@ template <typename T>
 ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) {
   if (kernel == "few") {
     switch (tile_rows) {
-      case 8: return few<T, 8>(call);
-      case 16: return few<T, 16>(call);
+      case 8: return few<T, 8, 1, 2, 4, 8>(call);
+      case 16: return few<T, 16, 1, 2, 4, 8>(call);
+      case 32: return few<T, 32, 1, 2>(call);  // of eight bits
     }
   } else if (call.count > 1) {
     return ffi::Error::InvalidArgument("only the kernel for few rows takes several weights");

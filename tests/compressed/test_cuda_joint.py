@@ -12,6 +12,7 @@ import jaxsparse as js
 from tests.compressed.layout_oracle import as_compressed, masked, random_mask
 from tests.compressed.test_cuda_quantized import quantized
 from tests.gpu import needs_hopper
+from tests.sharding.eight_devices import run_on_eight_devices
 
 
 # Rows, k, and the outputs of each weight, with tails in all three, for every number of
@@ -159,3 +160,54 @@ def test_gradients_are_those_of_the_products_alone():
         by_weight = x.astype(np.float64).T @ factor
         wanted = as_compressed(by_weight, np.asarray(kept) != 0, 2, 4, 0)
         np.testing.assert_array_equal(gradient, wanted.values)
+
+
+SHARDED = """
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from ml_dtypes import bfloat16
+
+import jaxsparse as js
+from jaxsparse.kernels import cuda_target
+from tests.compressed.test_cuda_joint import multiply_all, whole_numbers
+
+cuda_target.unavailable = lambda _: ""
+mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+run = js.sparse_apply(multiply_all)
+multiply = jax.jit(run)
+shard = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
+x, weights, exact = whole_numbers(8, 64, (128, 64), None, bfloat16)
+for rows, columns, sent in (
+    (P("a"), [P(None, "b"), P(None, "b")], []),
+    (P(), [P(None, "a"), P(None, "b")], []),
+    (P(None, "a"), [P("a"), P("a")], ["all-reduce"]),  # k is sharded
+    (P(), [P("a", "b"), P("a", "b")], ["all-reduce"]),
+):
+    placed = [
+        jax.tree.map(lambda leaf: shard(leaf, spec), weight)
+        for weight, spec in zip(weights, columns, strict=True)
+    ]
+    args = placed, shard(x, rows)
+    text = multiply.lower(*args).compile().as_text()
+    kinds = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+    assert [kind for kind in kinds if kind in text] == sent, (rows, columns, text)
+    for result, wanted in zip(multiply(*args), exact, strict=True):
+        np.testing.assert_array_equal(result, wanted)
+# What is loaded ahead stays where it is.
+chain = lambda weights, x: x @ weights[0] @ weights[1]
+x, weights, _ = whole_numbers(8, 128, (128, 64), None, bfloat16)
+exact = chain([js.decompress(w).astype(float) for w in weights], x.astype(float))
+placed = [
+    jax.tree.map(lambda leaf: shard(leaf, spec), weight)
+    for weight, spec in zip(weights, (P(), P("a", "b")), strict=True)
+]
+multiply = jax.jit(js.sparse_apply(chain))
+result = multiply(placed, shard(x / 64, P()))
+np.testing.assert_allclose(result, exact / 64, rtol=2**-6, atol=2)
+"""
+
+
+@pytest.mark.sweep
+def test_joint_products_of_shards():
+    run_on_eight_devices("-c", SHARDED)

@@ -132,7 +132,7 @@ def check_transformations(implementation):
 
 # As in `kernels/nm_matmul.cu`: rows of a tile, and how many blocks share one.
 COMPILED = {
-    "few": ({8, 16}, {1, 2, 4}),
+    "few": ({8, 16, 32}, {1, 2, 4, 8}),  # 32 rows of eight bits only, at most two
     "split": ({32, 64, 128, 256}, {1, 2, 3, 4}),  # with 256 rows at most three
     "whole": ({128, 256}, {1, 2}),  # two with 256 rows only
 }
