@@ -127,6 +127,9 @@ template <typename T, typename V, typename F>
 __global__ __launch_bounds__(kThreads, F::kResident) void product(
     const __grid_constant__ Products<T, V> all) {
   const Problem<T, V> p(all, F::kRows);
+#ifdef OWN
+  fetch_ahead<F>(all.own);
+#endif
   constexpr int kSlots = kStages<F>, kAhead = kSlots - 1;
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);

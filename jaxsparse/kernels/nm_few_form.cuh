@@ -27,6 +27,9 @@ struct Products {
   int rows, k, row_tiles, count;
   Weight<T, V> weights[kMostWeights];
   ahead::Ahead ahead;
+#ifdef OWN
+  ahead::Ahead own;
+#endif
 };
 
 // The part of a block: kOut outputs of one weight, from `first_out` on, and some rows.
