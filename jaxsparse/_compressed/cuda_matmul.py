@@ -156,7 +156,7 @@ def choose_kernel(
 ) -> KernelChoice:
     """Returns the kernel for `[rows, k]` by `[k, out]` on 132 multiprocessors.
 
-    Kernel `"few"` takes several weights at once, all others one.
+    All but kernel `"whole"` take several weights at once.
 
     With few rows, the time is that of reading the weight. All multiprocessors must then
     read, so several blocks share a tile as long as each has its own multiprocessor.
@@ -272,18 +272,14 @@ def _multiply_by_xla(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
 
 def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     weights, ahead = layout.split(arrays)
-    rows, k = x.shape
     outs = [weight[0].shape[1] for weight in weights]
-    choice = choose_kernel(rows, k, *outs, eight_bits=layout.scaled)
-    if choice.kernel == "few":
-        return _launch(choice, x, weights, ahead)
-    products = []
-    for i, (weight, out) in enumerate(zip(weights, outs, strict=True)):
-        values = weight[0].astype(x.dtype)  # exact
-        choice = choose_kernel(rows, k, out, eight_bits=layout.scaled)
-        coming = weights[i + 1][:2] if i + 1 < len(weights) else ahead
-        products += _launch(choice, x, [(values, *weight[1:])], coming)
-    return products
+    choose = partial(choose_kernel, *x.shape, eight_bits=layout.scaled)
+    if choose(*outs).kernel != "few":
+        weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
+    if choose(*outs).kernel != "whole":
+        return _launch(choose(*outs), x, weights, ahead)
+    each = zip(outs, weights, strict=True)
+    return [_launch(choose(out), x, [weight], ())[0] for out, weight in each]
 
 
 def _launch(

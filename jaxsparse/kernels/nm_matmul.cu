@@ -53,6 +53,9 @@ CUresult map_indices(Encode encode, CUtensorMap* map, const void* data, uint64_t
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
+constexpr int kMostWeights = nm_few::kMostWeights;
+static_assert(kMostWeights == nm_matmul::kMostWeights);
+
 struct Operand {
   const void *values, *indices;
   const float* scales;  // or null
@@ -68,19 +71,19 @@ struct Call {
   int64_t blocks;
   ffi::DataType type;  // of the values
   int count;           // of the weights: one, but for few rows
-  Operand weights[nm_few::kMostWeights];
+  Operand weights[kMostWeights];
   ahead::Ahead ahead;
 };
 
 int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
 
 template <typename T, typename F, int kSharers = 1>
-ffi::Error map(const Call& call, nm_matmul::Maps* maps, nm_matmul::Shape* shape) {
+ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
+               nm_matmul::Shape* shape) {
   static const Encode encode = find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
   const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const Operand& weight = call.weights[0];
   const bool mapped =
       !map_2d(encode, &maps->x, type, call.x, call.k, call.rows, F::kRows / kSharers) &&
       !map_2d(encode, &maps->values, type, weight.values, weight.out, call.k / 2, 32) &&
@@ -178,21 +181,32 @@ ffi::Error launch_few(const Call& call) {
 
 template <typename T, typename F, int kBlocks>
 ffi::Error launch_split(const Call& call) {
-  nm_matmul::Maps maps;
+  nm_matmul::Products<T> products;
   nm_matmul::Shape shape;
-  if (ffi::Error error = map<T, F>(call, &maps, &shape); error.failure()) return error;
-  const dim3 grid(shape.out_tiles, shape.row_tiles, kBlocks);
+  int out_tiles = 0;
+  for (int i = 0; i < call.count; ++i) {
+    const Operand& from = call.weights[i];
+    nm_matmul::Weight<T>& weight = products.weights[i];
+    if (ffi::Error error = map<T, F>(call, from, &weight.maps, &shape); error.failure()) {
+      return error;
+    }
+    weight.y = static_cast<T*>(from.y), weight.scales = from.scales, weight.out = shape.out;
+    out_tiles += shape.out_tiles;
+  }
+  products.count = call.count, products.ahead = call.ahead;
+  const dim3 grid(out_tiles, shape.row_tiles, kBlocks);
   const Launch launch = {grid, dim3(1, 1, kBlocks), nm_matmul::kThreads, F::bytes(0)};
-  return run<nm_matmul::split<T, F, kBlocks>>(call, launch, maps, shape,
-                                              static_cast<T*>(call.weights[0].y),
-                                              call.weights[0].scales, call.ahead);
+  return run<nm_matmul::split<T, F, kBlocks>>(call, launch, products, shape);
 }
 
 template <typename T, typename F, int kSharers>
 ffi::Error launch_whole(const Call& call) {
   nm_matmul::Maps maps;
   nm_matmul::Shape shape;
-  if (ffi::Error error = map<T, F, kSharers>(call, &maps, &shape); error.failure()) return error;
+  if (ffi::Error error = map<T, F, kSharers>(call, call.weights[0], &maps, &shape);
+      error.failure()) {
+    return error;
+  }
   constexpr auto kernel = nm_matmul::whole<T, F, kSharers>;
   Launch launch = {dim3(kSharers), dim3(kSharers), nm_matmul::kThreads, F::bytes(F::kOutbox)};
   RETURN_IF_CUDA_ERROR(allow<kernel>(call.device, launch.bytes));
@@ -250,8 +264,6 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) 
       case 16: return few<T, 16, 1, 2, 4, 8>(call);
       case 32: return few<T, 32, 1, 2>(call);  // of eight bits
     }
-  } else if (call.count > 1) {
-    return ffi::Error::InvalidArgument("only the kernel for few rows takes several weights");
   } else if (kernel == "split") {
     switch (tile_rows) {
       case 32: return split<T, 32, 64, 6, 1, 2, 3, 4>(call);
@@ -259,13 +271,13 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) 
       case 128: return split<T, 128, 128, 4, 1, 2, 3, 4>(call);
       case 256: return split<T, 256, 128, 5, 1, 2, 3>(call);
     }
-  } else if (kernel == "whole") {
+  } else if (kernel == "whole" && call.count == 1) {
     switch (tile_rows) {
       case 128: return whole<T, 128, 8, 1>(call);
       case 256: return whole<T, 256, 5, 1, 2>(call);
     }
   }
-  return ffi::Error::InvalidArgument("no kernel for so many rows");
+  return ffi::Error::InvalidArgument("no kernel for so many rows or weights");
 }
 
 // Adds the beginnings of all arrays, `bytes` in all, to what the kernel fetches ahead.
@@ -291,7 +303,7 @@ ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
                    int64_t bytes_ahead) {
   Call call = {stream, device, x.untyped_data()};
   call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.blocks = blocks;
-  if (results.size() > nm_few::kMostWeights) return ffi::Error::InvalidArgument("too many weights");
+  if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
   call.count = static_cast<int>(results.size());
   size_t next = 0;
   for (Operand* weight = call.weights; weight < call.weights + call.count; ++weight) {
