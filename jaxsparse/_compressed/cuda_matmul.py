@@ -129,11 +129,13 @@ class KernelChoice(NamedTuple):
         block has tiles of its own, and the blocks share what they read.
       tile_rows: the rows of `x` in a tile.
       blocks: the blocks of a cluster.
+      wide: of `"few"`: how many times 64 outputs a tile has.
     """
 
     kernel: Literal["few", "split", "whole"]
     tile_rows: int
     blocks: int
+    wide: int = 1
 
 
 #: The most weights of one launch.
@@ -182,12 +184,11 @@ def choose_kernel(
 
     def few() -> KernelChoice:
         tile_rows = 8 if rows <= 8 else 16 if rows <= 16 else 32
-        most = 264 if tile_rows <= 16 else 132
         tiles = count_tiles(tile_rows, 64)
-        for blocks in (8, 4, 2) if tile_rows <= 16 else (2,):
-            if tiles * blocks <= most and k >= 512 * blocks:
+        for blocks, most in ((4, 30), (2, 132)):
+            if tiles <= most and k >= 512 * blocks:
                 return KernelChoice("few", tile_rows, blocks)
-        return KernelChoice("few", tile_rows, 1)
+        return KernelChoice("few", tile_rows, 1, wide=1 if tiles <= 264 else 2)
 
     if rows <= (_FEW_ROWS_OF_EIGHT_BITS if eight_bits else _FEW_ROWS):
         return few()
@@ -300,6 +301,7 @@ def _launch(
         kernel=choice.kernel,
         tile_rows=np.int64(choice.tile_rows),
         blocks=np.int64(choice.blocks),
+        wide=np.int64(choice.wide),
         scaled=len(weights[0]) == 3,
         bytes_ahead=np.int64(_BYTES_AHEAD),
     )

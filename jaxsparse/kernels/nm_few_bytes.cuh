@@ -23,9 +23,9 @@ struct Stage {
   uint8_t x[F::kRows * kStep * 2];
 };
 
-// Two resident blocks have less shared memory each.
+// As many as the shared memory of a multiprocessor has room for, with sixteen warps.
 template <typename F>
-constexpr int kStages = F::kResident == 2 ? 3 : F::kRows == 32 ? 4 : 5;
+constexpr int kStages = F::kRows <= 16 ? 3 : 2;
 
 template <typename F>
 union WarpMemory {
@@ -35,7 +35,7 @@ union WarpMemory {
 
 template <typename F>
 struct Memory {
-  alignas(128) WarpMemory<F> warps[kWarps];
+  alignas(128) WarpMemory<F> warps[F::kWarps];
   Inbox<F> inbox;
 };
 
@@ -57,8 +57,8 @@ class Reader {
     indices_ = p.indices + static_cast<int64_t>(k / 8 + row()) * p.out + out;
   }
   __device__ void next() {
-    values_ = hopper::further(values_, p_.out, kWarps * kStep / 2);
-    indices_ = hopper::further(indices_, p_.out, kWarps * kStep / 8);
+    values_ = hopper::further(values_, p_.out, F::kParts * kStep / 2);
+    indices_ = hopper::further(indices_, p_.out, F::kParts * kStep / 8);
   }
   __device__ void copy(Stage<F>& stage, int k) const {
     const uint32_t values = hopper::shared_address(stage.values);
@@ -124,18 +124,18 @@ __device__ void multiply(float (&sums)[kTiles][F::kRows / 8][4], const Stage<F>&
 // A block computes kOut outputs of kRows rows. Each block of a cluster, and each warp of a block,
 // has its own part of k.
 template <typename T, typename V, typename F>
-__global__ __launch_bounds__(kThreads, F::kResident) void product(
+__global__ __launch_bounds__(F::kThreads, F::kResident) void product(
     const __grid_constant__ Products<T, V> all) {
-  const Problem<T, V> p(all, F::kRows);
+  const auto p = Problem<T, V>::of(all, F());
 #ifdef OWN
   fetch_ahead<F>(all.own);
 #endif
   constexpr int kSlots = kStages<F>, kAhead = kSlots - 1;
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
-  const int warp = threadIdx.x / 32;
+  const int warp = threadIdx.x / 32, part = warp / F::kWide;
   const int steps = (p.k + kStep - 1) / kStep, last = (blockIdx.z + 1) * steps / F::kBlocks;
-  int step = blockIdx.z * steps / F::kBlocks + warp;
+  int step = blockIdx.z * steps / F::kBlocks + part;
   auto& stages = memory.warps[warp].stages;
   float sums[kTiles][F::kRows / 8][4] = {};
   Reader<T, V, F> reader(p, step * kStep);
@@ -147,20 +147,19 @@ __global__ __launch_bounds__(kThreads, F::kResident) void product(
     hopper::commit_copies();
   };
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) fetch(i, step + i * kWarps);  // before any synchronisation
+  for (int i = 0; i < kAhead; ++i) fetch(i, step + i * F::kParts);  // before any synchronisation
   const Sums<T, V, F> totals(memory.warps[0].sums, sizeof memory.warps[0], memory.inbox, p);
   totals.begin();
   while (step < last) {
 #pragma unroll
-    for (int i = 0; i < kSlots; ++i, step += kWarps) {
-      fetch((i + kAhead) % kSlots, step + kAhead * kWarps);
+    for (int i = 0; i < kSlots; ++i, step += F::kParts) {
+      fetch((i + kAhead) % kSlots, step + kAhead * F::kParts);
       hopper::wait_copies<kAhead>();
       __syncwarp();
       if (step < last) multiply<T, V, F>(sums, stages[i]);
       __syncwarp();
     }
   }
-  fetch_ahead<F>(all.ahead);
   totals.leave(sums);
   totals.add_up();
 }

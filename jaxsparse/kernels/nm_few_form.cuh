@@ -1,13 +1,11 @@
 // What the two kernels for few rows share: their sizes, operands, and the rows of x.
 #pragma once
 
-#include "ahead.cuh"
 #include "hopper.cuh"
 
 namespace nm_few {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kOut = 64, kTiles = kOut / 16;  // outputs of a block; tensor core tiles
+constexpr int kOut = 64, kTiles = kOut / 16;  // outputs of a warp; tensor core tiles
 constexpr int kStep = 64;                     // the part of k of one step of a warp
 constexpr int kMostWeights = 4;
 
@@ -20,54 +18,46 @@ struct Weight {
   int out;
 };
 
-// The products of x with several weights in one launch, tile after tile, weight after weight.
+// The products of x with several weights in one launch: the tiles of one weight follow those of
+// another. `ends` are where the tiles of all weights but the last one end.
 template <typename T, typename V>
 struct Products {
+  int ends[kMostWeights - 1];
+  int row_tiles, rows, k;
   const T* x;
-  int rows, k, row_tiles, count;
   Weight<T, V> weights[kMostWeights];
-  ahead::Ahead ahead;
-#ifdef OWN
-  ahead::Ahead own;
-#endif
 };
 
-// The part of a block: kOut outputs of one weight, from `first_out` on, and some rows.
+// The template parameters of a kernel: the maximum number of rows, the blocks of a cluster, the
+// warps of a block, and how many of them are side by side. All others have other parts of k.
+template <int kRows_, int kBlocks_, int kWarps_, int kWide_>
+struct Form {
+  static constexpr int kRows = kRows_, kBlocks = kBlocks_, kWarps = kWarps_, kWide = kWide_;
+  static constexpr int kThreads = 32 * kWarps, kResident = 16 / kWarps;
+  static constexpr int kParts = kWarps / kWide, kBlockOut = kOut * kWide;
+};
+
+// The part of a warp: kOut outputs of one weight, from `first_out` on, and some rows.
 template <typename T, typename V>
 struct Problem : Weight<T, V> {
   const T* x;
-  int rows, k, first_out, first_row;
+  int rows, k, block_out, first_out, first_row;
 
-  // The blocks of all rows of a tile are neighbours, so that they read it at the same time.
-  __device__ Problem(const Products<T, V>& all, int tile_rows)
-      : x(all.x), rows(all.rows), k(all.k) {
-    int tile = blockIdx.x / all.row_tiles, i = 0;
-    first_row = (blockIdx.x - tile * all.row_tiles) * tile_rows;
-    for (; i < all.count - 1; ++i) {
-      const int tiles = (all.weights[i].out + kOut - 1) / kOut;
-      if (tile < tiles) break;
-      tile -= tiles;
-    }
-    static_cast<Weight<T, V>&>(*this) = all.weights[i];
-    first_out = tile * kOut;
+  template <typename F>
+  static __device__ Problem of(const Products<T, V>& all, F) {
+    // The blocks of all rows of a tile are neighbours, so that they read it at the same time.
+    int tile = blockIdx.x, row = 0;
+    if (all.row_tiles > 1) row = tile % all.row_tiles, tile /= all.row_tiles;
+    const int* ends = all.ends;
+    const int i = (tile >= ends[0]) + (tile >= ends[1]) + (tile >= ends[2]);
+    const int first = i ? ends[i - 1] : 0;
+    Problem p = {all.weights[i], all.x, all.rows, all.k};
+    p.block_out = (tile - first) * F::kBlockOut;
+    p.first_out = p.block_out + threadIdx.x / 32 % F::kWide * kOut;
+    p.first_row = row * F::kRows;
+    return p;
   }
 };
-
-// The template parameters of a kernel: the maximum number of rows, the blocks of a cluster, and
-// the blocks that are resident on a multiprocessor.
-template <int kRows_, int kBlocks_, int kResident_>
-struct Form {
-  static constexpr int kRows = kRows_, kBlocks = kBlocks_, kResident = kResident_;
-};
-
-// Requests the next weights, when this warp has requested all of its own.
-template <typename F>
-__device__ void fetch_ahead(const ahead::Ahead& ahead) {
-  if (!ahead.count) return;
-  const int block = blockIdx.x * F::kBlocks + blockIdx.z, blocks = gridDim.x * F::kBlocks;
-  const int warp = threadIdx.x / 32;
-  ahead::fetch(ahead, (warp * blocks + block) * 32 + threadIdx.x % 32, blocks * kThreads);
-}
 
 // Copies a step of x: rows of 128 bytes, whose chunks of 16 bytes are swizzled.
 template <int kRows, typename T, typename V>

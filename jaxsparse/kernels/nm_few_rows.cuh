@@ -20,8 +20,8 @@ using namespace nm_few;
 
 template <typename F>
 struct Memory {
-  alignas(128) uint8_t x[kWarps][2][F::kRows * kStep * 2];
-  alignas(16) WarpSums<F> sums[kWarps];
+  alignas(128) uint8_t x[F::kWarps][2][F::kRows * kStep * 2];
+  alignas(16) WarpSums<F> sums[F::kWarps];
   Inbox<F> inbox;
 };
 
@@ -35,7 +35,7 @@ struct Weight {
 
 // The addresses from which this lane loads its weight, step by step. Offsets are products of two
 // 32-bit numbers, one instruction each: 64-bit products would delay the loads.
-template <typename T>
+template <typename T, typename F>
 class Reader {
  public:
   __device__ Reader(const Problem<T, T>& p, int k) : p_(p) {
@@ -45,8 +45,8 @@ class Reader {
     indices_ = p.indices + static_cast<int64_t>(k / 8 + pair()) * p.out + out;
   }
   __device__ void next() {
-    values_ = value(kWarps * kStep / 2);
-    indices_ = index(kWarps * kStep / 8);
+    values_ = value(F::kParts * kStep / 2);
+    indices_ = index(F::kParts * kStep / 8);
   }
   __device__ void load(Weight& weight, int k) const {
 #pragma unroll
@@ -112,21 +112,21 @@ __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weig
 // A block computes kOut outputs of kRows rows. Each block of a cluster, and each warp of a block,
 // has its own part of k.
 template <typename T, typename F>
-__global__ __launch_bounds__(kThreads, F::kResident) void product(
+__global__ __launch_bounds__(F::kThreads, F::kResident) void product(
     const __grid_constant__ Products<T, T> all) {
-  const Problem<T, T> p(all, F::kRows);
+  const auto p = Problem<T, T>::of(all, F());
 #ifdef OWN
   fetch_ahead<F>(all.own);
 #endif
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
-  const int warp = threadIdx.x / 32;
+  const int warp = threadIdx.x / 32, part = warp / F::kWide;
   const int steps = (p.k + kStep - 1) / kStep, last = (blockIdx.z + 1) * steps / F::kBlocks;
-  int step = blockIdx.z * steps / F::kBlocks + warp;
+  int step = blockIdx.z * steps / F::kBlocks + part;
   const uint32_t x = hopper::shared_address(memory.x[warp]);
   float sums[kTiles][F::kRows / 8][4] = {};
   Weight weights[2];
-  Reader<T> reader(p, step * kStep);
+  Reader<T, F> reader(p, step * kStep);
   const auto fetch = [&](int i, int next) {  // called for all steps of the warp in order
     if (next < last) {
       reader.load(weights[i], next * kStep);
@@ -140,15 +140,14 @@ __global__ __launch_bounds__(kThreads, F::kResident) void product(
   totals.begin();
   while (step < last) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i, step += kWarps) {
-      fetch(i ^ 1, step + kWarps);
+    for (int i = 0; i < 2; ++i, step += F::kParts) {
+      fetch(i ^ 1, step + F::kParts);
       hopper::wait_copies<1>();
       __syncwarp();
       if (step < last) multiply<T, F::kRows>(sums, weights[i], x + i * sizeof memory.x[0][0]);
       __syncwarp();
     }
   }
-  fetch_ahead<F>(all.ahead);
   totals.leave(sums);
   totals.add_up();
 }

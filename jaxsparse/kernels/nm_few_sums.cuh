@@ -13,7 +13,7 @@ using WarpSums = float[F::kRows][kOut + 4];
 // Sums of the blocks of a cluster, for the outputs that this block stores.
 template <typename F>
 struct Inbox {
-  alignas(16) float sums[F::kBlocks][F::kRows][kOut / F::kBlocks];
+  alignas(16) float sums[F::kBlocks][F::kRows][F::kBlockOut / F::kBlocks];
   uint64_t is_full;  // a barrier
 };
 
@@ -21,7 +21,7 @@ struct Inbox {
 // order: over the warps of a block, then over the blocks of a cluster.
 template <typename T, typename V, typename F>
 class Sums {
-  static_assert(kOut % (4 * F::kBlocks) == 0, "a block stores fours of each row");
+  static_assert(F::kBlockOut % (4 * F::kBlocks) == 0, "a block stores fours of each row");
 
  public:
   // `first` are the sums of the first warp; those of the next are `stride` bytes after them.
@@ -35,7 +35,7 @@ class Sums {
     if (threadIdx.x == 0) {
       hopper::init_barrier(barrier_, 1);
       hopper::publish_barriers();
-      hopper::expect_bytes(barrier_, rows_ * kOut * sizeof(float));
+      hopper::expect_bytes(barrier_, rows_ * F::kBlockOut * sizeof(float));
     }
     hopper::arrive_cluster_relaxed();
   }
@@ -56,17 +56,18 @@ class Sums {
   __device__ void add_up() const {
     __syncthreads();
     if (kBlocks > 1) hopper::wait_cluster();  // all blocks have started
-    constexpr int kColumns = kOut / 4;
-    const int out = threadIdx.x % kColumns * 4;
-    for (int row = threadIdx.x / kColumns; row < rows_; row += kThreads / kColumns) {
-      const float4 sum = add<kWarps>(&first_[row][out], stride_);
+    constexpr int kColumns = F::kBlockOut / 4;
+    const int out = threadIdx.x % kColumns * 4, column = out / kOut;
+    const float* mine = &first_[0][out % kOut] + column * stride_;
+    for (int row = threadIdx.x / kColumns; row < rows_; row += F::kThreads / kColumns) {
+      const float4 sum = add<F::kParts>(mine + row * (kOut + 4), F::kWide * stride_);
       kBlocks == 1 ? store(row, out, sum) : send(row, out, sum);
     }
     if (kBlocks > 1) add_up_blocks();
   }
 
  private:
-  static constexpr int kBlocks = F::kBlocks, kShare = kOut / kBlocks;
+  static constexpr int kBlocks = F::kBlocks, kShare = F::kBlockOut / kBlocks;
 
   __device__ void send(int row, int out, float4 sum) const {
     const int block = out / kShare;
@@ -77,7 +78,7 @@ class Sums {
   __device__ void add_up_blocks() const {
     constexpr int kColumns = kShare / 4;
     const int out = threadIdx.x % kColumns * 4;
-    for (int row = threadIdx.x / kColumns; row < rows_; row += kThreads / kColumns) {
+    for (int row = threadIdx.x / kColumns; row < rows_; row += F::kThreads / kColumns) {
       hopper::wait_for_cluster(barrier_, 0);
       const float4 sum = add<kBlocks>(&inbox_.sums[0][row][out], F::kRows * kShare);
       store(row, blockIdx.z * kShare + out, sum);
@@ -94,7 +95,7 @@ class Sums {
     return sum;
   }
   __device__ void store(int row, int out, float4 sum) const {
-    out += p_.first_out;
+    out += p_.block_out;
     if (out >= p_.out) return;
     if (p_.scales) {
       const float4 scale = *reinterpret_cast<const float4*>(p_.scales + out);

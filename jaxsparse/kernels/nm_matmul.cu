@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <climits>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -153,23 +154,24 @@ cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
   return error;
 }
 
-template <typename T, typename V, int kRows, int kBlocks>
+template <typename T, typename V, typename F>
 ffi::Error launch_few(const Call& call) {
-  using F = nm_few::Form<kRows, kBlocks, kRows <= 16 ? 2 : 1>;
-  nm_few::Products<T, V> products = {static_cast<const T*>(call.x), static_cast<int>(call.rows),
-                                     static_cast<int>(call.k), tiles(call.rows, kRows),
-                                     call.count};
+  nm_few::Products<T, V> products = {{INT_MAX, INT_MAX, INT_MAX},
+                                     tiles(call.rows, F::kRows),
+                                     static_cast<int>(call.rows),
+                                     static_cast<int>(call.k),
+                                     static_cast<const T*>(call.x)};
   int out_tiles = 0;
   for (int i = 0; i < call.count; ++i) {
     const Operand& weight = call.weights[i];
     products.weights[i] = {static_cast<const V*>(weight.values),
                            static_cast<const uint8_t*>(weight.indices), weight.scales,
                            static_cast<T*>(weight.y), static_cast<int>(weight.out)};
-    out_tiles += tiles(weight.out, nm_few::kOut);
+    out_tiles += tiles(weight.out, F::kBlockOut);
+    if (i < call.count - 1) products.ends[i] = out_tiles;
   }
-  products.ahead = call.ahead;
-  const dim3 grid(out_tiles * products.row_tiles, 1, kBlocks);
-  Launch launch = {grid, dim3(1, 1, kBlocks), nm_few::kThreads};
+  const dim3 grid(out_tiles * products.row_tiles, 1, F::kBlocks);
+  Launch launch = {grid, dim3(1, 1, F::kBlocks), F::kThreads};
   if constexpr (sizeof(V) == 1) {
     launch.bytes = sizeof(nm_few_bytes::Memory<F>);
     return run<nm_few_bytes::product<T, V, F>>(call, launch, products);
@@ -229,17 +231,23 @@ ffi::Error with_blocks(int64_t blocks, F launch) {
   return error;
 }
 
-template <typename T, int kRows, int... kChoices>
+template <typename T, int kRows, int kWide, int... kChoices>
 ffi::Error few(const Call& call) {
   return with_blocks<kChoices...>(call.blocks, [&](auto blocks) {
+    using F = nm_few::Form<kRows, blocks, 8, kWide>;
     switch (call.type) {
-      case ffi::S8: return launch_few<T, int8_t, kRows, blocks>(call);
-      case ffi::F8E4M3FN: return launch_few<T, __nv_fp8_e4m3, kRows, blocks>(call);
+      case ffi::S8: return launch_few<T, int8_t, F>(call);
+      case ffi::F8E4M3FN: return launch_few<T, __nv_fp8_e4m3, F>(call);
       default:
-        if constexpr (kRows <= 16) return launch_few<T, T, kRows, blocks>(call);
+        if constexpr (kRows <= 16) return launch_few<T, T, F>(call);
         return ffi::Error::InvalidArgument("no kernel for so many rows of 16 bits");
     }
   });
+}
+
+template <typename T, int kRows>
+ffi::Error few(const Call& call, int64_t wide) {
+  return wide == 1 ? few<T, kRows, 1, 1, 2, 4>(call) : few<T, kRows, 2, 1>(call);
 }
 
 template <typename T, int kRows, int kOut, int kStages, int... kChoices>
@@ -257,12 +265,12 @@ ffi::Error whole(const Call& call) {
 }
 
 template <typename T>
-ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) {
+ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, int64_t wide) {
   if (kernel == "few") {
     switch (tile_rows) {
-      case 8: return few<T, 8, 1, 2, 4, 8>(call);
-      case 16: return few<T, 16, 1, 2, 4, 8>(call);
-      case 32: return few<T, 32, 1, 2>(call);  // of eight bits
+      case 8: return few<T, 8>(call, wide);
+      case 16: return few<T, 16>(call, wide);
+      case 32: return few<T, 32>(call, wide);  // of eight bits
     }
   } else if (kernel == "split") {
     switch (tile_rows) {
@@ -299,8 +307,8 @@ ffi::Error fetch_ahead(const ffi::RemainingArgs& arrays, size_t first, int64_t b
 
 ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
                    ffi::RemainingArgs arrays, ffi::RemainingRets results,
-                   std::string_view kernel, int64_t tile_rows, int64_t blocks, bool scaled,
-                   int64_t bytes_ahead) {
+                   std::string_view kernel, int64_t tile_rows, int64_t blocks, int64_t wide,
+                   bool scaled, int64_t bytes_ahead) {
   Call call = {stream, device, x.untyped_data()};
   call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.blocks = blocks;
   if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
@@ -318,8 +326,8 @@ ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
     return error;
   }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
-  return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows)
-                                       : choose<__half>(call, kernel, tile_rows);
+  return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows, wide)
+                                       : choose<__half>(call, kernel, tile_rows, wide);
 }
 
 }  // namespace
@@ -336,6 +344,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul, product,
                                   .Attr<std::string_view>("kernel")
                                   .Attr<int64_t>("tile_rows")
                                   .Attr<int64_t>("blocks")
+                                  .Attr<int64_t>("wide")
                                   .Attr<bool>("scaled")
                                   .Attr<int64_t>("bytes_ahead"),
                               {ffi::Traits::kCmdBufferCompatible});
