@@ -67,23 +67,20 @@ class _Layout(NamedTuple):
     scaled: bool
     exported: bool
 
-    def split(self, arrays: Sequence[Any]) -> tuple[list[Sequence[Any]], Sequence[Any]]:
-        """Returns the arrays of each weight, and those to load ahead."""
+    def split(self, arrays: Sequence[Any]) -> list[Sequence[Any]]:
+        """Returns the arrays of each weight."""
         each = 3 if self.scaled else 2
-        end = each * self.weights
-        return [arrays[i : i + each] for i in range(0, end, each)], arrays[end:]
+        return [arrays[i : i + each] for i in range(0, len(arrays), each)]
 
 
 def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
     """Multiplies by one weight, as `cuda_matmuls` by several."""
-    return cuda_matmuls(x, [compressed], [], exported=exported)[0]
+    return cuda_matmuls(x, [compressed], exported=exported)[0]
 
 
 # `jit` caches the functions that are created here, and their compilation.
 @partial(jax.jit, static_argnames="exported")
-def cuda_matmuls(
-    x: Array, weights: list[Compressed], ahead: list[Array], *, exported: bool
-) -> list[Array]:
+def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list[Array]:
     """Multiplies on a GPU of compute capability 9.0, or by XLA on other devices.
 
     Args:
@@ -91,8 +88,6 @@ def cuda_matmuls(
       weights: at most `MAX_WEIGHTS` weights of shapes `[k, out]` and of the same dtype,
         or all quantized to the same dtype. With few rows they are multiplied in one
         launch.
-      ahead: arrays that later products read: at the end, when memory has nothing else
-        to do, the beginnings of these are loaded into the cache.
       exported: whether a program that is exported uses the kernel too, which must then
         be registered wherever it runs.
 
@@ -110,14 +105,12 @@ def cuda_matmuls(
         if layout.scaled:
             arrays.append(weight.scales)
             rules.append(f"one out{i}")
-    for i, array in enumerate(ahead):
-        rules.append(" ".join(f"ahead{i}_{j}" for j in range(array.ndim)))
     results = ", ".join(f"{axes} out{i}" for i in range(len(weights)))
     rule = f"{', '.join(rules)} -> {results}"
     multiply_shard = partial(_multiply_shard, layout)
     multiply = custom_vmap(partition_contraction(multiply_shard, rule, contracted))
     multiply.def_vmap(partial(_multiply_batch, layout))
-    return multiply(x, *arrays, *ahead)
+    return multiply(x, *arrays)
 
 
 class KernelChoice(NamedTuple):
@@ -140,9 +133,6 @@ class KernelChoice(NamedTuple):
 
 #: The most weights of one launch.
 MAX_WEIGHTS = 4
-
-#: How much of later weights is loaded ahead, of a cache of 50 MB.
-_BYTES_AHEAD = 16 * 2**20
 
 #: By the blocks of a cluster, how many clusters an H100 runs at once with each block on
 #: its own multiprocessor. A GPU that runs fewer takes longer; the results are the same.
@@ -211,20 +201,15 @@ def _multiply_batch(
     layout: _Layout, size: int, batched: list[bool], *arrays: ArrayLike
 ) -> tuple[list[Array], list[bool]]:
     x, *others = map(jnp.asarray, arrays)
-    weights, ahead = layout.split(others)
-    batched_weights, batched_ahead = layout.split(batched[1:])
-    # What is to be loaded ahead is a hint, which a batch of weights goes without.
-    ahead = [
-        a for a, is_batched in zip(ahead, batched_ahead, strict=True) if not is_batched
-    ]
+    weights, batched_weights = layout.split(others), layout.split(batched[1:])
     out_batched = [True] * layout.weights
 
-    def multiply(x: Array, weights: Any, ahead: list[Array]) -> list[Array]:
+    def multiply(x: Array, weights: Any) -> list[Array]:
         compressed = [_weight(x, *weight) for weight in weights]
-        return cuda_matmuls(x, compressed, ahead, exported=layout.exported)
+        return cuda_matmuls(x, compressed, exported=layout.exported)
 
     if not any(map(any, batched_weights)):
-        return multiply(x, weights, ahead), out_batched
+        return multiply(x, weights), out_batched
 
     def multiply_one(i: Array) -> list[Array]:
         def own(array: Array, is_batched: bool) -> Array:  # others are not copied
@@ -236,14 +221,14 @@ def _multiply_batch(
             list(map(own, weight, flags))
             for weight, flags in zip(weights, batched_weights, strict=True)
         ]
-        return multiply(own(x, batched[0]), mine, [])
+        return multiply(own(x, batched[0]), mine)
 
     return lax.map(multiply_one, jnp.arange(size)), out_batched
 
 
 def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    outs = [weight[0].shape[-1] for weight in layout.split(arrays)[0]]
+    outs = [weight[0].shape[-1] for weight in layout.split(arrays)]
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
     suits = all(out % 16 == 0 and out for out in outs)
     suits = suits and rows.size and len(rows) < _MAX_SIZE
@@ -268,26 +253,25 @@ def _weight(
 
 def _multiply_by_xla(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     multiply = weight_only_matmul if layout.scaled else xla_matmul
-    return [multiply(x, _weight(x, *weight)) for weight in layout.split(arrays)[0]]
+    return [multiply(x, _weight(x, *weight)) for weight in layout.split(arrays)]
 
 
 def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
-    weights, ahead = layout.split(arrays)
+    weights = layout.split(arrays)
     outs = [weight[0].shape[1] for weight in weights]
     choose = partial(choose_kernel, *x.shape, eight_bits=layout.scaled)
     if choose(*outs).kernel != "few":
         weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
     if choose(*outs).kernel != "whole":
-        return _launch(choose(*outs), x, weights, ahead)
+        return _launch(choose(*outs), x, weights)
     each = zip(outs, weights, strict=True)
-    return [_launch(choose(out), x, [weight], ())[0] for out, weight in each]
+    return [_launch(choose(out), x, [weight])[0] for out, weight in each]
 
 
 def _launch(
     choice: KernelChoice,
     x: Array,
     weights: Sequence[Sequence[Array]],
-    ahead: Sequence[Array],
 ) -> list[Array]:
     outs = [weight[0].shape[1] for weight in weights]
     multiply = jax.ffi.ffi_call(
@@ -297,12 +281,10 @@ def _launch(
     products = multiply(
         x,
         *[array for weight in weights for array in weight],
-        *ahead,
         kernel=choice.kernel,
         tile_rows=np.int64(choice.tile_rows),
         blocks=np.int64(choice.blocks),
         wide=np.int64(choice.wide),
         scaled=len(weights[0]) == 3,
-        bytes_ahead=np.int64(_BYTES_AHEAD),
     )
     return list(products)

@@ -95,7 +95,6 @@ class MatmulOptions(NamedTuple):
 def dot_generals(
     eqns: Sequence[JaxprEqn],
     operands: Sequence[Sequence[Any]],
-    ahead: Sequence[Compressed],
     options: MatmulOptions,
 ) -> list[Array | None]:
     """Computes `dot_general`s by `nm_matmul`, or returns None to decompress instead.
@@ -109,7 +108,6 @@ def dot_generals(
       eqns: the equations. Those that contract the same axes of the same array run in
         one launch if possible.
       operands: the left and the right operand of each. At least one is compressed.
-      ahead: weights of the next products.
       options: as in `nm_matmul`.
 
     Returns:
@@ -128,7 +126,7 @@ def dot_generals(
     for indices in alike.values():
         some = [p for i in indices if (p := products[i]) is not None]
         weights = [product.matrix for product in some]
-        results = nm_matmuls(some[0].rows(), weights, ahead, **options._asdict())
+        results = nm_matmuls(some[0].rows(), weights, **options._asdict())
         for i, product, result in zip(indices, some, results, strict=True):
             outputs[i] = product.output(result)
     return outputs

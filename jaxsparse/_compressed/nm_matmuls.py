@@ -15,7 +15,6 @@ from jaxsparse._compressed.nm_matmul import matmul_gradients, nm_matmul
 def nm_matmuls(
     x: Array,
     weights: Sequence[Compressed],
-    ahead: Sequence[Compressed] = (),
     *,
     implementation: str | None = None,
     quantize_activations: bool = False,
@@ -28,8 +27,6 @@ def nm_matmuls(
     Args:
       x: `[..., k]`.
       weights: of shapes `[k, out]`.
-      ahead: weights of the products that come next. The kernel loads the beginnings of
-        some of them into the cache when it has read its own.
       implementation: as in `nm_matmul`.
       quantize_activations: as in `nm_matmul`.
 
@@ -40,18 +37,15 @@ def nm_matmuls(
         "implementation": implementation,
         "quantize_activations": quantize_activations,
     }
-    joint = implementation != "xla" and not quantize_activations
+    joint = len(weights) > 1 and implementation != "xla" and not quantize_activations
     if not (joint and _have_kernel(x, weights)):
         return [nm_matmul(x, weight, **options) for weight in weights]
     most = cuda_matmul.MAX_WEIGHTS
+    exported = implementation == "cuda"
     parts = [list(weights[i : i + most]) for i in range(0, len(weights), most)]
-    following = [*parts[1:], list(ahead[:most])]
     products: list[Array] = []
-    for part, coming in zip(parts, following, strict=True):
-        arrays = [
-            array for weight in coming for array in (weight.values, weight.indices)
-        ]
-        products.extend(_matmuls(implementation == "cuda", x, part, arrays))
+    for part in parts:
+        products.extend(_matmuls(exported, x, part))
     return products
 
 
@@ -64,28 +58,26 @@ def _have_kernel(x: Array, weights: Sequence[Compressed]) -> bool:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmuls(
-    exported: bool, x: Array, weights: list[Compressed], ahead: list[Array]
-) -> list[Array]:
-    return cuda_matmul.cuda_matmuls(x, weights, ahead, exported=exported)
+def _matmuls(exported: bool, x: Array, weights: list[Compressed]) -> list[Array]:
+    return cuda_matmul.cuda_matmuls(x, weights, exported=exported)
 
 
 def _forward(
-    exported: bool, x: Array, weights: list[Compressed], ahead: list[Array]
+    exported: bool, x: Array, weights: list[Compressed]
 ) -> tuple[list[Array], tuple[Array, list[Compressed]]]:
-    return _matmuls(exported, x, weights, ahead), (x, weights)
+    return _matmuls(exported, x, weights), (x, weights)
 
 
 def _backward(
     _exported: bool,
     residuals: tuple[Array, list[Compressed]],
     gradients: list[Array],
-) -> tuple[Array, list[Compressed], None]:
+) -> tuple[Array, list[Compressed]]:
     x, weights = residuals
     pairs = zip(weights, gradients, strict=True)
     each = [matmul_gradients(x, weight, gradient) for weight, gradient in pairs]
     by_x = reduce(jnp.add, [gradient for gradient, _ in each])
-    return by_x, [gradient for _, gradient in each], None
+    return by_x, [gradient for _, gradient in each]
 
 
 _matmuls.defvjp(_forward, _backward)

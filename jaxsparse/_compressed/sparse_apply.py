@@ -158,12 +158,11 @@ def _multiply(
     joint: JointProducts, inputs: list[Any], options: MatmulOptions
 ) -> list[Any]:
     """Returns the products, those by compressed weights in one launch if possible."""
-    pairs, ahead = joint.split(inputs)
+    pairs = joint.split(inputs)
     sparse = [i for i, pair in enumerate(pairs) if any(map(is_compressed, pair))]
     products = dot_generals(
         [joint.eqns[i] for i in sparse],
         [pairs[i] for i in sparse],
-        [weight for weight in ahead if is_compressed(weight)],
         options,
     )
     outputs = dict(zip(sparse, products, strict=True))
@@ -180,7 +179,7 @@ def _apply_compressed(eqn: JaxprEqn, inputs: list[Any], options: MatmulOptions) 
     """Returns the output of an equation, or None if it needs dense inputs."""
     name = eqn.primitive.name
     if name == "dot_general":
-        return dot_generals([eqn], [inputs], [], options)[0]
+        return dot_generals([eqn], [inputs], options)[0]
     if name == "transpose":
         return transpose(inputs[0], eqn.params["permutation"])
     if name in _ELEMENTWISE:

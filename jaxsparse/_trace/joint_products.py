@@ -1,9 +1,7 @@
 """Products of one value with several weights, joined to one equation of a jaxpr.
 
 A weight is an input of the jaxpr, perhaps transposed, reshaped or cast. It is there
-before the first product runs, so all products of one value can run at that place. The
-joint equation has the weights of the next products as inputs, too: who runs it may
-load them ahead.
+before the first product runs, so all products of one value can run at that place.
 """
 
 from collections.abc import Sequence
@@ -19,9 +17,10 @@ from jaxsparse._trace.jaxpr import BoundJaxpr
 _PRIMITIVE = Primitive("joint_products")
 _PRIMITIVE.multiple_results = True
 
-#: What a weight may go through before its product; a reshape moves no elements.
-_RESHAPES = frozenset(["expand_dims", "reshape", "squeeze"])
-_VIEWS = _RESHAPES | {"convert_element_type", "copy", "transpose"}
+#: What a weight may go through before its product.
+_VIEWS = frozenset(
+    ["convert_element_type", "copy", "expand_dims", "reshape", "squeeze", "transpose"]
+)
 
 
 class JointProducts(NamedTuple):
@@ -29,23 +28,20 @@ class JointProducts(NamedTuple):
 
     Attributes:
       eqns: the equations of the products.
-      num_ahead: how many weights of the next products there are.
     """
 
     eqns: tuple[JaxprEqn, ...]
-    num_ahead: int
 
-    def split(self, inputs: Sequence[Any]) -> tuple[list[list[Any]], list[Any]]:
-        """Returns the two operands of each product, and the weights that come next."""
-        pairs = [list(inputs[i : i + 2]) for i in range(0, 2 * len(self.eqns), 2)]
-        return pairs, list(inputs[2 * len(self.eqns) :])
+    def split(self, inputs: Sequence[Any]) -> list[list[Any]]:
+        """Returns the two operands of each product."""
+        return [list(inputs[i : i + 2]) for i in range(0, len(inputs), 2)]
 
 
 def joint_products(eqn: JaxprEqn) -> JointProducts | None:
     """Returns what an equation joins, or None if it is any other equation."""
     if eqn.primitive is not _PRIMITIVE:
         return None
-    return JointProducts(eqn.params["eqns"], eqn.params["num_ahead"])
+    return JointProducts(eqn.params["eqns"])
 
 
 def join_products(bound: BoundJaxpr) -> BoundJaxpr:
@@ -67,7 +63,7 @@ def join_products_inside(eqn: JaxprEqn) -> JaxprEqn:
 def _join(jaxpr: Any) -> Any:
     views = _views(jaxpr)
     groups = _groups(jaxpr, views)
-    first = {id(group[0]): i for i, group in enumerate(groups)}
+    first = {id(group[0]): group for group in groups}
     joined = {id(eqn) for group in groups for eqn in group}
     eqns: list[JaxprEqn] = []
     there: set[int] = set()
@@ -78,18 +74,15 @@ def _join(jaxpr: Any) -> Any:
             eqns.append(eqn)
 
     def append_view(var: Any) -> None:
-        if (eqn := views.get(var)) is not None:
+        if _is_view(var, views) and (eqn := views[var]) is not None:
             append_view(eqn.invars[0])
             append(eqn)
 
     for eqn in jaxpr.eqns:
-        if id(eqn) in first:
-            i = first[id(eqn)]
-            coming = _operands(groups[i + 1]) if i + 1 < len(groups) else []
-            ahead = [var for var in coming if _is_stored(var, views)]
-            for var in (*_operands(groups[i]), *ahead):
+        if (group := first.get(id(eqn))) is not None:
+            for var in (var for eqn in group for var in eqn.invars):
                 append_view(var)
-            append(_joint_equation(groups[i], ahead))
+            append(_joint_equation(group))
         elif id(eqn) not in joined:
             append(eqn)
     return jaxpr.replace(eqns=eqns)
@@ -106,17 +99,6 @@ def _views(jaxpr: Any) -> dict[Any, JaxprEqn | None]:
         if is_unary and _is_view(eqn.invars[0], views):
             views[eqn.outvars[0]] = eqn
     return views
-
-
-def _is_stored(var: Any, views: dict[Any, JaxprEqn | None]) -> bool:
-    """Returns whether a value lies in memory before the jaxpr runs."""
-    while var in views:
-        if (eqn := views[var]) is None:
-            return True
-        if eqn.primitive.name not in _RESHAPES:
-            return False
-        (var,) = eqn.invars
-    return False
 
 
 def _groups(jaxpr: Any, views: dict[Any, JaxprEqn | None]) -> list[list[JaxprEqn]]:
@@ -142,24 +124,18 @@ def _groups(jaxpr: Any, views: dict[Any, JaxprEqn | None]) -> list[list[JaxprEqn
             groups[-1].append(eqn)
         else:
             common = own
-            groups += [[eqn]] if own else []
-    return groups
+            groups.append([eqn])
+    return [group for group in groups if len(group) > 1]
 
 
 def _is_view(var: Any, views: dict[Any, JaxprEqn | None]) -> bool:
     return not isinstance(var, core.Literal) and var in views
 
 
-def _operands(eqns: Sequence[JaxprEqn]) -> list[Any]:
-    """Returns the operands of equations, each once."""
-    variables = [var for eqn in eqns for var in eqn.invars]
-    return [*dict.fromkeys(v for v in variables if not isinstance(v, core.Literal))]
-
-
-def _joint_equation(eqns: Sequence[JaxprEqn], ahead: Sequence[Any]) -> JaxprEqn:
+def _joint_equation(eqns: Sequence[JaxprEqn]) -> JaxprEqn:
     return eqns[0].replace(
         primitive=_PRIMITIVE,
-        invars=[var for eqn in eqns for var in eqn.invars] + [*ahead],
+        invars=[var for eqn in eqns for var in eqn.invars],
         outvars=[var for eqn in eqns for var in eqn.outvars],
-        params={"eqns": tuple(eqns), "num_ahead": len(ahead)},
+        params={"eqns": tuple(eqns)},
     )

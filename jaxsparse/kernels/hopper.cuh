@@ -203,11 +203,7 @@ __device__ inline void load_once(uint32_t (&v)[2], const void* from) {
 
 // Copies `bytes` bytes to shared memory and fills up to 16 with zeros.
 __device__ inline void copy_16(uint32_t to, const void* from, int bytes) {
-#ifdef L2HINT
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-#else
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-#endif
                : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

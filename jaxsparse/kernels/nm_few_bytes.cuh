@@ -127,9 +127,6 @@ template <typename T, typename V, typename F>
 __global__ __launch_bounds__(F::kThreads, F::kResident) void product(
     const __grid_constant__ Products<T, V> all) {
   const auto p = Problem<T, V>::of(all, F());
-#ifdef OWN
-  fetch_ahead<F>(all.own);
-#endif
   constexpr int kSlots = kStages<F>, kAhead = kSlots - 1;
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);

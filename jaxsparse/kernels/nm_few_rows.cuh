@@ -115,9 +115,6 @@ template <typename T, typename F>
 __global__ __launch_bounds__(F::kThreads, F::kResident) void product(
     const __grid_constant__ Products<T, T> all) {
   const auto p = Problem<T, T>::of(all, F());
-#ifdef OWN
-  fetch_ahead<F>(all.own);
-#endif
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
   const int warp = threadIdx.x / 32, part = warp / F::kWide;

@@ -73,7 +73,6 @@ struct Call {
   ffi::DataType type;  // of the values
   int count;           // of the weights: one, but for few rows
   Operand weights[kMostWeights];
-  ahead::Ahead ahead;
 };
 
 int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
@@ -195,7 +194,7 @@ ffi::Error launch_split(const Call& call) {
     weight.y = static_cast<T*>(from.y), weight.scales = from.scales, weight.out = shape.out;
     out_tiles += shape.out_tiles;
   }
-  products.count = call.count, products.ahead = call.ahead;
+  products.count = call.count;
   const dim3 grid(out_tiles, shape.row_tiles, kBlocks);
   const Launch launch = {grid, dim3(1, 1, kBlocks), nm_matmul::kThreads, F::bytes(0)};
   return run<nm_matmul::split<T, F, kBlocks>>(call, launch, products, shape);
@@ -288,27 +287,10 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, 
   return ffi::Error::InvalidArgument("no kernel for so many rows or weights");
 }
 
-// Adds the beginnings of all arrays, `bytes` in all, to what the kernel fetches ahead.
-ffi::Error fetch_ahead(const ffi::RemainingArgs& arrays, size_t first, int64_t bytes,
-                       ahead::Ahead* ahead) {
-  double total = 0;
-  for (size_t i = first; i < arrays.size(); ++i) {
-    total += arrays.get<ffi::AnyBuffer>(i)->size_bytes();
-  }
-  const double part = std::min(1.0, bytes / std::max(total, 1.0));
-  for (size_t i = first; i < arrays.size(); ++i) {
-    if (ahead->count == ahead::kMost) return ffi::Error::InvalidArgument("too many arrays ahead");
-    const ffi::AnyBuffer array = *arrays.get<ffi::AnyBuffer>(i);
-    ahead->from[ahead->count] = static_cast<const uint8_t*>(array.untyped_data());
-    ahead->chunks[ahead->count++] = static_cast<int>(part * array.size_bytes() / ahead::kChunk);
-  }
-  return ffi::Error::Success();
-}
-
 ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
                    ffi::RemainingArgs arrays, ffi::RemainingRets results,
                    std::string_view kernel, int64_t tile_rows, int64_t blocks, int64_t wide,
-                   bool scaled, int64_t bytes_ahead) {
+                   bool scaled) {
   Call call = {stream, device, x.untyped_data()};
   call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.blocks = blocks;
   if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
@@ -322,9 +304,6 @@ ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
     if (scaled) weight->scales = arrays.get<ffi::Buffer<ffi::F32>>(next++)->typed_data();
     weight->y = (*results.get<ffi::AnyBuffer>(weight - call.weights))->untyped_data();
   }
-  if (ffi::Error error = fetch_ahead(arrays, next, bytes_ahead, &call.ahead); error.failure()) {
-    return error;
-  }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
   return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows, wide)
                                        : choose<__half>(call, kernel, tile_rows, wide);
@@ -337,14 +316,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul, product,
                                   .Ctx<ffi::PlatformStream<cudaStream_t>>()
                                   .Ctx<ffi::DeviceOrdinal>()
                                   .Arg<ffi::AnyBuffer>()  // x
-                                  // Of each weight, the values, indices and perhaps scales;
-                                  // then arrays to fetch ahead.
-                                  .RemainingArgs()
+                                  .RemainingArgs()  // values, indices, perhaps scales of each
                                   .RemainingRets()  // one product for each weight
                                   .Attr<std::string_view>("kernel")
                                   .Attr<int64_t>("tile_rows")
                                   .Attr<int64_t>("blocks")
                                   .Attr<int64_t>("wide")
-                                  .Attr<bool>("scaled")
-                                  .Attr<int64_t>("bytes_ahead"),
+                                  .Attr<bool>("scaled"),
                               {ffi::Traits::kCmdBufferCompatible});

@@ -9,7 +9,6 @@
 // output before they are rounded.
 #pragma once
 
-#include "ahead.cuh"
 #include "hopper.cuh"
 #include "nm_store.cuh"
 #include "nm_tiles.cuh"
@@ -175,7 +174,6 @@ template <typename T>
 struct Products {
   Weight<T> weights[kMostWeights];
   int count;
-  ahead::Ahead ahead;
 };
 
 // For few tiles: the blocks of a cluster share one tile, and each has a part of k. The tiles of
@@ -205,8 +203,6 @@ __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
     leave<F>(base, sums);
   } else if (threadIdx.x == kConsumers) {
     for (int step = first; step < last; ++step, ring.next()) ring.load(weight.maps, tile, step);
-    const int tiles = gridDim.x * gridDim.y, index = blockIdx.y * gridDim.x + blockIdx.x;
-    ahead::fetch(all.ahead, blockIdx.z * tiles + index, tiles * kBlocks);
   }
   hopper::sync_cluster();
   add_up<T, F, kBlocks>(base, weight.y, weight.scales, tile, shape);

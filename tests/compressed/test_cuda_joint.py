@@ -69,37 +69,6 @@ def test_whole_numbers_are_exact(shape, dtype, name):
         np.testing.assert_array_equal(result, wanted.astype(np.float32).astype(dtype))
 
 
-@needs_hopper
-@pytest.mark.parametrize("rows", [1, 16, 64])
-@pytest.mark.parametrize("name", [None, "float8_e4m3fn"])
-def test_what_is_loaded_ahead_changes_nothing(name, rows):
-    x, weights, _ = whole_numbers(rows, 512, [512] * 6, name, ml_dtypes.bfloat16)
-    rescale = lambda x: (x / jnp.abs(x).max()).astype(x.dtype)
-
-    def fn(weights, x):
-        for first, second, third in zip(*[iter(weights)] * 3, strict=True):
-            x = rescale(rescale(x @ first) + rescale(x @ second)) @ third
-        return x
-
-    exported = js.sparse_apply(fn, implementation="cuda")
-    one_by_one = lambda weights, x: fn([_Alone(w) for w in weights], x)
-    np.testing.assert_array_equal(
-        jax.jit(exported)(weights, x), jax.jit(one_by_one)(weights, x)
-    )
-
-
-class _Alone:
-    """A weight that `@` multiplies by the kernel, alone in its launch."""
-
-    def __init__(self, weight):
-        self.weight = weight
-
-    def __rmatmul__(self, x):
-        return js.nm_matmul(x, self.weight, implementation="cuda")
-
-    __array_priority__ = 1000
-
-
 @pytest.mark.gpu
 @pytest.mark.usefixtures("available")
 @pytest.mark.parametrize("name", [None, "int8"])
@@ -196,17 +165,6 @@ for rows, columns, sent in (
     assert [kind for kind in kinds if kind in text] == sent, (rows, columns, text)
     for result, wanted in zip(multiply(*args), exact, strict=True):
         np.testing.assert_array_equal(result, wanted)
-# What is loaded ahead stays where it is.
-chain = lambda weights, x: x @ weights[0] @ weights[1]
-x, weights, _ = whole_numbers(8, 128, (128, 64), None, bfloat16)
-exact = chain([js.decompress(w).astype(float) for w in weights], x.astype(float))
-placed = [
-    jax.tree.map(lambda leaf: shard(leaf, spec), weight)
-    for weight, spec in zip(weights, (P(), P("a", "b")), strict=True)
-]
-multiply = jax.jit(js.sparse_apply(chain))
-result = multiply(placed, shard(x / 64, P()))
-np.testing.assert_allclose(result, exact / 64, rtol=2**-6, atol=2)
 """
 
 
