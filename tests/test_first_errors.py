@@ -49,6 +49,14 @@ def compressed_at_array():
     return js.compress(W) @ jnp.ones((16, 4))
 
 
+def array_decompressed():
+    js.decompress(W)
+
+
+def tree_decompressed():
+    js.decompress({"kernel": js.compress(W)})
+
+
 def step_for_a_schedule():
     js.wrap_optimizer(optax.sgd(0.1), "2:4", schedule=1000)
 
@@ -121,6 +129,8 @@ def donated_params_in_init():
         (array_at_compressed, TypeError, "nm_matmul(x, w)"),
         (numpy_at_compressed, TypeError, "sparse_apply(fn)"),
         (compressed_at_array, TypeError, "nm_matmul(x, w)"),
+        (array_decompressed, TypeError, "takes a Compressed weight"),
+        (tree_decompressed, TypeError, "decompress_params(params)"),
         (step_for_a_schedule, TypeError, "one_shot_schedule(1000)"),
         (step_for_the_last_link, TypeError, "one_shot_schedule(1000)"),
         (fraction_for_a_pattern, TypeError, "Unstructured(0.5)"),
