@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -16,12 +15,6 @@ PARAMS = {"kernel": W}
 
 def forward(params, x):
     return x @ params["kernel"]
-
-
-@pytest.fixture(autouse=True)
-def without_annotations(monkeypatch):
-    """As users run it: in the tests annotations are checked before anything else."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def args_without_a_tuple():
@@ -120,6 +113,7 @@ def donated_params_in_init():
     js.wrap_optimizer(optax.sgd(0.1), "2:4").init(deleted())
 
 
+@pytest.mark.usefixtures("without_annotations")
 @pytest.mark.parametrize(
     ("mistake", "kind", "remedy"),
     [

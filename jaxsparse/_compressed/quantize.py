@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def quantize_compressed(
     dtype: DTypeLike = "int8",
     *,
     group_size: int | None = None,
-    scales: str = "absmax",
+    scales: Literal["absmax", "mse"] = "absmax",
     contracted: Sequence[int] = (),
 ) -> Compressed:
     """Returns the compressed weight with values of eight bits and float32 scales.

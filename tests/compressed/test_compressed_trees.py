@@ -6,7 +6,6 @@ import inspect
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -247,9 +246,9 @@ def test_compressed_leaves_are_refused_with_the_remedy(name):
         call(js.decompress_params(SMALL))
 
 
+@pytest.mark.usefixtures("without_annotations")
 @pytest.mark.parametrize("name", [*ARRAYS, *MORE_ARRAYS])
-def test_a_compressed_weight_is_no_array(name, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+def test_a_compressed_weight_is_no_array(name):
     message = r"a Compressed weight of shape \(64, 32\) is no array: give decompress"
     with pytest.raises(TypeError, match=message):
         (ARRAYS | MORE_ARRAYS)[name](WEIGHT)

@@ -177,6 +177,7 @@ def quantized(**options):
 SHAPES = jax.eval_shape(js.compress, jax.ShapeDtypeStruct((8, 4), "float32"))
 
 
+@pytest.mark.usefixtures("without_annotations")
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
