@@ -48,7 +48,9 @@ class Compressed(StandIn):
       axis: the group axis, counted from the end: negative.
       scales: None, or the float32 scales of a quantized weight, with the axes of
         `values`. The group axis is shortened to one scale for each group of inputs, or
-        to one; the other axes that a matmul sums over may also be shortened to one.
+        to one; the other axes that a matmul sums over may also be shortened to one. To
+        map over such a leading axis, first repeat the scales along it:
+        `replace(w, scales=jnp.broadcast_to(w.scales, (len(w.values), 1, out)))`.
       quantized_from: the dtype of the weight before it was quantized, or None.
 
     >>> from jaxsparse import compress
