@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from jax import export
@@ -10,6 +9,7 @@ from jax import export
 import jaxsparse as js
 from jaxsparse._compressed import cuda_matmul
 from jaxsparse._patterns import nm_kernel
+from jaxsparse.kernels import cuda_target
 from tests import traceable
 
 
@@ -76,7 +76,7 @@ def test_a_hopper_gpu_is_no_part_of_a_program(name, platforms, monkeypatch):
     text = _export(case.fn, case.args, platforms).mlir_module()
     jax.clear_caches()
     assert "mosaic" not in text
-    assert cuda_matmul._TARGET not in text
+    assert cuda_target.target(cuda_matmul._KERNEL) not in text
 
 
 _SYMBOLIC = {
@@ -111,10 +111,9 @@ _SYMBOLIC = {
 
 
 @pytest.mark.sweep(keep=["create_asp_mask]"])
+@pytest.mark.usefixtures("without_annotations")  # which say that sizes are integers
 @pytest.mark.parametrize("name", _SYMBOLIC)
-def test_shapes_may_be_symbolic(name, monkeypatch):
-    # Annotations say that sizes are integers.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_shapes_may_be_symbolic(name):
     fn, shape, dtype = _SYMBOLIC[name]
     sizes = export.symbolic_shape(shape)
     program = export.export(jax.jit(_leaves(fn)), platforms=("cpu", *_PLATFORMS))(

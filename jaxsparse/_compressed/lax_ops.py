@@ -18,6 +18,7 @@ from jaxsparse._compressed.compressed_array import (
     is_compressed,
 )
 from jaxsparse._compressed.indices import code_bits
+from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._compressed.nm_matmuls import nm_matmuls
 from jaxsparse._sharding import is_automatic
 
@@ -88,7 +89,7 @@ class _Operands(NamedTuple):
 class MatmulOptions(NamedTuple):
     """How matmuls with compressed weights are computed, as in `nm_matmul`."""
 
-    implementation: str | None
+    implementation: Implementation | None
     quantize_activations: bool
 
 

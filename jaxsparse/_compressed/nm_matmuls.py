@@ -9,14 +9,18 @@ from jaxtyping import Array
 
 from jaxsparse._compressed import cuda_matmul
 from jaxsparse._compressed.compressed_array import Compressed
-from jaxsparse._compressed.nm_matmul import matmul_gradients, nm_matmul
+from jaxsparse._compressed.nm_matmul import (
+    Implementation,
+    matmul_gradients,
+    nm_matmul,
+)
 
 
 def nm_matmuls(
     x: Array,
     weights: Sequence[Compressed],
     *,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     quantize_activations: bool = False,
 ) -> list[Array]:
     """Returns `nm_matmul` of one input by each of several weights.
@@ -33,13 +37,14 @@ def nm_matmuls(
     Returns:
       `[..., out]` for each weight.
     """
-    options = {
-        "implementation": implementation,
-        "quantize_activations": quantize_activations,
-    }
     joint = len(weights) > 1 and implementation != "xla" and not quantize_activations
     if not (joint and _have_kernel(x, weights)):
-        return [nm_matmul(x, weight, **options) for weight in weights]
+        alone = partial(
+            nm_matmul,
+            implementation=implementation,
+            quantize_activations=quantize_activations,
+        )
+        return [alone(x, weight) for weight in weights]
     most = cuda_matmul.MAX_WEIGHTS
     exported = implementation == "cuda"
     parts = [list(weights[i : i + most]) for i in range(0, len(weights), most)]
