@@ -86,8 +86,8 @@ def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list
     Args:
       x: `[..., k]`, for which `unsupported_reason` is empty.
       weights: at most `MAX_WEIGHTS` weights of shapes `[k, out]` and of the same dtype,
-        or all quantized to the same dtype. With few rows they are multiplied in one
-        launch.
+        or all quantized to the same dtype. All kernels but `"whole"` multiply them in
+        one launch.
       exported: whether a program that is exported uses the kernel too, which must then
         be registered wherever it runs.
 
@@ -147,8 +147,6 @@ def choose_kernel(
     rows: int, k: int, *outs: int, eight_bits: bool = False
 ) -> KernelChoice:
     """Returns the kernel for `[rows, k]` by `[k, out]` on 132 multiprocessors.
-
-    All but kernel `"whole"` take several weights at once.
 
     With few rows, the time is that of reading the weight. All multiprocessors must then
     read, so several blocks share a tile as long as each has its own multiprocessor.

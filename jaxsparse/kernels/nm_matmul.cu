@@ -1,4 +1,4 @@
-// The matmul of dense rows and a 2:4 sparse weight, as an XLA FFI call.
+// The matmuls of dense rows and 2:4 sparse weights, as an XLA FFI call.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include "nm_few_bytes.cuh"
 #include "nm_few_rows.cuh"
 #include "nm_matmul.cuh"
+#include "tensor_maps.cuh"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -21,38 +22,6 @@ namespace ffi = xla::ffi;
   if (const cudaError_t error = (call); error != cudaSuccess) {                        \
     return ffi::Error::Internal(std::string(#call ": ") + cudaGetErrorString(error));  \
   }
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-Encode find_encode() {
-  void* encode = nullptr;
-  cudaDriverEntryPointQueryResult result;
-  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault,
-                                   &result);
-  return reinterpret_cast<Encode>(encode);
-}
-
-// Encodes a matrix in row-major order that is moved in boxes with rows of 128 bytes.
-CUresult map_2d(Encode encode, CUtensorMap* map, CUtensorMapDataType type, const void* data,
-                uint64_t columns, uint64_t rows, uint32_t box_rows) {
-  const uint64_t sizes[] = {columns, rows}, strides[] = {columns * 2};
-  const uint32_t box[] = {64, box_rows}, steps[] = {1, 1};
-  return encode(map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-}
-
-// Encodes the indices, a matrix too. If boxes are narrower than a tile, several move at once.
-CUresult map_indices(Encode encode, CUtensorMap* map, const void* data, uint64_t out,
-                     uint64_t bytes, uint32_t tile_out, uint32_t depth, uint32_t width) {
-  const bool one_box = width == tile_out;
-  const uint64_t sizes[] = {one_box ? out : width, bytes, out / width}, strides[] = {out, width};
-  const uint32_t box[] = {width, depth / 8, tile_out / width}, steps[] = {1, 1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, one_box ? 2 : 3, const_cast<void*>(data),
-                sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-}
 
 constexpr int kMostWeights = nm_few::kMostWeights;
 static_assert(kMostWeights == nm_matmul::kMostWeights);
@@ -71,7 +40,7 @@ struct Call {
   uint64_t rows, k;
   int64_t blocks;
   ffi::DataType type;  // of the values
-  int count;           // of the weights: one, but for few rows
+  int count;  // of the weights
   Operand weights[kMostWeights];
 };
 
@@ -80,7 +49,8 @@ int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) /
 template <typename T, typename F, int kSharers = 1>
 ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
                nm_matmul::Shape* shape) {
-  static const Encode encode = find_encode();
+  using nm_matmul::map_2d, nm_matmul::map_indices;
+  static const nm_matmul::Encode encode = nm_matmul::find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
   const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
