@@ -122,12 +122,14 @@ class KernelChoice(NamedTuple):
         block has tiles of its own, and the blocks share what they read.
       tile_rows: the rows of `x` in a tile.
       blocks: the blocks of a cluster.
+      warps: of `"few"`: the warps of a block.
       wide: of `"few"`: how many times 64 outputs a tile has.
     """
 
     kernel: Literal["few", "split", "whole"]
     tile_rows: int
     blocks: int
+    warps: int = 8
     wide: int = 1
 
 
@@ -153,8 +155,8 @@ def choose_kernel(
     With many rows, tiles of 256 by 128 need the least time for their work, if there are
     enough of them. If there are more tiles than multiprocessors, the cache is the
     limit, so two blocks share what they read. Values of eight bits are read once for
-    each 16 rows, up to where that takes about as long as to widen them for the other
-    kernels. Measured by `benchmarks.nm_matmul` on an H100, eight bits on an H200.
+    each tile of rows, up to where that takes longer than to widen them for the other
+    kernels. Measured on an H100 by `benchmarks.nm_matmul`, few rows on an H200.
     """
 
     def count_tiles(tile_rows: int, tile_out: int) -> int:
@@ -170,16 +172,10 @@ def choose_kernel(
         blocks = choose_blocks(count_tiles(tile_rows, tile_out), 128, (4, 3, 2))
         return KernelChoice("split", tile_rows, blocks)
 
-    def few() -> KernelChoice:
-        tile_rows = 8 if rows <= 8 else 16 if rows <= 16 else 32
-        tiles = count_tiles(tile_rows, 64)
-        for blocks, most in ((4, 30), (2, 132)):
-            if tiles <= most and k >= 512 * blocks:
-                return KernelChoice("few", tile_rows, blocks)
-        return KernelChoice("few", tile_rows, 1, wide=1 if tiles <= 264 else 2)
-
     if rows <= (_FEW_ROWS_OF_EIGHT_BITS if eight_bits else _FEW_ROWS):
-        return few()
+        tile_rows = 8 if rows <= 8 else 16 if rows <= 16 or 32 < rows <= 48 else 32
+        tiles = count_tiles(tile_rows, 64)
+        return _choose_few(tile_rows, tiles, k, eight_bits=eight_bits)
     if rows <= 32:
         return split(32, 64)
     if rows <= 128:
@@ -193,6 +189,27 @@ def choose_kernel(
         return KernelChoice("whole", 256, 2 if paired and tiles > 132 else 1)
     # If three blocks for each of the large tiles cannot fill the GPU, halve the tiles.
     return split(256 if tiles > 30 else 128, 128)
+
+
+def _choose_few(
+    tile_rows: int, tiles: int, k: int, *, eight_bits: bool
+) -> KernelChoice:
+    """Returns how kernel `"few"` computes a number of tiles of 64 outputs.
+
+    Sixteen warps fit on a multiprocessor: one block of 16, or two of 8. All blocks
+    should run at once; then wider tiles are better than more of them. Clusters of four
+    blocks that share a multiprocessor with others wait for one another. Values of eight
+    bits need more shared memory.
+    """
+    most_pairs = 66 if eight_bits else 132
+    for blocks, most in ((4, 30), (2, most_pairs)):
+        if tiles <= most and k >= 512 * blocks and (tile_rows <= 16 or blocks == 2):
+            break
+    else:
+        blocks = 1
+    warps = 16 if tiles * blocks <= 132 and not eight_bits else 8
+    wide = 2 if tiles > 264 and tile_rows <= 16 else 1
+    return KernelChoice("few", tile_rows, blocks, warps, wide)
 
 
 def _multiply_batch(
@@ -282,6 +299,7 @@ def _launch(
         kernel=choice.kernel,
         tile_rows=np.int64(choice.tile_rows),
         blocks=np.int64(choice.blocks),
+        warps=np.int64(choice.warps),
         wide=np.int64(choice.wide),
         scaled=len(weights[0]) == 3,
     )

@@ -23,9 +23,9 @@ struct Stage {
   uint8_t x[F::kRows * kStep * 2];
 };
 
-// As many as the shared memory of a multiprocessor has room for, with sixteen warps.
+// Two resident blocks have less shared memory each.
 template <typename F>
-constexpr int kStages = F::kRows <= 16 ? 3 : 2;
+constexpr int kStages = F::kResident == 1 ? 4 : 3;
 
 template <typename F>
 union WarpMemory {

@@ -13,7 +13,8 @@ using WarpSums = float[F::kRows][kOut + 4];
 // Sums of the blocks of a cluster, for the outputs that this block stores.
 template <typename F>
 struct Inbox {
-  alignas(16) float sums[F::kBlocks][F::kRows][F::kBlockOut / F::kBlocks];
+  static constexpr int kRows = F::kBlocks > 1 ? F::kRows : 1;  // one block needs none
+  alignas(16) float sums[F::kBlocks][kRows][F::kBlockOut / F::kBlocks];
   uint64_t is_full;  // a barrier
 };
 
@@ -61,9 +62,10 @@ class Sums {
     const float* mine = &first_[0][out % kOut] + column * stride_;
     for (int row = threadIdx.x / kColumns; row < rows_; row += F::kThreads / kColumns) {
       const float4 sum = add<F::kParts>(mine + row * (kOut + 4), F::kWide * stride_);
-      kBlocks == 1 ? store(row, out, sum) : send(row, out, sum);
+      if constexpr (kBlocks == 1) store(row, out, sum);
+      if constexpr (kBlocks > 1) send(row, out, sum);
     }
-    if (kBlocks > 1) add_up_blocks();
+    if constexpr (kBlocks > 1) add_up_blocks();
   }
 
  private:

@@ -200,23 +200,37 @@ ffi::Error with_blocks(int64_t blocks, F launch) {
   return error;
 }
 
-template <typename T, int kRows, int kWide, int... kChoices>
-ffi::Error few(const Call& call) {
+template <typename T, int kRows, int kWarps, int kWide, int... kChoices>
+ffi::Error few_of_bytes(const Call& call) {
   return with_blocks<kChoices...>(call.blocks, [&](auto blocks) {
-    using F = nm_few::Form<kRows, blocks, 8, kWide>;
-    switch (call.type) {
-      case ffi::S8: return launch_few<T, int8_t, F>(call);
-      case ffi::F8E4M3FN: return launch_few<T, __nv_fp8_e4m3, F>(call);
-      default:
-        if constexpr (kRows <= 16) return launch_few<T, T, F>(call);
-        return ffi::Error::InvalidArgument("no kernel for so many rows of 16 bits");
-    }
+    using F = nm_few::Form<kRows, blocks, kWarps, kWide>;
+    return call.type == ffi::S8 ? launch_few<T, int8_t, F>(call)
+                                : launch_few<T, __nv_fp8_e4m3, F>(call);
+  });
+}
+
+template <typename T, int kRows, int kWarps, int kWide, int... kChoices>
+ffi::Error few_of_halves(const Call& call) {
+  return with_blocks<kChoices...>(call.blocks, [&](auto blocks) {
+    return launch_few<T, T, nm_few::Form<kRows, blocks, kWarps, kWide>>(call);
   });
 }
 
 template <typename T, int kRows>
-ffi::Error few(const Call& call, int64_t wide) {
-  return wide == 1 ? few<T, kRows, 1, 1, 2, 4>(call) : few<T, kRows, 2, 1>(call);
+ffi::Error few(const Call& call, int64_t warps, int64_t wide) {
+  const bool bytes = call.type == ffi::S8 || call.type == ffi::F8E4M3FN;
+  if constexpr (kRows > 16) {
+    if (bytes) return few_of_bytes<T, kRows, 8, 1, 1, 2>(call);
+    return ffi::Error::InvalidArgument("no kernel for so many rows of 16 bits");
+  } else {
+    if (bytes) {
+      return wide == 2 ? few_of_bytes<T, kRows, 8, 2, 1>(call)
+                       : few_of_bytes<T, kRows, 8, 1, 1, 2, 4>(call);
+    }
+    if (warps == 16) return few_of_halves<T, kRows, 16, 1, 1, 2, 4>(call);
+    return wide == 2 ? few_of_halves<T, kRows, 8, 2, 1>(call)
+                     : few_of_halves<T, kRows, 8, 1, 1, 2>(call);
+  }
 }
 
 template <typename T, int kRows, int kOut, int kStages, int... kChoices>
@@ -234,12 +248,13 @@ ffi::Error whole(const Call& call) {
 }
 
 template <typename T>
-ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, int64_t wide) {
+ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, int64_t warps,
+                  int64_t wide) {
   if (kernel == "few") {
     switch (tile_rows) {
-      case 8: return few<T, 8>(call, wide);
-      case 16: return few<T, 16>(call, wide);
-      case 32: return few<T, 32>(call, wide);  // of eight bits
+      case 8: return few<T, 8>(call, warps, wide);
+      case 16: return few<T, 16>(call, warps, wide);
+      case 32: return few<T, 32>(call, warps, wide);  // of eight bits
     }
   } else if (kernel == "split") {
     switch (tile_rows) {
@@ -259,8 +274,8 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, 
 
 ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
                    ffi::RemainingArgs arrays, ffi::RemainingRets results,
-                   std::string_view kernel, int64_t tile_rows, int64_t blocks, int64_t wide,
-                   bool scaled) {
+                   std::string_view kernel, int64_t tile_rows, int64_t blocks, int64_t warps,
+                   int64_t wide, bool scaled) {
   Call call = {stream, device, x.untyped_data()};
   call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.blocks = blocks;
   if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
@@ -275,8 +290,8 @@ ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
     weight->y = (*results.get<ffi::AnyBuffer>(weight - call.weights))->untyped_data();
   }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
-  return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows, wide)
-                                       : choose<__half>(call, kernel, tile_rows, wide);
+  return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows, warps, wide)
+                                       : choose<__half>(call, kernel, tile_rows, warps, wide);
 }
 
 }  // namespace
@@ -291,6 +306,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul, product,
                                   .Attr<std::string_view>("kernel")
                                   .Attr<int64_t>("tile_rows")
                                   .Attr<int64_t>("blocks")
+                                  .Attr<int64_t>("warps")
                                   .Attr<int64_t>("wide")
                                   .Attr<bool>("scaled"),
                               {ffi::Traits::kCmdBufferCompatible});

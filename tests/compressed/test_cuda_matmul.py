@@ -132,7 +132,7 @@ def check_transformations(implementation):
 
 # As in `kernels/nm_matmul.cu`: rows of a tile, and how many blocks share one.
 COMPILED = {
-    "few": ({8, 16, 32}, {1, 2, 4}),  # 32 rows of eight bits only, at most two
+    "few": ({8, 16}, {1, 2, 4}),
     "split": ({32, 64, 128, 256}, {1, 2, 3, 4}),  # with 256 rows at most three
     "whole": ({128, 256}, {1, 2}),  # two with 256 rows only
 }
@@ -142,23 +142,38 @@ COMPILED = {
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 10**5), st.integers(1, 4000), st.integers(1, 4000))
 def test_every_shape_has_a_kernel(rows, eights, sixteens):
-    kernel, tile_rows, blocks, wide = cuda_matmul.choose_kernel(
+    kernel, tile_rows, blocks, warps, wide = cuda_matmul.choose_kernel(
         rows, 8 * eights, 16 * sixteens
     )
     all_rows, all_blocks = COMPILED[kernel]
     assert tile_rows in all_rows
     assert blocks in all_blocks
     assert kernel != "few" or rows <= tile_rows
-    assert wide == 1 or (wide == 2 and kernel == "few" and blocks == 1)
+    if kernel == "few":
+        assert (warps, wide) in ((8, 1), (8, 2), (16, 1))
+        assert blocks == 1 or wide == 1
+        assert blocks < 4 or warps == 16
     assert kernel != "whole" or blocks == 1 or tile_rows == 256
     assert kernel != "split" or blocks < 4 or tile_rows < 256
     assert kernel == "whole" or blocks == 1 or 8 * eights >= 128 * blocks
 
 
+@pytest.mark.sweep
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 64), st.integers(1, 4000), st.integers(1, 4000))
+def test_every_shape_of_eight_bits_has_a_kernel(rows, eights, sixteens):
+    choice = cuda_matmul.choose_kernel(rows, 8 * eights, 16 * sixteens, eight_bits=True)
+    kernel, tile_rows, blocks, warps, wide = choice
+    assert (kernel, warps) == ("few", 8)
+    assert tile_rows in {8, 16, 32}
+    assert wide == 1 or (wide == 2 and blocks == 1 and tile_rows < 32)
+    assert blocks in ({1, 2} if tile_rows == 32 else {1, 2, 4})
+
+
 def test_no_block_is_idle():
     # 128 outputs are one tile; its neighbour would be idle.
-    assert cuda_matmul.choose_kernel(65536, 4096, 128) == ("whole", 256, 1, 1)
-    assert cuda_matmul.choose_kernel(4096, 4096, 4096) == ("whole", 256, 2, 1)
+    assert cuda_matmul.choose_kernel(65536, 4096, 128) == ("whole", 256, 1, 8, 1)
+    assert cuda_matmul.choose_kernel(4096, 4096, 4096) == ("whole", 256, 2, 8, 1)
 
 
 SHARDED = """
