@@ -20,7 +20,7 @@ from jax import lax
 
 import jaxsparse as js
 from benchmarks.timing import machine, medians, print_rows
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed.kernel_choice import choose_kernel
 
 
 SHAPES = ((4096, 4096), (8192, 8192), (4096, 14336), (14336, 4096))
@@ -64,7 +64,7 @@ def rows(
                 "rows": count,
                 "dense us": one["dense"] * 1e6,
                 **others,
-                "kernel": "-".join(map(str, cuda_matmul.choose_kernel(count, k, out))),
+                "kernel": "-".join(map(str, choose_kernel(count, k, out))),
             }
 
 

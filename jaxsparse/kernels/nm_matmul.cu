@@ -2,12 +2,12 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <atomic>
 #include <climits>
 #include <string>
 #include <string_view>
 #include <type_traits>
 
+#include "launch.cuh"
 #include "nm_few_bytes.cuh"
 #include "nm_few_rows.cuh"
 #include "nm_matmul.cuh"
@@ -17,6 +17,7 @@
 namespace {
 
 namespace ffi = xla::ffi;
+using launching::allow, launching::Launch, launching::most_clusters;
 
 #define RETURN_IF_CUDA_ERROR(call)                                                     \
   if (const cudaError_t error = (call); error != cudaSuccess) {                        \
@@ -66,37 +67,6 @@ ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
   return ffi::Error::Success();
 }
 
-// The launch configuration of a kernel.
-struct Launch {
-  dim3 grid, cluster;
-  int threads, bytes;
-
-  cudaLaunchConfig_t config(cudaStream_t stream, cudaLaunchAttribute* attribute) const {
-    attribute->id = cudaLaunchAttributeClusterDimension;
-    attribute->val.clusterDim = {cluster.x, cluster.y, cluster.z};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = attribute;  // even for one block: all launches are alike
-    config.numAttrs = 1;
-    return config;
-  }
-};
-
-// Allows a kernel to use more shared memory than the default limit.
-template <auto kernel>
-cudaError_t allow(int device, int bytes) {
-  static std::atomic<uint64_t> allowed{0};  // one bit per device
-  const uint64_t mine = uint64_t{1} << device % 64;
-  if (allowed & mine) return cudaSuccess;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (!error) allowed |= mine;
-  return error;
-}
-
 template <auto kernel, typename... Args>
 ffi::Error run(const Call& call, const Launch& launch, Args... args) {
   cudaLaunchAttribute attribute;
@@ -104,23 +74,6 @@ ffi::Error run(const Call& call, const Launch& launch, Args... args) {
   RETURN_IF_CUDA_ERROR(allow<kernel>(call.device, launch.bytes));
   RETURN_IF_CUDA_ERROR(cudaLaunchKernelEx(&config, kernel, args...));
   return ffi::Error::Success();
-}
-
-// Gets the number of clusters of a kernel that run at the same time.
-template <auto kernel>
-cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
-  static std::atomic<int> counts[64];
-  std::atomic<int>& mine = counts[device % 64];
-  cudaError_t error = cudaSuccess;
-  if (!mine) {
-    cudaLaunchAttribute attribute;
-    const cudaLaunchConfig_t config = launch.config(nullptr, &attribute);
-    int count = 0;
-    error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-    mine = count;
-  }
-  *clusters = mine;
-  return error;
 }
 
 template <typename T, typename V, typename F>

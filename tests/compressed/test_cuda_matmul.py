@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import jaxsparse as js
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed.kernel_choice import choose_kernel
 from jaxsparse.kernels import cuda_library, cuda_target
 from tests.compressed.layout_oracle import as_compressed, masked, random_mask
 from tests.compressed.products import assert_product, problem
@@ -142,7 +142,7 @@ COMPILED = {
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 10**5), st.integers(1, 4000), st.integers(1, 4000))
 def test_every_shape_has_a_kernel(rows, eights, sixteens):
-    kernel, tile_rows, blocks, warps, wide = cuda_matmul.choose_kernel(
+    kernel, tile_rows, blocks, warps, wide = choose_kernel(
         rows, 8 * eights, 16 * sixteens
     )
     all_rows, all_blocks = COMPILED[kernel]
@@ -162,7 +162,7 @@ def test_every_shape_has_a_kernel(rows, eights, sixteens):
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 64), st.integers(1, 4000), st.integers(1, 4000))
 def test_every_shape_of_eight_bits_has_a_kernel(rows, eights, sixteens):
-    choice = cuda_matmul.choose_kernel(rows, 8 * eights, 16 * sixteens, eight_bits=True)
+    choice = choose_kernel(rows, 8 * eights, 16 * sixteens, eight_bits=True)
     kernel, tile_rows, blocks, warps, wide = choice
     assert (kernel, warps) == ("few", 8)
     assert tile_rows in {8, 16, 32}
@@ -172,8 +172,8 @@ def test_every_shape_of_eight_bits_has_a_kernel(rows, eights, sixteens):
 
 def test_no_block_is_idle():
     # 128 outputs are one tile; its neighbour would be idle.
-    assert cuda_matmul.choose_kernel(65536, 4096, 128) == ("whole", 256, 1, 8, 1)
-    assert cuda_matmul.choose_kernel(4096, 4096, 4096) == ("whole", 256, 2, 8, 1)
+    assert choose_kernel(65536, 4096, 128) == ("whole", 256, 1, 8, 1)
+    assert choose_kernel(4096, 4096, 4096) == ("whole", 256, 2, 8, 1)
 
 
 SHARDED = """
