@@ -121,8 +121,8 @@ __device__ void multiply(float (&sums)[kTiles][F::kRows / 8][4], const Stage<F>&
   }
 }
 
-// A block computes kOut outputs of kRows rows. Each block of a cluster, and each warp of a block,
-// has its own part of k.
+// A block computes kBlockOut outputs of kRows rows. Each block of a cluster, and each warp of a
+// block that has the same outputs as others, has its own part of k.
 template <typename T, typename V, typename F>
 __global__ __launch_bounds__(F::kThreads, F::kResident) void product(
     const __grid_constant__ Products<T, V> all) {

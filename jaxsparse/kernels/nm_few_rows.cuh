@@ -109,8 +109,8 @@ __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weig
   }
 }
 
-// A block computes kOut outputs of kRows rows. Each block of a cluster, and each warp of a block,
-// has its own part of k.
+// A block computes kBlockOut outputs of kRows rows. Each block of a cluster, and each warp of a
+// block that has the same outputs as others, has its own part of k.
 template <typename T, typename F>
 __global__ __launch_bounds__(F::kThreads, F::kResident) void product(
     const __grid_constant__ Products<T, T> all) {

@@ -1,5 +1,5 @@
 // y[rows, out] = x[rows, k] w, for a compressed w[k, out] that is 2:4 sparse along k. There are
-// two kernels, `whole` and `split`; a third one, for few rows, is in nm_few_rows.cuh.
+// two kernels, `whole` and `split`; those for few rows are in nm_few_rows.cuh and nm_few_bytes.cuh.
 //
 // Tensor cores take the sparse operand on the left, so the transposed matmul is computed: a tile
 // is kOut outputs by kRows rows. One warp fills a ring of stages by TMA, two warpgroups multiply,
