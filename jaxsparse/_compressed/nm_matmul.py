@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed import cuda_matmul, cuda_matmul_bytes
 from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import is_wide_float
@@ -105,9 +105,8 @@ def nm_matmul(
     x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
-    reason = cuda_matmul.unsupported_reason(x, weight)
-    if quantize_activations:
-        reason = "the kernel multiplies by activations that are not quantized"
+    kernel = cuda_matmul_bytes if quantize_activations else cuda_matmul
+    reason = kernel.unsupported_reason(x, weight)
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "
@@ -175,6 +174,8 @@ def _matmul(
 ) -> Array:
     if implementation != "xla":
         exported = implementation == "cuda"
+        if quantize_activations:
+            return cuda_matmul_bytes.cuda_matmul_bytes(x, compressed, exported=exported)
         return cuda_matmul.cuda_matmul(x, compressed, exported=exported)
     if quantize_activations:
         return quantized_rows_matmul(x, compressed)
