@@ -71,9 +71,6 @@ class TileChoice(NamedTuple):
 #: What `kernels/nm_matmul_bytes.cu` compiles.
 TILES = (TileChoice(64, 1), TileChoice(128, 1), TileChoice(256, 1), TileChoice(256, 2))
 
-#: The rows of the largest tile. There are row scales for whole tiles.
-_TILE_ROWS = 256
-
 
 def choose_tile(rows: int, out: int) -> TileChoice:
     """Returns the tile for `[rows, k]` by `[k, out]` on 132 multiprocessors.
@@ -169,7 +166,6 @@ def _multiply_by_kernel(
     tile = choose_tile(count, out)
     if k % 16:  # rows are moved by 16 bytes
         rows = jnp.pad(rows, ((0, 0), (0, -k % 16)))
-    row_scales = jnp.pad(row_scales.reshape(count), (0, -count % _TILE_ROWS))
     name = cuda_target.target(_KERNEL)
     multiply = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((count, out), dtype))
     return multiply(

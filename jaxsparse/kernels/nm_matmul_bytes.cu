@@ -112,7 +112,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul_bytes, product,
                                   .Arg<ffi::AnyBuffer>()         // x
                                   .Arg<ffi::AnyBuffer>()         // values
                                   .Arg<ffi::AnyBuffer>()         // indices
-                                  .Arg<ffi::Buffer<ffi::F32>>()  // scales of rows, padded
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // scales of rows
                                   .Arg<ffi::Buffer<ffi::F32>>()  // scales of outputs
                                   .Ret<ffi::AnyBuffer>()         // y
                                   .Attr<int64_t>("tile_rows")
