@@ -18,29 +18,38 @@ __device__ void store(const CUtensorMap& y, uint32_t outbox, Tile tile, const Sh
       *reinterpret_cast<const float2*>(out_scales + min(out, shape.out - 2));
   const uint32_t boxes = outbox + warpgroup * 2 * kStoreRows * 128;
   const int chunk = 2 * warp + lane / 16, at = lane / 4 % 4 * 4;
+  // The scales of the next box are loaded while one is filled.
+  float scales[kStoreRows / 4], next[kStoreRows / 4];
+  const auto load = [&](float (&to)[kStoreRows / 4], int first) {
+#pragma unroll
+    for (int i = 0; i < kStoreRows / 4; ++i) {
+      const int row = tile.row * kRows + first + i / 2 * 8 + own_row + i % 2;
+      to[i] = row_scales[min(row, shape.rows - 1)];
+    }
+  };
+  load(scales, 0);
 #pragma unroll
   for (int first = 0; first < kRows; first += kStoreRows) {
     const uint32_t box = boxes + first / kStoreRows % 2 * kStoreRows * 128;
+    if (first + kStoreRows < kRows) load(next, first + kStoreRows);
     if (threadIdx.x % 128 == 0) hopper::wait_stores<1>();
     hopper::sync_threads(1 + warpgroup, 128);
 #pragma unroll
-    for (int eight = 0; eight < kStoreRows; eight += 8) {
-      const Sum* s = sums + (first + eight) / 2;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = own_row + i, in_y = tile.row * kRows + first + eight + row;
-        const float of_row = row_scales[min(in_y, shape.rows - 1)];
-        const uint32_t two = hopper::two<T>(static_cast<float>(s[i]) * of_row * outs.x,
-                                            static_cast<float>(s[i + 2]) * of_row * outs.y);
-        const uint32_t to = box + (eight + row) * 128 + ((chunk ^ row) << 4) + at;
-        asm volatile("st.shared::cta.u32 [%0], %1;" ::"r"(to), "r"(two) : "memory");
-      }
+    for (int i = 0; i < kStoreRows / 4; ++i) {
+      const Sum* s = sums + first / 2 + i / 2 * 4 + i % 2;
+      const uint32_t two = hopper::two<T>(static_cast<float>(s[0]) * scales[i] * outs.x,
+                                          static_cast<float>(s[2]) * scales[i] * outs.y);
+      const int row = own_row + i % 2;  // of eight
+      const uint32_t to = box + (i / 2 * 8 + row) * 128 + ((chunk ^ row) << 4) + at;
+      asm volatile("st.shared::cta.u32 [%0], %1;" ::"r"(to), "r"(two) : "memory");
     }
     hopper::fence_async();
     hopper::sync_threads(1 + warpgroup, 128);
     if (threadIdx.x % 128 == 0) {
       hopper::store_2d(y, box, tile.out + 64 * warpgroup, tile.row * kRows + first);
     }
+#pragma unroll
+    for (int i = 0; i < kStoreRows / 4; ++i) scales[i] = next[i];
   }
 }
 
