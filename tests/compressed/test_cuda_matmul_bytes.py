@@ -1,5 +1,6 @@
 """Products of quantized rows and weights of eight bits by the kernel."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -14,17 +15,32 @@ import jaxsparse as js
 from jaxsparse._compressed import cuda_matmul_bytes
 from tests.compressed import quantization_oracle as oracle
 from tests.compressed.layout_oracle import masked, random_mask
-from tests.compressed.test_cuda_matmul import SHAPES
-from tests.compressed.test_cuda_quantized import quantized
 from tests.gpu import needs_gpus, needs_hopper
 from tests.sharding.eight_devices import run_on_eight_devices
 
+
+# Rows, k and outputs that reach each tile, with tails in all three.
+SHAPES = [
+    *[(1, 8, 16), (3, 16, 48), (40, 8, 16), (700, 24, 144), (16, 264, 2320)],
+    *[(rows, 1032, 400) for rows in (8, 64, 65, 300)],
+    *[(129, 264, 16384), (257, 264, 16400), (1000, 136, 6992)],
+    *[(700, 4104, 2448), (4100, 1160, 784)],  # stages are reused, and blocks
+]
 
 EIGHT_BITS = ["int8", "float8_e4m3fn"]
 LARGEST = {"int8": 127, "float8_e4m3fn": 448}
 BFLOAT16 = ml_dtypes.bfloat16
 
 multiply = partial(js.nm_matmul, implementation="cuda", quantize_activations=True)
+
+
+def quantized(weight, mask, scales, name, dtype):
+    """A stored weight of `weight * scales`, whose values have eight bits."""
+    dense = masked(weight, mask).astype(np.float32)
+    stored = js.compress(dense, "2:4", axis=0)
+    scales = jnp.asarray(scales, jnp.float32)[None]
+    values = stored.values.astype(name)  # exact
+    return replace(stored, values=values, scales=scales, quantized_from=dtype)
 
 
 def whole_numbers(rows, k, out, name, dtype=BFLOAT16, seed=0):
@@ -38,9 +54,9 @@ def whole_numbers(rows, k, out, name, dtype=BFLOAT16, seed=0):
     scales = 2.0 ** rng.integers(-6, -3, out)
     x = rng.integers(-3, 4, (rows, k))
     x[np.arange(rows), rng.integers(0, k, rows)] = LARGEST[name]
-    x, stored = x.astype(dtype), quantized(weight, mask, scales, name, dtype)
-    exact = x.astype(np.float64) @ masked(weight, mask) * scales
-    return x, stored, exact.astype(np.float32).astype(dtype)
+    x, dense = x.astype(np.float32), masked(weight, mask).astype(np.float32)
+    exact = ((x @ dense) * scales).astype(np.float32).astype(dtype)
+    return x.astype(dtype), quantized(weight, mask, scales, name, dtype), exact
 
 
 @needs_hopper
@@ -65,9 +81,9 @@ def test_each_weight_meets_its_input(name):
 
 @needs_hopper
 @pytest.mark.parametrize("name", EIGHT_BITS)
-@pytest.mark.parametrize("dtype", [BFLOAT16, np.float16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_whole_numbers_are_exact(shape, dtype, name):
+def test_whole_numbers_are_exact(shape, name):
+    dtype = np.float16 if shape[0] % 2 else BFLOAT16
     x, stored, exact = whole_numbers(*shape, name, dtype)
     np.testing.assert_array_equal(multiply(x, stored), exact)
 
@@ -97,7 +113,7 @@ def random_problem(rows, k, out, name, dtype=BFLOAT16):
 
 @needs_hopper
 @pytest.mark.parametrize("name", EIGHT_BITS)
-@pytest.mark.parametrize("shape", SHAPES[::3], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[2::3], ids=str)
 def test_products_of_random_numbers(shape, name):
     x, stored, rows, weight = random_problem(*shape, name)
     exact = rows @ weight
