@@ -12,10 +12,6 @@
 
 namespace nm_bytes {
 
-#ifndef NM_BYTES_PLACES
-#define NM_BYTES_PLACES 0
-#endif
-
 // A lane's values and their positions, for the two wgmma of a stage of 128 inputs.
 struct Fragments {
   uint32_t values[2][4], places[2];
@@ -31,11 +27,11 @@ class Lane {
     const int m = lane / 8, t = lane / 2 % 4, j = lane % 2;
     const int k = m / 2 * 16 + t * 4 + (m % 2 ^ t / 2) * 2 + j;
     values_ = address(k, warp);
-    const int quarter = NM_BYTES_PLACES ? t % 2 : t / 2;
-    indices_ = address(m / 2 * 8 + quarter * 4 + m % 2 * 2 + j, warp);
+    // Of every four lanes, the first two have the positions of the first 32 inputs.
+    indices_ = address(m / 2 * 8 + t / 2 * 4 + m % 2 * 2 + j, warp);
     const int own = lane % 4;
     even_ = own < 2 ? 0x6420 : 0x2064;
-    places_ = (NM_BYTES_PLACES ? own / 2 : own % 2) ? 0x7531 : 0x6420;
+    places_ = own % 2 ? 0x7531 : 0x6420;
   }
 
   __device__ void load(Fragments& to, uint32_t values, uint32_t indices) const {
