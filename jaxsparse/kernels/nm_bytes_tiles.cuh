@@ -9,22 +9,23 @@ namespace nm_bytes {
 using nm_matmul::kStoreRows;
 using nm_matmul::Maps, nm_matmul::Shape, nm_matmul::Tile;
 
-// The template parameters of a kernel: a tile has 64 outputs for each warpgroup. The blocks of a
-// cluster share their rows.
-template <int kRows_, int kStages_, int kSharers_, int kGroups_ = 2, int kChunk_ = 0>
+constexpr int kConsumers = 256;  // threads: two warpgroups, of 64 outputs each
+constexpr int kThreads = kConsumers + 128;
+
+// The template parameters of a kernel. The blocks of a cluster share their rows.
+template <int kRows_, int kStages_, int kSharers_>
 struct Form {
   static constexpr int kRows = kRows_, kStages = kStages_, kSharers = kSharers_;
-  static constexpr int kGroups = kGroups_, kOut = 64 * kGroups;
-  static constexpr int kDepth = 128;  // of k, in a stage
-  static constexpr int kChunk = kChunk_;  // stages that tensor cores add up; 0: all of them
+  static constexpr int kOut = 128, kDepth = 128;  // of k, in a stage
   static constexpr int kValuesBytes = kDepth / 2 * 64, kIndicesBytes = kDepth / 8 * 64;
-  static constexpr int kStage = kRows * kDepth + kGroups * (kValuesBytes + kIndicesBytes);
-  static constexpr int kRing = kStages * kStage, kOutbox = kGroups * 2 * kStoreRows * 128;
+  static constexpr int kStage = kRows * kDepth + 2 * (kValuesBytes + kIndicesBytes);
+  static constexpr int kRing = kStages * kStage;
+  static constexpr int kBox = kStoreRows * 128;  // bytes
+  static constexpr int kBoxes = kRows < 128 ? kRows / kStoreRows : 4;  // of a warpgroup
+  static constexpr int kOutbox = 2 * (kBoxes * kBox + kRows * 4);
   static constexpr int kBytes = 1024 + kRing + kOutbox + kStages * 16;
-  static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
-  // Registers of a thread that multiplies, and of one that loads: 512 for four warps' lanes.
-  static constexpr int kMost = kGroups == 2 ? 232 : 160, kFewest = kGroups == 2 ? 40 : 32;
   static_assert(kStage % 1024 == 0 && kRows % (8 * kSharers) == 0, "swizzled rows");
+  static_assert(kRows / kStoreRows % kBoxes == 0, "a tile begins with the first box");
 };
 
 // Each block loads a part of the rows for all blocks of the cluster.
@@ -37,7 +38,7 @@ class Ring {
   __device__ void init() const {
     for (int i = 0; i < F::kStages; ++i) {
       hopper::init_barrier(full(i), 1);
-      hopper::init_barrier(empty(i), F::kSharers * F::kConsumers / 32);
+      hopper::init_barrier(empty(i), F::kSharers * kConsumers / 32);
     }
     hopper::publish_barriers();
   }
@@ -50,7 +51,7 @@ class Ring {
     const uint32_t barrier = full(stage_);
     hopper::expect_bytes(barrier, F::kStage);
     const int k = step * F::kDepth;
-    for (int i = 0; i < F::kGroups; ++i) {
+    for (int i = 0; i < 2; ++i) {
       hopper::load_2d(values(i), maps.values, barrier, tile.out + 64 * i, k / 2);
       hopper::load_2d(indices(i), maps.indices, barrier, tile.out + 64 * i, k / 8);
     }
@@ -77,7 +78,7 @@ class Ring {
     return x() + F::kRows * F::kDepth + group * F::kValuesBytes;
   }
   __device__ uint32_t indices(int group) const {
-    return values(F::kGroups) + group * F::kIndicesBytes;
+    return values(2) + group * F::kIndicesBytes;
   }
 
  private:

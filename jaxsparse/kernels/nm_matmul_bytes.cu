@@ -61,7 +61,7 @@ ffi::Error launch_tiles(const Call& call) {
   nm_bytes::Shape shape;
   if (ffi::Error error = map<T, F>(call, &maps, &shape); error.failure()) return error;
   constexpr auto kernel = nm_bytes::product<T, V, F>;
-  launch::Launch config = {dim3(F::kSharers), dim3(F::kSharers), F::kThreads, F::kBytes};
+  launch::Launch config = {dim3(F::kSharers), dim3(F::kSharers), nm_bytes::kThreads, F::kBytes};
   int most = 0;
   RETURN_IF_CUDA_ERROR(launch::most_clusters<kernel>(call.device, config, &most));
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");

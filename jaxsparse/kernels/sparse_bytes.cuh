@@ -30,7 +30,6 @@ struct SparseBytesProduct;
 #define R90 R30 "," R10(3) "," R10(4) "," R10(5) "," R10(6) "," R10(7) "," R10(8)
 #define REGISTERS_32 R30 ",%30,%31"
 #define REGISTERS_64 R30 "," R10(3) "," R10(4) "," R10(5) "," R4(6)
-#define REGISTERS_96 R90 "," R6(9)
 #define REGISTERS_128 \
   R90 "," R10(9) "," R10(10) "," R10(11) ",%120,%121,%122,%123,%124,%125,%126,%127"
 
@@ -38,7 +37,6 @@ struct SparseBytesProduct;
 #define SUMS_16(c, i) SUMS_4(c, i), SUMS_4(c, i + 4), SUMS_4(c, i + 8), SUMS_4(c, i + 12)
 #define SUMS_32(c, i) SUMS_16(c, i), SUMS_16(c, i + 16)
 #define SUMS_64(c, i) SUMS_32(c, i), SUMS_32(c, i + 32)
-#define SUMS_96(c, i) SUMS_64(c, i), SUMS_32(c, i + 64)
 #define SUMS_128(c, i) SUMS_64(c, i), SUMS_64(c, i + 64)
 
 #define SPARSE_BYTES_PRODUCT(V, names, c, signs, columns, sums, a0, a1, a2, a3, b_, p_)   \
@@ -56,7 +54,6 @@ struct SparseBytesProduct;
 #define SPARSE_BYTES_PRODUCTS(V, names, c, signs)                                         \
   SPARSE_BYTES_PRODUCT(V, names, c, signs, 64, 32, 32, 33, 34, 35, 36, 37)                \
   SPARSE_BYTES_PRODUCT(V, names, c, signs, 128, 64, 64, 65, 66, 67, 68, 69)               \
-  SPARSE_BYTES_PRODUCT(V, names, c, signs, 192, 96, 96, 97, 98, 99, 100, 101)             \
   SPARSE_BYTES_PRODUCT(V, names, c, signs, 256, 128, 128, 129, 130, 131, 132, 133)
 
 SPARSE_BYTES_PRODUCTS(__nv_fp8_e4m3, "f32.e4m3.e4m3", "+f", ", 1, 1")
@@ -69,13 +66,11 @@ SPARSE_BYTES_PRODUCTS(int8_t, "s32.s8.s8", "+r", "")
 #undef R90
 #undef REGISTERS_32
 #undef REGISTERS_64
-#undef REGISTERS_96
 #undef REGISTERS_128
 #undef SUMS_4
 #undef SUMS_16
 #undef SUMS_32
 #undef SUMS_64
-#undef SUMS_96
 #undef SUMS_128
 
 }  // namespace hopper
