@@ -18,7 +18,7 @@ from jaxsparse._compressed.compressed_array import (
     is_compressed,
 )
 from jaxsparse._compressed.indices import code_bits
-from jaxsparse._compressed.nm_matmul import nm_matmul
+from jaxsparse._compressed.nm_matmul import Implementation, nm_matmul
 from jaxsparse._sharding import is_automatic
 
 
@@ -88,7 +88,7 @@ class _Operands(NamedTuple):
 class MatmulOptions(NamedTuple):
     """How matmuls with compressed weights are computed, as in `nm_matmul`."""
 
-    implementation: str | None
+    implementation: Implementation | None
     quantize_activations: bool
 
 
