@@ -24,7 +24,8 @@ SHAPES = [
     *[(1, 8, 16), (3, 16, 48), (40, 8, 16), (700, 24, 144), (16, 264, 2320)],
     *[(rows, 1032, 400) for rows in (8, 64, 65, 300)],
     *[(129, 264, 16384), (257, 264, 16400), (1000, 136, 6992)],
-    *[(700, 4104, 2448), (4100, 1160, 784)],  # stages are reused, and blocks
+    *[(700, 4104, 2448), (4100, 1160, 784)],  # stages are reused
+    *[(rows, 392, 20016) for rows in (50, 100, 200)],  # blocks have several tiles
 ]
 
 EIGHT_BITS = ["int8", "float8_e4m3fn"]
@@ -40,7 +41,9 @@ def quantized(weight, mask, scales, name, dtype):
     stored = js.compress(dense, "2:4", axis=0)
     scales = jnp.asarray(scales, jnp.float32)[None]
     values = stored.values.astype(name)  # exact
-    return replace(stored, values=values, scales=scales, quantized_from=dtype)
+    return replace(
+        stored, values=values, scales=scales, quantized_from=jnp.dtype(dtype)
+    )
 
 
 def whole_numbers(rows, k, out, name, dtype=BFLOAT16, seed=0):
