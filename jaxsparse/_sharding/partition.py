@@ -127,7 +127,7 @@ def partition_unary(
 
 
 def partition_contraction(
-    fn: Callable[..., list[Array]], rule: str, contracted: Sequence[str]
+    fn: Callable[..., Any], rule: str, contracted: Sequence[str]
 ) -> Callable[..., Any]:
     """Returns a function of arrays that contracts axes and runs on each shard.
 
@@ -136,8 +136,8 @@ def partition_contraction(
     The function has no batching rule: `jax.vmap` of it fails.
 
     Args:
-      fn: takes arrays, or shards of them over automatic axes, and returns a list of
-        arrays of one dtype.
+      fn: takes arrays, or shards of them over automatic axes, and returns an array, or
+        a list of arrays of one dtype.
       rule: the Shardy rule that names the axes, such as
         `"rows k, values out -> rows out"`.
       contracted: the axes that the results lack, in the order of the operands. Equal
@@ -153,6 +153,7 @@ def partition_contraction(
     )
 
     def partition(mesh, operands, results):
+        results, structure = jax.tree.flatten(results)
         # A result's sharding of an axis takes precedence, then the first operand's.
         entries: dict[str, Any] = {}
         sizes: dict[str, int] = {}
@@ -167,17 +168,18 @@ def partition_contraction(
             common = _common_entry(entries, sizes, contracted, mesh)
         entries |= dict.fromkeys(contracted, common)
 
-        def fn_and_sum(*shards: Array) -> list[Array]:
+        def fn_and_sum(*shards: Array) -> Any:
             parts = fn(*shards)
             if common is None:
                 return parts
-            wide = lax.psum([part.astype(jnp.float32) for part in parts], common)
-            return [part.astype(results[0].dtype) for part in wide]
+            cast = lambda dtype, tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+            wide = lax.psum(cast(jnp.float32, parts), common)
+            return cast(results[0].dtype, wide)
 
         def place(axes: list[str]) -> NamedSharding:
             return NamedSharding(mesh, PartitionSpec(*map(entries.get, axes)))
 
-        outputs = [place(axes) for axes in result_names]
+        outputs = structure.unflatten(place(axes) for axes in result_names)
         return mesh, fn_and_sum, outputs, tuple(place(axes) for axes in names)
 
     return _partitioned(fn, rule, partition, reduction_factors=tuple(contracted))

@@ -1,12 +1,33 @@
-// How kernels with clusters and much shared memory are launched.
+// What the host does to launch a kernel from an XLA FFI call: tensor maps and clusters.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <atomic>
-#include <cstdint>
+#include <string>
 
-namespace launching {
+#include "xla/ffi/api/ffi.h"
+
+namespace launch {
+
+namespace ffi = xla::ffi;
+
+#define RETURN_IF_CUDA_ERROR(call)                                                          \
+  if (const cudaError_t error = (call); error != cudaSuccess) {                             \
+    return xla::ffi::Error::Internal(std::string(#call ": ") + cudaGetErrorString(error));  \
+  }
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// Returns the driver's function, or null if it has none.
+inline Encode find_encode() {
+  void* encode = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault,
+                                   &result);
+  return reinterpret_cast<Encode>(encode);
+}
 
 // The launch configuration of a kernel.
 struct Launch {
@@ -39,6 +60,15 @@ cudaError_t allow(int device, int bytes) {
   return error;
 }
 
+template <auto kernel, typename... Args>
+ffi::Error run(cudaStream_t stream, int device, const Launch& launch, Args... args) {
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = launch.config(stream, &attribute);
+  RETURN_IF_CUDA_ERROR(allow<kernel>(device, launch.bytes));
+  RETURN_IF_CUDA_ERROR(cudaLaunchKernelEx(&config, kernel, args...));
+  return ffi::Error::Success();
+}
+
 // Gets the number of clusters of a kernel that run at the same time.
 template <auto kernel>
 cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
@@ -49,11 +79,12 @@ cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
     cudaLaunchAttribute attribute;
     const cudaLaunchConfig_t config = launch.config(nullptr, &attribute);
     int count = 0;
-    error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+    error = allow<kernel>(device, launch.bytes);
+    if (!error) error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
     mine = count;
   }
   *clusters = mine;
   return error;
 }
 
-}  // namespace launching
+}  // namespace launch

@@ -17,12 +17,7 @@
 namespace {
 
 namespace ffi = xla::ffi;
-using launching::allow, launching::Launch, launching::most_clusters;
-
-#define RETURN_IF_CUDA_ERROR(call)                                                     \
-  if (const cudaError_t error = (call); error != cudaSuccess) {                        \
-    return ffi::Error::Internal(std::string(#call ": ") + cudaGetErrorString(error));  \
-  }
+using launch::Launch, launch::run;
 
 constexpr int kMostWeights = nm_few::kMostWeights;
 static_assert(kMostWeights == nm_matmul::kMostWeights);
@@ -51,7 +46,7 @@ template <typename T, typename F, int kSharers = 1>
 ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
                nm_matmul::Shape* shape) {
   using nm_matmul::map_2d, nm_matmul::map_indices;
-  static const nm_matmul::Encode encode = nm_matmul::find_encode();
+  static const launch::Encode encode = launch::find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
   const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
@@ -64,15 +59,6 @@ ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
   if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
   *shape = {static_cast<int>(call.rows), static_cast<int>(weight.out), tiles(call.k, F::kDepth),
             tiles(weight.out, F::kOut), tiles(call.rows, F::kRows)};
-  return ffi::Error::Success();
-}
-
-template <auto kernel, typename... Args>
-ffi::Error run(const Call& call, const Launch& launch, Args... args) {
-  cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t config = launch.config(call.stream, &attribute);
-  RETURN_IF_CUDA_ERROR(allow<kernel>(call.device, launch.bytes));
-  RETURN_IF_CUDA_ERROR(cudaLaunchKernelEx(&config, kernel, args...));
   return ffi::Error::Success();
 }
 
@@ -96,10 +82,10 @@ ffi::Error launch_few(const Call& call) {
   Launch launch = {grid, dim3(1, 1, F::kBlocks), F::kThreads};
   if constexpr (sizeof(V) == 1) {
     launch.bytes = sizeof(nm_few_bytes::Memory<F>);
-    return run<nm_few_bytes::product<T, V, F>>(call, launch, products);
+    return run<nm_few_bytes::product<T, V, F>>(call.stream, call.device, launch, products);
   } else {
     launch.bytes = sizeof(nm_few_rows::Memory<F>);
-    return run<nm_few_rows::product<T, F>>(call, launch, products);
+    return run<nm_few_rows::product<T, F>>(call.stream, call.device, launch, products);
   }
 }
 
@@ -120,7 +106,7 @@ ffi::Error launch_split(const Call& call) {
   products.count = call.count;
   const dim3 grid(out_tiles, shape.row_tiles, kBlocks);
   const Launch launch = {grid, dim3(1, 1, kBlocks), nm_matmul::kThreads, F::bytes(0)};
-  return run<nm_matmul::split<T, F, kBlocks>>(call, launch, products, shape);
+  return run<nm_matmul::split<T, F, kBlocks>>(call.stream, call.device, launch, products, shape);
 }
 
 template <typename T, typename F, int kSharers>
@@ -133,13 +119,12 @@ ffi::Error launch_whole(const Call& call) {
   }
   constexpr auto kernel = nm_matmul::whole<T, F, kSharers>;
   Launch launch = {dim3(kSharers), dim3(kSharers), nm_matmul::kThreads, F::bytes(F::kOutbox)};
-  RETURN_IF_CUDA_ERROR(allow<kernel>(call.device, launch.bytes));
   int most = 0;
-  RETURN_IF_CUDA_ERROR(most_clusters<kernel>(call.device, launch, &most));
+  RETURN_IF_CUDA_ERROR(launch::most_clusters<kernel>(call.device, launch, &most));
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");
   const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles;
   launch.grid = dim3(kSharers * std::min(most, clusters));
-  return run<kernel>(call, launch, maps, shape, call.weights[0].scales);
+  return run<kernel>(call.stream, call.device, launch, maps, shape, call.weights[0].scales);
 }
 
 // Calls `launch` with the number of blocks as a compile-time constant.

@@ -2,21 +2,14 @@
 #pragma once
 
 #include <cuda.h>
-#include <cuda_runtime.h>
 
 #include <cstdint>
 
+#include "launch.cuh"
+
 namespace nm_matmul {
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-inline Encode find_encode() {
-  void* encode = nullptr;
-  cudaDriverEntryPointQueryResult result;
-  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault,
-                                   &result);
-  return reinterpret_cast<Encode>(encode);
-}
+using launch::Encode;
 
 // Encodes a matrix in row-major order that is moved in boxes with rows of 128 bytes.
 inline CUresult map_2d(Encode encode, CUtensorMap* map, CUtensorMapDataType type,
