@@ -93,6 +93,11 @@ def compress(
         mask = magnitude_mask(w, pattern, axis)
     else:
         mask = _check_mask(mask, w.shape, pattern, axis)
+    return compress_masked(w, mask, pattern, axis)
+
+
+def compress_masked(w: Array, mask: Array, pattern: NM, axis: int) -> Compressed:
+    """As `compress`, with a mask and a non-negative axis that fit the weight."""
     values = _values_of(w, mask, pattern, axis)
     indices = _indices_of(mask, w.shape, pattern, axis)
     return Compressed(values, indices, pattern, axis - w.ndim)
