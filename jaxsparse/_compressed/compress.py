@@ -137,10 +137,10 @@ def _check_mask(
     if isinstance(mask, Tracer):
         return array
     with jax.ensure_compile_time_eval():  # the mask is concrete, even under a trace
-        max_kept = int(_max_kept(jnp.asarray(mask), shape, pattern.m, axis))
-    if max_kept > pattern.n:
+        most = int(max_kept(jnp.asarray(mask), shape, pattern.m, axis))
+    if most > pattern.n:
         raise ValueError(
-            f"the mask keeps {max_kept} of a group of {pattern.m} along axis {axis} of "
+            f"the mask keeps {most} of a group of {pattern.m} along axis {axis} of "
             f"a weight of shape {shape}, which {pattern} does not allow: give the axis "
             "and pattern that the mask was made for"
         )
@@ -148,6 +148,7 @@ def _check_mask(
 
 
 @partial(jax.jit, static_argnames=("shape", "m", "axis"))
-def _max_kept(mask: Array, shape: tuple[int, ...], m: int, axis: int) -> Array:
+def max_kept(mask: Array, shape: tuple[int, ...], m: int, axis: int) -> Array:
+    """Returns the most weights that a mask, bool or packed, keeps of a group."""
     groups = split_groups(gather_groups(unpack_mask(mask, shape), m, axis), m, axis)
     return jnp.max(jnp.sum(groups, axis + 1, dtype=jnp.uint8), initial=0)
