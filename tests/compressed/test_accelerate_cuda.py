@@ -28,10 +28,16 @@ def masked(params, rules=RULES):
     return js.mask_params(params, js.create_masks(params, plan)), plan
 
 
+def signs(shape):
+    """The gradient of what `two` sums: -1, 0 and 1."""
+    i, j = np.indices(shape)
+    return (i * i + 2 * i * j + j) % 3 - 1.0
+
+
 def two(params, x):
     h = jax.nn.relu(x @ params["w1"].astype(x.dtype))
-    y = (h @ params["w2"].astype(x.dtype)).astype(jnp.float32)
-    return jnp.sum(y * y)
+    y = h @ params["w2"].astype(x.dtype)
+    return jnp.sum(y.astype(jnp.float32) * signs(y.shape).astype(np.float32))
 
 
 @needs_hopper
@@ -52,11 +58,11 @@ def test_whole_numbers_are_exact(sizes, stored, dtype):
     w1, w2, wide = (np.asarray(a, np.float64) for a in (*params.values(), x))
     before = wide @ w1
     h = np.maximum(before, 0)
-    y = h @ w2
-    back = (2 * y @ w2.T) * (before > 0)
-    assert max(np.abs(back).max(), np.abs(2 * y).max()) <= 256
+    c = signs((rows, k))
+    back = (c @ w2.T) * (before > 0)
+    assert max(np.abs(back).max(), h.max()) <= 256
     # A sum of products of whole numbers in float32, rounded once.
-    for name, exact in {"w1": wide.T @ back, "w2": h.T @ (2 * y)}.items():
+    for name, exact in {"w1": wide.T @ back, "w2": h.T @ c}.items():
         rounded = exact.astype(np.float32).astype(dtype).astype(np.float32)
         np.testing.assert_array_equal(np.asarray(gradient[name], np.float32), rounded)
     # Twice forward, and the gradient of `h`; nobody asks for that of `x`.
@@ -202,7 +208,7 @@ def test_losses_follow_those_of_the_plain_function():
 
     plain, fast = train(loss), train(js.accelerate(loss, plan))
     assert plain[-1] < 0.7 * plain[0]
-    np.testing.assert_allclose(fast, plain, rtol=0.02)
+    np.testing.assert_allclose(fast, plain, rtol=0.02, atol=0.002)
 
 
 @needs_gpus(2)
