@@ -157,6 +157,7 @@ def test_sr_ste_finds_masks_and_forms_anew():
     assert len(calls(fast, params, x, y, name="compress_best")) == 2
 
 
+@pytest.mark.usefixtures("without_annotations")
 def test_errors_name_leaf_shapes_and_remedy():
     params, x, y = small_network()
     masked, plan = planned(network, params, x, y)
