@@ -68,9 +68,9 @@ def accelerate(
         the kernel the function is `fn` itself. `"xla"` also runs on compressed weights
         elsewhere, which saves no time. With `"cuda"` a product along the groups of a
         planned weight raises if the kernel does not support it. Weights that `fn`
-        changes before their product, other than by a transpose, reshape or cast, stay
-        dense, and so do products inside `shard_map` and functions with derivative rules
-        of their own.
+        changes before their product, other than by a transpose, reshape, slice or cast,
+        stay dense, and so do products with batch axes, inside `shard_map`, and inside
+        functions with derivative rules of their own.
 
     Returns:
       A function with the parameters, arguments and results of `fn`. It is traceable

@@ -125,15 +125,16 @@ def _scannable(x: Any) -> Any:
 def _run_checkpoint(site: Site, inputs: Sequence[Any], rule: Any) -> Sequence[Any]:
     """Runs what `jax.checkpoint` wraps, whose intermediate values are not saved."""
     params = site.eqn.params
+    prevent_cse = params["prevent_cse"]  # for all inputs, or for each
 
     def run(*inputs: Any) -> Sequence[Any]:
         return [*map(as_dense, run_equation(site, inputs, rule, None)[0])]
 
     if not params["differentiated"]:
         policy = params["policy"] and partial(_saves, params["policy"])
-        prevent_cse = params["prevent_cse"]
         return jax.checkpoint(run, prevent_cse=prevent_cse, policy=policy)(*inputs)
-    if params["prevent_cse"]:  # part of a gradient: XLA must compute the values again
+    if prevent_cse is True or (prevent_cse and any(prevent_cse)):
+        # This is part of a gradient: XLA must compute the values again.
         inputs = lax.optimization_barrier(inputs)
     return run(*inputs)
 

@@ -70,10 +70,13 @@ def accumulated(loss, params, batches):
     return lax.scan(add, jax.tree.map(jnp.zeros_like, params), batches)[0]
 
 
-def test_gradients_that_are_accumulated_inside_share_the_compressed_weights():
+@pytest.mark.sweep(keep=["all"])
+@pytest.mark.parametrize("remat", REMAT)
+def test_gradients_that_are_accumulated_inside_share_the_compressed_weights(remat):
     batches = jnp.stack([X, 2 * X, -X])
-    params, plan = planned(stack, STACK, X)
-    gradient = lambda params, batches: accumulated(stack, params, batches)
+    loss = lambda params, x: stack(params, x, remat=REMAT[remat])
+    params, plan = planned(loss, STACK, X)
+    gradient = lambda params, batches: accumulated(loss, params, batches)
     fast = js.accelerate(gradient, plan, implementation="xla")
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -82,7 +85,7 @@ def test_gradients_that_are_accumulated_inside_share_the_compressed_weights():
     )
     assert twice_outside(calls(fast, params, batches, name="_values_of"))
     made = calls(fast, params, batches, name="decompress")
-    assert len([inside for inside in made if "scan" in inside]) == 2
+    assert len([inside for inside in made if "scan" in inside]) == 2 + (remat == "all")
 
 
 def network(params, x, y):
