@@ -69,6 +69,7 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
     Raises:
       ValueError, TypeError: as `create_masks` and `mask_params`.
 
+    >>> import jax
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> loss = lambda params: jnp.sum(straight_through(params, "2:4")["kernel"] ** 2)
     >>> jax.grad(loss)(params)["kernel"][:4, 0]
@@ -124,6 +125,7 @@ def add_sr_ste_decay(
       ValueError: a decay that is negative or not finite, or `every < 1`; in `init`, as
         `create_masks`.
 
+    >>> import jax
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> tx = add_sr_ste_decay("2:4", decay=0.5)
     >>> gradients = jax.tree.map(jnp.zeros_like, params)
