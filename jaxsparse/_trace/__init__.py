@@ -29,6 +29,7 @@ from jaxsparse._trace.graph import (
 )
 from jaxsparse._trace.jaxpr import (
     BoundJaxpr as BoundJaxpr,
+    Call as Call,
     Cond as Cond,
     ControlFlow as ControlFlow,
     Path as Path,

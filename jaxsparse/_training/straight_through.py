@@ -7,14 +7,18 @@ them may keep other weights than before.
 from collections.abc import Mapping
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float32
 
-from jaxsparse._masks import match_entries, match_masks, search_masks
+from jaxsparse._masks import (
+    mask_straight_through,
+    match_entries,
+    match_masks,
+    search_masks,
+)
 from jaxsparse._patterns import as_bool
 from jaxsparse._plans import (
     Plan,
@@ -65,6 +69,7 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
     Raises:
       ValueError, TypeError: as `create_masks` and `mask_params`.
 
+    >>> import jax
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> loss = lambda params: jnp.sum(straight_through(params, "2:4")["kernel"] ** 2)
     >>> jax.grad(loss)(params)["kernel"][:4, 0]
@@ -85,9 +90,7 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
         masks = match_masks(leaves.by_path, plan)
     return leaves.unflatten(
         {
-            path: leaf
-            if masks.get(path) is None
-            else _masked(leaf, as_bool(masks[path], leaf))
+            path: mask_straight_through(leaf, masks.get(path))
             for path, leaf in leaves.by_path.items()
         }
     )
@@ -122,6 +125,7 @@ def add_sr_ste_decay(
       ValueError: a decay that is negative or not finite, or `every < 1`; in `init`, as
         `create_masks`.
 
+    >>> import jax
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
     >>> tx = add_sr_ste_decay("2:4", decay=0.5)
     >>> gradients = jax.tree.map(jnp.zeros_like, params)
@@ -180,13 +184,3 @@ def _renew_masks(
     best = search_masks(weights, plan.sparse, packed=True)
     renewed = {path: reshard_to(best[path], mask) for path, mask in masks.items()}
     return renewed, flip_rate(masks, renewed, weights)
-
-
-@jax.custom_jvp
-def _masked(weight: ArrayLike, mask: Array) -> Array:
-    return jnp.where(mask, weight, jnp.zeros((), jnp.asarray(weight).dtype))
-
-
-@_masked.defjvp
-def _masked_jvp(primals, tangents):
-    return _masked(*primals), tangents[0]

@@ -82,6 +82,7 @@ TREES = {
     "SparseGPTSearcher": search(js.SparseGPTSearcher),
     "WandaSearcher": search(js.WandaSearcher),
     "abstract_state": lambda p: js.abstract_state(TX, p),
+    "accelerate": lambda p: js.accelerate(model, PLAN)(p, X),
     "add_sr_ste_decay": update(js.add_sr_ste_decay(PLAN)),
     "allocate": lambda p: js.allocate(PLAN, p, budget=0.9),
     "apply_adapters": lambda p: js.apply_adapters(
