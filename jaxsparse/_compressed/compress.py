@@ -4,11 +4,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+from jax.dtypes import float0
 from jax.typing import ArrayLike
 from jaxtyping import Array, UInt8
 
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.cuda_compress import (
+    as_packed,
+    cuda_compress,
+    unsupported_reason,
+)
 from jaxsparse._compressed.indices import (
     POSITION_BITS,
     encode,
@@ -19,6 +26,7 @@ from jaxsparse._patterns import (
     PatternLike,
     as_pattern,
     check_mask,
+    check_rankable,
     group_axis,
     group_positions,
     iota_along,
@@ -90,9 +98,13 @@ def compress(
                 f"the best mask of {pattern} does not follow from groups along axis "
                 f"{axis} alone ({shape}): pass mask=, from create_masks"
             )
-        mask = magnitude_mask(w, pattern, axis)
+        check_rankable(w.dtype)
     else:
         mask = _check_mask(mask, w.shape, pattern, axis)
+    if axis == w.ndim - 2 and not unsupported_reason(w, pattern, w.dtype):
+        return Compressed(*_by_kernel(pattern, w, mask), pattern, -2)
+    if mask is None:
+        mask = magnitude_mask(w, pattern, axis)
     return compress_masked(w, mask, pattern, axis)
 
 
@@ -101,6 +113,32 @@ def compress_masked(w: Array, mask: Array, pattern: NM, axis: int) -> Compressed
     values = _values_of(w, mask, pattern, axis)
     indices = _indices_of(mask, w.shape, pattern, axis)
     return Compressed(values, indices, pattern, axis - w.ndim)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
+def _by_kernel(pattern: NM, w: Array, mask: Array | None) -> tuple[Array, ...]:
+    """Returns values and indices of a weight with groups along -2."""
+
+    def by_xla(w: Array, *mask: Array) -> tuple[Array, ...]:
+        axis = w.ndim - 2
+        kept = mask[0] if mask else magnitude_mask(w, pattern, axis)
+        compressed = compress_masked(w, kept, pattern, axis)
+        return compressed.values, compressed.indices
+
+    source, masks = "magnitude", []
+    if mask is not None:
+        source, *masks = as_packed(mask, w.shape)
+    return cuda_compress(by_xla, source, w.dtype, (-2,), w, *masks)
+
+
+@_by_kernel.defjvp
+def _by_kernel_jvp(pattern, primals, tangents):
+    (w, mask), axis = primals, primals[0].ndim - 2
+    values, indices = _by_kernel(pattern, w, mask)
+    kept = magnitude_mask(w, pattern, axis) if mask is None else mask
+    by_weight = _values_of(tangents[0], kept, pattern, axis)
+    return (values, indices), (by_weight, np.zeros(indices.shape, float0))
 
 
 # Two programs: XLA on a CPU makes a single one three times as slow as both together.

@@ -14,22 +14,22 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 
-_Fn = Callable[..., Array]
+_Fn = Callable[..., Any]
 
 
-def unless_exported(kernel: _Fn, portable: _Fn, *operands: ArrayLike) -> Array:
+def unless_exported(kernel: _Fn, portable: _Fn, *operands: ArrayLike) -> Any:
     """Returns `kernel(*operands)`, or `portable(*operands)` in an exported program.
 
     Args:
-      kernel: a function for the GPUs of this machine.
+      kernel: a function for the GPUs of this machine; returns a tree of arrays.
       portable: a function of the same results for any device.
       *operands: arrays.
     """
     # As jaxprs: JAX looks in them for primitives that need to know the devices.
-    kernel_jaxpr, portable_jaxpr = (
-        jax.make_jaxpr(fn)(*operands) for fn in (kernel, portable)
-    )
-    return _choice.bind(*operands, kernel=kernel_jaxpr, portable=portable_jaxpr)[0]
+    kernel_jaxpr = jax.make_jaxpr(kernel)(*operands)
+    portable_jaxpr, shapes = jax.make_jaxpr(portable, return_shape=True)(*operands)
+    results = _choice.bind(*operands, kernel=kernel_jaxpr, portable=portable_jaxpr)
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
 _choice = Primitive("unless_exported")
@@ -54,10 +54,10 @@ def _batch(
     portable: ClosedJaxpr,
 ) -> tuple[list[Array], list[int]]:
     def each(jaxpr: ClosedJaxpr) -> _Fn:
-        fn = jaxpr_as_fun(jaxpr)
-        return jax.vmap(lambda *operands: fn(*operands)[0], in_axes=tuple(axes))
+        return jax.vmap(jaxpr_as_fun(jaxpr), in_axes=tuple(axes))
 
-    return [unless_exported(each(kernel), each(portable), *operands)], [0]
+    results = unless_exported(each(kernel), each(portable), *operands)
+    return results, [0] * len(results)
 
 
 def _lower(
