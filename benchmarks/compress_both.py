@@ -27,9 +27,7 @@ VALUES = "bfloat16"
 TIMES = 10  # in each program, so that what a call costs does not count
 
 
-def rows(
-    shape: tuple[int, int] = (4096, 14336), rounds: int = 5
-) -> Iterator[dict[str, object]]:
+def rows(shape: tuple[int, int] = (4096, 14336), rounds: int = 5) -> Iterator[dict]:
     """One row for each dtype of the weight and each work."""
     for dtype in ("bfloat16", "float32"):
         w = jax.random.normal(jax.random.key(0), shape).astype(dtype)

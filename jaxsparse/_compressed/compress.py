@@ -102,7 +102,8 @@ def compress(
     else:
         mask = _check_mask(mask, w.shape, pattern, axis)
     if axis == w.ndim - 2 and not unsupported_reason(w, pattern, w.dtype):
-        return Compressed(*_by_kernel(pattern, w, mask), pattern, -2)
+        values, indices = _by_kernel(pattern, w, mask)
+        return Compressed(values, indices, pattern, -2)
     if mask is None:
         mask = magnitude_mask(w, pattern, axis)
     return compress_masked(w, mask, pattern, axis)
@@ -116,10 +117,15 @@ def compress_masked(w: Array, mask: Array, pattern: NM, axis: int) -> Compressed
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-@partial(jax.jit, static_argnums=0)
 def _by_kernel(pattern: NM, w: Array, mask: Array | None) -> tuple[Array, ...]:
     """Returns values and indices of a weight with groups along -2."""
+    return _by_kernel_undifferentiated(pattern, w, mask)
 
+
+@partial(jax.jit, static_argnames="pattern")
+def _by_kernel_undifferentiated(
+    pattern: NM, w: Array, mask: Array | None
+) -> tuple[Array, ...]:
     def by_xla(w: Array, *mask: Array) -> tuple[Array, ...]:
         axis = w.ndim - 2
         kept = mask[0] if mask else magnitude_mask(w, pattern, axis)

@@ -207,7 +207,8 @@ def partition_groups(
         entries: dict[str, Any] = {}
         for (name, *_), size, entry in zip(operands[0], x.shape, spec, strict=False):
             shards = math.prod(mesh.shape[axis] for axis in _mesh_axes(entry))
-            splits_groups = name in inner or sizes.get(name, size) % shards
+            groups = sizes.get(name, int(size))
+            splits_groups = name in inner or groups % shards
             entries[name] = None if splits_groups else entry
 
         def sharding(array: list[list[str]]) -> NamedSharding:
