@@ -12,68 +12,70 @@
 
 #include <cstdint>
 
+#include "mask_bits.cuh"
 #include "transposable_sums.cuh"
 
 namespace transposable {
 
-constexpr uint32_t kAll = 0x0F0F0F0F, kUpper = 0x0F0F0000, kLower = 0x00000F0F;
+// The columns of one number each, compared.
+struct Columns {
+  float difference[6];  // of pairs
+  float best;           // the two largest less the two smallest
+  float second;         // the same for the next best two
 
-__host__ __device__ constexpr uint32_t pair_in(int row, int j, int k) {
-  return bit(row, j) | bit(row, k);
-}
-
-// Differences of the columns of one number each: of pairs, and of two pairs.
-struct Differences {
-  float pair[6], fours[3];
+  __device__ explicit Columns(const float (&x)[4]) {
+#pragma unroll
+    for (int p = 0; p < 6; ++p) difference[p] = x[left(p)] - x[right(p)];
+    const float a = fabsf(difference[1] + difference[4]);  // columns 0 and 1 less 2 and 3
+    const float b = fabsf(difference[0] + difference[5]);  // 0 and 2 less 1 and 3
+    const float c = fabsf(difference[0] - difference[5]);  // 0 and 3 less 1 and 2
+    best = fmaxf(fmaxf(a, b), c);
+    second = fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
+  }
 };
 
-__device__ inline Differences differences(const float (&x)[4]) {
-  Differences d;
-#pragma unroll
-  for (int p = 0; p < 6; ++p) d.pair[p] = x[left(p)] - x[right(p)];
-  d.fours[0] = d.pair[1] + d.pair[4];  // columns 0 and 1 less columns 2 and 3
-  d.fours[1] = d.pair[0] + d.pair[5];  // 0 and 2 less 1 and 3
-  d.fours[2] = d.pair[0] - d.pair[5];  // 0 and 3 less 1 and 2
-  return d;
+// All bits if x is negative. (No difference is minus zero.)
+__device__ inline uint32_t sign(float x) {
+  return static_cast<uint32_t>(static_cast<int32_t>(__float_as_uint(x)) >> 31);
 }
 
-// Returns `mask`, with `bits` flipped if x is negative. (No difference is minus zero.)
-__device__ inline uint32_t flip_if_negative(uint32_t mask, float x, uint32_t bits) {
-  return mask ^ (static_cast<uint32_t>(static_cast<int32_t>(__float_as_uint(x)) >> 31) & bits);
+// The sign of one number in the upper rows of a mask, of another in the lower rows.
+__device__ inline uint32_t signs(float upper, float lower) {
+  return mask_bits::permute(__float_as_uint(lower), __float_as_uint(upper), 0xFFBB);
 }
 
-__device__ inline float largest(const float (&x)[3]) {
-  return fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fabsf(x[2]));
+// Returns in each row the two columns of the largest numbers, of equal ones the first. For each
+// pair, bits are set where the first column has the smaller number.
+__device__ inline uint32_t two_largest(const uint32_t (&less)[6]) {
+  using mask_bits::at_least_two;
+  const uint32_t not_0 = at_least_two(less[0], less[1], less[2]);
+  const uint32_t not_1 = at_least_two(~less[0], less[3], less[4]);
+  const uint32_t not_2 = at_least_two(~less[1], ~less[3], less[5]);
+  const uint32_t not_3 = at_least_two(~less[2], ~less[4], ~less[5]);
+  return (~not_0 & 0x08080808) | (~not_1 & 0x04040404) | (~not_2 & 0x02020202) |
+         (~not_3 & 0x01010101);
 }
 
-__device__ inline float second_largest(const float (&x)[3]) {
-  const float a = fabsf(x[0]), b = fabsf(x[1]), c = fabsf(x[2]);
-  return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
-}
-
-// Returns the first of the masks, two columns in `bits`' upper rows, with the gain `best`.
-__device__ inline uint32_t mask_of_fours(const float (&x)[3], float best, uint32_t rows_of_first,
-                                         uint32_t rows) {
-  uint32_t mask = 0;
-#pragma unroll
-  for (int m = 0; m < 3; ++m) {  // columns 0 and m + 1 in the first rows, the others elsewhere
-    const uint32_t both = (bit(3, 0) | bit(3, m + 1)) * 0x01010101;
-    const uint32_t first = ((both & rows_of_first) | (~both & ~rows_of_first)) & rows;
-    const uint32_t candidate = flip_if_negative(first, x[m], rows);
-    if (fabsf(x[m]) == best) mask = max(mask, candidate);
-  }
-  return mask;
+// Raises `mask` to another mask if that has the best gain.
+__device__ inline void consider(uint32_t& mask, uint32_t other, float gain, float best) {
+#ifdef __CUDA_ARCH__  // two instructions, which the compiler does not find
+  asm("{ .reg .pred p; setp.eq.f32 p, %2, %3; @p max.u32 %0, %0, %1; }"
+      : "+r"(mask)
+      : "r"(other), "f"(gain), "f"(best));
+#else
+  if (gain == best && other > mask) mask = other;
+#endif
 }
 
 // Whether all scores are multiples of a unit that no sum exceeds 2^24 times: sums are exact.
 __device__ inline bool sums_are_exact(const Block& block, float total) {
-  float lost = 0;
+  bool exact = true;
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const float score = block.score[i / 4][i % 4];
-    lost += fabsf(((score + total) - total) - score);
+    exact &= (score + total) - total == score;
   }
-  return lost == 0;
+  return exact;
 }
 
 // Returns the first of the best masks of magnitudes.
@@ -87,53 +89,48 @@ __device__ inline uint32_t best_mask(const Block& block) {
     e[j] = above - below, u[j] = a - b, l[j] = c - d;
     total += above + below;
   }
-  const Differences de = differences(e), du = differences(u), dl = differences(l);
-  float gains[6];
+  const Columns by_e(e), by_u(u), by_l(l);
+  const float of_six = by_e.best, of_36 = by_u.best + by_l.best;
+  float gains[6], best = fmaxf(of_six, of_36);
+  uint32_t less_e[6], less_ul[6];
 #pragma unroll
   for (int p = 0; p < 6; ++p) {
-    gains[p] = fabsf(de.pair[p]) + (fabsf(du.pair[5 - p]) + fabsf(dl.pair[5 - p]));
+    gains[p] = fabsf(by_e.difference[p]) +
+               (fabsf(by_u.difference[5 - p]) + fabsf(by_l.difference[5 - p]));
+    best = fmaxf(best, gains[p]);
+    less_e[p] = sign(by_e.difference[p]);
+    less_ul[p] = signs(by_u.difference[p], by_l.difference[p]);
   }
-  const float best_e = largest(de.fours), best_u = largest(du.fours), best_l = largest(dl.fours);
-  float best = fmaxf(best_e, best_u + best_l);
-#pragma unroll
-  for (int p = 0; p < 6; ++p) best = fmaxf(best, gains[p]);
 
-  uint32_t mask = mask_of_fours(de.fours, best, kUpper, kAll);
+  uint32_t mask = 0, other = 0;
+  consider(mask, two_largest(less_e) ^ 0x00000F0F, of_six, best);
+  consider(other, two_largest(less_ul) ^ 0x000F000F, of_36, best);
 #pragma unroll
   for (int p = 0; p < 6; ++p) {
-    const int i = left(p), j = right(p), k = left(5 - p), m = right(5 - p);
-    const uint32_t first = pair_in(0, i, k) | pair_in(1, i, m) | pair_in(2, j, k) | pair_in(3, j, m);
-    const uint32_t of_e = pair_in(3, i, j) * 0x01010101, of_ul = pair_in(3, k, m) * 0x01010101;
-    uint32_t candidate = flip_if_negative(first, de.pair[p], of_e);
-    candidate = flip_if_negative(candidate, du.pair[5 - p], of_ul & kUpper);
-    candidate = flip_if_negative(candidate, dl.pair[5 - p], of_ul & kLower);
-    if (gains[p] == best) mask = max(mask, candidate);
+    const uint32_t i = bit(3, left(p)), j = bit(3, right(p));
+    const uint32_t k = bit(3, left(5 - p)), m = bit(3, right(5 - p));
+    const uint32_t first = (i | k) << 24 | (i | m) << 16 | (j | k) << 8 | (j | m);
+    const uint32_t found = first ^ (less_e[p] & (i | j) * 0x01010101) ^
+                           (less_ul[5 - p] & (k | m) * 0x01010101);
+    consider(p % 2 ? mask : other, found, gains[p], best);
   }
-  if (best_u + best_l == best) {
-    mask = max(mask, mask_of_fours(du.fours, best_u, kUpper & 0xFF000000, kUpper) |
-                         mask_of_fours(dl.fours, best_l, kLower & 0x0000FF00, kLower));
-  }
+  mask = max(mask, other);
   if (total <= kLimit && sums_are_exact(block, total)) return mask;
 
-  // Six roundings, each of at most 2^-24 of the total, may change a gain.
-  float second = fmaxf(second_largest(du.fours) + best_l, best_u + second_largest(dl.fours));
-  int winners = best_u + best_l == best;
-  if (!winners) second = best_u + best_l;
+  // The best of the other masks. The gains of a kind differ by twice what is added.
+  float second = fminf(of_six, of_36), highest = fmaxf(of_six, of_36), inner = 0;
+  if (of_six == best) inner = by_e.second;
+  if (of_36 == best) inner = fmaxf(by_u.second + by_l.best, by_u.best + by_l.second);
 #pragma unroll
   for (int p = 0; p < 6; ++p) {
-    const float least = fminf(fminf(fabsf(de.pair[p]), fabsf(du.pair[5 - p])),
-                              fabsf(dl.pair[5 - p]));
-    const bool wins = gains[p] == best;
-    winners += wins;
-    second = fmaxf(second, wins ? gains[p] - 2 * least : gains[p]);
+    second = fmaxf(second, fminf(highest, gains[p]));
+    highest = fmaxf(highest, gains[p]);
+    const float least = fminf(fminf(fabsf(by_e.difference[p]), fabsf(by_u.difference[5 - p])),
+                              fabsf(by_l.difference[5 - p]));
+    if (gains[p] == best) inner = fmaxf(inner, gains[p] - 2 * least);
   }
-#pragma unroll
-  for (int m = 0; m < 3; ++m) {
-    const bool wins = fabsf(de.fours[m]) == best;
-    winners += wins;
-    if (!wins) second = fmaxf(second, fabsf(de.fours[m]));
-  }
-  const bool certain = total <= kLimit && winners == 1 && best - second > 0x1p-19f * total;
+  // Six roundings, each of at most 2^-24 of the total, may change a gain.
+  const bool certain = total <= kLimit && best - fmaxf(second, inner) > 0x1p-19f * total;
   return certain ? mask : mask_by_sums(block);
 }
 

@@ -12,7 +12,7 @@ import pytest
 import jaxsparse as js
 from jaxsparse._compressed import cuda_compress
 from jaxsparse._compressed.compress_both import compress_best, compress_both
-from jaxsparse._patterns import NM
+from jaxsparse._patterns import NM, best_transposable_mask
 from tests.compressed.forms_oracle import assert_forms, best_masks, forms
 from tests.compressed.layout_oracle import (
     as_compressed,
@@ -131,10 +131,12 @@ def test_best_masks_are_those_of_the_search_for_any_weights():
     """Also where float64 does not hold the sums."""
     rng = np.random.default_rng(0)
     w = rng.integers(0, 2**32, (1024, 1024), np.uint32).view(np.float32)
-    plan = [js.Rule(".*", BOTH, axis=0, sizes=None)]
-    mask = js.create_masks({"w": w}, plan, packed=True)["w"]
-    found = compress_best(jnp.asarray(w), BOTH, "bfloat16").mask
-    np.testing.assert_array_equal(found, mask)
+    w = jnp.asarray(w)
+    found = compress_best(w, BOTH, "bfloat16").mask
+    mask = jax.jit(best_transposable_mask, static_argnums=(1, 2, 3))(
+        jnp.abs(w), 2, 4, (0, 1)
+    )
+    np.testing.assert_array_equal(found, packed(mask, 0))
 
 
 @needs_hopper
@@ -214,7 +216,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from jaxsparse._compressed.compress_both import compress_best, compress_both
-from jaxsparse._patterns import NM
+from jaxsparse._patterns import NM, best_transposable_mask
 from jaxsparse.kernels import cuda_target
 from tests.compressed.forms_oracle import assert_forms, best_masks, forms
 
