@@ -18,7 +18,7 @@ from jaxsparse._compressed.compressed_array import (
     is_compressed,
 )
 from jaxsparse._compressed.indices import code_bits
-from jaxsparse._compressed.nm_matmul import nm_matmul
+from jaxsparse._compressed.nm_matmul import Implementation, nm_matmul
 from jaxsparse._sharding import is_automatic
 from jaxsparse._trace import var_shape
 
@@ -113,7 +113,7 @@ class Matmul(NamedTuple):
 class MatmulOptions(NamedTuple):
     """How matmuls with compressed weights are computed, as in `nm_matmul`."""
 
-    implementation: str | None
+    implementation: Implementation | None
     quantize_activations: bool
 
 
