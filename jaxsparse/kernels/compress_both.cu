@@ -32,7 +32,8 @@ ffi::Error launch(const Call& call) {
       static_cast<uint8_t*>(call.found),
       call.k,
       call.out};
-  const dim3 grid((call.out + kTileOut - 1) / kTileOut, (call.k + kTileK - 1) / kTileK, call.batch);
+  const auto tiles = [](uint32_t size, int tile) { return (size + tile - 1) / tile; };
+  const dim3 grid(tiles(call.out, kTileOut), tiles(call.k, kTileK), call.batch);
   compress<W, V, source><<<grid, kThreads, 0, call.stream>>>(problem);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return ffi::Error::Internal(cudaGetErrorString(error));

@@ -56,8 +56,8 @@ void selections(uint32_t code, const uint32_t* numbers, uint32_t* chosen, uint32
   }
   for (int i = 0; i < 16; ++i) {
     const int p = i % 4;
-    spread[i] = mask_bits::spread(mask_bits::column(rows, 2 * p), mask_bits::column(rows, 2 * p + 1),
-                                  i / 4);
+    const uint32_t left = mask_bits::column(rows, 2 * p);
+    spread[i] = mask_bits::spread(left, mask_bits::column(rows, 2 * p + 1), i / 4);
   }
 }
 }
