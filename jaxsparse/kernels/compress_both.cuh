@@ -155,7 +155,7 @@ __device__ inline Slots find_slots(uint32_t (&w)[8][4], Lines rows, Lines column
 }
 
 // The search takes many registers: more blocks at a time would keep some in memory.
-constexpr int blocks_at_a_time(Source source) { return source < Source::kBest ? 1 : 4; }
+constexpr int blocks_at_a_time(Source source) { return source < Source::kBest ? 0 : 4; }
 
 template <typename W, typename V, Source source>
 __global__ void __launch_bounds__(kThreads, blocks_at_a_time(source))
