@@ -47,7 +47,7 @@ def _types(*_: Any, portable: ClosedJaxpr, **__: ClosedJaxpr) -> Sequence[Any]:
 
 
 def _batch(
-    operands: Sequence[Array],
+    operands: Sequence[ArrayLike],
     axes: Sequence[int | None],
     *,
     kernel: ClosedJaxpr,

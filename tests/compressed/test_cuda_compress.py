@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -166,6 +167,14 @@ def test_the_kernel_is_used():
         assert "jaxsparse_compress_both" in jax.jit(fn).lower(w).as_text()
     text = jax.jit(js.compress).lower(w.astype("float32")).as_text()
     assert "jaxsparse_compress_both" not in text
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("available")
+def test_an_exported_program_does_not_have_the_kernel():
+    w = jnp.ones((64, 64), jnp.bfloat16)
+    exported = jax.export.export(jax.jit(js.compress), platforms=["cuda"])(w)
+    assert "jaxsparse_compress_both" not in exported.mlir_module()
 
 
 @needs_hopper
