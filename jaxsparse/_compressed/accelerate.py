@@ -168,7 +168,7 @@ def _run(
 
     def run(
         choose: Callable[[str, Array], tuple[tuple[int, ...], Any]],
-        uses: set[FormUse],
+        uses: set[FormUse] | None,
         arrays: Sequence[Any],
     ) -> list[Any]:
         def value(path: str, leaf: Array) -> Any:
@@ -196,7 +196,7 @@ def _run(
         axes = tuple(sorted({use.leaf_axis for use in used}))
         return axes, _common_dtype(used, leaf.dtype)
 
-    return run(used_forms, set(), arrays)
+    return run(used_forms, None, arrays)
 
 
 def _common_dtype(uses: Sequence[FormUse], dtype: Any) -> Any:
