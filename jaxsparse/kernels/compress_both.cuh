@@ -42,10 +42,16 @@ struct Problem {
   uint32_t k, out;      // multiples of 8
 };
 
+template <typename V>
+__device__ void store(V* row, const uint32_t (&words)[4]) {
+  *reinterpret_cast<uint4*>(row) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 // Stores the slots of a thread, given as rows and as columns.
 template <typename V>
 __device__ void store_along_k(const Form<V>& form, const uint32_t (&w)[8][4], Lines slot_rows,
                               Lines slot_columns, size_t row, size_t column, size_t out) {
+  V* values = form.values + row / 2 * out + column;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint32_t first[4], second[4];
@@ -65,10 +71,8 @@ __device__ void store_along_k(const Form<V>& form, const uint32_t (&w)[8][4], Li
       first[p] = choose(has_slot[0], value[0], choose(has_slot[1], value[1], value[2]));
       second[p] = choose(has_slot[3], value[3], choose(has_slot[2], value[2], value[1]));
     }
-    auto* values = reinterpret_cast<uint4*>(form.values + (row / 2 + 2 * half) * out + column);
-    *values = make_uint4(first[0], first[1], first[2], first[3]);
-    *reinterpret_cast<uint4*>(reinterpret_cast<V*>(values) + out) =
-        make_uint4(second[0], second[1], second[2], second[3]);
+    store(values + 2 * half * out, first);
+    store(values + (2 * half + 1) * out, second);
   }
   *reinterpret_cast<uint2*>(form.indices + row / 8 * out + column) =
       make_uint2(mask_bits::codes(slot_columns.word[0]), mask_bits::codes(slot_columns.word[1]));
@@ -80,6 +84,7 @@ __device__ void store_along_out(const Form<V>& form, const uint32_t (&w)[8][4], 
                                 size_t row, size_t column, size_t k) {
   const uint32_t codes[] = {mask_bits::codes(slot_rows.word[0]),
                             mask_bits::codes(slot_rows.word[1])};
+  V* values = form.values + column / 2 * k + row;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const mask_bits::Selectors selectors[] = {mask_bits::Selectors(codes[0] >> 4 * half),
@@ -95,10 +100,8 @@ __device__ void store_along_out(const Form<V>& form, const uint32_t (&w)[8][4], 
       first[p] = mask_bits::permute(both[2 * p], both[2 * p + 1], 0x5410);
       second[p] = mask_bits::permute(both[2 * p], both[2 * p + 1], 0x7632);
     }
-    auto* values = reinterpret_cast<uint4*>(form.values + (column / 2 + 2 * half) * k + row);
-    *values = make_uint4(first[0], first[1], first[2], first[3]);
-    *reinterpret_cast<uint4*>(reinterpret_cast<V*>(values) + k) =
-        make_uint4(second[0], second[1], second[2], second[3]);
+    store(values + 2 * half * k, first);
+    store(values + (2 * half + 1) * k, second);
   }
   *reinterpret_cast<uint2*>(form.indices + column / 8 * k + row) = make_uint2(codes[0], codes[1]);
 }
