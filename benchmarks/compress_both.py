@@ -1,11 +1,11 @@
 """A weight to its 2:4 forms for both products, in multiples of a copy of its bytes.
 
-    python -m benchmarks.compress_both [--shape 4096x14336] [--rounds 5]
+    python -m benchmarks.compress_both [--shape 4096x14336] [--rounds 5] [--xla]
 
 The bytes are the weight, read, and a given mask, read, or a mask that is found,
 written; and all values in bfloat16 and indices, written. "copy" reads and writes as
-many in the same rounds; "xla" does the same work by XLA. "compress" is `compress` by
-magnitude, which writes one form.
+many in the same rounds; "xla", with `--xla`, does the same work by XLA. "compress" is
+`compress` by magnitude, which writes one form.
 """
 
 import argparse
@@ -24,10 +24,12 @@ from jaxsparse._compressed import compress_both as forms
 PATTERN = js.NM(2, 4, transposable=True)
 STORED = js.NM(2, 4)
 VALUES = "bfloat16"
-TIMES = 10  # in each program, so that what a call costs does not count
+TIMES = 20  # in each program, so that what a call costs does not count
 
 
-def rows(shape: tuple[int, int] = (4096, 14336), rounds: int = 5) -> Iterator[dict]:
+def rows(
+    shape: tuple[int, int] = (4096, 14336), rounds: int = 5, xla: bool = False
+) -> Iterator[dict]:
     """One row for each dtype of the weight and each work."""
     for dtype in ("bfloat16", "float32"):
         w = jax.random.normal(jax.random.key(0), shape).astype(dtype)
@@ -50,7 +52,8 @@ def rows(shape: tuple[int, int] = (4096, 14336), rounds: int = 5) -> Iterator[di
         if dtype == VALUES:
             works["compress"] = (js.compress, None, (w,))
         for name, (ours, by_xla, arrays) in works.items():
-            yield {"dtype": dtype, "work": name} | _row(ours, by_xla, arrays, rounds)
+            other = by_xla if xla else None
+            yield {"dtype": dtype, "work": name} | _row(ours, other, arrays, rounds)
 
 
 def _row(
@@ -76,14 +79,15 @@ def _row(
 def _repeated(fn: Callable) -> Callable[[tuple], jax.Array]:
     """A program that does a work several times and neither merges nor skips it."""
 
+    def once(_, total, arrays):
+        here, total = lax.optimization_barrier((arrays, total))
+        results = lax.optimization_barrier(jax.tree.leaves(fn(*here)))
+        return total + sum(x.reshape(-1)[0].astype(jnp.float32) for x in results)
+
     @jax.jit
     def run(arrays):
-        total = jnp.zeros((), jnp.float32)
-        for _ in range(TIMES):
-            here, total = lax.optimization_barrier((arrays, total))
-            results = lax.optimization_barrier(jax.tree.leaves(fn(*here)))
-            total += sum(x.reshape(-1)[0].astype(jnp.float32) for x in results)
-        return total
+        step = partial(once, arrays=arrays)
+        return lax.fori_loop(0, TIMES, step, jnp.zeros((), jnp.float32))
 
     return run
 
@@ -96,9 +100,10 @@ def main():
     sizes = lambda text: tuple(map(int, text.split("x")))
     parser.add_argument("--shape", type=sizes, default=(4096, 14336))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--xla", action="store_true", help="measure XLA's, too")
     args = parser.parse_args()
     print(machine())
-    print_rows(rows(args.shape, args.rounds))
+    print_rows(rows(args.shape, args.rounds, args.xla))
 
 
 if __name__ == "__main__":
