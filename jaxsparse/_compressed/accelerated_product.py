@@ -21,6 +21,7 @@ from jaxsparse._compressed.accelerated_weight import (
     as_dense,
     is_accelerated,
 )
+from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._trace import BoundJaxpr, EquationRule, bind, evaluate
 
 
@@ -45,7 +46,7 @@ class FormUse(NamedTuple):
 def accelerated_product(
     eqn: JaxprEqn,
     inputs: Sequence[Any],
-    implementation: str | None,
+    implementation: Implementation | None,
     rule: EquationRule,
 ) -> Array:
     """Computes a `dot_general` by the forms of its weight, as far as there are any.
@@ -90,7 +91,7 @@ def accelerated_product(
 def record_uses(
     eqn: JaxprEqn,
     inputs: Sequence[Any],
-    implementation: str | None,
+    implementation: Implementation | None,
     uses: set[FormUse],
 ) -> Array:
     """Adds the forms that a product and its gradient use; computes it without them.
@@ -173,7 +174,7 @@ class _Choice(NamedTuple):
 
 
 def _choose(
-    eqn: JaxprEqn, inputs: Sequence[Any], implementation: str | None
+    eqn: JaxprEqn, inputs: Sequence[Any], implementation: Implementation | None
 ) -> _Choice | None:
     """Returns the form that computes a `dot_general`, or None if the dense weight does.
 

@@ -24,6 +24,7 @@ from jaxsparse._compressed.accelerated_weight import (
     with_dense,
 )
 from jaxsparse._compressed.lax_ops import reshapes_row_major
+from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._trace import (
     Call,
     Scan,
@@ -37,7 +38,7 @@ from jaxsparse._trace import (
 
 
 def accelerated_rule(
-    implementation: str | None,
+    implementation: Implementation | None,
     uses: set[FormUse] | None,
     site: Site,
     inputs: list[Any],
