@@ -182,6 +182,7 @@ def test_transformations():
     check_transformations()
 
 
+@pytest.mark.sweep
 @pytest.mark.gpu
 @pytest.mark.usefixtures("available")
 def test_transformations_anywhere():
@@ -266,6 +267,7 @@ assert_forms(result.forms, forms(w, mask, "bfloat16"))
 """
 
 
+@pytest.mark.sweep
 def test_shards_are_compressed_where_they_are():
     run_on_eight_devices("-c", SHARDED)
 
