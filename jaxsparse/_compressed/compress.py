@@ -49,7 +49,8 @@ def compress(
 
     Kept weights are preserved bit for bit, as by `mask_params`, including signed zeros,
     subnormals and NaN payloads. (Both quieten signalling NaNs of narrow floats on a
-    CPU.)
+    CPU.) On an H100 or H200 a kernel compresses 2:4 along axis -2 in one pass, for
+    weights in bfloat16 and float16 whose last two sizes are divisible by 8.
 
     Args:
       w: a weight of any dtype with at least one axis. Without x64, NumPy's float64
