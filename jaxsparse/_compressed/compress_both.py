@@ -11,11 +11,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxsparse._compressed.compress import compress_masked
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.cuda_compress import (
+    as_packed,
+    cuda_compress,
+    unsupported_reason,
+)
 from jaxsparse._patterns import (
     NM,
     best_transposable_mask,
@@ -28,7 +34,6 @@ from jaxsparse._patterns import (
 Mask = Bool[Array, "..."] | UInt8[Array, "..."]
 
 
-@partial(jax.jit, static_argnames=("pattern", "dtype", "axes"))
 def compress_both(
     w: Float[Array, "*stack p q"],
     mask: Mask | None,
@@ -37,6 +42,9 @@ def compress_both(
     axes: Sequence[int] = (-2, -1),
 ) -> tuple[Compressed, ...]:
     """Returns the compressed forms of a masked matrix, or of a stack of matrices.
+
+    One pass over the weight on a GPU with sparse tensor cores, by XLA elsewhere. The
+    forms are constants: their derivatives are zero.
 
     Args:
       w: the weight. What the mask prunes may have any value.
@@ -53,10 +61,10 @@ def compress_both(
       own axis -2. If the mask keeps fewer than `n` weights of a group, the remaining
       slots hold plus zero.
     """
-    mask = ~is_zero(w) if mask is None else unpack_mask(mask, w.shape)
-    w, stored = w.astype(dtype), NM(pattern.n, pattern.m)
-    matrices = {-2: (w, mask), -1: (w.mT, mask.mT)}
-    return tuple(compress_masked(*matrices[i], stored, w.ndim - 2) for i in axes)
+    w, stored = lax.stop_gradient(w), NM(pattern.n, pattern.m)
+    if unsupported_reason(w, pattern, dtype):
+        return _both_by_xla(w, mask, stored, dtype, tuple(axes))
+    return _both_by_kernel(w, mask, stored, dtype, tuple(axes))
 
 
 class BestForms(NamedTuple):
@@ -71,11 +79,12 @@ class BestForms(NamedTuple):
     mask: UInt8[Array, "..."]
 
 
-@partial(jax.jit, static_argnames=("pattern", "dtype", "axis"))
 def compress_best(
     w: Float[Array, "*stack p q"], pattern: NM, dtype: DTypeLike, axis: int = -2
 ) -> BestForms:
     """Finds the best transposable mask by magnitude, and compresses along both axes.
+
+    Also one pass, and a constant, as `compress_both`.
 
     Args:
       w: the weight, dense.
@@ -84,8 +93,73 @@ def compress_best(
       axis: the plan's group axis, -2 or -1. Along it masks are packed and lie the rows
         of blocks, which decides between equally good masks.
     """
+    w = lax.stop_gradient(w)
+    if unsupported_reason(w, pattern, dtype):
+        return _best_by_xla(w, pattern, dtype, axis)
+    return _best_by_kernel(w, pattern, dtype, axis)
+
+
+@partial(jax.jit, static_argnames=("pattern", "dtype", "axes"))
+def _both_by_xla(
+    w: Array,
+    mask: Mask | None,
+    pattern: NM,
+    dtype: DTypeLike,
+    axes: tuple[int, ...],
+) -> tuple[Compressed, ...]:
+    mask = ~is_zero(w) if mask is None else unpack_mask(mask, w.shape)
+    w = w.astype(dtype)
+    matrices = {-2: (w, mask), -1: (w.mT, mask.mT)}
+    return tuple(compress_masked(*matrices[i], pattern, w.ndim - 2) for i in axes)
+
+
+@partial(jax.jit, static_argnames=("pattern", "dtype", "axes"))
+def _both_by_kernel(
+    w: Array,
+    mask: Mask | None,
+    pattern: NM,
+    dtype: DTypeLike,
+    axes: tuple[int, ...],
+) -> tuple[Compressed, ...]:
+    in_order = tuple(sorted(set(axes)))
+
+    def by_xla(w: Array, *mask: Array) -> tuple[Array, ...]:
+        only = mask[0] if mask else None
+        return _arrays(_both_by_xla(w, only, pattern, dtype, in_order))
+
+    source, masks = "nonzero", []
+    if mask is not None:
+        source, *masks = as_packed(mask, w.shape)
+    arrays = cuda_compress(by_xla, source, dtype, in_order, w, *masks)
+    forms = dict(zip(in_order, _forms(arrays, pattern), strict=True))
+    return tuple(forms[axis] for axis in axes)
+
+
+@partial(jax.jit, static_argnames=("pattern", "dtype", "axis"))
+def _best_by_xla(w: Array, pattern: NM, dtype: DTypeLike, axis: int) -> BestForms:
     blocks = (-2, -1) if axis == -2 else (-1, -2)
     rows, columns = (i + w.ndim for i in blocks)
     kept = best_transposable_mask(jnp.abs(w), pattern.n, pattern.m, (rows, columns))
-    forms = compress_both(w, kept, pattern, dtype)
+    stored = NM(pattern.n, pattern.m)
+    forms = _both_by_xla(w, kept, stored, dtype, (-2, -1))
     return BestForms(forms, pack_mask(kept, rows))
+
+
+@partial(jax.jit, static_argnames=("pattern", "dtype", "axis"))
+def _best_by_kernel(w: Array, pattern: NM, dtype: DTypeLike, axis: int) -> BestForms:
+    def by_xla(w: Array) -> tuple[Array, ...]:
+        best = _best_by_xla(w, pattern, dtype, axis)
+        return *_arrays(best.forms), best.mask
+
+    source = "best" if axis == -2 else "best_along_out"
+    *arrays, mask = cuda_compress(by_xla, source, dtype, (-2, -1), w)
+    return BestForms(_forms(arrays, NM(pattern.n, pattern.m)), mask)
+
+
+def _arrays(forms: Sequence[Compressed]) -> tuple[Array, ...]:
+    return tuple(x for form in forms for x in (form.values, form.indices))
+
+
+def _forms(arrays: Sequence[Array], pattern: NM) -> tuple[Compressed, ...]:
+    pairs = zip(arrays[::2], arrays[1::2], strict=True)
+    return tuple(Compressed(*pair, pattern, -2) for pair in pairs)

@@ -66,7 +66,8 @@ def _slice_row(x: Array) -> Array:
 
 def _may_be_constant(row: np.ndarray) -> bool:
     """Returns False if two elements differ; equal ones may differ in precision."""
-    magnitudes = np.abs(row.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        magnitudes = np.abs(row.astype(np.float64))
     return len(np.unique(magnitudes)) == 1  # NaN is one value
 
 

@@ -5,6 +5,7 @@ from jaxsparse._sharding.partition import (
     map_explicit_shards as map_explicit_shards,
     map_shards as map_shards,
     partition_contraction as partition_contraction,
+    partition_groups as partition_groups,
     partition_unary as partition_unary,
 )
 from jaxsparse._sharding.reshard import (

@@ -5,6 +5,7 @@ lies within one shard. These functions tell it that groups are independent.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -183,6 +184,72 @@ def partition_contraction(
         return mesh, fn_and_sum, outputs, tuple(place(axes) for axes in names)
 
     return _partitioned(fn, rule, partition, reduction_factors=tuple(contracted))
+
+
+def partition_groups(
+    fn: Callable[..., tuple[Array, ...]], rule: str, **sizes: int
+) -> Callable[..., Any]:
+    """Returns a function of groups of one array that runs on each shard by itself.
+
+    The function has no batching rule: `jax.vmap` of it fails.
+
+    Args:
+      fn: takes arrays, or shards of them over automatic axes, and returns several.
+      rule: the Shardy rule that names the axes, such as
+        `"(groups four) out -> (groups two) out, groups out"`. An axis of several
+        factors is sharded along the first of them only, and as the first operand is.
+        If its shards would split a group, it is all-gathered.
+      **sizes: the sizes of the factors of such axes; others are ignored.
+    """
+    sides = [
+        [_axis_factors(axes, sizes) for axes in side.split(",")]
+        for side in rule.split("->")
+    ]
+    operands, results = sides
+    axes = [axis for side in sides for array in side for axis in array]
+    compounds = re.findall(r"\(\w+ (.*?)\)", rule)
+    inner = dict.fromkeys(name for names in compounds for name in names.split())
+
+    def partition(mesh, arrays, _):
+        # Without a mesh in JAX's sight there is no spec, and nothing is sharded.
+        x = arrays[0]
+        spec = [*getattr(x.sharding, "spec", ()), *[None] * x.ndim]
+        entries: dict[str, Any] = {}
+        for (name, *_), size, entry in zip(operands[0], x.shape, spec, strict=False):
+            shards = math.prod(mesh.shape[axis] for axis in _mesh_axes(entry))
+            groups = sizes.get(name, int(size))
+            splits_groups = name in inner or groups % shards
+            entries[name] = None if splits_groups else entry
+
+        def sharding(array: list[list[str]]) -> NamedSharding:
+            return NamedSharding(
+                mesh, PartitionSpec(*[entries.get(a[0]) for a in array])
+            )
+
+        return mesh, fn, tuple(map(sharding, results)), tuple(map(sharding, operands))
+
+    # JAX wants the sizes of those factors alone that are no axis by themselves.
+    known = {axis[0] for axis in axes if len(axis) == 1}
+    unknown = {name for axis in axes for name in axis} - known
+    return _partitioned(
+        fn,
+        " -> ".join(", ".join(map(_axes_text, side)) for side in sides),
+        partition,
+        need_replication_factors=tuple(inner),
+        **{name: sizes[name] for name in unknown},
+    )
+
+
+def _axis_factors(axes: str, sizes: dict[str, int]) -> list[list[str]]:
+    """Returns the factors of each axis, without those of size one beside others."""
+    factors = [axis.strip("()").split() for axis in re.findall(r"\(.*?\)|\w+", axes)]
+    return [
+        axis[1:] if len(axis) > 1 and sizes[axis[0]] == 1 else axis for axis in factors
+    ]
+
+
+def _axes_text(axes: list[list[str]]) -> str:
+    return " ".join(a[0] if len(a) == 1 else f"({' '.join(a)})" for a in axes)
 
 
 def _common_entry(

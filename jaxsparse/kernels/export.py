@@ -21,15 +21,15 @@ def unless_exported(kernel: _Fn, portable: _Fn, *operands: ArrayLike) -> Any:
     """Returns `kernel(*operands)`, or `portable(*operands)` in an exported program.
 
     Args:
-      kernel: a function for the GPUs of this machine.
+      kernel: a function for the GPUs of this machine; returns a tree of arrays.
       portable: a function of the same results for any device.
       *operands: arrays.
     """
     # As jaxprs: JAX looks in them for primitives that need to know the devices.
     kernel_jaxpr = jax.make_jaxpr(kernel)(*operands)
-    portable_jaxpr, results = jax.make_jaxpr(portable, return_shape=True)(*operands)
-    outputs = _choice.bind(*operands, kernel=kernel_jaxpr, portable=portable_jaxpr)
-    return jax.tree.unflatten(jax.tree.structure(results), outputs)
+    portable_jaxpr, shapes = jax.make_jaxpr(portable, return_shape=True)(*operands)
+    results = _choice.bind(*operands, kernel=kernel_jaxpr, portable=portable_jaxpr)
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
 _choice = Primitive("unless_exported")
@@ -47,18 +47,17 @@ def _types(*_: Any, portable: ClosedJaxpr, **__: ClosedJaxpr) -> Sequence[Any]:
 
 
 def _batch(
-    operands: Sequence[Array],
+    operands: Sequence[ArrayLike],
     axes: Sequence[int | None],
     *,
     kernel: ClosedJaxpr,
     portable: ClosedJaxpr,
 ) -> tuple[list[Array], list[int]]:
     def each(jaxpr: ClosedJaxpr) -> _Fn:
-        fn = jaxpr_as_fun(jaxpr)
-        return jax.vmap(fn, in_axes=tuple(axes))
+        return jax.vmap(jaxpr_as_fun(jaxpr), in_axes=tuple(axes))
 
-    outputs = unless_exported(each(kernel), each(portable), *operands)
-    return outputs, [0] * len(outputs)
+    results = unless_exported(each(kernel), each(portable), *operands)
+    return results, [0] * len(results)
 
 
 def _lower(

@@ -93,6 +93,13 @@ def test_create_masks_warns_once_of_all_constant_leaves():
     assert (mask.reshape(4, 4, 8).sum(1) == 2).all()
 
 
+def test_signalling_nans_are_no_reason_to_warn():
+    bits = np.full((16, 8), 0x7F800001, np.uint32)
+    kernel = np.where(np.arange(8) < 4, bits, 0x3F800000).astype(np.uint32)
+    masks = js.create_masks({"kernel": kernel.view(np.float32)})
+    assert (np.asarray(masks["kernel"]).reshape(4, 4, 8).sum(1) == 2).all()
+
+
 def test_plans_under_a_trace_ask_for_no_values():
     def step(params):
         plan = js.plan_sparsity(params)
