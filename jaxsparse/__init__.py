@@ -26,6 +26,7 @@ from jaxsparse._channels import (
 )
 from jaxsparse._compressed import (
     Compressed as Compressed,
+    accelerate as accelerate,
     compress as compress,
     compress_params as compress_params,
     decompress as decompress,

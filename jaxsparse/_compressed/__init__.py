@@ -1,5 +1,8 @@
 """Weights stored without their zeros, and products with them."""
 
+from jaxsparse._compressed.accelerate import (
+    accelerate as accelerate,
+)
 from jaxsparse._compressed.check_arrays import (
     array_fault as array_fault,
     require_fitting_arrays as require_fitting_arrays,

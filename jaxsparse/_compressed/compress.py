@@ -93,6 +93,11 @@ def compress(
         mask = magnitude_mask(w, pattern, axis)
     else:
         mask = _check_mask(mask, w.shape, pattern, axis)
+    return compress_masked(w, mask, pattern, axis)
+
+
+def compress_masked(w: Array, mask: Array, pattern: NM, axis: int) -> Compressed:
+    """As `compress`, with a mask and a non-negative axis that fit the weight."""
     values = _values_of(w, mask, pattern, axis)
     indices = _indices_of(mask, w.shape, pattern, axis)
     return Compressed(values, indices, pattern, axis - w.ndim)
@@ -132,10 +137,10 @@ def _check_mask(
     if isinstance(mask, Tracer):
         return array
     with jax.ensure_compile_time_eval():  # the mask is concrete, even under a trace
-        max_kept = int(_max_kept(jnp.asarray(mask), shape, pattern.m, axis))
-    if max_kept > pattern.n:
+        most = int(max_kept(jnp.asarray(mask), shape, pattern.m, axis))
+    if most > pattern.n:
         raise ValueError(
-            f"the mask keeps {max_kept} of a group of {pattern.m} along axis {axis} of "
+            f"the mask keeps {most} of a group of {pattern.m} along axis {axis} of "
             f"a weight of shape {shape}, which {pattern} does not allow: give the axis "
             "and pattern that the mask was made for"
         )
@@ -143,6 +148,7 @@ def _check_mask(
 
 
 @partial(jax.jit, static_argnames=("shape", "m", "axis"))
-def _max_kept(mask: Array, shape: tuple[int, ...], m: int, axis: int) -> Array:
+def max_kept(mask: Array, shape: tuple[int, ...], m: int, axis: int) -> Array:
+    """Returns the most weights that a mask, bool or packed, keeps of a group."""
     groups = split_groups(gather_groups(unpack_mask(mask, shape), m, axis), m, axis)
     return jnp.max(jnp.sum(groups, axis + 1, dtype=jnp.uint8), initial=0)

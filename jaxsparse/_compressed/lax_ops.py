@@ -20,6 +20,7 @@ from jaxsparse._compressed.compressed_array import (
 from jaxsparse._compressed.indices import code_bits
 from jaxsparse._compressed.nm_matmul import nm_matmul
 from jaxsparse._sharding import is_automatic
+from jaxsparse._trace import var_shape
 
 
 def transpose(weight: Compressed, permutation: Sequence[int]) -> Compressed:
@@ -58,6 +59,16 @@ def reshape(weight: Compressed, shape: tuple[int, ...]) -> Compressed | None:
     )
 
 
+def reshapes_row_major(eqn: JaxprEqn) -> bool:
+    """Returns whether an equation reshapes in row-major order, without a sharding."""
+    name, params = eqn.primitive.name, eqn.params
+    permuted = name == "reshape" and params["dimensions"] is not None
+    return name in _RESHAPES and not permuted and params.get("sharding") is None
+
+
+_RESHAPES = frozenset(["broadcast_in_dim", "expand_dims", "reshape", "squeeze"])
+
+
 def _reshape_scales(weight: Compressed, shape: tuple[int, ...], axis: int) -> Array:
     """Returns the scales of a weight that is reshaped, given its new group axis."""
     old_axis = weight.axis % weight.ndim
@@ -83,6 +94,20 @@ class _Operands(NamedTuple):
     x: Any
     weight_axes: tuple[int, ...]
     x_axes: tuple[int, ...]
+
+
+class Matmul(NamedTuple):
+    """A `dot_general` that `nm_matmul` computes.
+
+    Attributes:
+      operands: the weight, the other operand, and their contracted axes.
+      matrix: the weight as `[k, out]`.
+      weight_is_rhs: whether the weight is the right operand.
+    """
+
+    operands: _Operands
+    matrix: Compressed
+    weight_is_rhs: bool
 
 
 class MatmulOptions(NamedTuple):
@@ -112,6 +137,29 @@ def dot_general(
       ValueError: the implementation is `"cuda"`, but the kernel is not available; or
         activations are to be quantized, but `nm_matmul` cannot compute the product.
     """
+    matmul, reason = find_matmul(eqn, lhs, rhs, options)
+    if matmul is None:
+        if options.implementation == "cuda":
+            raise ValueError(cuda_unavailable(eqn, reason))
+        if options.quantize_activations:
+            raise ValueError(
+                f"activations cannot be quantized: {reason}; {_describe_product(eqn)}: "
+                "give quantize_activations=False"
+            )
+        return None
+    operands, matrix = matmul.operands, matmul.matrix
+    if options.implementation != "cuda" and not _is_matrix_product(operands):
+        uses_xla = options.implementation == "xla"
+        uses_xla = uses_xla or cuda_matmul.unsupported_reason(operands.x, matrix)
+        if uses_xla and not matrix.is_quantized:
+            return None
+    return multiply(matmul, options)
+
+
+def find_matmul(
+    eqn: JaxprEqn, lhs: Any, rhs: Any, options: MatmulOptions
+) -> tuple[Matmul | None, str]:
+    """Returns a `dot_general` as a product by `nm_matmul`, or None and why not."""
     lhs, rhs = jax.tree.map(jnp.asarray, (lhs, rhs))
     (lhs_axes, rhs_axes), _ = eqn.params["dimension_numbers"]
     weight_is_rhs = is_compressed(rhs)
@@ -119,30 +167,28 @@ def dot_general(
         operands = _Operands(rhs, lhs, tuple(rhs_axes), tuple(lhs_axes))
     else:
         operands = _Operands(lhs, rhs, tuple(lhs_axes), tuple(rhs_axes))
-    matrix = None
-    if not (reason := _unsupported_reason(eqn, operands, options)):
-        operands = _move_group_axis_last(operands)
-        matrix = _as_matrix(operands)
-        reason = "" if matrix else "codes of an axis of the weight end within a byte"
+    if reason := _unsupported_reason(eqn, operands, options):
+        return None, reason
+    operands = _move_group_axis_last(operands)
+    matrix = _as_matrix(operands)
     if matrix is None:
-        shapes = f"{lhs.shape} and {rhs.shape}, contracted over {lhs_axes, rhs_axes}"
-        if options.implementation == "cuda":
-            raise ValueError(
-                f"implementation 'cuda' is not available: {reason}; the operands have "
-                f"shapes {shapes}: give 'xla' or None"
-            )
-        if options.quantize_activations:
-            raise ValueError(
-                f"activations cannot be quantized: {reason}; the operands have shapes "
-                f"{shapes}: give quantize_activations=False"
-            )
-        return None
-    if options.implementation != "cuda" and not _is_matrix_product(operands):
-        uses_xla = options.implementation == "xla"
-        uses_xla = uses_xla or cuda_matmul.unsupported_reason(operands.x, matrix)
-        if uses_xla and not matrix.is_quantized:
-            return None
-    return _multiply(operands, matrix, options, weight_is_rhs)
+        return None, "codes of an axis of the weight end within a byte"
+    return Matmul(operands, matrix, weight_is_rhs), ""
+
+
+def cuda_unavailable(eqn: JaxprEqn, reason: str) -> str:
+    """Returns the text of the error of a product that the kernel cannot compute."""
+    return (
+        f"implementation 'cuda' is not available: {reason}; {_describe_product(eqn)}: "
+        "give 'xla' or None"
+    )
+
+
+def _describe_product(eqn: JaxprEqn) -> str:
+    lhs, rhs = map(var_shape, eqn.invars)
+    (lhs_axes, rhs_axes), _ = eqn.params["dimension_numbers"]
+    axes = tuple(lhs_axes), tuple(rhs_axes)
+    return f"the operands have shapes {lhs} and {rhs}, contracted over {axes}"
 
 
 def _unsupported_reason(
@@ -208,13 +254,9 @@ def _as_matrix(operands: _Operands) -> Compressed | None:
     return reshape(weight, (k, math.prod(weight.shape[len(axes) :])))
 
 
-def _multiply(
-    operands: _Operands,
-    matrix: Compressed,
-    options: MatmulOptions,
-    weight_is_rhs: bool,
-) -> Array:
-    weight, x, weight_axes, x_axes = operands
+def multiply(matmul: Matmul, options: MatmulOptions) -> Array:
+    """Computes a product by `nm_matmul`."""
+    (weight, x, weight_axes, x_axes), matrix, weight_is_rhs = matmul
     outer_axes = [i for i in range(x.ndim) if i not in x_axes]
     tokens = x.transpose((*outer_axes, *x_axes))
     tokens = tokens.reshape(*tokens.shape[: len(outer_axes)], matrix.shape[0])

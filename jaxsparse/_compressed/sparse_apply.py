@@ -28,6 +28,7 @@ from jaxsparse._compressed.lax_ops import (
     MatmulOptions,
     dot_general,
     reshape,
+    reshapes_row_major,
     transpose,
 )
 from jaxsparse._compressed.matches_plan import plan_mismatch
@@ -155,7 +156,7 @@ def _apply_compressed(eqn: JaxprEqn, inputs: list[Any], options: MatmulOptions) 
         return transpose(inputs[0], eqn.params["permutation"])
     if name in _ELEMENTWISE:
         return _apply_elementwise(eqn, inputs[0])
-    if name in _RESHAPES and _is_row_major(eqn):
+    if reshapes_row_major(eqn):
         return reshape(inputs[0], var_shape(eqn.outvars[0]))
     return None
 
@@ -175,13 +176,6 @@ _ELEMENTWISE = KEEPS_ZEROS - {
     *("copy_p", "device_put", "mesh_cast", "optimization_barrier", "pbroadcast"),
     *("pcast", "pvary", "reshard", "sharding_constraint"),
 }
-_RESHAPES = frozenset(["broadcast_in_dim", "expand_dims", "reshape", "squeeze"])
-
-
-def _is_row_major(eqn: JaxprEqn) -> bool:
-    """Returns whether a reshape is in row-major order and specifies no sharding."""
-    permuted = eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None
-    return not permuted and eqn.params.get("sharding") is None
 
 
 def _body_inputs(flow: ControlFlow, inputs: list[Any]) -> list[Any]:

@@ -27,6 +27,8 @@ from jaxsparse._trace.graph import (
     graph_of as graph_of,
 )
 from jaxsparse._trace.jaxpr import (
+    BoundJaxpr as BoundJaxpr,
+    Call as Call,
     Cond as Cond,
     ControlFlow as ControlFlow,
     Path as Path,
