@@ -11,7 +11,6 @@ masks open, as published for pre-training (arXiv:2404.01847), or they stay to th
 
 import time
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,45 +19,26 @@ import optax
 from decoder import Decoder, loss
 from flax import nnx
 from jax import lax
-from pretrain_setup import LOOKS, arguments, load_pieces, print_table
+from pretrain_setup import LOOKS, OPEN, Run, arguments, load_pieces, print_table
 from tqdm import tqdm
 
 import jaxsparse as js
 
 
-# Of LOOKS, those in which the model is sparse.
-RECIPES = {"dense": 0, "2:4": LOOKS, "2:4, then dense": LOOKS * 5 // 6}
-
-
-class Run(NamedTuple):
-    """What training gave, and how fast it was while the model was sparse, if it was."""
-
-    bits: float
-    tokens_per_second: float
-
-
-def optimizer(setting, plan, sparse_steps):
-    """AdamW, before it the decay of pruned weights while there are some."""
+def optimizers(setting, plan):
+    """AdamW, and the same after the decay of pruned weights."""
     rate = optax.warmup_cosine_decay_schedule(
         0.0, setting.rate, setting.steps // 10, setting.steps
     )
-    decay = js.add_sr_ste_decay(
-        plan,
-        decay=setting.decay,
-        schedule=js.one_shot_schedule(0, end=sparse_steps),
-        every=setting.every,
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        decay if sparse_steps else optax.identity(),
-        optax.adamw(rate, b2=0.95, weight_decay=0.1),
-    )
+    clip, adamw = optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.1)
+    decay = js.add_sr_ste_decay(plan, decay=setting.decay, every=setting.every)
+    return optax.chain(clip, optax.identity(), adamw), optax.chain(clip, decay, adamw)
 
 
 def make_program(setting, mean_loss, tx, text, plan=None):
-    """A compiled program of as many steps as there are keys; with a plan, of sparse ones.
+    """A compiled program of as many steps as there are keys, sparse if by a plan.
 
-    On a GPU that has a kernel for it, their products are accelerated.
+    On a GPU that has a kernel for it, the sparse products are accelerated.
     """
 
     def step(carry, key):
@@ -79,27 +59,20 @@ def make_program(setting, mean_loss, tx, text, plan=None):
     return jax.jit(partial(lax.scan, step), donate_argnums=0)
 
 
-def make_trainer(setting, plan, mean_loss, text, sparse_looks):
-    """A function of parameters and a key, which trains them."""
-    look = setting.steps // LOOKS
-    tx = optimizer(setting, plan, sparse_looks * look)
-    make = partial(make_program, setting, mean_loss, tx, text)
-    programs = {True: make(plan), False: make()}
-
-    def train(params, key, bar):
-        carry, seconds = jax.device_put((params, tx.init(params)), jax.devices()[0]), []
-        for index in range(LOOKS):
-            keys = jax.random.split(jax.random.fold_in(key, index), look)
-            start = time.perf_counter()
-            carry, losses = programs[index < sparse_looks](carry, keys)
-            bar.set_postfix(bits=f"{losses[-1] / np.log(2):.2f}")
-            seconds.append(time.perf_counter() - start)
-            bar.update(look)
-        timed = seconds[1 : sparse_looks or LOOKS]  # the first compiles
-        tokens = look * setting.batch * setting.length
-        return carry[0], tokens / np.median(timed)
-
-    return train
+def train(program, carry, keys, bar, name):
+    """Parameters and state after a program for each row of keys; seconds of each."""
+    # Committed, as it is after a step, or the second call would compile again.
+    carry = jax.device_put(carry, jax.devices()[0], may_alias=False)  # donated
+    seconds = []
+    for row in keys:
+        start = time.perf_counter()
+        carry, losses = program(carry, row)
+        bits = float(losses[-1]) / np.log(2)
+        seconds.append(time.perf_counter() - start)
+        bar.set_description(name)
+        bar.set_postfix(bits=f"{bits:.2f}")
+        bar.update(len(row))
+    return carry, seconds
 
 
 def main():
@@ -117,20 +90,30 @@ def main():
     def evaluate(params):
         return lax.map(partial(mean_loss, params), held_out).mean() / jnp.log(2)
 
-    results = {}
-    for name, sparse_looks in RECIPES.items():
-        train = make_trainer(setting, plan, mean_loss, text, sparse_looks)
-        results[name] = []
-        for seed in range(args.seeds):
-            with tqdm(total=setting.steps, desc=f"{name}, seed {seed}") as bar:
-                params, speed = train(make(seed)[1], jax.random.key(seed), bar)
-            if sparse_looks == LOOKS:
-                params = js.mask_params(params, js.create_masks(params, plan))
-                js.check_sparsity(params, plan)
-                sparsity = js.sparsity(params)
-            results[name].append(Run(float(evaluate(params)), speed))
-    print(f"\n{plan}\nsparsity of all weights: {sparsity:.1%}")
-    print_table(results)
+    dense_tx, sparse_tx = optimizers(setting, plan)
+    dense_program = make_program(setting, mean_loss, dense_tx, text)
+    sparse_program = make_program(setting, mean_loss, sparse_tx, text, plan)
+    runs = []
+    for seed in range(args.seeds):
+        params = make(seed)[1]
+        keys = jax.random.split(jax.random.key(seed), (LOOKS, setting.steps // LOOKS))
+        both = keys.size * 2 + keys[OPEN:].size
+        with tqdm(total=both, unit="step") as bar:
+            run = partial(train, bar=bar)
+            start = params, dense_tx.init(params)
+            (dense, _), dense_seconds = run(dense_program, start, keys, name="dense")
+            start = params, sparse_tx.init(params)
+            middle, sparse_seconds = run(sparse_program, start, keys[:OPEN], name="2:4")
+            (stays, _), _ = run(sparse_program, middle, keys[OPEN:], name="2:4")
+            trained, (clip, _, adamw) = middle
+            start = trained, (clip, optax.EmptyState(), adamw)
+            (opened, _), _ = run(dense_program, start, keys[OPEN:], name="then dense")
+        sparse = js.mask_params(stays, js.create_masks(stays, plan))
+        js.check_sparsity(sparse, plan)
+        bits = [float(evaluate(params)) for params in (dense, sparse, opened)]
+        runs.append(Run(*bits, dense_seconds[1:], sparse_seconds[1:]))  # compiled
+    print(f"\n{plan}\nsparsity of all weights: {js.sparsity(sparse):.1%}")
+    print_table(setting, runs)
 
 
 if __name__ == "__main__":
