@@ -5,42 +5,29 @@ once, before the first equation. Transposes, reshapes and casts take them along,
 calls, `checkpoint` and, layer by layer, scans; a product with the weight runs on them.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import JaxprEqn
+from jaxtyping import Array
 
-from jaxsparse._compressed import accelerated_weight as moves
-from jaxsparse._compressed.accelerated_product import FormUse, accelerated_product
-from jaxsparse._compressed.accelerated_weight import (
-    Accelerated,
-    Form,
-    as_dense,
-    is_accelerated,
-    with_dense,
+from jaxsparse._compressed.accelerated_product import FormUse
+from jaxsparse._compressed.accelerated_rule import accelerated_rule
+from jaxsparse._compressed.accelerated_weight import as_dense
+from jaxsparse._compressed.leaf_forms import (
+    LeafZeros,
+    accelerated_leaf,
+    check_zeros,
+    form_axes,
+    masked_leaf,
 )
-from jaxsparse._compressed.lax_ops import reshapes_row_major
-from jaxsparse._compressed.leaf_forms import check_zeros, form_axes, make_forms
 from jaxsparse._compressed.nm_matmul import check_implementation
-from jaxsparse._masks import match_masks
-from jaxsparse._plans import LeafPlan, PlanLike, plan_for_leaves, plan_or_rules
-from jaxsparse._trace import (
-    Call,
-    Program,
-    Scan,
-    ShardMap,
-    Site,
-    bind,
-    control_flow,
-    evaluate,
-    run_equation,
-    trace,
-)
+from jaxsparse._masks import match_masks, search_masks
+from jaxsparse._plans import Plan, PlanLike, plan_for_leaves, plan_or_rules
+from jaxsparse._trace import Program, evaluate, trace
 from jaxsparse._trees import PyTree, flatten, is_array
 from jaxsparse.kernels import cuda_target
 
@@ -49,7 +36,7 @@ def accelerate(
     fn: Callable[..., Any],
     plan: PlanLike,
     *,
-    masks: PyTree | None = None,
+    masks: PyTree | Literal["best"] | None = None,
     implementation: str | None = None,
 ) -> Callable[..., Any]:
     """Returns `fn` with the products of its sparse weights on sparse tensor cores.
@@ -71,8 +58,11 @@ def accelerate(
       plan: the plan, rules or a pattern that the parameters obey: what it prunes is
         zero, as after each step of `wrap_optimizer`. Patterns other than n:m in groups
         of 4, 8 or 16 are not accelerated.
-      masks: a tree of masks, bool or packed, such as `get_masks(state)`. The default is
-        the weights that are not zero.
+      masks: a tree of masks, bool or packed, such as `get_masks(state)`; weights that
+        they prune count as zero, and gradients are those of dense weights, as with
+        `straight_through(params, masks)`. `"best"` finds the best masks of the
+        parameters at each call, as `straight_through(params, plan)`. By default the
+        zeros of the parameters are the mask.
       implementation: the implementation of products, as in `nm_matmul`. By default a
         product that `"cuda"` does not support stays as it is, and on devices without
         the kernel the function is `fn` itself. `"xla"` also runs on compressed weights
@@ -107,76 +97,100 @@ def accelerate(
     plan = plan_or_rules(plan)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
-        leaves = flatten(params).by_path
-        planned = {
-            leaf.path: leaf
-            for leaf in plan_for_leaves(leaves, plan).sparse
-            if form_axes(leaf, leaves[leaf.path])
-        }
-        matched = {} if masks is None else match_masks(leaves, masks)
-        for path, leaf in planned.items():
-            check_zeros(leaves[path], matched.get(path), leaf)
+        leaves = flatten(params)
+        planned = plan_for_leaves(leaves.by_path, plan)
+        zeros = _zeros_by_path(leaves.by_path, planned, masks)
         if implementation is None and cuda_target.unavailable("nm_matmul"):
-            return fn(params, *args, **kwargs)
+            masked = {
+                path: masked_leaf(leaf, zeros[path]) if path in zeros else leaf
+                for path, leaf in leaves.by_path.items()
+            }
+            return fn(leaves.unflatten(masked), *args, **kwargs)
         results: list[Any] = []  # of the last trace
 
         def arrays_of(*args: Any, **kwargs: Any) -> list[Any]:
             values, structure = jax.tree.flatten(fn(*args, **kwargs))
-            static = [None if is_array(x) else x for x in values]
-            results[:] = [structure, static, [*map(is_array, values)]]
+            results[:] = structure, [None if is_array(x) else (x,) for x in values]
             return [x for x in values if is_array(x)]
 
         program = trace(arrays_of, params, args, kwargs)
-        structure, static, dynamic = results
-        outputs = iter(_run(program, planned, matched, implementation))
+        outputs = iter(_run(program, zeros, implementation))
+        structure, static = results
         return structure.unflatten(
-            next(outputs) if is_dynamic else value
-            for value, is_dynamic in zip(static, dynamic, strict=True)
+            [next(outputs) if x is None else x[0] for x in static]
         )
 
     return apply
 
 
+def _zeros_by_path(
+    leaves: Mapping[str, Any], plan: Plan, masks: PyTree | None
+) -> dict[str, LeafZeros]:
+    """Returns the zeros of each leaf that is pruned.
+
+    Raises:
+      ValueError, TypeError: as `accelerate`.
+    """
+    by_path: Mapping[str, Any] = {leaf.path: masks for leaf in plan.sparse}
+    if isinstance(masks, str) and masks == "best":
+        # Leaves that no form can be made of may share a threshold.
+        others = [x for x in plan.sparse if not form_axes(leaves[x.path], x)]
+        fixed = {leaf.path: lax.stop_gradient(leaves[leaf.path]) for leaf in others}
+        by_path = {**by_path, **search_masks(fixed, others)}
+    elif masks is not None:
+        by_path = match_masks(leaves, masks)
+        by_path = {path: mask for path, mask in by_path.items() if mask is not None}
+    for path in by_path:
+        if plan[path].pattern is None:
+            raise ValueError(
+                f"leaf {path!r} of shape {plan[path].shape} has a mask, but its plan "
+                f"is {plan[path].decision!r}: give None in its place, or a plan that "
+                "prunes it"
+            )
+    zeros = {path: LeafZeros(plan[path], mask) for path, mask in by_path.items()}
+    for path, of_leaf in zeros.items():
+        check_zeros(leaves[path], of_leaf)
+    return zeros
+
+
 def _run(
-    program: Program,
-    planned: Mapping[str, LeafPlan],
-    masks: Mapping[str, Any],
-    implementation: str | None,
+    program: Program, zeros: Mapping[str, LeafZeros], implementation: str | None
 ) -> list[Any]:
     """Runs a program on the compressed forms that its products use."""
     leaves = {path: leaf for path, leaf in program.leaves.items() if is_array(leaf)}
     arrays = [[jnp.asarray(leaf) for leaf in leaves.values()], program.inputs]
 
     def run(
-        make: Callable[[str, Any], Any], uses: set[FormUse], arrays: Sequence[Any]
+        choose: Callable[[str, Array], tuple[tuple[int, ...], Any]],
+        uses: set[FormUse],
+        arrays: Sequence[Any],
     ) -> list[Any]:
-        weights = map(make, leaves, arrays[0])
-        rule = partial(_rule, implementation, uses)
-        outputs, _ = evaluate(program.bound, [*weights, *arrays[1]], rule)
+        def value(path: str, leaf: Array) -> Any:
+            if path not in zeros:
+                return leaf
+            axes, dtype = choose(path, leaf)
+            if not axes:
+                return masked_leaf(leaf, zeros[path])
+            return accelerated_leaf(leaf, zeros[path], axes, dtype)
+
+        rule = partial(accelerated_rule, implementation, uses)
+        values = map(value, leaves, arrays[0])
+        outputs, _ = evaluate(program.bound, [*values, *arrays[1]], rule)
         return [*map(as_dense, outputs)]
 
-    def with_forms(path: str, leaf: Any, axes: Any, dtype: Any) -> Any:
-        if not axes:
-            return leaf
-        fixed = lax.stop_gradient(leaf)
-        mask = masks.get(path)
-        forms = make_forms(fixed, mask, planned[path], axes, dtype)
-        return Accelerated(leaf, forms, path)
-
-    def with_all_forms(path: str, leaf: Any) -> Any:
-        axes = form_axes(planned[path], leaf) if path in planned else ()
-        return with_forms(path, leaf, axes, leaf.dtype)
+    def all_forms(path: str, leaf: Array) -> tuple[tuple[int, ...], Any]:
+        return form_axes(leaf, zeros[path].planned), leaf.dtype
 
     # From shapes first: which forms, of which dtype, do products use?
     uses: set[FormUse] = set()
-    jax.eval_shape(partial(run, with_all_forms, uses), arrays)
+    jax.eval_shape(partial(run, all_forms, uses), arrays)
 
-    def with_used_forms(path: str, leaf: Any) -> Any:
+    def used_forms(path: str, leaf: Array) -> tuple[tuple[int, ...], Any]:
         used = [use for use in uses if use.leaf == path]
         axes = tuple(sorted({use.leaf_axis for use in used}))
-        return with_forms(path, leaf, axes, _common_dtype(used, leaf.dtype))
+        return axes, _common_dtype(used, leaf.dtype)
 
-    return run(with_used_forms, set(), arrays)
+    return run(used_forms, set(), arrays)
 
 
 def _common_dtype(uses: Sequence[FormUse], dtype: Any) -> Any:
@@ -188,78 +202,3 @@ def _common_dtype(uses: Sequence[FormUse], dtype: Any) -> Any:
     if len(casts) == 1 and len(only := casts.pop()) == 1:
         return only[0]
     return dtype
-
-
-def _rule(
-    implementation: str | None,
-    uses: set[FormUse],
-    site: Site,
-    inputs: list[Any],
-    state: None,
-) -> tuple[Sequence[Any], None]:
-    """Takes compressed forms along, and uses them in products."""
-    rule = partial(_rule, implementation, uses)
-    eqn = site.eqn
-    if not any(map(is_accelerated, inputs)):
-        return bind(eqn, inputs), state
-    if eqn.primitive.name == "dot_general":
-        return [accelerated_product(eqn, inputs, implementation, rule, uses)], state
-    dense = [*map(as_dense, inputs)]
-    if eqn.primitive.name in _KEEP_WEIGHTS:
-        outputs = zip(inputs, bind(eqn, dense), strict=True)
-        return [with_dense(x, y) for x, y in outputs], state
-    if (move := _move_of(eqn)) is not None:
-        return [moves.map_forms(inputs[0], *bind(eqn, dense), move)], state
-    match control_flow(eqn):
-        case None | ShardMap():
-            return bind(eqn, dense), state
-        case Call() if eqn.primitive.name in _CHECKPOINTS:
-            return _run_checkpoint(site, inputs, rule), state
-        case Call() if eqn.primitive.name.startswith("custom_"):
-            return bind(eqn, dense), state  # keeps the rule of derivatives
-        case Scan(num_consts=num_consts, num_carry=num_carry):
-            start = num_consts + num_carry
-            scanned = map(_scannable, inputs[start:])
-            inputs = [*inputs[:num_consts], *dense[num_consts:start], *scanned]
-            return run_equation(site, inputs, rule, state, as_dense)
-    return run_equation(site, inputs, rule, state, as_dense)
-
-
-_CHECKPOINTS = frozenset(["checkpoint", "remat2"])
-_KEEP_WEIGHTS = frozenset(
-    ["copy", "copy_p", "name", "optimization_barrier", "sharding_constraint"]
-)
-
-
-def _move_of(eqn: JaxprEqn) -> Callable[[Form], Form | None] | None:
-    """Returns what a transpose, cast or reshape does with a form; None for others."""
-    old, new = eqn.invars[0].aval, eqn.outvars[0].aval
-    match eqn.primitive.name:
-        case "transpose":
-            return partial(moves.transpose_form, permutation=eqn.params["permutation"])
-        case "convert_element_type" if jnp.issubdtype(new.dtype, jnp.floating):
-            return partial(moves.cast_form, dtype=new.dtype)
-    if reshapes_row_major(eqn) and math.prod(old.shape) == math.prod(new.shape):
-        return partial(moves.reshape_form, shape=tuple(new.shape))
-    return None
-
-
-def _scannable(x: Any) -> Any:
-    if not is_accelerated(x):
-        return x
-    return moves.map_forms(x, x.dense, moves.scannable_form)
-
-
-def _run_checkpoint(site: Site, inputs: Sequence[Any], rule: Any) -> Sequence[Any]:
-    """Runs what `jax.checkpoint` wraps, whose intermediate values are not saved."""
-    params = site.eqn.params
-
-    def run(*inputs: Any) -> Sequence[Any]:
-        return [*map(as_dense, run_equation(site, inputs, rule, None)[0])]
-
-    if not params["differentiated"]:
-        options = {name: params[name] for name in ("prevent_cse", "policy")}
-        return jax.checkpoint(run, **options)(*inputs)
-    if params["prevent_cse"]:  # part of a gradient: XLA must compute the values again
-        inputs = lax.optimization_barrier(inputs)
-    return run(*inputs)

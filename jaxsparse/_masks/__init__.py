@@ -9,6 +9,7 @@ from jaxsparse._masks.masks import (
     create_masks as create_masks,
     mask_leaf as mask_leaf,
     mask_params as mask_params,
+    mask_straight_through as mask_straight_through,
     match_entries as match_entries,
     match_masks as match_masks,
 )

@@ -220,6 +220,21 @@ def mask_leaf(leaf: Any, mask: ArrayLike | None) -> Any:
     return leaf if mask is None else _mask_array(leaf, mask)
 
 
+def mask_straight_through(leaf: Any, mask: ArrayLike | None) -> Any:
+    """As `mask_leaf`, with the gradient of the dense leaf: masking has derivative 1."""
+    return leaf if mask is None else _straight_through(leaf, as_bool(mask, leaf))
+
+
+@jax.custom_jvp
+def _straight_through(leaf: ArrayLike, mask: Array) -> Array:
+    return jnp.where(mask, leaf, jnp.zeros((), jnp.asarray(leaf).dtype))
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return _straight_through(*primals), tangents[0]
+
+
 def _donated_leaf(leaf: Any, mask: ArrayLike | None) -> Any:
     return leaf if mask is None else _donated_array(leaf, mask)
 

@@ -7,14 +7,18 @@ them may keep other weights than before.
 from collections.abc import Mapping
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float32
 
-from jaxsparse._masks import match_entries, match_masks, search_masks
+from jaxsparse._masks import (
+    mask_straight_through,
+    match_entries,
+    match_masks,
+    search_masks,
+)
 from jaxsparse._patterns import as_bool
 from jaxsparse._plans import (
     Plan,
@@ -86,9 +90,7 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
         masks = match_masks(leaves.by_path, plan)
     return leaves.unflatten(
         {
-            path: leaf
-            if masks.get(path) is None
-            else _masked(leaf, as_bool(masks[path], leaf))
+            path: mask_straight_through(leaf, masks.get(path))
             for path, leaf in leaves.by_path.items()
         }
     )
@@ -203,13 +205,3 @@ def _renew_masks(
     best = search_masks(weights, plan.sparse, progress=progress, packed=True)
     renewed = {path: reshard_to(best[path], mask) for path, mask in masks.items()}
     return renewed, flip_rate(masks, renewed, weights)
-
-
-@jax.custom_jvp
-def _masked(weight: ArrayLike, mask: Array) -> Array:
-    return jnp.where(mask, weight, jnp.zeros((), jnp.asarray(weight).dtype))
-
-
-@_masked.defjvp
-def _masked_jvp(primals, tangents):
-    return _masked(*primals), tangents[0]

@@ -1,0 +1,117 @@
+"""How a program runs when compressed forms go beside its dense weights."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import JaxprEqn
+
+from jaxsparse._compressed import accelerated_weight as moves
+from jaxsparse._compressed.accelerated_product import FormUse, accelerated_product
+from jaxsparse._compressed.accelerated_weight import (
+    Form,
+    as_dense,
+    is_accelerated,
+    with_dense,
+)
+from jaxsparse._compressed.lax_ops import reshapes_row_major
+from jaxsparse._trace import (
+    Call,
+    Scan,
+    ShardMap,
+    Site,
+    bind,
+    control_flow,
+    run_equation,
+    var_shape,
+)
+
+
+def accelerated_rule(
+    implementation: str | None,
+    uses: set[FormUse],
+    site: Site,
+    inputs: list[Any],
+    state: None,
+) -> tuple[Sequence[Any], None]:
+    """Takes compressed forms along, and uses them in products: a rule of `evaluate`.
+
+    Args:
+      implementation: as in `accelerate`.
+      uses: the forms that products use are added to it.
+      site: the equation.
+      inputs: its inputs.
+      state: nothing.
+    """
+    rule = partial(accelerated_rule, implementation, uses)
+    eqn = site.eqn
+    if not any(map(is_accelerated, inputs)):
+        return bind(eqn, inputs), state
+    if eqn.primitive.name == "dot_general":
+        return [accelerated_product(eqn, inputs, implementation, rule, uses)], state
+    dense = [*map(as_dense, inputs)]
+    if eqn.primitive.name in _KEEP_WEIGHTS:
+        outputs = zip(inputs, bind(eqn, dense), strict=True)
+        return [with_dense(x, y) for x, y in outputs], state
+    if (move := _move_of(eqn)) is not None:
+        (moved,) = bind(eqn, dense)
+        return [moves.map_forms(inputs[0], moved, move)], state
+    match control_flow(eqn):
+        case None | ShardMap():
+            return bind(eqn, dense), state
+        case Call() if eqn.primitive.name in _CHECKPOINTS:
+            return _run_checkpoint(site, inputs, rule), state
+        case Call() if eqn.primitive.name.startswith("custom_"):
+            return bind(eqn, dense), state  # keeps the rule of derivatives
+        case Scan(num_consts=num_consts, num_carry=num_carry):
+            start = num_consts + num_carry
+            scanned = map(_scannable, inputs[start:])
+            inputs = [*inputs[:num_consts], *dense[num_consts:start], *scanned]
+            return run_equation(site, inputs, rule, state, as_dense)
+    return run_equation(site, inputs, rule, state, as_dense)
+
+
+_CHECKPOINTS = frozenset(["checkpoint", "remat2"])
+_KEEP_WEIGHTS = frozenset(
+    ["copy", "copy_p", "name", "optimization_barrier", "sharding_constraint"]
+)
+
+
+def _move_of(eqn: JaxprEqn) -> Callable[[Form], Form | None] | None:
+    """Returns what a transpose, cast or reshape does with a form; None for others."""
+    shape = var_shape(eqn.outvars[0])
+    match eqn.primitive.name, eqn.params:
+        case "transpose", {"permutation": permutation}:
+            return partial(moves.transpose_form, permutation=permutation)
+        case "convert_element_type", {"new_dtype": dtype}:
+            is_float = jnp.issubdtype(dtype, jnp.floating)
+            return partial(moves.cast_form, dtype=dtype) if is_float else None
+    keeps_size = math.prod(var_shape(eqn.invars[0])) == math.prod(shape)
+    if reshapes_row_major(eqn) and keeps_size:
+        return partial(moves.reshape_form, shape=shape)
+    return None
+
+
+def _scannable(x: Any) -> Any:
+    if not is_accelerated(x):
+        return x
+    return moves.map_forms(x, x.dense, moves.scannable_form)
+
+
+def _run_checkpoint(site: Site, inputs: Sequence[Any], rule: Any) -> Sequence[Any]:
+    """Runs what `jax.checkpoint` wraps, whose intermediate values are not saved."""
+    params = site.eqn.params
+
+    def run(*inputs: Any) -> Sequence[Any]:
+        return [*map(as_dense, run_equation(site, inputs, rule, None)[0])]
+
+    if not params["differentiated"]:
+        options = {name: params[name] for name in ("prevent_cse", "policy")}
+        return jax.checkpoint(run, **options)(*inputs)
+    if params["prevent_cse"]:  # part of a gradient: XLA must compute the values again
+        inputs = lax.optimization_barrier(inputs)
+    return run(*inputs)
