@@ -36,10 +36,7 @@ def optimizers(setting, plan):
 
 
 def make_program(setting, mean_loss, tx, text, plan=None):
-    """A compiled program of as many steps as there are keys, sparse if by a plan.
-
-    On a GPU that has a kernel for it, the sparse products are accelerated.
-    """
+    """A compiled program of as many steps as there are keys; sparse with a plan."""
 
     def step(carry, key):
         params, state = carry
@@ -49,9 +46,7 @@ def make_program(setting, mean_loss, tx, text, plan=None):
         tokens = text[starts + jnp.arange(setting.length + 1)].astype(jnp.int32)
         fn = mean_loss
         if plan is not None:
-            masks = js.get_masks(state)
-            fast = js.accelerate(mean_loss, plan, masks=masks)
-            fn = lambda params, *args: fast(js.straight_through(params, masks), *args)
+            fn = js.accelerate(mean_loss, plan, masks=js.get_masks(state))
         value, gradients = jax.value_and_grad(fn)(params, tokens)
         updates, state = tx.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), value
@@ -105,7 +100,8 @@ def main():
             start = params, sparse_tx.init(params)
             middle, sparse_seconds = run(sparse_program, start, keys[:OPEN], name="2:4")
             (stays, _), _ = run(sparse_program, middle, keys[OPEN:], name="2:4")
-            trained, (clip, _, adamw) = middle
+            trained, (clip, decay, adamw) = middle
+            trained = js.mask_params(trained, js.get_masks(decay))
             start = trained, (clip, optax.EmptyState(), adamw)
             (opened, _), _ = run(dense_program, start, keys[OPEN:], name="then dense")
         sparse = js.mask_params(stays, js.create_masks(stays, plan))
