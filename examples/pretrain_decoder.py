@@ -19,7 +19,7 @@ import optax
 from decoder import Decoder, loss
 from flax import nnx
 from jax import lax
-from pretrain_setup import LOOKS, OPEN, Run, arguments, load_pieces, print_table
+from pretrain_setup import LOOKS, OPEN, Recipes, arguments, load_pieces, print_table
 from tqdm import tqdm
 
 import jaxsparse as js
@@ -70,6 +70,27 @@ def train(program, carry, keys, bar, name):
     return carry, seconds
 
 
+def train_recipes(dense, sparse, params, keys):
+    """Trains the same parameters dense and sparse, each by an optimizer and a program.
+
+    Returns the parameters of each recipe, and the seconds of the dense and the sparse
+    looks; a first one compiles.
+    """
+    with tqdm(total=2 * keys.size + keys[OPEN:].size, unit="step") as bar:
+        run = partial(train, bar=bar)
+        (dense_tx, dense_program), (sparse_tx, sparse_program) = dense, sparse
+        start = params, dense_tx.init(params)
+        (whole, _), seconds = run(dense_program, start, keys, name="dense")
+        start = params, sparse_tx.init(params)
+        middle, sparse_seconds = run(sparse_program, start, keys[:OPEN], name="2:4")
+        (stays, _), _ = run(sparse_program, middle, keys[OPEN:], name="2:4")
+        opened, (clip, decay, adamw) = middle
+        opened = js.mask_params(opened, js.get_masks(decay))
+        start = opened, (clip, optax.EmptyState(), adamw)
+        (opened, _), _ = run(dense_program, start, keys[OPEN:], name="then dense")
+    return Recipes(whole, stays, opened), Recipes(seconds[1:], sparse_seconds[1:], None)
+
+
 def main():
     """Trains every recipe for every seed and prints one table."""
     setting, args = arguments(__doc__)
@@ -82,34 +103,24 @@ def main():
     plan = js.plan_sparsity(params, args.pattern, fn=mean_loss, args=(held_out[0],))
 
     @jax.jit
-    def evaluate(params):
+    def bits_per_byte(params):
         return lax.map(partial(mean_loss, params), held_out).mean() / jnp.log(2)
 
     dense_tx, sparse_tx = optimizers(setting, plan)
-    dense_program = make_program(setting, mean_loss, dense_tx, text)
-    sparse_program = make_program(setting, mean_loss, sparse_tx, text, plan)
-    runs = []
+    dense = dense_tx, make_program(setting, mean_loss, dense_tx, text)
+    sparse = sparse_tx, make_program(setting, mean_loss, sparse_tx, text, plan)
+    bits, seconds, sparsity = [], [], 0.0
     for seed in range(args.seeds):
-        params = make(seed)[1]
         keys = jax.random.split(jax.random.key(seed), (LOOKS, setting.steps // LOOKS))
-        both = keys.size * 2 + keys[OPEN:].size
-        with tqdm(total=both, unit="step") as bar:
-            run = partial(train, bar=bar)
-            start = params, dense_tx.init(params)
-            (dense, _), dense_seconds = run(dense_program, start, keys, name="dense")
-            start = params, sparse_tx.init(params)
-            middle, sparse_seconds = run(sparse_program, start, keys[:OPEN], name="2:4")
-            (stays, _), _ = run(sparse_program, middle, keys[OPEN:], name="2:4")
-            trained, (clip, decay, adamw) = middle
-            trained = js.mask_params(trained, js.get_masks(decay))
-            start = trained, (clip, optax.EmptyState(), adamw)
-            (opened, _), _ = run(dense_program, start, keys[OPEN:], name="then dense")
-        sparse = js.mask_params(stays, js.create_masks(stays, plan))
-        js.check_sparsity(sparse, plan)
-        bits = [float(evaluate(params)) for params in (dense, sparse, opened)]
-        runs.append(Run(*bits, dense_seconds[1:], sparse_seconds[1:]))  # compiled
-    print(f"\n{plan}\nsparsity of all weights: {js.sparsity(sparse):.1%}")
-    print_table(setting, runs)
+        trained, times = train_recipes(dense, sparse, make(seed)[1], keys)
+        masks = js.create_masks(trained.sparse, plan)
+        trained = trained._replace(sparse=js.mask_params(trained.sparse, masks))
+        js.check_sparsity(trained.sparse, plan)
+        sparsity = js.sparsity(trained.sparse)
+        bits.append(Recipes(*(float(bits_per_byte(params)) for params in trained)))
+        seconds.append(times)
+    print(f"\n{plan}\nsparsity of all weights: {sparsity:.1%}")
+    print_table(setting, bits, seconds)
 
 
 if __name__ == "__main__":

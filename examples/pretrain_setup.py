@@ -1,7 +1,7 @@
 """The sizes, the text, the command line and the table of `pretrain_decoder.py`."""
 
 import argparse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,12 @@ LOOKS = 24  # calls of a compiled program of several steps
 OPEN = 20  # of them before masks open: five sixths
 
 
-class Run(NamedTuple):
-    """What a seed gave: bits per byte of each recipe, and seconds of some looks."""
+class Recipes(NamedTuple):
+    """Something of each recipe: dense, sparse to the end, and dense at the end."""
 
-    dense: float
-    sparse: float
-    opened: float
-    dense_seconds: list[float]
-    sparse_seconds: list[float]
+    dense: Any
+    sparse: Any
+    opened: Any
 
 
 class Setting(NamedTuple):
@@ -103,18 +101,17 @@ def load_pieces(setting, full):
     return jnp.asarray(train), jnp.asarray(pieces, jnp.int32)
 
 
-def print_table(setting, runs):
+def print_table(setting, bits, seconds):
     """Bits per byte of each recipe, by seed, and how many tokens a second."""
     device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
     print(f"\n{device}, {setting.steps} steps")
     print(f"{'held-out text':16} bits per byte  to dense   tokens/s  by seed")
-    look = setting.steps // LOOKS * setting.batch * setting.length
-    dense, sparse = (np.median([run[i] for run in runs]) for i in (3, 4))
-    both = (sparse * OPEN + dense * (LOOKS - OPEN)) / LOOKS
-    rows = {"dense": dense, "2:4": sparse, "2:4, then dense": both}
-    for i, (name, seconds) in enumerate(rows.items()):
-        bits = [run[i] for run in runs]
-        more = np.mean(bits) / np.mean([run.dense for run in runs]) - 1
-        by_seed = " ".join(f"{x:.3f}" for x in bits)
-        figures = f"{np.mean(bits):13.3f}  {more:+8.2%}  {look / seconds:9,.0f}"
+    dense, sparse = (np.median([run[i] for run in seconds]) for i in (0, 1))
+    times = dense, sparse, (sparse * OPEN + dense * (LOOKS - OPEN)) / LOOKS
+    tokens = setting.steps // LOOKS * setting.batch * setting.length
+    names = "dense", "2:4", "2:4, then dense"
+    for name, values, time in zip(names, zip(*bits, strict=True), times, strict=True):
+        more = np.mean(values) / np.mean([run.dense for run in bits]) - 1
+        by_seed = " ".join(f"{x:.3f}" for x in values)
+        figures = f"{np.mean(values):13.3f}  {more:+8.2%}  {tokens / time:9,.0f}"
         print(f"{name:16} {figures}  {by_seed}")
