@@ -79,9 +79,10 @@ def accelerate(
       in a group, products take the first `n`.
 
     Raises:
-      ValueError: the implementation is unknown. When called: the plan or the masks do
-        not fit the parameters; a concrete weight, or its mask, has more than `n`
-        weights in a group; or the implementation is not available for a product.
+      ValueError: the implementation or the masks are unknown. When called: the plan or
+        the masks do not fit the parameters; a concrete weight, or its mask, has more
+        than `n` weights in a group; or the implementation is not available for a
+        product.
 
     >>> from jaxsparse import NM, Rule, create_masks, mask_params
     >>> loss = lambda params, x: jnp.sum((x @ params["w"]) ** 2)
@@ -94,6 +95,11 @@ def accelerate(
     True
     """
     check_implementation(implementation)
+    if isinstance(masks, str) and masks != "best":
+        raise ValueError(
+            f"masks {masks!r} are unknown: give a tree of masks, 'best', or None for "
+            "the zeros of the parameters"
+        )
     plan = plan_or_rules(plan)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
@@ -132,7 +138,7 @@ def _zeros_by_path(
       ValueError, TypeError: as `accelerate`.
     """
     by_path: Mapping[str, Any] = {leaf.path: masks for leaf in plan.sparse}
-    if isinstance(masks, str) and masks == "best":
+    if isinstance(masks, str):
         # Leaves that no form can be made of may share a threshold.
         others = [x for x in plan.sparse if not form_axes(leaves[x.path], x)]
         fixed = {leaf.path: lax.stop_gradient(leaves[leaf.path]) for leaf in others}

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
@@ -21,6 +22,10 @@ from jaxsparse._compressed.accelerated_weight import (
     is_accelerated,
 )
 from jaxsparse._trace import BoundJaxpr, EquationRule, Site, bind, evaluate
+
+
+#: The name of products for policies of `jax.checkpoint`.
+PRODUCT = "jaxsparse product"
 
 
 class FormUse(NamedTuple):
@@ -65,15 +70,10 @@ def accelerated_product(
     def operands(x: Any, w: Any) -> list[Any]:
         return [x, w] if position else [w, x]
 
-    def dense(x: Array, w: Array) -> Array:
+    def dense(x: Any, w: Any) -> Array:
         return bind(eqn, operands(x, w))[0]
 
-    def product(x: Array, w: Array, forms: tuple[Form, ...]) -> Array:
-        again = Accelerated(w, forms, weight.leaf)
-        chosen = _choose(eqn, operands(x, again), implementation)
-        return dense(x, w) if chosen is None else chosen.multiply()
-
-    def gradient_of_x(g: Array, w: Array) -> Array:
+    def gradient_of_x(g: Any, w: Any) -> Array:
         return jax.linear_transpose(lambda x: dense(x, w), x)(g)[0]
 
     result = jax.eval_shape(dense, x, weight.dense)
@@ -86,17 +86,20 @@ def accelerated_product(
     if not used:
         return dense(x, weight.dense)
 
+    # JAX may pass NumPy's arrays, so the types are open.
     @jax.custom_vjp
-    def multiply(x: Array, w: Array, forms: tuple[Form, ...]) -> Array:
-        return product(x, w, forms)
-
-    def save(x: Array, w: Array, forms: tuple[Form, ...]) -> tuple[Array, Any]:
-        return product(x, w, forms), (x, w, forms)
-
-    def backward(residuals: Any, g: Array) -> tuple[Array, Array, None]:
-        x, w, forms = residuals
+    def multiply(x: Any, w: Any, forms: tuple[Form, ...]) -> Array:
         again = Accelerated(w, forms, weight.leaf)
-        (by_x,), _ = evaluate(program, [g, again], rule)
+        chosen = _choose(eqn, operands(x, again), implementation)
+        return dense(x, w) if chosen is None else chosen.multiply()
+
+    def save(x: Any, w: Any, forms: tuple[Form, ...]) -> tuple[Array, Any]:
+        # By `multiply`, so that an outer derivative sees its rule.
+        return checkpoint_name(multiply(x, w, forms), PRODUCT), (x, w, forms)
+
+    def backward(residuals: Any, g: Any) -> tuple[Array, Array, None]:
+        x, w, forms = residuals
+        (by_x,), _ = evaluate(program, [g, Accelerated(w, forms, weight.leaf)], rule)
         (by_w,) = jax.linear_transpose(partial(dense, x), w)(g)
         return by_x, by_w, None
 

@@ -11,7 +11,11 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._compressed import accelerated_weight as moves
-from jaxsparse._compressed.accelerated_product import FormUse, accelerated_product
+from jaxsparse._compressed.accelerated_product import (
+    PRODUCT,
+    FormUse,
+    accelerated_product,
+)
 from jaxsparse._compressed.accelerated_weight import (
     Form,
     as_dense,
@@ -57,7 +61,7 @@ def accelerated_rule(
     if eqn.primitive.name in _KEEP_WEIGHTS:
         outputs = zip(inputs, bind(eqn, dense), strict=True)
         return [with_dense(x, y) for x, y in outputs], state
-    if (move := _move_of(eqn)) is not None:
+    if (move := _move_of(eqn, dense)) is not None:
         (moved,) = bind(eqn, dense)
         return [moves.map_forms(inputs[0], moved, move)], state
     match control_flow(eqn):
@@ -81,8 +85,15 @@ _KEEP_WEIGHTS = frozenset(
 )
 
 
-def _move_of(eqn: JaxprEqn) -> Callable[[Form], Form | None] | None:
-    """Returns what a transpose, cast or reshape does with a form; None for others."""
+def _move_of(
+    eqn: JaxprEqn, inputs: Sequence[Any]
+) -> Callable[[Form], Form | None] | None:
+    """Returns what an equation that moves or casts weights does with a form, or None.
+
+    Args:
+      eqn: the equation.
+      inputs: its inputs as arrays.
+    """
     shape = var_shape(eqn.outvars[0])
     match eqn.primitive.name, eqn.params:
         case "transpose", {"permutation": permutation}:
@@ -90,6 +101,10 @@ def _move_of(eqn: JaxprEqn) -> Callable[[Form], Form | None] | None:
         case "convert_element_type", {"new_dtype": dtype}:
             is_float = jnp.issubdtype(dtype, jnp.floating)
             return partial(moves.cast_form, dtype=dtype) if is_float else None
+        case "slice", {"start_indices": starts, "strides": None}:
+            return partial(moves.slice_form, starts=starts, sizes=shape)
+        case "dynamic_slice", _:
+            return partial(moves.slice_form, starts=inputs[1:], sizes=shape)
     keeps_size = math.prod(var_shape(eqn.invars[0])) == math.prod(shape)
     if reshapes_row_major(eqn) and keeps_size:
         return partial(moves.reshape_form, shape=shape)
@@ -110,8 +125,20 @@ def _run_checkpoint(site: Site, inputs: Sequence[Any], rule: Any) -> Sequence[An
         return [*map(as_dense, run_equation(site, inputs, rule, None)[0])]
 
     if not params["differentiated"]:
-        options = {name: params[name] for name in ("prevent_cse", "policy")}
-        return jax.checkpoint(run, **options)(*inputs)
+        policy = params["policy"] and partial(_saves, params["policy"])
+        prevent_cse = params["prevent_cse"]
+        return jax.checkpoint(run, prevent_cse=prevent_cse, policy=policy)(*inputs)
     if params["prevent_cse"]:  # part of a gradient: XLA must compute the values again
         inputs = lax.optimization_barrier(inputs)
     return run(*inputs)
+
+
+def _saves(policy: Callable[..., Any], primitive: Any, *types: Any, **params: Any):
+    """Returns what a policy of `jax.checkpoint` decides; products are `dot_general`."""
+    if primitive.name == "name" and params["name"] == PRODUCT:
+        primitive, params = lax.dot_general_p, {"dimension_numbers": _NO_AXES}
+    return policy(primitive, *types, **params)
+
+
+#: No batch axes: products on compressed weights have none.
+_NO_AXES = (((), ()), ((), ()))

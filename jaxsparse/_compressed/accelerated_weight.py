@@ -11,7 +11,8 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from jaxsparse._compressed import lax_ops
@@ -127,6 +128,24 @@ def reshape_form(form: Form, shape: tuple[int, ...]) -> Form | None:
     if stored is None:
         return None
     return _read(form, stored, [order.index(j) for j in range(len(shape))])
+
+
+def slice_form(
+    form: Form, starts: Sequence[ArrayLike], sizes: Sequence[int]
+) -> Form | None:
+    """Returns the form of a part of the weight, or None if its group axis is cut."""
+    stored, order = form.stored, form.permutation
+    cut = [sizes[order.index(axis)] for axis in range(stored.ndim)]
+    if cut[stored.axis] != stored.shape[stored.axis]:
+        return None
+    first = [starts[order.index(axis)] for axis in range(stored.ndim)]
+
+    def part(x: Array) -> Array:
+        kept = list(cut)
+        kept[stored.axis] = x.shape[stored.axis]
+        return lax.dynamic_slice(x, first, kept)
+
+    return replace(form, stored=jax.tree.map(part, stored))
 
 
 def form_order(permutation: Sequence[int]) -> tuple[int, ...]:
