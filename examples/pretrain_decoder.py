@@ -27,8 +27,13 @@ import jaxsparse as js
 
 def optimizers(setting, plan):
     """AdamW, and the same after the decay of pruned weights."""
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, setting.rate, setting.steps // 10, setting.steps
+    warmup = setting.steps // 10
+    rate = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, setting.rate, warmup),
+            optax.linear_schedule(setting.rate, 0.0, setting.steps - warmup),
+        ],
+        [warmup],
     )
     clip, adamw = optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.1)
     decay = js.add_sr_ste_decay(plan, decay=setting.decay, every=setting.every)
