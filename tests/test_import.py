@@ -57,6 +57,7 @@ PUBLIC = [
     "Use",
     "WandaSearcher",
     "abstract_state",
+    "accelerate",
     "add_sr_ste_decay",
     "allocate",
     "apply_adapters",

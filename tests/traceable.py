@@ -197,6 +197,12 @@ def training_cases() -> list[Case]:
         loss = lambda p: jnp.sum(model(js.straight_through(p, plan), x) ** 2)
         return jax.grad(loss)(params)
 
+    def accelerated(params, x):
+        both = rules(PATTERNS["2:4 transposable"])
+        options = {"masks": "best", "implementation": "xla"}
+        loss = js.accelerate(lambda p: jnp.sum(model(p, x) ** 2), both, **options)
+        return jax.grad(loss)(params)
+
     def measured(params):
         state = transforms["wrap_optimizer"].init(params)
         return js.metrics(state, params), js.get_masks(state)
@@ -204,6 +210,7 @@ def training_cases() -> list[Case]:
     return [
         *(Case(name, step(tx), (_PARAMS, _X)) for name, tx in transforms.items()),
         Case("straight_through", through, (_PARAMS, _X)),
+        Case("accelerate", accelerated, (_PARAMS, _X)),
         Case("metrics get_masks", measured, (_PARAMS,)),
     ]
 

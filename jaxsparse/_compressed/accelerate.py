@@ -24,7 +24,7 @@ from jaxsparse._compressed.leaf_forms import (
     form_axes,
     masked_leaf,
 )
-from jaxsparse._compressed.nm_matmul import check_implementation
+from jaxsparse._compressed.nm_matmul import Implementation, check_implementation
 from jaxsparse._masks import match_masks, search_masks
 from jaxsparse._plans import Plan, PlanLike, plan_for_leaves, plan_or_rules
 from jaxsparse._trace import Program, evaluate, trace
@@ -37,15 +37,15 @@ def accelerate(
     plan: PlanLike,
     *,
     masks: PyTree | Literal["best"] | None = None,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
 ) -> Callable[..., Any]:
     """Returns `fn` with the products of its sparse weights on sparse tensor cores.
 
     A function of the same dense parameters, to be differentiated and trained as before.
     A product with a planned weight runs on the compressed weight if the plan's groups
     lie along an axis that it sums over. So does the gradient of its other operand if
-    the plan is transposable, such as `NM(2, 4, transposable=True)`: it multiplies by
-    the transposed weight. The gradient of the weight is the dense product.
+    the plan is transposable, such as `"2:4 transposable"`: it multiplies by the
+    transposed weight. The gradient of the weight is the dense product.
 
     Each weight is compressed once a call, in the dtype of the products, outside of
     loops and `jax.checkpoint`. So put a loop over the parts of a batch inside: in
@@ -84,9 +84,9 @@ def accelerate(
         than `n` weights in a group; or the implementation is not available for a
         product.
 
-    >>> from jaxsparse import NM, Rule, create_masks, mask_params
+    >>> from jaxsparse import Rule, create_masks, mask_params
     >>> loss = lambda params, x: jnp.sum((x @ params["w"]) ** 2)
-    >>> plan = [Rule("w", NM(2, 4, transposable=True), axis=0)]
+    >>> plan = [Rule("w", "2:4 transposable", axis=0)]
     >>> params = {"w": jnp.arange(256.0).reshape(16, 16)}
     >>> params = mask_params(params, create_masks(params, plan))
     >>> fast = accelerate(loss, plan, implementation="xla")
@@ -160,7 +160,9 @@ def _zeros_by_path(
 
 
 def _run(
-    program: Program, zeros: Mapping[str, LeafZeros], implementation: str | None
+    program: Program,
+    zeros: Mapping[str, LeafZeros],
+    implementation: Implementation | None,
 ) -> list[Any]:
     """Runs a program on the compressed forms that its products use."""
     leaves = {path: leaf for path, leaf in program.leaves.items() if is_array(leaf)}
@@ -168,7 +170,7 @@ def _run(
 
     def run(
         choose: Callable[[str, Array], tuple[tuple[int, ...], Any]],
-        uses: set[FormUse],
+        uses: set[FormUse] | None,
         arrays: Sequence[Any],
     ) -> list[Any]:
         def value(path: str, leaf: Array) -> Any:
@@ -196,7 +198,7 @@ def _run(
         axes = tuple(sorted({use.leaf_axis for use in used}))
         return axes, _common_dtype(used, leaf.dtype)
 
-    return run(used_forms, set(), arrays)
+    return run(used_forms, None, arrays)
 
 
 def _common_dtype(uses: Sequence[FormUse], dtype: Any) -> Any:

@@ -21,7 +21,8 @@ from jaxsparse._compressed.accelerated_weight import (
     as_dense,
     is_accelerated,
 )
-from jaxsparse._trace import BoundJaxpr, EquationRule, Site, bind, evaluate
+from jaxsparse._compressed.nm_matmul import Implementation
+from jaxsparse._trace import BoundJaxpr, EquationRule, bind, evaluate
 
 
 #: The name of products for policies of `jax.checkpoint`.
@@ -45,11 +46,10 @@ class FormUse(NamedTuple):
 def accelerated_product(
     eqn: JaxprEqn,
     inputs: Sequence[Any],
-    implementation: str | None,
+    implementation: Implementation | None,
     rule: EquationRule,
-    uses: set[FormUse],
 ) -> Array:
-    """Computes a `dot_general` by the forms of its weight.
+    """Computes a `dot_general` by the forms of its weight, as far as there are any.
 
     Differentiable in reverse mode, any number of times.
 
@@ -58,40 +58,20 @@ def accelerated_product(
       inputs: its operands, of which at least one is an accelerated weight.
       implementation: as in `accelerate`.
       rule: the rule that runs the gradient of the other operand.
-      uses: the forms that the product and that gradient use are added to it.
 
     Raises:
       ValueError: the implementation is `"cuda"`, and the kernel cannot multiply by a
         form along the contracted axes.
     """
-    position = 1 if is_accelerated(inputs[1]) else 0
-    weight, x = inputs[position], as_dense(inputs[1 - position])
-
-    def operands(x: Any, w: Any) -> list[Any]:
-        return [x, w] if position else [w, x]
-
-    def dense(x: Any, w: Any) -> Array:
-        return bind(eqn, operands(x, w))[0]
-
-    def gradient_of_x(g: Any, w: Any) -> Array:
-        return jax.linear_transpose(lambda x: dense(x, w), x)(g)[0]
-
-    result = jax.eval_shape(dense, x, weight.dense)
-    closed = jax.make_jaxpr(gradient_of_x)(result, weight.dense)
-    program = BoundJaxpr(closed.jaxpr, closed.consts)
-    used = _forms_used(program, (result, weight), implementation)
-    if (chosen := _choose(eqn, operands(x, weight), implementation)) is not None:
-        used |= {chosen.use}
-    uses.update(used)
-    if not used:
-        return dense(x, weight.dense)
+    product = _product(eqn, inputs)
+    weight = product.weight
 
     # JAX may pass NumPy's arrays, so the types are open.
     @jax.custom_vjp
     def multiply(x: Any, w: Any, forms: tuple[Form, ...]) -> Array:
-        again = Accelerated(w, forms, weight.leaf)
-        chosen = _choose(eqn, operands(x, again), implementation)
-        return dense(x, w) if chosen is None else chosen.multiply()
+        operands = product.operands(x, Accelerated(w, forms, weight.leaf))
+        chosen = _choose(eqn, operands, implementation)
+        return product.dense(x, w) if chosen is None else chosen.multiply()
 
     def save(x: Any, w: Any, forms: tuple[Form, ...]) -> tuple[Array, Any]:
         # By `multiply`, so that an outer derivative sees its rule.
@@ -99,14 +79,86 @@ def accelerated_product(
 
     def backward(residuals: Any, g: Any) -> tuple[Array, Array, None]:
         x, w, forms = residuals
+        program = product.gradient_of_x(x, w, g)
         (by_x,), _ = evaluate(program, [g, Accelerated(w, forms, weight.leaf)], rule)
-        (by_w,) = jax.linear_transpose(partial(dense, x), w)(g)
+        (by_w,) = jax.linear_transpose(partial(product.dense, x), w)(g)
         return by_x, by_w, None
 
     multiply.defvjp(save, backward)
-    axes = {use.leaf_axis for use in used}
-    forms = tuple(form for form in weight.forms if form.leaf_axis in axes)
-    return multiply(x, weight.dense, forms)
+    return multiply(product.x, weight.dense, weight.forms)
+
+
+def record_uses(
+    eqn: JaxprEqn,
+    inputs: Sequence[Any],
+    implementation: Implementation | None,
+    uses: set[FormUse],
+) -> Array:
+    """Adds the forms that a product and its gradient use; computes it without them.
+
+    Args:
+      eqn: the equation.
+      inputs: its operands, of which at least one is an accelerated weight.
+      implementation: as in `accelerate`.
+      uses: the forms are added to it.
+
+    Raises:
+      ValueError: as `accelerated_product`.
+    """
+
+    def record(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Array]:
+        if eqn.primitive.name == "dot_general":
+            chosen = _choose(eqn, inputs, implementation)
+            uses.update([] if chosen is None else [chosen.use])
+        return bind(eqn, [*map(as_dense, inputs)])
+
+    product = _product(eqn, inputs)
+    (result,) = record(eqn, inputs)
+    program = product.gradient_of_x(product.x, product.weight.dense, result)
+    evaluate(
+        program,
+        [result, product.weight],
+        lambda site, inputs, state: (record(site.eqn, inputs), state),
+    )
+    return result
+
+
+class _Product(NamedTuple):
+    """A `dot_general` of a weight and another operand.
+
+    Attributes:
+      eqn: the equation.
+      weight: the weight.
+      x: the other operand.
+      position: 0 or 1, the operand that is the weight.
+    """
+
+    eqn: JaxprEqn
+    weight: Accelerated
+    x: Any
+    position: int
+
+    def operands(self, x: Any, w: Any) -> list[Any]:
+        """Returns the operands in their order."""
+        return [x, w] if self.position else [w, x]
+
+    def dense(self, x: Any, w: Any) -> Array:
+        """Computes the product by the dense weight."""
+        return bind(self.eqn, self.operands(x, w))[0]
+
+    def gradient_of_x(self, x: Any, w: Any, g: Any) -> BoundJaxpr:
+        """Returns the gradient of `x` as a program of `g` and the weight."""
+
+        def gradient(g: Any, w: Any) -> Array:
+            return jax.linear_transpose(lambda x: self.dense(x, w), x)(g)[0]
+
+        closed = jax.make_jaxpr(gradient)(g, w)
+        return BoundJaxpr(closed.jaxpr, closed.consts)
+
+
+def _product(eqn: JaxprEqn, inputs: Sequence[Any]) -> _Product:
+    position = 1 if is_accelerated(inputs[1]) else 0
+    return _Product(eqn, inputs[position], as_dense(inputs[1 - position]), position)
 
 
 class _Choice(NamedTuple):
@@ -122,15 +174,16 @@ class _Choice(NamedTuple):
 
 
 def _choose(
-    eqn: JaxprEqn, inputs: Sequence[Any], implementation: str | None
+    eqn: JaxprEqn, inputs: Sequence[Any], implementation: Implementation | None
 ) -> _Choice | None:
     """Returns the form that computes a `dot_general`, or None if the dense weight does.
 
     Raises:
       ValueError: as `accelerated_product`.
     """
-    position = 1 if is_accelerated(inputs[1]) else 0
-    weight, x = inputs[position], as_dense(inputs[1 - position])
+    if not any(map(is_accelerated, inputs)):
+        return None
+    _, weight, x, position = _product(eqn, inputs)
     contracted = eqn.params["dimension_numbers"][0][position]
     options = lax_ops.MatmulOptions(implementation, quantize_activations=False)
     for form in weight.forms:
@@ -148,19 +201,3 @@ def _choose(
             problem = lax_ops.cuda_unavailable(eqn, reason)
             raise ValueError(f"leaf {weight.leaf!r}: {problem}")
     return None
-
-
-def _forms_used(
-    program: BoundJaxpr, args: Sequence[Any], implementation: str | None
-) -> set[FormUse]:
-    """Returns the forms that a program of products uses."""
-    uses: set[FormUse] = set()
-
-    def rule(site: Site, inputs: list[Any], state: None) -> tuple[Any, None]:
-        if site.eqn.primitive.name == "dot_general":
-            chosen = _choose(site.eqn, inputs, implementation)
-            uses.update([] if chosen is None else [chosen.use])
-        return bind(site.eqn, [*map(as_dense, inputs)]), state
-
-    jax.eval_shape(lambda *args: evaluate(program, args, rule)[0], *args)
-    return uses

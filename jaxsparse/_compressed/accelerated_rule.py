@@ -15,6 +15,7 @@ from jaxsparse._compressed.accelerated_product import (
     PRODUCT,
     FormUse,
     accelerated_product,
+    record_uses,
 )
 from jaxsparse._compressed.accelerated_weight import (
     Form,
@@ -23,6 +24,7 @@ from jaxsparse._compressed.accelerated_weight import (
     with_dense,
 )
 from jaxsparse._compressed.lax_ops import reshapes_row_major
+from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._trace import (
     Call,
     Scan,
@@ -36,8 +38,8 @@ from jaxsparse._trace import (
 
 
 def accelerated_rule(
-    implementation: str | None,
-    uses: set[FormUse],
+    implementation: Implementation | None,
+    uses: set[FormUse] | None,
     site: Site,
     inputs: list[Any],
     state: None,
@@ -46,7 +48,8 @@ def accelerated_rule(
 
     Args:
       implementation: as in `accelerate`.
-      uses: the forms that products use are added to it.
+      uses: the forms that products use are added to it, instead of being used; or
+        None.
       site: the equation.
       inputs: its inputs.
       state: nothing.
@@ -56,7 +59,9 @@ def accelerated_rule(
     if not any(map(is_accelerated, inputs)):
         return bind(eqn, inputs), state
     if eqn.primitive.name == "dot_general":
-        return [accelerated_product(eqn, inputs, implementation, rule, uses)], state
+        if uses is not None:
+            return [record_uses(eqn, inputs, implementation, uses)], state
+        return [accelerated_product(eqn, inputs, implementation, rule)], state
     dense = [*map(as_dense, inputs)]
     if eqn.primitive.name in _KEEP_WEIGHTS:
         outputs = zip(inputs, bind(eqn, dense), strict=True)

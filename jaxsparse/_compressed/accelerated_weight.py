@@ -84,10 +84,10 @@ def with_dense(x: Any, dense: Array) -> Any:
 
 def map_forms(
     weight: Accelerated, dense: Array, move: Callable[[Form], Form | None]
-) -> Accelerated:
+) -> Accelerated | Array:
     """Returns another dense weight with moved forms, without those that become None."""
     forms = tuple(form for form in map(move, weight.forms) if form is not None)
-    return replace(weight, dense=dense, forms=forms)
+    return replace(weight, dense=dense, forms=forms) if forms else dense
 
 
 def cast_form(form: Form, dtype: DTypeLike) -> Form:

@@ -38,7 +38,7 @@ def unsupported_reason(x: Array, compressed: Compressed) -> str:
     k, out = compressed.shape
     if compressed.is_quantized and compressed.scales.shape[0] != 1:
         return f"the weight has scales of shape {compressed.scales.shape}, not (1, out)"
-    if compressed.pattern != NM(2, 4):
+    if (compressed.pattern.n, compressed.pattern.m) != (2, 4):
         return f"the pattern is {compressed.pattern}, not 2:4"
     if x.dtype not in (jnp.bfloat16, jnp.float16):
         return f"the dtype is {x.dtype}, not bfloat16 or float16"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
+from jax.sharding import AxisType
 from jaxtyping import Array
 
 from jaxsparse._compressed import cuda_matmul
@@ -18,7 +19,7 @@ from jaxsparse._compressed.compressed_array import (
     is_compressed,
 )
 from jaxsparse._compressed.indices import code_bits
-from jaxsparse._compressed.nm_matmul import nm_matmul
+from jaxsparse._compressed.nm_matmul import Implementation, nm_matmul
 from jaxsparse._sharding import is_automatic
 from jaxsparse._trace import var_shape
 
@@ -113,7 +114,7 @@ class Matmul(NamedTuple):
 class MatmulOptions(NamedTuple):
     """How matmuls with compressed weights are computed, as in `nm_matmul`."""
 
-    implementation: str | None
+    implementation: Implementation | None
     quantize_activations: bool
 
 
@@ -208,7 +209,7 @@ def _unsupported_reason(
         return f"the dtype is {x.dtype}"
     if not x.dtype == weight.dtype == output.dtype:
         return f"the product of {x.dtype} and {weight.dtype} must be {output.dtype}"
-    if params["out_sharding"] is not None:
+    if not _is_left_open(params["out_sharding"]):
         return "the product specifies an output sharding"
     automatic = is_automatic(x) and is_automatic(weight.values)
     if not (automatic or _is_matrix_product(operands)):
@@ -218,6 +219,15 @@ def _unsupported_reason(
     if not (exact or precision is None or _is_met_by_float32(precision, x.dtype)):
         return f"the product specifies precision {precision}"
     return ""
+
+
+def _is_left_open(sharding: Any) -> bool:
+    """Returns whether the compiler chooses the sharding of a product.
+
+    The gradients of arrays on automatic axes of a mesh name that mesh.
+    """
+    types = () if sharding is None else sharding.mesh.axis_types
+    return all(axis_type is AxisType.Auto for axis_type in types)
 
 
 def _is_matrix_product(operands: _Operands) -> bool:

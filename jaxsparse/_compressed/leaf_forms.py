@@ -50,7 +50,7 @@ def masked_leaf(leaf: Any, zeros: LeafZeros) -> Any:
 
 def accelerated_leaf(
     leaf: Array, zeros: LeafZeros, axes: tuple[int, ...], dtype: DTypeLike
-) -> Accelerated:
+) -> Accelerated | Array:
     """Returns a leaf as `masked_leaf`, with compressed forms.
 
     Args:
@@ -65,7 +65,8 @@ def accelerated_leaf(
         forms, mask = _find_forms(fixed, planned, axes, dtype)
     else:
         forms = _make_forms(fixed, mask, planned, axes, dtype)
-    return Accelerated(mask_straight_through(leaf, mask), forms, planned.path)
+    dense = mask_straight_through(leaf, mask)
+    return Accelerated(dense, forms, planned.path) if forms else dense
 
 
 def form_axes(leaf: Any, planned: LeafPlan) -> tuple[int, ...]:

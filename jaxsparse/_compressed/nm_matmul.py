@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,16 @@ from jaxsparse._compressed.quantized_matmul import (
 from jaxsparse._compressed.xla_matmul import tensordot, xla_matmul
 
 
+#: What computes matmuls with compressed weights.
+Implementation = Literal["xla", "cuda"]
+
+
 def nm_matmul(
     x: ArrayLike,
     compressed: Compressed,
     *,
-    implementation: str | None = None,
+    transposed: Compressed | None = None,
+    implementation: Implementation | None = None,
     quantize_activations: bool = False,
 ) -> Array:
     """Returns `x @ decompress(compressed)`, computed from the compressed weight.
@@ -42,6 +48,10 @@ def nm_matmul(
       compressed: a weight of shape `[k, out]` with groups along its first axis. For a
         stack of weights use `jax.vmap`, mapped over the first axis of all its arrays.
         Compress a kernel with more than two axes as a matrix.
+      transposed: the same weight as `[out, k]` with groups along its first axis, as a
+        transposable mask allows: `compress(w.T, mask=mask.T, axis=0)`. The gradient of
+        `x` is then a product with it, by the same implementation. By default it is one
+        with the decompressed weight.
       implementation: `"xla"` decompresses the weight on the fly, on any device, for any
         pattern and dtype. `"cuda"` uses the sparse tensor cores of an H100 or H200. It
         requires 2:4, bfloat16 or float16 (or such an `x` and a quantized weight with
@@ -79,6 +89,10 @@ def nm_matmul(
     """
     x = jnp.asarray(x)
     check_implementation(implementation)
+    if transposed is not None:
+        _check_transposed(compressed, transposed)
+        options = implementation, quantize_activations
+        return _matmul_both(options, x, compressed, transposed)
     if not isinstance(compressed, Compressed):
         raise TypeError(
             f"nm_matmul takes a Compressed weight, got {type(compressed).__name__} of "
@@ -168,7 +182,7 @@ def _with_common_dtype(x: Array, weight: Compressed) -> tuple[Array, Compressed]
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _matmul(
-    implementation: str | None,
+    implementation: Implementation | None,
     quantize_activations: bool,
     x: Array,
     compressed: Compressed,
@@ -184,7 +198,7 @@ def _matmul(
 
 
 def _forward(
-    implementation: str | None,
+    implementation: Implementation | None,
     quantize_activations: bool,
     x: Array,
     compressed: Compressed,
@@ -194,7 +208,7 @@ def _forward(
 
 
 def _backward(
-    _implementation: str | None,
+    _implementation: Implementation | None,
     _quantize_activations: bool,
     residuals: tuple[Array, Compressed],
     gradient: Array,
@@ -208,3 +222,50 @@ def _backward(
 
 
 _matmul.defvjp(_forward, _backward)
+
+
+def _check_transposed(compressed: Compressed, transposed: Compressed) -> None:
+    """Raises unless two weights may be the transposes of each other."""
+    if transposed.shape != compressed.shape[::-1] or transposed.axis != -2:
+        raise ValueError(
+            f"a weight of shape {compressed.shape} has a transposed one of shape "
+            f"{transposed.shape} with groups along axis {transposed.axis}: give "
+            "compress(w.T, mask=mask.T, axis=0)"
+        )
+
+
+_Options = tuple[Implementation | None, bool]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matmul_both(
+    options: _Options, x: Array, compressed: Compressed, transposed: Compressed
+) -> Array:
+    """As `nm_matmul`, given its options, but the gradient of `x` uses `transposed`."""
+    del transposed
+    implementation, quantize = options
+    return nm_matmul(
+        x, compressed, implementation=implementation, quantize_activations=quantize
+    )
+
+
+def _forward_both(
+    options: _Options, x: Array, compressed: Compressed, transposed: Compressed
+) -> tuple[Array, tuple[Array, Compressed, Compressed]]:
+    residuals = x, compressed, transposed
+    return _matmul_both(options, *residuals), residuals
+
+
+def _backward_both(
+    options: _Options,
+    residuals: tuple[Array, Compressed, Compressed],
+    gradient: Array,
+) -> tuple[Array, Compressed, None]:
+    x, compressed, transposed = residuals
+    matmul = lambda weight: nm_matmul(x, weight, implementation=options[0])
+    (by_weight,) = jax.vjp(matmul, compressed)[1](gradient)
+    by_x = nm_matmul(gradient, transposed, implementation=options[0])
+    return by_x.astype(x.dtype), by_weight, None
+
+
+_matmul_both.defvjp(_forward_both, _backward_both)

@@ -2,6 +2,7 @@
 
 from jaxsparse._trace.alike import (
     NotAlikeError as NotAlikeError,
+    program_key as program_key,
     stage_key as stage_key,
 )
 from jaxsparse._trace.evaluate import (

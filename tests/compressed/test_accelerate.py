@@ -235,7 +235,7 @@ def test_auxiliary_results_and_donated_parameters():
 def linen():
     model = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(16)])
     params = model.init(jax.random.key(0), X)["params"]
-    return lambda p, x: jnp.sum(model.apply({"params": p}, x) ** 2), params
+    return lambda p, x: jnp.sum(jnp.square(model.apply({"params": p}, x))), params
 
 
 def attention():
