@@ -24,7 +24,7 @@ import optax
 import jaxsparse as js
 from benchmarks import llama
 from benchmarks.timing import machine, medians, print_rows
-from benchmarks.train_step_pieces import piece_rows, torch_rows
+from benchmarks.train_step_pieces import Implementation, piece_rows, torch_rows
 
 
 PATTERN = js.NM(2, 4, transposable=True)
@@ -58,7 +58,7 @@ class Work(NamedTuple):
     optimizer: optax.GradientTransformation | None
 
 
-def rows(works: Iterator[Work], rounds: int, how: str | None) -> Iterator[dict]:
+def rows(works: Iterator[Work], rounds: int, how: Implementation) -> Iterator[dict]:
     """The time of each work's step in milliseconds, and how many times as fast."""
     for work in works:
         steps = programs(work, how)
@@ -75,7 +75,7 @@ def rows(works: Iterator[Work], rounds: int, how: str | None) -> Iterator[dict]:
         }
 
 
-def programs(work: Work, how: str | None) -> dict[str, Program]:
+def programs(work: Work, how: Implementation) -> dict[str, Program]:
     """The compiled steps of dense and of masked weights, by name."""
     args = work.x, work.cotangent
     plan = js.plan_sparsity(
@@ -208,10 +208,11 @@ def main():
     parser.add_argument("--torch", action="store_true", help="PyTorch's products, too")
     parser.add_argument("--quick", action="store_true", help="seconds, on a CPU")
     args = parser.parse_args()
-    sizes, sequence, how = llama.Sizes(), SEQUENCE, "cuda"
+    sizes, sequence = llama.Sizes(), SEQUENCE
+    how: Implementation = "xla" if args.quick else "cuda"
     if args.quick:
         sizes = llama.Sizes(1, 64, 128, 4, 2, 16, 256)
-        sequence, how = 16, "xla"
+        sequence = 16
         args.weights, args.tokens, args.rounds = [(64, 128)], [32], 2
         args.pieces = args.blocks = [32]
     print(machine())

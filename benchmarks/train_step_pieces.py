@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,14 @@ from benchmarks.timing import medians
 from jaxsparse._compressed.compress_both import compress_best, compress_both
 
 
+Implementation = Literal["xla", "cuda"]
 TRANSPOSABLE = js.NM(2, 4, transposable=True)
 RULES = [js.Rule("w", TRANSPOSABLE, axis=0)]
 CALLS = 20  # of PyTorch, between synchronizations
 
 
 def piece_rows(
-    shapes: Sequence[tuple[int, int]], tokens: int, rounds: int, how: str | None
+    shapes: Sequence[tuple[int, int]], tokens: int, rounds: int, how: Implementation
 ) -> Iterator[dict]:
     """Milliseconds of the three products, dense and sparse, and of compressing.
 
