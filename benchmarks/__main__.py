@@ -4,8 +4,8 @@
 
 Each is a command of its own too; `benchmarks.import_time` and `benchmarks.plan_llama`
 start processes of their own, `benchmarks.sharded_search` takes several devices,
-`benchmarks.one_shot` takes a language model, and `benchmarks.decode` makes a large one:
-they are run by themselves.
+`benchmarks.one_shot` takes a language model, and `benchmarks.decode` and
+`benchmarks.train_step` make large ones: they are run by themselves.
 """
 
 import argparse

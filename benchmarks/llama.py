@@ -149,7 +149,7 @@ def prefill(params, tokens, *, size: int):
     """The logits after `(batch, length)` tokens, and the cache of their positions."""
     x = params["embedding"][tokens]
     turns = rotations(jnp.arange(tokens.shape[1]), size)
-    step = lambda x, layer: block(layer, x, turns, size, _mix_causal)
+    step = lambda x, layer: block(layer, x, turns, size, mix_causal)
     if isinstance(params["layers"], list):
         caches = []
         for layer in params["layers"]:
@@ -160,7 +160,8 @@ def prefill(params, tokens, *, size: int):
     return logits(params, x[:, -1]), caches
 
 
-def _mix_causal(query, key, value):
+def mix_causal(query, key, value):
+    """Causal attention of a whole sequence to itself, and its keys and values."""
     flash = jax.default_backend() == "gpu" and query.dtype.itemsize == 2
     how = "cudnn" if flash else "xla"
     mixed = jax.nn.dot_product_attention(

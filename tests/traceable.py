@@ -179,6 +179,9 @@ def training_cases() -> list[Case]:
         "wrap_optimizer gradual": js.wrap_optimizer(inner, plan, schedule=schedule),
         "keep_params_sparse": optax.chain(inner, js.keep_params_sparse(plan)),
         "add_sr_ste_decay": optax.chain(js.add_sr_ste_decay(plan), inner),
+        "add_sr_ste_decay schedule": optax.chain(
+            js.add_sr_ste_decay(plan, schedule=js.one_shot_schedule(1, end=2)), inner
+        ),
         "regrow_by_gradient": js.regrow_by_gradient(
             inner, plan, fraction=fraction, every=1
         ),

@@ -14,8 +14,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32, PyTree
 
+from jaxsparse._masks import kept_count
 from jaxsparse._patterns import as_bool, packed_axis, packed_shape
-from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
+from jaxsparse._plans import Plan, PlanLike, counted_groups, plan_for_leaves
 from jaxsparse._sharding import reshard_to
 from jaxsparse._training.inner_state import reset_changed
 from jaxsparse._training.state import RESTORED_DICT, is_restored_dict
@@ -91,6 +92,14 @@ def update_masks(
     keep = lambda before, inner_state: (before, inner_state)
     after, inner_state = lax.cond(due, change, keep, before, inner_state)
     return {path: after.get(path) for path in masks}, inner_state
+
+
+def counts_move(plan: Plan, before: ArrayLike, progress: Array) -> Bool[Array, ""]:
+    """Whether any pattern keeps another number of weights at two progresses."""
+    before = jnp.asarray(before, jnp.float32)
+    counts = {(total, target) for _, total, target in counted_groups(plan.sparse)}
+    moved = [kept_count(*x, progress) != kept_count(*x, before) for x in counts]
+    return jnp.any(jnp.stack(moved)) if moved else jnp.zeros((), bool)
 
 
 def flip_rate(

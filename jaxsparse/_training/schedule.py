@@ -11,25 +11,36 @@ from jaxtyping import Array, Float, Int
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
-def one_shot_schedule(step: int) -> Schedule:
+def one_shot_schedule(step: int, *, end: int | None = None) -> Schedule:
     """Returns a schedule that prunes to the whole pattern at one step.
 
     Args:
       step: the number of dense updates; the next one prunes.
+      end: the step from which every weight is kept again, for `add_sr_ste_decay`.
+        Training that is dense in its last steps, after Hu et al., "Accelerating
+        Transformer Pre-training with 2:4 Sparsity" (2024, arXiv:2404.01847). The
+        masks of `wrap_optimizer` do not open.
 
     Returns:
-      A schedule for `wrap_optimizer` or `keep_params_sparse`.
+      A schedule for `wrap_optimizer`, `keep_params_sparse` or `add_sr_ste_decay`.
 
     Raises:
-      ValueError: a negative step.
+      ValueError: a negative step, or `end` before it.
 
-    >>> schedule = one_shot_schedule(10)
-    >>> print(schedule(9), schedule(10))
-    0.0 1.0
+    >>> schedule = one_shot_schedule(10, end=20)
+    >>> print(schedule(9), schedule(10), schedule(19), schedule(20))
+    0.0 1.0 1.0 0.0
     """
     if step < 0:
         raise ValueError(f"one_shot_schedule takes a step of 0 or more, got {step}")
-    return lambda count: jnp.asarray(count >= step, jnp.float32)
+    if end is not None and end < step:
+        raise ValueError(f"one_shot_schedule requires end >= step = {step}, got {end}")
+
+    def progress(count):
+        begun = jnp.asarray(count) >= step
+        return jnp.asarray(begun if end is None else begun & (count < end), jnp.float32)
+
+    return progress
 
 
 def cubic_schedule(start: int, end: int) -> Schedule:

@@ -31,13 +31,14 @@ from jaxsparse._sharding import reshard_to
 from jaxsparse._training.first_masks import first_masks
 from jaxsparse._training.masked_optimizer import (
     Masks,
+    counts_move,
     flip_rate,
     next_count,
     plan_for_masks,
     require_params,
     require_state,
 )
-from jaxsparse._training.schedule import check_every
+from jaxsparse._training.schedule import Schedule, check_every, check_schedule
 from jaxsparse._training.state import StraightThroughState
 from jaxsparse._trees import (
     PyTree,
@@ -97,7 +98,11 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
 
 
 def add_sr_ste_decay(
-    plan: PlanLike = "2:4", *, decay: ArrayLike = 2e-4, every: int = 1
+    plan: PlanLike = "2:4",
+    *,
+    decay: ArrayLike = 2e-4,
+    schedule: Schedule | None = None,
+    every: int = 1,
 ) -> optax.GradientTransformation:
     """Adds `decay * w` to the gradients of pruned weights.
 
@@ -112,9 +117,14 @@ def add_sr_ste_decay(
     Args:
       plan: a plan, rules or a pattern.
       decay: the strength of the decay, not negative; may be traced.
-      every: masks are recomputed at multiples of this step. If it is above 1, give the
-        loss the masks of the state, `straight_through(params, get_masks(state))`: the
-        decay uses the same masks, and recomputed ones take effect at the next step.
+      schedule: the progress from 0, at which masks keep every weight, to 1, the
+        pattern, as a function of the step. It may rise and fall: the parameters are
+        dense, so masks can open again. `one_shot_schedule(0, end=5_000)` makes the
+        steps from 5,000 on dense.
+      every: masks are recomputed at multiples of this step, and where the schedule
+        keeps another number of weights. If it is above 1 or there is a schedule, give
+        the loss the masks of the state, `straight_through(params, get_masks(state))`:
+        the decay uses the same masks, and recomputed ones take effect at the next step.
 
     Returns:
       A gradient transformation with the state `StraightThroughState`, which has the
@@ -124,6 +134,7 @@ def add_sr_ste_decay(
     Raises:
       ValueError: a decay that is negative or not finite, or `every < 1`; in `init`, as
         `create_masks`.
+      TypeError: a schedule that is not a function.
 
     >>> import jax
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -135,13 +146,17 @@ def add_sr_ste_decay(
     """
     if isinstance(decay, int | float) and not 0 <= decay < float("inf"):
         raise ValueError(f"decay must be finite and not negative, got {decay}")
+    check_schedule(schedule)
     check_every(every)
     plan = plan_or_rules(plan)
+    renew_first = every == 1 and schedule is None  # else the loss has the state's masks
 
     def init(params):
         weights = flatten(params)
         planned = plan_for_leaves(weights.by_path, plan, part=True)
-        masks = weights.unflatten(first_masks(weights.by_path, planned, None))
+        progress = None if schedule is None else schedule(jnp.zeros((), jnp.int32))
+        first = first_masks(weights.by_path, planned, None, progress)
+        masks = weights.unflatten(first)
         return StraightThroughState(
             jnp.zeros((), jnp.int32), masks, jnp.zeros((), jnp.float32)
         )
@@ -152,15 +167,19 @@ def add_sr_ste_decay(
         entries = flatten_masks(state.masks)
         planned = plan_for_masks(weights, plan, entries)
         before = match_entries(weights, entries)
+        due, progress = state.count % every == 0, None
+        if schedule is not None:  # of the next step, which has the renewed masks
+            progress = jnp.asarray(schedule(state.count + 1), jnp.float32)
+            due |= counts_move(planned, schedule(state.count), progress)
         masks, flips = lax.cond(
-            state.count % every == 0,
-            partial(_renew_masks, weights, planned),
+            due,
+            partial(_renew_masks, weights, planned, progress),
             lambda masks, flip_rate: (masks, flip_rate),
             {leaf.path: before[leaf.path] for leaf in planned.sparse},
             state.flip_rate,
         )
         # The masks that the loss saw: those of these parameters, or the state's.
-        used = masks if every == 1 else before
+        used = masks if renew_first else before
 
         def decayed(path: str, gradient: Array) -> Array:
             weight = weights[path]
@@ -178,9 +197,13 @@ def add_sr_ste_decay(
 
 
 def _renew_masks(
-    weights: Mapping[str, Array], plan: Plan, masks: Masks, _: Array
+    weights: Mapping[str, Array],
+    plan: Plan,
+    progress: Float32[Array, ""] | None,
+    masks: Masks,
+    _: Array,
 ) -> tuple[dict[str, Array], Float32[Array, ""]]:
     """The masks of these weights, and the fraction of them at which they changed."""
-    best = search_masks(weights, plan.sparse, packed=True)
+    best = search_masks(weights, plan.sparse, progress=progress, packed=True)
     renewed = {path: reshard_to(best[path], mask) for path, mask in masks.items()}
     return renewed, flip_rate(masks, renewed, weights)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.core import Tracer
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 from jaxsparse._masks import (
@@ -29,6 +28,7 @@ from jaxsparse._plans import (
 from jaxsparse._training.first_masks import first_masks
 from jaxsparse._training.masked_optimizer import (
     Masks,
+    counts_move,
     masked_init,
     masked_update,
     next_count,
@@ -142,7 +142,7 @@ def wrap_optimizer(
         if planned is not None and schedule is not None:
             progress = jnp.asarray(schedule(state.count), jnp.float32)
             before = schedule(jnp.maximum(state.count - every, 0))
-            moved = _moved(planned, before, progress)
+            moved = counts_move(planned, before, progress)
             late = _keep_more(planned, kept, progress)
             due = (state.count % every == 0) & (moved | late)
             prune = partial(_finer_masks, weights.by_path, planned, progress)
@@ -204,14 +204,6 @@ def keep_params_sparse(
         every=every,
         mask_gradients=False,
     )
-
-
-def _moved(plan: Plan, before: ArrayLike, progress: Array) -> Bool[Array, ""]:
-    """Whether any pattern keeps another number of weights than at an earlier step."""
-    before = jnp.asarray(before, jnp.float32)
-    counts = {(total, target) for _, total, target in counted_groups(plan.sparse)}
-    moved = [kept_count(*x, progress) != kept_count(*x, before) for x in counts]
-    return jnp.any(jnp.stack(moved)) if moved else jnp.zeros((), bool)
 
 
 def _keep_more(plan: Plan, masks: Masks, progress: Array) -> Bool[Array, ""]:

@@ -24,6 +24,12 @@ def test_the_cubic_schedule_is_zhu_and_guptas(step):
     np.testing.assert_allclose(jax.jit(schedule)(jnp.int32(step)), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("step", "end"), [(-1, None), (10, 9)])
+def test_an_end_before_the_step_is_refused(step, end):
+    with pytest.raises(ValueError, match=r"got -1" if end is None else r"got 9"):
+        js.one_shot_schedule(step, end=end)
+
+
 @pytest.mark.parametrize(("start", "end"), [(-1, 10), (10, 10), (20, 10)])
 def test_a_schedule_that_goes_nowhere_is_refused(start, end):
     with pytest.raises(ValueError, match=f"got start={start}, end={end}"):

@@ -11,7 +11,14 @@ from jax import lax
 
 import jaxsparse as js
 from tests import reference
-from tests.training.masked import PARAMS, grads_at, oracle, params, weights
+from tests.training.masked import (
+    PARAMS,
+    grads_at,
+    oracle,
+    params,
+    unpacked,
+    weights,
+)
 
 
 RULES = [js.Rule("a/.*", "2:4"), js.Rule("b/.*", "1:4")]
@@ -178,6 +185,42 @@ def test_with_masks_that_stay_loss_and_decay_agree():
         pulls.append(gradient["w"][:, 0].tolist())
     # New masks, of place 1, are found at step 2 and used from step 3 on.
     assert pulls == [[0, 3], [0, 3], [0, 3], [1, 0]]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("pattern", ["2:4", "2:4 transposable"])
+def test_masks_that_open_leave_a_dense_step_without_decay(pattern, every):
+    """Dense in steps 0 and 1 and from step 4 on: as the loss, so the decay."""
+    schedule = js.one_shot_schedule(2, end=4)
+    rules = [js.Rule(".*", pattern, axis=0, sizes=None)]
+    tx = js.add_sr_ste_decay(rules, decay=1.0, schedule=schedule, every=every)
+    tree = {"w": jnp.asarray(PARAMS["a"]["kernel"])}
+    best = np.asarray(js.create_masks(tree, rules)["w"])
+
+    def step(state, _):
+        seen = js.straight_through(tree, js.get_masks(state))["w"]
+        pull, state = tx.update({"w": jnp.zeros((16, 8))}, state, tree)
+        return state, (seen, pull["w"])
+
+    _, (seen, pulls) = lax.scan(step, tx.init(tree), length=8)
+    for index in range(8):
+        kept = best if 2 <= index < 4 else np.ones_like(best)
+        np.testing.assert_array_equal(seen[index], np.where(kept, tree["w"], 0))
+        np.testing.assert_array_equal(pulls[index], np.where(kept, 0, tree["w"]))
+
+
+def test_masks_that_change_gradually_are_those_of_the_schedule():
+    """Along a line 4:4, 3:4, 2:4 and back: of each step the oracle's of that count."""
+    line = jnp.array([0.0, 0.2, 0.5, 0.6, 1.0, 0.5, 0.0])
+    schedule = lambda step: line[jnp.minimum(step, 6)]
+    rules = [js.Rule("a/.*", "2:4")]
+    tx, tree = js.add_sr_ste_decay(rules, schedule=schedule, every=100), params()
+    state, masks = tx.init(tree), []
+    for index in range(7):
+        masks.append(unpacked(js.get_masks(state), "a"))
+        _, state = jax.jit(tx.update)(grads_at(index, tree), state, tree)
+    for mask, n in zip(masks, [4, 4, 3, 3, 2, 3, 4], strict=True):
+        np.testing.assert_array_equal(mask, oracle(tree["a"]["kernel"], n))
 
 
 def test_the_decay_may_be_traced():
