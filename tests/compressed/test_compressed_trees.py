@@ -100,6 +100,7 @@ TREES = {
     "flax_axes": js.flax_axes,
     "grow_back": grow,
     "init_mask_logits": lambda p: js.init_mask_logits(p, PLAN),
+    "input_importances": lambda p: js.input_importances(p, statistics()),
     "keep_params_sparse": update(js.keep_params_sparse(PLAN)),
     "leaf_uses": lambda p: js.leaf_uses(model, p, X),
     "mask_params": lambda p: js.mask_params(p, MASKS),
