@@ -30,27 +30,32 @@ from jaxsparse.kernels.export import unless_exported
 _KERNEL = "nm_matmul"
 
 #: The kernel counts in 32 bits; smaller sizes fit even when rounded up to whole tiles.
-_MAX_SIZE = 2**31 - 2**16
+MAX_SIZE = 2**31 - 2**16
 
 
-def unsupported_reason(x: Array, compressed: Compressed) -> str:
-    """Returns why the kernel cannot compute the product, or an empty string."""
+def unsupported_reason(
+    x: Array,
+    compressed: Compressed,
+    kernel: str = _KERNEL,
+    patterns: tuple[NM, ...] = (NM(2, 4),),
+) -> str:
+    """Returns why a kernel cannot compute the product, or an empty string."""
     k, out = compressed.shape
     if compressed.is_quantized and compressed.scales.shape[0] != 1:
         return f"the weight has scales of shape {compressed.scales.shape}, not (1, out)"
-    if compressed.pattern != NM(2, 4):
+    if compressed.pattern not in patterns:
         return f"the pattern is {compressed.pattern}, not 2:4"
     if x.dtype not in (jnp.bfloat16, jnp.float16):
         return f"the dtype is {x.dtype}, not bfloat16 or float16"
     if not all(isinstance(size, int) for size in (*x.shape, k, out)):
         return "a size is symbolic"
-    if max(math.prod(x.shape[:-1]), k, out) >= _MAX_SIZE:
+    if max(math.prod(x.shape[:-1]), k, out) >= MAX_SIZE:
         return f"the kernel counts in 32 bits, but x has shape {x.shape}"
     if k % 8 or out % 16:
         return f"the weight's sizes {(k, out)} are not multiples of 8 and 16"
     if not (is_automatic(x) and is_automatic(compressed.values)):
         return "a mesh has axes that are not automatic"
-    return cuda_target.unavailable(_KERNEL)
+    return cuda_target.unavailable(kernel)
 
 
 # `jit` caches the functions that are created here, and their compilation.
@@ -177,7 +182,7 @@ def _multiply_batch(
 def _multiply_shard(exported: bool, x: Array, *weight: Array) -> Array:
     rows, out = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight[0].shape[-1]
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
-    suits = out % 16 == 0 and rows.size and out and len(rows) < _MAX_SIZE
+    suits = out % 16 == 0 and rows.size and out and len(rows) < MAX_SIZE
     kernel = _multiply_by_kernel
     if not exported:
         kernel = partial(unless_exported, kernel, _multiply_by_xla)

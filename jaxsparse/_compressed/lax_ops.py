@@ -11,14 +11,13 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul
 from jaxsparse._compressed.compressed_array import (
     Compressed,
     compressed_shapes,
     is_compressed,
 )
 from jaxsparse._compressed.indices import code_bits
-from jaxsparse._compressed.nm_matmul import nm_matmul
+from jaxsparse._compressed.nm_matmul import nm_matmul, no_kernel_reason
 from jaxsparse._sharding import is_automatic
 
 
@@ -139,7 +138,7 @@ def dot_general(
         return None
     if options.implementation != "cuda" and not _is_matrix_product(operands):
         uses_xla = options.implementation == "xla"
-        uses_xla = uses_xla or cuda_matmul.unsupported_reason(operands.x, matrix)
+        uses_xla = uses_xla or no_kernel_reason(operands.x, matrix)
         if uses_xla and not matrix.is_quantized:
             return None
     return _multiply(operands, matrix, options, weight_is_rhs)

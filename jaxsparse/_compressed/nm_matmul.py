@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed import cuda_expand, cuda_matmul
 from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import is_wide_float
@@ -46,6 +46,8 @@ def nm_matmul(
         pattern and dtype. `"cuda"` uses the sparse tensor cores of an H100 or H200. It
         requires 2:4, bfloat16 or float16 (or such an `x` and a quantized weight with
         one scale for each output), a `k` divisible by 8 and an `out` divisible by 16.
+        For 4:8 and 8:16 another kernel expands such a weight, which by default is used
+        for up to 64 rows.
         It allows no quantized activations, no explicit mesh and no `shard_map`. The
         kernel is compiled on first use by the nvcc that `jax[cuda13]` installs. It
         reads only the stored values, so an infinity in `x` at a pruned weight has no
@@ -105,7 +107,7 @@ def nm_matmul(
     x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
-    reason = cuda_matmul.unsupported_reason(x, weight)
+    reason = no_kernel_reason(x, weight)
     if quantize_activations:
         reason = "the kernel multiplies by activations that are not quantized"
     if implementation == "cuda" and reason:
@@ -115,6 +117,12 @@ def nm_matmul(
         )
     chosen = "xla" if reason else implementation
     return _matmul(chosen, quantize_activations, x, weight)
+
+
+def no_kernel_reason(x: Array, weight: Compressed) -> str:
+    """Returns why no kernel can compute the product, or an empty string."""
+    kernel = cuda_expand if weight.pattern in cuda_expand.PATTERNS else cuda_matmul
+    return kernel.unsupported_reason(x, weight)
 
 
 def check_implementation(name: str | None) -> None:
@@ -174,8 +182,10 @@ def _matmul(
     compressed: Compressed,
 ) -> Array:
     if implementation != "xla":
-        exported = implementation == "cuda"
-        return cuda_matmul.cuda_matmul(x, compressed, exported=exported)
+        forced = implementation == "cuda"
+        if compressed.pattern in cuda_expand.PATTERNS:
+            return cuda_expand.cuda_expand(x, compressed, forced=forced)
+        return cuda_matmul.cuda_matmul(x, compressed, exported=forced)
     if quantize_activations:
         return quantized_rows_matmul(x, compressed)
     if compressed.is_quantized:

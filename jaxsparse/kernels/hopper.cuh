@@ -220,6 +220,30 @@ __device__ inline void load_matrices(uint32_t (&to)[4], uint32_t address) {
                : "memory");
 }
 
+// Loads them transposed: each lane gets two neighbours of a column.
+__device__ inline void load_transposed(uint32_t (&to)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+}
+
+// d += a b, by one warp: a is 16 x 16, b is 16 x 8.
+template <typename T>
+__device__ void add_dense(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+#define ADD_DENSE(type, name)                                                                  \
+  template <>                                                                                  \
+  __device__ inline void add_dense<type>(float (&d)[4], const uint32_t (&a)[4],                \
+                                         const uint32_t (&b)[2]) {                             \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                        \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"        \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));          \
+  }
+ADD_DENSE(__nv_bfloat16, "bf16")
+ADD_DENSE(__half, "f16")
+#undef ADD_DENSE
+
 template <typename T>
 __device__ inline uint32_t two(float low, float high);
 template <>
