@@ -10,6 +10,7 @@ from jaxsparse._calibration import (
     WandaSearcher as WandaSearcher,
     collect_statistics as collect_statistics,
     fit_weights as fit_weights,
+    input_importances as input_importances,
     prune_sequentially as prune_sequentially,
     refine_masks as refine_masks,
     ria_scores as ria_scores,

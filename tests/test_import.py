@@ -87,6 +87,7 @@ PUBLIC = [
     "get_nmprune_info",
     "grow_back",
     "init_mask_logits",
+    "input_importances",
     "keep_params_sparse",
     "leaf_uses",
     "learned_masks",

@@ -12,6 +12,7 @@ import jaxsparse as js
 from jaxsparse import magnitude
 from jaxsparse._calibration.admm_searcher import _prune as _admm
 from jaxsparse._calibration.fit_weights import _fit
+from jaxsparse._calibration.importances import _importances
 from jaxsparse._calibration.refine_masks import _refine
 from jaxsparse._calibration.sparsegpt_searcher import _prune
 from jaxsparse._calibration.wanda import _score
@@ -89,6 +90,11 @@ def array_cases() -> list[Case]:
             "quantize_compressed groups",
             partial(js.quantize_compressed, group_size=32, scales="mse"),
             (compressed,),
+        ),
+        Case(
+            "quantize_compressed importances",
+            lambda w, x: js.quantize_compressed(w, importances=x),
+            (compressed, _WEIGHT**2),
         ),
         Case("decompress int8", js.decompress, (int8,)),
         Case("nm_matmul int8", js.nm_matmul, (_X, int8)),
@@ -217,6 +223,7 @@ def calibration_cases() -> list[Case]:
     masks, pattern = js.create_masks(params, plan), js.NM(2, 4)
     cases = [
         Case("WandaSearcher", _score, (params["w"], statistics)),
+        Case("input_importances", _importances, (statistics,)),
         Case(
             "fit_weights",
             partial(_fit, shrinkage=0.1),

@@ -18,6 +18,9 @@ from jaxsparse._calibration.held_out import (
     best_shrinkage as best_shrinkage,
     check_held_out as check_held_out,
 )
+from jaxsparse._calibration.importances import (
+    input_importances as input_importances,
+)
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics as LeafStatistics,
     check_products as check_products,

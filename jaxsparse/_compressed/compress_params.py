@@ -1,5 +1,6 @@
 """Compresses and decompresses the weights of a whole tree."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ def compress_params(
     *,
     masks: PyTree | None = None,
     quantize: DTypeLike | None = None,
+    importances: PyTree | None = None,
 ) -> PyTree:
     """Returns masked parameters whose n:m leaves are stored without their zeros.
 
@@ -41,6 +43,9 @@ def compress_params(
       quantize: `"int8"` or `"float8_e4m3fn"` also quantizes the compressed leaves, as
         `quantize_compressed` does, with one scale for each output (of a convolution,
         for each output at each position of its window). Other leaves keep their dtype.
+      importances: a tree like `params`, such as `input_importances(params, statistics)`
+        returns. A leaf that is quantized gets the scales with the least error, weighted
+        by its importances; one with None gets those of its largest weights.
 
     Returns:
       A tree like `params` with a `Compressed` for every leaf that has a mask and the
@@ -48,9 +53,10 @@ def compress_params(
       Leaves without a mask are unchanged.
 
     Raises:
-      ValueError: a leaf is compressed already, the plan or a mask does not fit the
-        parameters, a mask keeps more than `n` weights of a group, or a leaf that the
-        plan keeps dense has a mask. Also what `plan_sparsity` and
+      ValueError: a leaf is compressed already, the plan, a mask or importances do not
+        fit the parameters, a mask keeps more than `n` weights of a group, a leaf that
+        the plan keeps dense has a mask, or there are importances but no `quantize`.
+        Also what `plan_sparsity` and
         `quantize_compressed` raise.
       TypeError: a mask is neither bool nor packed uint8, or its leaf has no values.
 
@@ -67,6 +73,8 @@ def compress_params(
         quantize = as_eight_bits(quantize)
     _refuse_compressed(params)
     leaves = flatten(params)
+    importances = flatten(importances).by_path
+    _check_importances(importances, leaves.by_path, quantize)
     plan = plan_for_leaves(leaves.by_path, plan)
     if masks is None:  # no warning of ties: a leaf of zeros is likely pruned already
         masks_by_path = best_masks(leaves.by_path, plan)
@@ -77,7 +85,13 @@ def compress_params(
             require_values(path, leaf)
     return leaves.unflatten(
         {
-            path: _compress_leaf(leaf, plan[path], masks_by_path[path], quantize)
+            path: _compress_leaf(
+                leaf,
+                plan[path],
+                masks_by_path[path],
+                quantize=quantize,
+                importances=importances.get(path),
+            )
             for path, leaf in leaves.by_path.items()
         }
     )
@@ -116,8 +130,30 @@ def _refuse_compressed(params: PyTree) -> None:
             )
 
 
+def _check_importances(
+    importances: Mapping[str, Any],
+    leaves: Mapping[str, Any],
+    quantize: DTypeLike | None,
+) -> None:
+    if importances and quantize is None:
+        raise ValueError(
+            f"importances of leaves {[*importances][:3]} are for scales of eight bits: "
+            "give quantize='int8' or 'float8_e4m3fn', or no importances"
+        )
+    if unknown := importances.keys() - leaves.keys():
+        raise ValueError(
+            f"there are importances of {sorted(unknown)[:3]}, but the parameters have "
+            f"no such leaf, only {[*leaves][:3]}: give input_importances(params, ...)"
+        )
+
+
 def _compress_leaf(
-    leaf: Any, plan: LeafPlan, mask: Any, quantize: DTypeLike | None
+    leaf: Any,
+    plan: LeafPlan,
+    mask: Any,
+    *,
+    quantize: DTypeLike | None,
+    importances: Any,
 ) -> Any:
     if mask is None:
         return leaf
@@ -132,7 +168,9 @@ def _compress_leaf(
         compressed = compress(leaf, plan.pattern, mask=mask, axis=plan.axis)
         if quantize is None:
             return compressed
-        return quantize_compressed(compressed, quantize, contracted=plan.contracted)
+        return quantize_compressed(
+            compressed, quantize, contracted=plan.contracted, importances=importances
+        )
     except ValueError as error:
         raise ValueError(f"leaf {plan.path!r}: {error}") from None
     except TypeError as error:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float32
 
-from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import (
     absmax_scales,
     as_eight_bits,
@@ -33,8 +33,9 @@ def quantize_compressed(
     dtype: DTypeLike = "int8",
     *,
     group_size: int | None = None,
-    scales: str = "absmax",
+    scales: str | None = None,
     contracted: Sequence[int] = (),
+    importances: ArrayLike | None = None,
 ) -> Compressed:
     """Returns the compressed weight with values of eight bits and float32 scales.
 
@@ -49,9 +50,14 @@ def quantize_compressed(
       scales: `"absmax"` maps the largest magnitude of each range to 127, or 448 for
         float8_e4m3fn. `"mse"` tries 31 scales from that one down to 0.7 times it, which
         clip the largest weights, and takes the one with the least squared error.
+        `"mse"` is the default if there are importances.
       contracted: further axes that the matmul sums over, as in `LeafPlan`. Without
         `group_size`, weights along them share a scale too. Leave out a leading axis
         that you map over by `jax.vmap` or `lax.scan`: the scales have only one there.
+      importances: for `"mse"`, what the squared error of each weight is multiplied by,
+        of the shape of the weight, such as the mean squares of its inputs on
+        calibration data (`input_importances`). Only ratios among weights that share a
+        scale matter. Where all of them are zero, errors count alike.
 
     Returns:
       The quantized weight, of the same shape and dtype. Its scales have the axes of its
@@ -62,8 +68,10 @@ def quantize_compressed(
         bits or more.
       ValueError: the weight is quantized already, empty, or has values that are NaN or
         infinite in float32 (if they are concrete; otherwise weights that would share
-        their scale become NaN); another dtype or kind of scales; or a group size that
-        is not a multiple of the pattern's `m` or does not divide the inputs.
+        their scale become NaN); another dtype or kind of scales; a group size that is
+        not a multiple of the pattern's `m` or does not divide the inputs; or
+        importances for `"absmax"`, of another shape, or, if they are concrete, negative
+        or not finite.
 
     >>> from jaxsparse import compress, decompress
     >>> w = compress(jnp.array([[2.5], [0.0], [-63.5], [0.0]]), "2:4")
@@ -76,6 +84,8 @@ def quantize_compressed(
     """
     _check_weight(compressed)
     dtype = as_eight_bits(dtype)
+    if scales is None:
+        scales = "absmax" if importances is None else "mse"
     if scales not in ("absmax", "mse"):
         raise ValueError(f"scales must be 'absmax' or 'mse', got {scales!r}")
     axis = compressed.axis % compressed.ndim
@@ -85,8 +95,11 @@ def quantize_compressed(
         shared |= {i + (i > axis) for i in _other_axes(compressed, contracted)}
     else:
         size = _values_in(compressed, group_size)
+    if importances is not None:
+        importances = _kept_importances(compressed, importances, scales)
     values, all_scales = _quantize(
         compressed.values,
+        importances,
         dtype=dtype,
         size=size,
         axis=axis,
@@ -101,6 +114,7 @@ def quantize_compressed(
 @partial(jax.jit, static_argnames=("dtype", "size", "axis", "shared", "shrinks"))
 def _quantize(
     values: Array,
+    importances: Array | None,
     *,
     dtype: jnp.dtype,
     size: int,
@@ -113,20 +127,31 @@ def _quantize(
     weights = weights.astype(jnp.float32)
     scales = absmax_scales(weights, dtype, shared)
     if shrinks:
-        scales = _best_scales(weights, scales, dtype, shared)
+        if importances is None:
+            importances = jnp.ones_like(values, jnp.float32)
+        importances = split_groups(gather_groups(importances, size, axis), size, axis)
+        scales = _best_scales(weights, importances, scales, dtype, shared)
     values = merge_groups(round_to_eight_bits(weights, scales, dtype), axis)
     return values, jnp.squeeze(scales, axis + 1)
 
 
 def _best_scales(
-    weights: Array, largest: Array, dtype: jnp.dtype, shared: tuple[int, ...]
+    weights: Array,
+    importances: Array,
+    largest: Array,
+    dtype: jnp.dtype,
+    shared: tuple[int, ...],
 ) -> Array:
-    """Returns the scales with the least squared error; of equals the largest."""
+    """Returns the scales with the least weighted error; of equals the largest."""
+    highest = jnp.max(importances, shared, keepdims=True)
+    alike = highest == 0
+    shares = jnp.where(alike, 1, importances / jnp.where(alike, 1, highest))
 
     def squared_error(scales: Array) -> Array:
         quantized = round_to_eight_bits(weights, scales, dtype).astype(jnp.float32)
         errors = quantized - weights / scales  # in steps: their squares are no overflow
-        return jnp.sum(errors**2, shared, keepdims=True) * (scales / largest) ** 2
+        in_steps = jnp.sum(shares * errors**2, shared, keepdims=True)
+        return in_steps * (scales / largest) ** 2
 
     def improve(best: tuple[Array, Array], shrinkage: Array):
         scales = largest * shrinkage
@@ -137,6 +162,34 @@ def _best_scales(
 
     start = largest, squared_error(largest)
     return lax.scan(improve, start, jnp.asarray(_SHRINKAGES[1:]))[0][0]
+
+
+def _kept_importances(weight: Compressed, importances: ArrayLike, kind: str) -> Array:
+    """Returns the importances of the values, which they follow.
+
+    Raises:
+      ValueError: they do not fit the weight, or are negative or not finite.
+    """
+    importances = jnp.asarray(importances)
+    given = f"importances of shape {importances.shape}"
+    if kind == "absmax":
+        raise ValueError(f"{given} do not change scales 'absmax': give scales='mse'")
+    if importances.shape != weight.shape:
+        raise ValueError(
+            f"{given} do not fit a weight of shape {weight.shape}: give one for each "
+            "weight, such as those of input_importances"
+        )
+    if not isinstance(importances, Tracer):
+        with jax.ensure_compile_time_eval():
+            is_valid = bool(jnp.all(jnp.isfinite(importances) & (importances >= 0)))
+        if not is_valid:
+            raise ValueError(f"{given} have values that are negative or not finite")
+    values = jax.ShapeDtypeStruct(weight.values.shape, jnp.float32)
+    # Decompressing is linear; its transpose gathers the positions of the values.
+    gather_values = jax.linear_transpose(
+        lambda values: decompress(replace(weight, values=values)), values
+    )
+    return gather_values(importances.astype(jnp.float32))[0]
 
 
 def _check_weight(weight: Compressed) -> None:
