@@ -37,12 +37,12 @@ def input_importances(
         leaf has any.
 
     >>> from jaxsparse import collect_statistics
-    >>> params = {"kernel": jnp.ones((2, 3))}
+    >>> params = {"kernel": jnp.ones((16, 8))}
+    >>> inputs = jnp.tile(jnp.array([1.0, 3.0, 2.0, 0.0]), (5, 4))
     >>> fn = lambda params, x: x @ params["kernel"]
-    >>> statistics = collect_statistics(fn, params, [jnp.array([[1.0, 2.0]])])
-    >>> input_importances(params, statistics)["kernel"]
-    Array([[1., 1., 1.],
-           [4., 4., 4.]], dtype=float32)
+    >>> statistics = collect_statistics(fn, params, [inputs])
+    >>> input_importances(params, statistics)["kernel"][:4, 0]
+    Array([1., 9., 4., 0.], dtype=float32)
     """
     by_path = match_some_statistics(params, statistics)
     return map_named(
