@@ -98,6 +98,18 @@ def test_few_rows_are_the_kernels_by_default():
     assert not uses_kernel(1, implementation="xla")
 
 
+def test_errors_name_what_the_kernel_does_not_support():
+    rng = np.random.default_rng(0)
+    x, _, stored = problem(rng, (4,), 64, 32, ml_dtypes.bfloat16, (8, 16))
+    small = js.quantize_compressed(stored)
+    for rows, weight, why in (
+        (x, small, "the weight is 8:16 and quantized"),
+        (x.astype(np.float32), stored, "the dtype is float32"),
+    ):
+        with pytest.raises(ValueError, match=rf"'cuda' is not available: {why}"):
+            js.nm_matmul(rows, weight, implementation="cuda")
+
+
 @given(st.integers(1, 10**5), st.integers(1, 4000), st.integers(1, 4000))
 def test_every_shape_has_a_tile(rows, eights, sixteens):
     tile = cuda_expand.choose_tile(rows, 8 * eights, 16 * sixteens)

@@ -49,13 +49,15 @@ def test_a_model_requires_the_kernel():
 
 @pytest.mark.sweep
 @pytest.mark.usefixtures("available")
-@pytest.mark.parametrize("precision", [None, "highest"])
-def test_all_of_attention_uses_the_kernel(precision):
+@pytest.mark.parametrize(
+    ("pattern", "precision"), [("2:4", None), ("2:4", "highest"), ("8:16", None)]
+)
+def test_all_of_attention_uses_the_kernel(pattern, precision):
     model = nn.MultiHeadDotProductAttention(2, dtype=np.float16, precision=precision)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 32)), np.float16)
     narrow = lambda leaf: leaf.astype(np.float16)
     params = jax.tree.map(narrow, jax.jit(model.init)(jax.random.key(0), x))
-    plan = js.plan_sparsity(params, [js.Rule(".*kernel", "2:4", sizes=None)])
+    plan = js.plan_sparsity(params, [js.Rule(".*kernel", pattern, sizes=None)])
     pruned = js.mask_params(params, js.create_masks(params, plan))
     small = js.compress_params(params, plan)
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), pruned)
