@@ -39,6 +39,8 @@ def unsupported_reason(x: Array, compressed: Compressed) -> str:
     """Returns why the kernel cannot compute the product, or an empty string."""
     if compressed.is_quantized:
         return f"the weight is {compressed.pattern} and quantized"
+    if compressed.shape[0] % 16:
+        return f"the weight's k of {compressed.shape[0]} is not a multiple of 16"
     return cuda_matmul.unsupported_reason(x, compressed, _KERNEL, PATTERNS)
 
 
@@ -121,7 +123,13 @@ def _multiply_shard(
 ) -> Array:
     rows, out = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), values.shape[-1]
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
-    suits = out % 16 == 0 and rows.size and out and len(rows) < cuda_matmul.MAX_SIZE
+    suits = (
+        rows.shape[1] % 16 == 0
+        and out % 16 == 0
+        and rows.size
+        and out
+        and len(rows) < cuda_matmul.MAX_SIZE
+    )
     suits = suits and (forced or len(rows) <= MAX_ROWS)
     by_xla, kernel = partial(_multiply_by_xla, pattern), _multiply_by_kernel
     if not forced:

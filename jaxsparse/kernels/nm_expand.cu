@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <string>
+#include <type_traits>
 
 #include "nm_expand.cuh"
 #include "xla/ffi/api/ffi.h"
@@ -16,13 +17,51 @@ namespace ffi = xla::ffi;
     return ffi::Error::Internal(std::string(#call ": ") + cudaGetErrorString(error));  \
   }
 
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+Encode find_encode() {
+  void* encode = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault,
+                                   &result);
+  return reinterpret_cast<Encode>(encode);
+}
+
+// Encodes an array of two or three axes, the fastest first, that is moved in boxes with rows of 128
+// bytes, which are swizzled. The strides are those of all axes but the first, in bytes.
+template <int kAxes>
+bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data,
+            const uint64_t (&sizes)[kAxes], const uint64_t (&strides)[kAxes - 1],
+            const uint32_t (&box)[kAxes]) {
+  static const Encode encode = find_encode();
+  const uint32_t steps[] = {1, 1, 1};
+  return encode && !encode(map, type, kAxes, const_cast<void*>(data), sizes, strides, box, steps,
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
 struct Call {
   cudaStream_t stream;
   int device;
   const void *x, *values, *masks;
   void* y;
-  int64_t rows, k, out, blocks;
+  uint64_t rows, k, out;
+  int64_t blocks;
 };
+
+template <typename T, typename F>
+bool map(const Call& call, nm_expand::Maps* maps) {
+  const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  constexpr uint32_t kStep = nm_expand::kStep, kGroup = 16;
+  const uint64_t k = call.k, out = call.out, row = out * sizeof(T);
+  return encode<2>(&maps->x, type, call.x, {k, call.rows}, {k * sizeof(T)}, {kStep, F::kRows}) &&
+         encode<3>(&maps->values, type, call.values, {out, k / kGroup, 8}, {8 * row, row},
+                   {64, kStep / kGroup, 8}) &&
+         encode<2>(&maps->masks, CU_TENSOR_MAP_DATA_TYPE_UINT8, call.masks, {out, k / 8}, {out},
+                   {128, kStep / 8});
+}
 
 template <typename T, int kRows, int kTiles, int kBlocks, int kResident>
 ffi::Error launch(const Call& call) {
@@ -37,11 +76,10 @@ ffi::Error launch(const Call& call) {
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     allowed |= mine;
   }
-  const nm_expand::Problem<T> problem = {
-      static_cast<const T*>(call.x),     static_cast<const T*>(call.values),
-      static_cast<const uint8_t*>(call.masks), static_cast<T*>(call.y),
-      static_cast<int>(call.rows),       static_cast<int>(call.k),
-      static_cast<int>(call.out)};
+  nm_expand::Maps maps;
+  if (!map<T, F>(call, &maps)) return ffi::Error::Internal("the driver encodes no tensor map");
+  const nm_expand::Problem<T> problem = {static_cast<T*>(call.y), static_cast<int>(call.rows),
+                                         static_cast<int>(call.k), static_cast<int>(call.out)};
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {1, 1, kBlocks};
@@ -53,7 +91,7 @@ ffi::Error launch(const Call& call) {
   config.stream = call.stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  RETURN_IF_CUDA_ERROR(cudaLaunchKernelEx(&config, kernel, problem));
+  RETURN_IF_CUDA_ERROR(cudaLaunchKernelEx(&config, kernel, maps, problem));
   return ffi::Error::Success();
 }
 
@@ -71,14 +109,23 @@ ffi::Error with_blocks(const Call& call) {
 template <typename T>
 ffi::Error choose(const Call& call, int64_t form) {
   switch (form) {
-    case 8: return with_blocks<T, 8, 1, 2>(call);
-    case 16: return with_blocks<T, 16, 1, 2>(call);
-    case 32: return with_blocks<T, 32, 1, 2>(call);
-    case 64: return with_blocks<T, 64, 1, 2>(call);
-    case 1008: return with_blocks<T, 8, 2, 1>(call);
-    case 1016: return with_blocks<T, 16, 2, 1>(call);
-    case 1032: return with_blocks<T, 32, 2, 1>(call);
-    case 1064: return with_blocks<T, 64, 2, 1>(call);
+    case 8:
+    case 21008: return with_blocks<T, 8, 1, 2>(call);
+    case 16:
+    case 21016: return with_blocks<T, 16, 1, 2>(call);
+    case 32:
+    case 21032: return with_blocks<T, 32, 1, 2>(call);
+    case 64:
+    case 21064: return with_blocks<T, 64, 1, 2>(call);
+    case 31008: return with_blocks<T, 8, 1, 3>(call);
+    case 31016: return with_blocks<T, 16, 1, 3>(call);
+    case 12008: return with_blocks<T, 8, 2, 1>(call);
+    case 12016: return with_blocks<T, 16, 2, 1>(call);
+    case 12032: return with_blocks<T, 32, 2, 1>(call);
+    case 12064: return with_blocks<T, 64, 2, 1>(call);
+    case 22008: return with_blocks<T, 8, 2, 2>(call);
+    case 22016: return with_blocks<T, 16, 2, 2>(call);
+    case 22032: return with_blocks<T, 32, 2, 2>(call);
     default: return ffi::Error::InvalidArgument("no kernel for so many rows");
   }
 }
@@ -92,9 +139,9 @@ ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x, ffi::A
                      values.untyped_data(),
                      masks.untyped_data(),
                      y->untyped_data(),
-                     x.dimensions()[0],
-                     x.dimensions()[1],
-                     values.dimensions()[1],
+                     static_cast<uint64_t>(x.dimensions()[0]),
+                     static_cast<uint64_t>(x.dimensions()[1]),
+                     static_cast<uint64_t>(values.dimensions()[1]),
                      blocks};
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
   return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, tile_rows)

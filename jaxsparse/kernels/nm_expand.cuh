@@ -1,32 +1,36 @@
 // The matmul for few rows and an 8:16 weight of 16-bit floats, which it expands on its way to
 // the tensor cores. Two groups of 4:8 are one of 8:16, so it multiplies 4:8 as well.
 //
-// The run time is that of reading the weight: 9/16 of the bytes of a dense one, if expanding it
-// takes fewer than four instructions for each dense weight. It takes two. Hence all that follows:
+// The time should be that of reading the weight, 9/16 of the bytes of a dense one. Each dense
+// weight has less than three of the instructions that one multiprocessor has time for meanwhile.
+// Hence TMA copies, and all that follows:
 //
 // Outputs may be assigned to the rows of a tensor core tile in any order, and the places of k to
 // its columns, if x is permuted likewise. So lane t of four has the whole group t of every four:
-// the matrix that ldmatrix transposes has the values 2 m and 2 m + 1 of four groups as rows, so
-// that registers m = 0 to 3 hold the eight values of one group of one output.
+// the matrix m that ldmatrix transposes has the values 2 m and 2 m + 1 of four groups as rows, and
+// registers m = 0 to 3 hold the eight values of one group of one output.
 //
-// prmt selects bytes from two registers. The high bytes of eight values fit in two registers, and
+// prmt selects bytes of two registers. The high bytes of eight values fit in two registers, and
 // so do their low bytes: two prmt with one selector gather the values of four positions. Eight
-// positions have one byte of mask, so a table of 256 entries has the selectors of both fours. A
-// byte that a selector cannot make zero, since all eight values are possible, is masked.
+// positions have one byte of mask, so a table of 256 entries has the selectors of both fours. The
+// outer fours of a group can only have four of the values, and select zeros from a second
+// register. The inner fours can have all eight, and are masked.
 #pragma once
 
 #include "hopper.cuh"
 
 namespace nm_expand {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kWarps = 8, kThreads = 32 * kWarps + 32;  // the last warp copies
 constexpr int kStep = 64;    // the part of k of one step: four groups
 constexpr int kCopies = 8;   // of the table, each for four lanes, against bank conflicts
 
+struct Maps {
+  CUtensorMap x, values, masks;
+};
+
 template <typename T>
 struct Problem {
-  const T *x, *values;
-  const uint8_t* masks;
   T* y;
   int rows, k, out;
 };
@@ -41,8 +45,8 @@ struct Form {
   static constexpr int kBytes = (kResident == 1 ? 227 : 228 / kResident - 1) * 1024;
 };
 
-// How four bytes of each of two fours of positions are selected, and which bytes of the four in
-// the middle of the group are kept.
+// How four bytes of each of two fours of positions are selected, and which bytes of the inner one
+// are kept.
 struct Entry {
   uint32_t selectors, kept;
 };
@@ -51,15 +55,18 @@ struct Table {
   Entry first[256][kCopies], second[256][kCopies];  // by the halves of a group's mask
 };
 
+// Rows have 128 bytes, whose chunks of 16 bytes are swizzled by TMA. Row 4 j + t of the values has
+// value j of group t.
 template <typename F>
 struct Stage {
-  alignas(128) uint8_t values[kStep / 2 * F::kOut * 2];
-  uint8_t masks[kStep / 8 * F::kOut];
-  uint8_t x[F::kRows * kStep * 2];
+  uint8_t values[F::kOut / 64][kStep / 2][128];
+  uint8_t masks[F::kOut / 128][kStep / 8][128];
+  uint8_t x[F::kRows][128];
 };
 
 template <typename F>
-constexpr int kStages = (F::kBytes - sizeof(Table)) / sizeof(Stage<F>);
+constexpr int kStages =
+    (F::kBytes - 1024 - static_cast<int>(sizeof(Table))) / static_cast<int>(sizeof(Stage<F>));
 
 template <typename F>
 using Sums = float[F::kRows][F::kOut + 4];  // padded against bank conflicts
@@ -67,16 +74,18 @@ using Sums = float[F::kRows][F::kOut + 4];  // padded against bank conflicts
 template <typename F>
 struct Memory {
   union {
-    Stage<F> stages[kStages<F>];
-    alignas(16) Sums<F> sums;  // when all steps are done
+    alignas(1024) Stage<F> stages[kStages<F>];
+    Sums<F> sums;  // when all steps are done
   };
   Table table;
+  uint64_t is_full[kStages<F>], is_free[kStages<F>];  // barriers
 };
 
-// Thread i writes the entries of mask i. A kept position selects its value, a pruned one of the
-// outer fours the byte 4, which is zero there.
+// Thread i writes the entries of mask i. A kept position selects its value, a pruned one of an
+// outer four the byte 4, which is zero there.
 __device__ inline void fill(Table& table) {
   const uint32_t mask = threadIdx.x;
+  if (mask > 255) return;
   Entry first = {}, second = {};
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -95,131 +104,116 @@ __device__ inline void fill(Table& table) {
   }
 }
 
-// The addresses from which this thread copies 16 bytes at a time, step by step. Chunks of 16 bytes
-// are swizzled in their row: what eight lanes read together is in different banks.
-template <typename T, typename F>
-class Reader {
-  static constexpr int kValueChunks = F::kOut / 8, kValueRows = kThreads / kValueChunks;
-  static constexpr int kMaskChunks = F::kOut / 16, kMasks = kStep / 8 * kMaskChunks;
-  static constexpr int kX = F::kRows * 8;
-
- public:
-  __device__ Reader(const Problem<T>& p, int first_out, int first_row, int k)
-      : p_(p), left_(p.k - k) {
-    // Beyond the last output the last are copied again, and their sums are not stored.
-    const int value = threadIdx.x % kValueChunks, row = threadIdx.x / kValueChunks;
-    values_ = p.values + static_cast<int64_t>(k / 2 + row) * p.out +
-              min(first_out + value * 8, p.out - 8);
-    row_ = row;
-    to_ = row * F::kOut * 2 + (value ^ (row / 8 * 2 + row % 2)) * 16;
-    const int mask = threadIdx.x % kMaskChunks, mask_row = threadIdx.x / kMaskChunks;
-    masks_ = p.masks + static_cast<int64_t>(k / 8 + mask_row) * p.out +
-             min(first_out + mask * 16, p.out - 16);
-    mask_to_ = mask_row * F::kOut + (mask ^ mask_row / 2) * 16;
-    x_ = p.x + static_cast<int64_t>(first_row + x_row()) * p.k + k + x_chunk() * 8;
-    x_rows_ = p.rows - first_row - x_row();
-  }
-
-  __device__ void copy(Stage<F>& stage) {
-    const uint32_t values = hopper::shared_address(stage.values);
-#pragma unroll
-    for (int i = 0; i < kStep / 2; i += kValueRows) {
-      const int swizzle = i / 8 * 2 * 16;
-      hopper::copy_16(values + (to_ ^ swizzle) + i * F::kOut * 2,
-                      hopper::further(values_, p_.out * 2, i), row_ + i < left_ / 2 ? 16 : 0);
-    }
-    if (threadIdx.x < kMasks) {
-      const int row = threadIdx.x / kMaskChunks;
-      hopper::copy_16(hopper::shared_address(stage.masks) + mask_to_, masks_,
-                      row < left_ / 8 ? 16 : 0);
-    }
-    const uint32_t x = hopper::shared_address(stage.x);
-    constexpr int kUntouched = kX < kThreads ? kThreads - kX : 0;  // by the other warps
-    if (threadIdx.x >= kUntouched) {
-#pragma unroll
-      for (int i = 0; i < F::kRows; i += kThreads / 8) {
-        hopper::copy_16(x + (x_row() + i) * 128 + (x_chunk() ^ x_row() % 8) * 16,
-                        hopper::further(x_, p_.k * 2, i),
-                        i < x_rows_ && x_chunk() * 8 < left_ ? 16 : 0);
-      }
-    }
-    values_ = hopper::further(values_, p_.out * 2, kStep / 2);
-    masks_ = hopper::further(masks_, p_.out, kStep / 8);
-    x_ += kStep;
-    left_ -= kStep;
-  }
-
- private:
-  static __device__ int x_thread() { return threadIdx.x - (kX < kThreads ? kThreads - kX : 0); }
-  static __device__ int x_row() { return x_thread() / 8; }
-  static __device__ int x_chunk() { return x_thread() % 8; }
-
-  const Problem<T>& p_;
-  const T *values_, *x_;
-  const uint8_t* masks_;
-  int left_, row_, to_, mask_to_, x_rows_;
-};
-
-__device__ inline uint32_t perm(uint32_t a, uint32_t b, uint32_t selector) {
-  return __byte_perm(a, b, selector);
+// As __byte_perm, which masks the selector first.
+__device__ inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selector));
+  return bytes;
 }
 
 // Interleaves the low and the high bytes of four values.
 __device__ inline void join(uint32_t* to, uint32_t low, uint32_t high) {
-  to[0] = perm(low, high, 0x5140), to[1] = perm(low, high, 0x7362);
+  to[0] = permute(low, high, 0x5140), to[1] = permute(low, high, 0x7362);
 }
 
 // Returns 16 dense weights from the 8 values of a group.
 __device__ inline void expand(uint32_t (&to)[8], const uint32_t (&v)[4], Entry first,
                               Entry second) {
-  const uint32_t low[] = {perm(v[0], v[1], 0x6420), perm(v[2], v[3], 0x6420)};
-  const uint32_t high[] = {perm(v[0], v[1], 0x7531), perm(v[2], v[3], 0x7531)};
+  const uint32_t low[] = {permute(v[0], v[1], 0x6420), permute(v[2], v[3], 0x6420)};
+  const uint32_t high[] = {permute(v[0], v[1], 0x7531), permute(v[2], v[3], 0x7531)};
   uint32_t selector = first.selectors;
-  join(to, perm(low[0], 0, selector), perm(high[0], 0, selector));
+  join(to, permute(low[0], 0, selector), permute(high[0], 0, selector));
   selector >>= 16;
-  join(to + 2, perm(low[0], low[1], selector) & first.kept,
-       perm(high[0], high[1], selector) & first.kept);
+  join(to + 2, permute(low[0], low[1], selector) & first.kept,
+       permute(high[0], high[1], selector) & first.kept);
   selector = second.selectors;
-  join(to + 4, perm(low[0], low[1], selector) & second.kept,
-       perm(high[0], high[1], selector) & second.kept);
+  join(to + 4, permute(low[0], low[1], selector) & second.kept,
+       permute(high[0], high[1], selector) & second.kept);
   selector >>= 16;
-  join(to + 6, perm(low[1], 0, selector), perm(high[1], 0, selector));
+  join(to + 6, permute(low[1], 0, selector), permute(high[1], 0, selector));
 }
+
+// Keeps a number in a register: the compiler would compute it again in each step.
+__device__ inline void keep(int& number) { asm volatile("" : "+r"(number)); }
+
+// Where in a stage this lane reads.
+template <typename F>
+class Lane {
+ public:
+  __device__ Lane(const Table& table) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    table_ = hopper::shared_address(&table.first[0][lane % kCopies]);
+    // Row 2 t + e of matrix m has values 2 m + e of group t.
+    const int row = lane / 8 * 8 + lane % 2 * 4 + lane % 8 / 2;
+#pragma unroll
+    for (int tile = 0; tile < F::kTiles; ++tile) {
+      const int at = warp * F::kTiles + tile;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int chunk = at % 4 * 2 + i ^ row % 8;
+        values_[tile][i] = (at / 4 * (kStep / 2) + row) * 128 + chunk * 16;
+        const int mask = 2 * t + i;
+        masks_[tile][i] = (at / 8 * (kStep / 8) + mask) * 128 + (at % 8 ^ mask) * 16 + g;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) x_[i] = g * 128 + (2 * t + i ^ g) * 16;
+    keep(table_), keep(x_[0]), keep(x_[1]);
+#pragma unroll
+    for (int tile = 0; tile < F::kTiles; ++tile) {
+      keep(values_[tile][0]), keep(values_[tile][1]), keep(masks_[tile][0]), keep(masks_[tile][1]);
+    }
+  }
+
+  // Loads and expands the group of 16 x 64 weights of which this lane has a row.
+  __device__ void load(uint32_t (&a)[8], const Stage<F>& stage, int tile, int half) const {
+    uint32_t v[4];
+    hopper::load_transposed(v, hopper::shared_address(&stage.values) + values_[tile][half]);
+    const uint8_t* masks = &stage.masks[0][0][0] + half * 8;
+    expand(a, v, entry<0>(masks[masks_[tile][0]]), entry<1>(masks[masks_[tile][1]]));
+  }
+
+  // Loads the group t of row g of eight.
+  __device__ void load_x(uint32_t (&b)[8], const Stage<F>& stage, int eight) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint4 v = *reinterpret_cast<const uint4*>(&stage.x[eight * 8][0] + x_[i]);
+      b[4 * i] = v.x, b[4 * i + 1] = v.y, b[4 * i + 2] = v.z, b[4 * i + 3] = v.w;
+    }
+  }
+
+ private:
+  template <int half>
+  __device__ Entry entry(uint32_t mask) const {
+    Entry entry;
+    asm("ld.shared.v2.u32 {%0, %1}, [%2 + %3];"
+        : "=r"(entry.selectors), "=r"(entry.kept)
+        : "r"(table_ + mask * static_cast<uint32_t>(sizeof(Table::first[0]))),
+          "n"(half * static_cast<int>(sizeof(Table::first))));
+    return entry;
+  }
+
+  int table_, values_[F::kTiles][2], masks_[F::kTiles][2], x_[2];
+};
 
 template <typename T, typename F>
 __device__ void multiply(float (&sums)[F::kTiles][F::kRows / 8][4], const Stage<F>& stage,
-                         const Table& table) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  // Row 2 t + e of matrix m has values 2 m + e of group t.
-  const int row = lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
-  const uint32_t values = hopper::shared_address(stage.values) + row * F::kOut * 2;
-  const uint8_t* masks = stage.masks + 2 * t * F::kOut + g;
+                         const Lane<F>& lane) {
   uint32_t a[F::kTiles][2][8];
 #pragma unroll
   for (int tile = 0; tile < F::kTiles; ++tile) {
-    const int at = warp * F::kTiles + tile;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t v[4];
-      hopper::load_transposed(v, values + ((at * 2 + half) ^ lane % 8) * 16);
-      const uint8_t* mask = masks + (at ^ t) * 16 + half * 8;
-      expand(a[tile][half], v, table.first[mask[0]][lane % kCopies],
-             table.second[mask[F::kOut]][lane % kCopies]);
-    }
+    for (int half = 0; half < 2; ++half) lane.load(a[tile][half], stage, tile, half);
   }
-  // Lane t has the group t of x, too.
-  const uint8_t* x = stage.x + g * 128 + (2 * t ^ g) * 16;
-  const uint8_t* x_next = stage.x + g * 128 + (2 * t + 1 ^ g) * 16;
 #pragma unroll
   for (int n = 0; n < F::kRows / 8; ++n) {
-    const uint4 low = *reinterpret_cast<const uint4*>(x + n * 1024);
-    const uint4 high = *reinterpret_cast<const uint4*>(x_next + n * 1024);
-    const uint32_t b[] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    uint32_t b[8];
+    lane.load_x(b, stage, n);
 #pragma unroll
-    for (int tile = 0; tile < F::kTiles; ++tile) {
-      const auto& w = a[tile];
+    for (int i = 0; i < 8; i += 2) {
 #pragma unroll
-      for (int i = 0; i < 8; i += 2) {
+      for (int tile = 0; tile < F::kTiles; ++tile) {
+        const auto& w = a[tile];
         hopper::add_dense<T>(sums[tile][n], {w[0][i], w[1][i], w[0][i + 1], w[1][i + 1]},
                              {b[i], b[i + 1]});
       }
@@ -227,10 +221,34 @@ __device__ void multiply(float (&sums)[F::kTiles][F::kRows / 8][4], const Stage<
   }
 }
 
-// Adds up the sums of all blocks of the cluster, and stores them.
-template <typename T, typename F>
-__device__ void store(const Problem<T>& p, Sums<F>& all, int first_out, int first_row,
-                      const float (&sums)[F::kTiles][F::kRows / 8][4]) {
+// Copies all steps of this block, as soon as stages are free.
+template <typename F>
+__device__ void copy(const Maps& maps, Memory<F>& memory, int first, int last, int first_out,
+                     int first_row) {
+  int slot = 0, phase = 1;
+  for (int step = first; step < last; ++step) {
+    auto& stage = memory.stages[slot];
+    const uint32_t full = hopper::shared_address(&memory.is_full[slot]);
+    hopper::wait(hopper::shared_address(&memory.is_free[slot]), phase);
+    hopper::expect_bytes(full, sizeof stage);
+#pragma unroll
+    for (int i = 0; i < F::kOut / 64; ++i) {
+      hopper::load_3d(hopper::shared_address(stage.values[i]), maps.values, full,
+                      first_out + i * 64, step * (kStep / 16), 0);
+    }
+#pragma unroll
+    for (int i = 0; i < F::kOut / 128; ++i) {
+      hopper::load_2d(hopper::shared_address(stage.masks[i]), maps.masks, full,
+                      first_out + i * 128, step * (kStep / 8));
+    }
+    hopper::load_2d(hopper::shared_address(stage.x), maps.x, full, step * kStep, first_row);
+    if (++slot == kStages<F>) slot = 0, phase ^= 1;
+  }
+}
+
+// Leaves the sums of this warp in the memory of its block.
+template <typename F>
+__device__ void leave(Sums<F>& all, const float (&sums)[F::kTiles][F::kRows / 8][4]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int tile = 0; tile < F::kTiles; ++tile) {
@@ -238,12 +256,16 @@ __device__ void store(const Problem<T>& p, Sums<F>& all, int first_out, int firs
     for (int n = 0; n < F::kRows / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        all[n * 8 + t * 2 + i % 2][(warp * F::kTiles + tile) * 16 + g + i / 2 * 8] =
-            sums[tile][n][i];
+        const int out = (warp * F::kTiles + tile) * 16 + g + i / 2 * 8;
+        all[n * 8 + t * 2 + i % 2][out] = sums[tile][n][i];
       }
     }
   }
-  F::kBlocks == 1 ? __syncthreads() : hopper::sync_cluster();
+}
+
+// Adds up the sums of all blocks of the cluster, each block for its share of the outputs.
+template <typename T, typename F>
+__device__ void add_up(const Problem<T>& p, const Sums<F>& all, int first_out, int first_row) {
   constexpr int kShare = F::kOut / F::kBlocks;
   const int rows = min(F::kRows, p.rows - first_row);
   for (int i = threadIdx.x; i < rows * kShare / 2; i += kThreads) {
@@ -260,38 +282,48 @@ __device__ void store(const Problem<T>& p, Sums<F>& all, int first_out, int firs
       *reinterpret_cast<uint32_t*>(to) = hopper::two<T>(sum.x, sum.y);
     }
   }
-  if (F::kBlocks > 1) hopper::sync_cluster();  // others read from here
 }
 
 // A block computes kOut outputs of kRows rows; each block of a cluster has its own part of k.
 template <typename T, typename F>
-__global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<T> p) {
-  constexpr int kSlots = kStages<F>;
-  extern __shared__ __align__(128) uint8_t shared[];
+__global__ __launch_bounds__(kThreads, F::kResident) void product(
+    const __grid_constant__ Maps maps, const Problem<T> p) {
+  extern __shared__ __align__(1024) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
   const int first_row = blockIdx.x * F::kRows, first_out = blockIdx.y * F::kOut;
   const int steps = (p.k + kStep - 1) / kStep, last = (blockIdx.z + 1) * steps / F::kBlocks;
   const int first = blockIdx.z * steps / F::kBlocks;
-  Reader<T, F> reader(p, first_out, first_row, first * kStep);
-#pragma unroll
-  for (int i = 0; i < kSlots - 1; ++i) {
-    if (first + i < last) reader.copy(memory.stages[i]);
-    hopper::commit_copies();
-  }
-  fill(memory.table);
   float sums[F::kTiles][F::kRows / 8][4] = {};
-  int slot = 0, free = kSlots - 1;
-  for (int step = first; step < last; ++step) {
-    hopper::wait_copies<kSlots - 2>();
-    __syncthreads();  // the stage is full, and the one of the last step is free
-    if (step + kSlots - 1 < last) reader.copy(memory.stages[free]);
-    hopper::commit_copies();
-    multiply<T, F>(sums, memory.stages[slot], memory.table);
-    free = slot;
-    slot = slot + 1 == kSlots ? 0 : slot + 1;
+  if (threadIdx.x / 32 == kWarps) {
+    if (threadIdx.x % 32 == 0) {
+      for (int i = 0; i < kStages<F>; ++i) {
+        hopper::init_barrier(hopper::shared_address(&memory.is_full[i]), 1);
+        hopper::init_barrier(hopper::shared_address(&memory.is_free[i]), kWarps);
+      }
+      hopper::publish_barriers();
+    }
+    __syncwarp();
+    hopper::arrive_threads(1, kThreads);
+    if (threadIdx.x % 32 == 0) copy<F>(maps, memory, first, last, first_out, first_row);
+    __syncwarp();
+  } else {
+    fill(memory.table);
+    const Lane<F> lane(memory.table);
+    hopper::sync_threads(1, kThreads);
+    int slot = 0, phase = 0;
+    for (int step = first; step < last; ++step) {
+      hopper::wait(hopper::shared_address(&memory.is_full[slot]), phase);
+      multiply<T, F>(sums, memory.stages[slot], lane);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) hopper::arrive(hopper::shared_address(&memory.is_free[slot]));
+      if (++slot == kStages<F>) slot = 0, phase ^= 1;
+    }
   }
-  __syncthreads();
-  store<T, F>(p, memory.sums, first_out, first_row, sums);
+  __syncthreads();  // all stages have been read
+  if (threadIdx.x / 32 < kWarps) leave<F>(memory.sums, sums);
+  F::kBlocks == 1 ? __syncthreads() : hopper::sync_cluster();
+  add_up<T, F>(p, memory.sums, first_out, first_row);
+  if (F::kBlocks > 1) hopper::sync_cluster();  // others read the sums of this block
 }
 
 }  // namespace nm_expand
