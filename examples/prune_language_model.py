@@ -10,7 +10,6 @@ where fine-tuning takes 11 GiB. Seconds include compilation, memory is the most 
 """
 
 import argparse
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -85,10 +84,6 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
     args = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", "highest")
-    # The program of one layer is that of the next: let JAX compile it once.
-    cache = tempfile.TemporaryDirectory()
-    jax.config.update("jax_compilation_cache_dir", cache.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     batch, *sizes, steps = (8, 110, 128, 200) if args.full else (2, 8, 16, 10)
     model, batches, texts = load(args.smoke, args.text, batch, *sizes, args.calibrate)
     graph, dense = nnx.split(model, nnx.Param)

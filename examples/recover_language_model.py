@@ -5,8 +5,9 @@
 SmolLM2-135M, pruned by SparseGPT on the first halves of two texts, the King James Bible
 and CPython's language reference. The weights that are kept are then trained on these
 and on `--train` files: on each next token, and on what the dense model predicts. With
-`--learn` better masks are learned before, from SparseGPT's, with the weights frozen.
-For comparison the dense model is trained for all these steps. Both are evaluated on the
+`--learn` better masks are learned before, from SparseGPT's, with the weights frozen;
+with `--tune` the dense model is trained before it is pruned and teaches. For comparison
+the dense model is trained for all these steps. Both are evaluated on the
 second halves and on `--text` files, which nothing is trained on: pieces that share
 thirteen tokens in a row with them are left out of the training. `--full` is for a GPU.
 Seconds include compilation.
@@ -67,6 +68,7 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("--pattern", nargs="*", default=["2:4"])
     parser.add_argument("--learn", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--tune", type=int, default=0, metavar="STEPS")
     parser.add_argument("--rate", type=float, default=RATE, help="for pruned weights")
     parser.add_argument("--dense", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
@@ -94,21 +96,27 @@ def main():
         masks = js.learned_masks(logits)
         return js.SearchResult(js.mask_params(dense, masks), masks, pruned.plan)
 
-    print_header(calibration, batch * (args.learn + steps), texts)
+    longer = args.tune + args.learn + steps
+    print_header(calibration, batch * longer, texts)
     row = partial(print_row, evaluate, texts)
     whole = row("dense", lambda: js.SearchResult(dense, None, js.Plan(())))
-    tune = partial(train, teacher=dense, pieces=pieces, batch=batch)
+    tune = partial(train, pieces=pieces, batch=batch)
     distilled = partial(both_losses, fast)
+
+    def tuned_dense(steps):
+        how = partial(tune, label_loss, whole, dense, steps=steps, rate=DENSE_RATE)
+        return row(f"  and {steps} steps", how)
+
     if args.dense:
-        longer = args.learn + steps
-        tuned = lambda: tune(label_loss, whole, steps=longer, rate=DENSE_RATE)
-        row(f"  and {longer} steps", tuned)
+        tuned_dense(longer)
+    if args.tune:
+        dense = tuned_dense(args.tune).params
     for pattern in args.pattern:
         result = row(f"{pattern}, SparseGPT", exactly(partial(prune, pattern)))
         if args.learn:
             result = row(f"  {args.learn} steps, masks", partial(learn_masks, result))
-        tuned = partial(tune, distilled, result, steps=steps, rate=args.rate)
-        result = row(f"  and {steps} steps", tuned)
+        how = partial(tune, distilled, result, dense, steps=steps, rate=args.rate)
+        result = row(f"  and {steps} steps", how)
         js.check_sparsity(result.params, result.plan)
         print(f"\n{result.plan}")
         print(f"sparsity of all weights: {js.sparsity(result.params):.1%}\n")

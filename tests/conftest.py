@@ -86,6 +86,14 @@ def run(capsys, monkeypatch):
 
 
 @pytest.fixture
+def without_annotations(monkeypatch):
+    """As users run it: in the tests annotations are checked before anything else."""
+    import jaxtyping
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
 def model(tmp_path):
     """A file in PyTorch's layout."""
     from safetensors.numpy import save_file

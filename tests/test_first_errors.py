@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -16,12 +15,6 @@ PARAMS = {"kernel": W}
 
 def forward(params, x):
     return x @ params["kernel"]
-
-
-@pytest.fixture(autouse=True)
-def without_annotations(monkeypatch):
-    """As users run it: in the tests annotations are checked before anything else."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def args_without_a_tuple():
@@ -47,6 +40,14 @@ def numpy_at_compressed():
 
 def compressed_at_array():
     return js.compress(W) @ jnp.ones((16, 4))
+
+
+def array_decompressed():
+    js.decompress(W)
+
+
+def tree_decompressed():
+    js.decompress({"kernel": js.compress(W)})
 
 
 def step_for_a_schedule():
@@ -112,6 +113,7 @@ def donated_params_in_init():
     js.wrap_optimizer(optax.sgd(0.1), "2:4").init(deleted())
 
 
+@pytest.mark.usefixtures("without_annotations")
 @pytest.mark.parametrize(
     ("mistake", "kind", "remedy"),
     [
@@ -121,6 +123,8 @@ def donated_params_in_init():
         (array_at_compressed, TypeError, "nm_matmul(x, w)"),
         (numpy_at_compressed, TypeError, "sparse_apply(fn)"),
         (compressed_at_array, TypeError, "nm_matmul(x, w)"),
+        (array_decompressed, TypeError, "takes a Compressed weight"),
+        (tree_decompressed, TypeError, "decompress_params(params)"),
         (step_for_a_schedule, TypeError, "one_shot_schedule(1000)"),
         (step_for_the_last_link, TypeError, "one_shot_schedule(1000)"),
         (fraction_for_a_pattern, TypeError, "Unstructured(0.5)"),

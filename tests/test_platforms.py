@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from jax import export
@@ -111,10 +110,9 @@ _SYMBOLIC = {
 
 
 @pytest.mark.sweep(keep=["create_asp_mask]"])
+@pytest.mark.usefixtures("without_annotations")  # which say that sizes are integers
 @pytest.mark.parametrize("name", _SYMBOLIC)
-def test_shapes_may_be_symbolic(name, monkeypatch):
-    # Annotations say that sizes are integers.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_shapes_may_be_symbolic(name):
     fn, shape, dtype = _SYMBOLIC[name]
     sizes = export.symbolic_shape(shape)
     program = export.export(jax.jit(_leaves(fn)), platforms=("cpu", *_PLATFORMS))(

@@ -1,13 +1,24 @@
 """Whether a function gives the same outputs with rearranged parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse._trace import evaluate, graph_of, keep_equation, trace
+from jaxsparse._trace import (
+    BoundJaxpr,
+    NotAlikeError,
+    evaluate,
+    graph_of,
+    inline_calls,
+    keep_equation,
+    program_key,
+    trace,
+)
 from jaxsparse._trees import PyTree, is_abstract, is_array
 
 
@@ -15,7 +26,8 @@ class Outputs(NamedTuple):
     """The outputs of a function for some parameters.
 
     Attributes:
-      of: a function of the leaves by path, compiled once, that returns the outputs.
+      of: a function of the leaves by path, compiled once for all functions that are
+        the same program, such as the blocks of a network; it returns the outputs.
       rounding: relative differences up to this one are those of rounding: half of the
         digits of the narrowest dtype that the function computes in.
     """
@@ -39,17 +51,14 @@ def outputs_of(fn: Callable[..., Any], params: PyTree, args: Sequence[Any]) -> O
             )
     precise = jax.default_matmul_precision("highest")
     with precise:
-        program = trace(fn, params, args)
+        program = inline_calls(trace(fn, params, args))
     paths = [path for path, leaf in program.leaves.items() if is_array(leaf)]
-
-    @jax.jit
-    def run(arrays: list[Any], inputs: list[Any]) -> list[Any]:
-        outputs, _ = evaluate(program.bound, [*arrays, *inputs], keep_equation)
-        return [x for x in outputs if jnp.issubdtype(x.dtype, jnp.inexact)]
+    run, consts = _compiled(program.bound), list(program.bound.consts)
 
     def outputs(leaves: Mapping[str, Any]) -> list[np.ndarray]:
+        arrays = [leaves[path] for path in paths]
         with precise:
-            results = run([leaves[path] for path in paths], program.inputs)
+            results = run(consts, [*arrays, *program.inputs])
         if not results:
             raise ValueError(
                 "fn returns no floats, by which the result could be verified: let it "
@@ -61,6 +70,41 @@ def outputs_of(fn: Callable[..., Any], params: PyTree, args: Sequence[Any]) -> O
     floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     epsilon = max((float(jnp.finfo(dtype).eps) for dtype in floats), default=0.0)
     return Outputs(outputs, epsilon**0.5 / 2)
+
+
+@dataclass(frozen=True)
+class _Compilable:
+    """What a program is compiled from. It holds no arrays.
+
+    Attributes:
+      key: equal for programs that compute the same; None for one that can't be
+        compared.
+      jaxpr: one of them.
+    """
+
+    key: Hashable
+    jaxpr: Any = field(compare=False)
+
+
+def _compiled(bound: BoundJaxpr) -> Callable[..., list[Any]]:
+    """Returns the compiled program, the same for all that compute the same."""
+    try:
+        return _compile_alike(_Compilable(program_key(bound), bound.jaxpr))
+    except NotAlikeError:
+        return _compile(_Compilable(None, bound.jaxpr))
+
+
+def _compile(compilable: _Compilable) -> Callable[..., list[Any]]:
+    @jax.jit
+    def run(consts: list[Any], inputs: list[Any]) -> list[Any]:
+        bound = BoundJaxpr(compilable.jaxpr, consts)
+        outputs, _ = evaluate(bound, inputs, keep_equation)
+        return [x for x in outputs if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+    return run
+
+
+_compile_alike = lru_cache(maxsize=64)(_compile)
 
 
 def relative_difference(

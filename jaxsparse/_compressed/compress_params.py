@@ -71,7 +71,6 @@ def compress_params(
     """
     if quantize is not None:
         quantize = as_eight_bits(quantize)
-    _refuse_compressed(params)
     leaves = flatten(params)
     importances = flatten(importances).by_path
     _check_importances(importances, leaves.by_path, quantize)
@@ -118,16 +117,6 @@ def decompress_params(params: PyTree) -> PyTree:
         params,
         is_leaf=is_compressed,
     )
-
-
-def _refuse_compressed(params: PyTree) -> None:
-    """Raises `ValueError` if a leaf is compressed: it would be taken for its arrays."""
-    for path, leaf in flatten(params, is_leaf=is_compressed).by_path.items():
-        if is_compressed(leaf):
-            raise ValueError(
-                f"leaf {path!r} of shape {leaf.shape} is compressed already: give "
-                "decompress_params(params), or quantize_compressed the leaf"
-            )
 
 
 def _check_importances(

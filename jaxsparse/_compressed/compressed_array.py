@@ -18,12 +18,12 @@ from jaxtyping import Array
 from jaxsparse._compressed.indices import code_shape, decode
 from jaxsparse._patterns import NM, group_positions, merge_groups, split_groups
 from jaxsparse._sharding import gather_groups, reshard_to
-from jaxsparse._trees import PyTree
+from jaxsparse._trees import PyTree, StandIn
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Compressed:
+class Compressed(StandIn):
     """An n:m sparse weight without its zeros: a pytree of two arrays, or three.
 
     A weight `[..., k, ...]` takes `k * n / m` values and, for 2:4, 4:8 and 8:16, one
@@ -48,7 +48,9 @@ class Compressed:
       axis: the group axis, counted from the end: negative.
       scales: None, or the float32 scales of a quantized weight, with the axes of
         `values`. The group axis is shortened to one scale for each group of inputs, or
-        to one; the other axes that a matmul sums over may also be shortened to one.
+        to one; the other axes that a matmul sums over may also be shortened to one. To
+        map over such a leading axis, first repeat the scales along it:
+        `replace(w, scales=jnp.broadcast_to(w.scales, (len(w.values), 1, out)))`.
       quantized_from: the dtype of the weight before it was quantized, or None.
 
     >>> from jaxsparse import compress
@@ -92,6 +94,15 @@ class Compressed:
         """The total size of the arrays in bytes."""
         scales = self.scales.nbytes if self.is_quantized else 0
         return self.values.nbytes + self.indices.nbytes + scales
+
+    #: How functions of trees of arrays refuse it.
+    refusal: ClassVar[str] = "is compressed: give decompress_params(params)"
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        """Raises `TypeError`: neither NumPy nor JAX converts it unasked."""
+        raise TypeError(
+            f"a Compressed weight of shape {self.shape} is no array: give decompress(w)"
+        )
 
     #: NumPy then leaves `x @ compressed` to this class.
     __array_ufunc__: ClassVar[None] = None
@@ -143,11 +154,21 @@ def decompress(compressed: Compressed) -> Array:
     Returns:
       An array of its shape and dtype. Pruned weights are plus zero.
 
+    Raises:
+      TypeError: it is not a compressed weight.
+
     >>> from jaxsparse import compress
     >>> w = jnp.array([-0.0, 5.0, 1.0, 7.0])
     >>> decompress(compress(w, "2:4"))
     Array([0., 5., 0., 7.], dtype=float32)
     """
+    if not is_compressed(compressed):
+        shape = getattr(compressed, "shape", None)
+        got = "a tree" if shape is None else f"an array of shape {shape}"
+        raise TypeError(
+            f"decompress takes a Compressed weight, got {got}: trees with any leaves "
+            "are for decompress_params(params)"
+        )
     pattern, axis = compressed.pattern, compressed.axis % compressed.ndim
     values = gather_groups(dequantize(compressed).values, pattern.n, axis)
     by_slot = group_positions(values, pattern.n, axis)

@@ -17,7 +17,11 @@ from jaxsparse._compressed.compressed_array import (
     is_compressed,
 )
 from jaxsparse._compressed.indices import code_bits
-from jaxsparse._compressed.nm_matmul import nm_matmul, no_kernel_reason
+from jaxsparse._compressed.nm_matmul import (
+    Implementation,
+    nm_matmul,
+    no_kernel_reason,
+)
 from jaxsparse._sharding import is_automatic
 
 
@@ -87,7 +91,7 @@ class _Operands(NamedTuple):
 class MatmulOptions(NamedTuple):
     """How matmuls with compressed weights are computed, as in `nm_matmul`."""
 
-    implementation: str | None
+    implementation: Implementation | None
     quantize_activations: bool
 
 

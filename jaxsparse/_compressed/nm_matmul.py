@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,15 @@ from jaxsparse._compressed.quantized_matmul import (
 from jaxsparse._compressed.xla_matmul import tensordot, xla_matmul
 
 
+#: What computes matmuls with compressed weights.
+Implementation = Literal["xla", "cuda"]
+
+
 def nm_matmul(
     x: ArrayLike,
     compressed: Compressed,
     *,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     quantize_activations: bool = False,
 ) -> Array:
     """Returns `x @ decompress(compressed)`, computed from the compressed weight.
@@ -176,7 +181,7 @@ def _with_common_dtype(x: Array, weight: Compressed) -> tuple[Array, Compressed]
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _matmul(
-    implementation: str | None,
+    implementation: Implementation | None,
     quantize_activations: bool,
     x: Array,
     compressed: Compressed,
@@ -194,7 +199,7 @@ def _matmul(
 
 
 def _forward(
-    implementation: str | None,
+    implementation: Implementation | None,
     quantize_activations: bool,
     x: Array,
     compressed: Compressed,
@@ -204,7 +209,7 @@ def _forward(
 
 
 def _backward(
-    _implementation: str | None,
+    _implementation: Implementation | None,
     _quantize_activations: bool,
     residuals: tuple[Array, Compressed],
     gradient: Array,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float32
 
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import (
+    LARGEST,
     absmax_scales,
     as_eight_bits,
     is_wide_float,
@@ -33,14 +35,16 @@ def quantize_compressed(
     dtype: DTypeLike = "int8",
     *,
     group_size: int | None = None,
-    scales: str | None = None,
+    scales: Literal["absmax", "mse"] | None = None,
     contracted: Sequence[int] = (),
     importances: ArrayLike | None = None,
 ) -> Compressed:
     """Returns the compressed weight with values of eight bits and float32 scales.
 
     Quantization is symmetric, so pruned weights stay zero: a value is `w * (1 / scale)`
-    in float32, rounded to the nearest number of the format, ties to even.
+    in float32, rounded to the nearest number of the format, ties to even. Finite
+    weights stay finite. No scale is below 2 ** -126, since devices take subnormal
+    numbers for zeros; so weights below half of that become zeros.
 
     Args:
       compressed: a compressed weight of floats of 16 bits or more.
@@ -53,7 +57,8 @@ def quantize_compressed(
         `"mse"` is the default if there are importances.
       contracted: further axes that the matmul sums over, as in `LeafPlan`. Without
         `group_size`, weights along them share a scale too. Leave out a leading axis
-        that you map over by `jax.vmap` or `lax.scan`: the scales have only one there.
+        that you map over by `jax.vmap` or `lax.scan`: the scales have only one there,
+        unless you repeat them by `jnp.broadcast_to`.
       importances: for `"mse"`, what the squared error of each weight is multiplied by,
         of the shape of the weight, such as the mean squares of its inputs on
         calibration data (`input_importances`). Only ratios among weights that share a
@@ -125,7 +130,7 @@ def _quantize(
     """Returns quantized values and scales, given how many values share a scale."""
     weights = split_groups(gather_groups(values, size, axis), size, axis)
     weights = weights.astype(jnp.float32)
-    scales = absmax_scales(weights, dtype, shared)
+    scales = _without_overflow(absmax_scales(weights, dtype, shared), dtype)
     if shrinks:
         if importances is None:
             importances = jnp.ones_like(values, jnp.float32)
@@ -133,6 +138,19 @@ def _quantize(
         scales = _best_scales(weights, importances, scales, dtype, shared)
     values = merge_groups(round_to_eight_bits(weights, scales, dtype), axis)
     return values, jnp.squeeze(scales, axis + 1)
+
+
+def _without_overflow(scales: Array, dtype: jnp.dtype) -> Array:
+    """Returns scales whose product with the largest number of the format is finite.
+
+    That of the largest float32 is rounded up for int8, which would make the weight
+    infinite. An infinite scale, of infinite weights, stays.
+    """
+    limit = np.float32(LARGEST[dtype.name])
+    largest = np.finfo(np.float32).max / limit
+    if np.float64(largest) * limit > np.finfo(np.float32).max:
+        largest = np.nextafter(largest, np.float32(0))
+    return jnp.where(jnp.isinf(scales), scales, jnp.minimum(scales, largest))
 
 
 def _best_scales(
@@ -153,8 +171,10 @@ def _best_scales(
         in_steps = jnp.sum(shares * errors**2, shared, keepdims=True)
         return in_steps * (scales / largest) ** 2
 
+    smallest = jnp.finfo(largest.dtype).smallest_normal
+
     def improve(best: tuple[Array, Array], shrinkage: Array):
-        scales = largest * shrinkage
+        scales = jnp.maximum(largest * shrinkage, smallest)
         error = squared_error(scales)
         improved = error < best[1]
         scales = jnp.where(improved, scales, best[0])

@@ -31,7 +31,7 @@ from jaxsparse._compressed.lax_ops import (
     transpose,
 )
 from jaxsparse._compressed.matches_plan import plan_mismatch
-from jaxsparse._compressed.nm_matmul import check_implementation
+from jaxsparse._compressed.nm_matmul import Implementation, check_implementation
 from jaxsparse._plans import Plan, PlanLike, plan_for
 from jaxsparse._trace import (
     KEEPS_ZEROS,
@@ -55,7 +55,7 @@ def sparse_apply(
     fn: Callable[..., Any],
     plan: PlanLike | None = None,
     *,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
     quantize_activations: bool = False,
 ) -> Callable[..., Any]:
     """Returns `fn` as a function of compressed parameters.

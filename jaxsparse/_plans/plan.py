@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from jaxsparse._patterns import Pattern, constant_arrays
 from jaxsparse._plans.axes_from_flax import axes_from_names
@@ -114,7 +114,7 @@ def plan_sparsity(
     dense_head: bool = True,
     dense_router: bool = True,
     dense_adapter: bool = True,
-    layout: str = "flax",
+    layout: Literal["flax", "torch"] = "flax",
 ) -> Plan:
     """Plans which leaves are pruned, to what pattern, and along which axis.
 

@@ -2,6 +2,7 @@
 
 from jaxsparse._trace.alike import (
     NotAlikeError as NotAlikeError,
+    program_key as program_key,
     stage_key as stage_key,
 )
 from jaxsparse._trace.evaluate import (
@@ -27,6 +28,7 @@ from jaxsparse._trace.graph import (
     graph_of as graph_of,
 )
 from jaxsparse._trace.jaxpr import (
+    BoundJaxpr as BoundJaxpr,
     Cond as Cond,
     ControlFlow as ControlFlow,
     Path as Path,

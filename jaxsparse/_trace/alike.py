@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend import core
 from jax.extend.core import JaxprEqn
 
+from jaxsparse._trace.jaxpr import BoundJaxpr
 from jaxsparse._trace.split_program import Stage
 
 
@@ -42,6 +43,17 @@ def stage_key(stage: Stage, note: Callable[[JaxprEqn], Hashable]) -> Hashable:
     """
     shapes = len(stage.consts), len(stage.params), stage.num_products
     return *shapes, _jaxpr_key(stage.jaxpr, note)
+
+
+def program_key(bound: BoundJaxpr) -> Hashable:
+    """Returns a key that programs have in common if they compute the same.
+
+    Constants are inputs, as of a stage.
+
+    Raises:
+      NotAlikeError: as `stage_key`. Without calls (`inline_calls`), few programs do.
+    """
+    return len(bound.consts), _jaxpr_key(bound.jaxpr, lambda _: None)
 
 
 def _jaxpr_key(jaxpr: Any, note: Callable[[JaxprEqn], Hashable]) -> Hashable:

@@ -35,6 +35,9 @@ from jaxsparse._trees.paths import (
 from jaxsparse._trees.pytree import (
     PyTree as PyTree,
 )
+from jaxsparse._trees.stand_in import (
+    StandIn as StandIn,
+)
 from jaxsparse._trees.table import (
     Tabular as Tabular,
     bytes_text as bytes_text,

@@ -25,6 +25,8 @@ from jax.tree_util import (
 )
 from jaxtyping import Array, PyTree
 
+from jaxsparse._trees.stand_in import StandIn
+
 
 _Leaf = TypeVar("_Leaf")
 
@@ -76,7 +78,8 @@ def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> Leave
     """The leaves of a tree keyed by canonical path, in order, and its structure.
 
     Raises:
-      ValueError: two leaves have the same path, or an NNX module shares a variable.
+      ValueError: two leaves have the same path, an NNX module shares a variable, or a
+        `StandIn` is not a leaf by `is_leaf`.
     """
     return flatten_with_keys(tree, is_leaf)[0]
 
@@ -89,7 +92,7 @@ def flatten_with_keys(
     `Leaves` of parameters and these paths are all that a step of training needs of a
     tree, so that it is flattened once.
     """
-    leaves, structure = tree_flatten_with_path(tree, is_leaf=is_leaf)
+    leaves, structure = _walk(tree, is_leaf)
     if any(path and path[-1] == _BOX for path, _ in leaves):
         refuse_shared_variables(tree)
     by_path = _by_name(leaves, structure)
@@ -119,7 +122,7 @@ def flatten_masks(masks: PyTree) -> dict[str, Any]:
     `optax.masked` and `optax.partition` replace leaves and masks alike by `MaskedNode`,
     which reads as None.
     """
-    entries = _by_name(*tree_flatten_with_path(masks, is_leaf=is_dense_entry))
+    entries = _by_name(*_walk(masks, is_dense_entry))
     return {
         name: None if is_dense_entry(mask) else mask for name, mask in entries.items()
     }
@@ -228,6 +231,26 @@ def refuse_shared_variables(tree: PyTree) -> None:
                 "untie them. Take state = nnx.state(model, nnx.Param), map over that, "
                 "and write the result back with nnx.update(model, state)"
             )
+
+
+def _walk(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None
+) -> tuple[list[tuple[Any, Any]], Any]:
+    """Returns the leaves with JAX's keys, and the structure; refuses stand-ins."""
+    asked = is_leaf or (lambda _: False)
+    leaves, structure = tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, StandIn) or asked(node)
+    )
+    nodes = [x for x in leaves if isinstance(x[1], StandIn) and not asked(x[1])]
+    for path, node in nodes:
+        if jax.tree.leaves(node):
+            raise ValueError(
+                f"leaf {path_name(without_box(path))!r} of shape {node.shape} "
+                f"{node.refusal}"
+            )
+    if nodes:  # all are empty, as `optax.partition` leaves them
+        return tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return leaves, structure
 
 
 def _by_name(leaves: list[tuple[Any, _Leaf]], structure: Any) -> dict[str, _Leaf]:

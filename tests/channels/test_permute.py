@@ -21,6 +21,7 @@ from tests.channels.handmade_groups import (
     random_params,
     setting,
 )
+from tests.test_compilation import programs as programs
 from tests.thorough import thorough
 
 
@@ -218,3 +219,24 @@ def test_an_mlp_of_bfloat16_is_verified_by_its_own_digits():
     result = js.permute_channels(params, plan, fn, (INPUTS,), groups=mlp_groups())
     assert result.params["down"].dtype == jnp.bfloat16
     assert result.gains[1].after > result.gains[1].before
+
+
+def test_an_alike_block_with_other_weights_compiles_nothing(programs):
+    def block(shift):
+        """A function of its own, with a constant and a custom derivative rule."""
+        constant = np.full(16, shift, np.float32)
+        return lambda p, x: jax.nn.relu((x + constant) @ p["up"]) @ p["down"]
+
+    rules = [js.Rule("down", "2:4", axis=0)]
+    x = jax.random.normal(jax.random.key(0), (4, 16))
+    for seed in (1, 2):
+        keys = jax.random.split(jax.random.key(seed))
+        params = {
+            "up": jax.random.normal(keys[0], (16, 64)),
+            "down": jax.random.normal(keys[1], (64, 32)),
+        }
+        fn, before = block(float(seed)), len(programs)
+        result = js.permute_channels(params, rules, fn, (x,))
+        compiled = len(programs) - before
+        np.testing.assert_allclose(fn(params, x), fn(result.params, x), rtol=1e-4)
+    assert compiled == 0

@@ -30,6 +30,7 @@ def test_an_exported_model_has_the_kernel_only_if_asked_to():
         export("cuda")
 
 
+@pytest.mark.usefixtures("without_annotations")
 def test_an_unknown_implementation_is_refused_at_once():
     with pytest.raises(ValueError, match="implementation 'CUDA' is unknown"):
         js.sparse_apply(lambda p, x: x @ p["w"], implementation="CUDA")

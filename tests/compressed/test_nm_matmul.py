@@ -189,6 +189,7 @@ def test_a_weight_whose_arrays_were_cast_is_refused():
             js.nm_matmul(np.ones((1, 8), np.float32), weight)
 
 
+@pytest.mark.usefixtures("without_annotations")
 def test_an_unknown_implementation_is_refused():
     x, _, stored = problem(np.random.default_rng(5), (2,), 8, 3)
     with pytest.raises(ValueError, match="'fast' is unknown"):

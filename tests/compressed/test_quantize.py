@@ -1,11 +1,14 @@
 """Quantized weights against plain NumPy, and bounds that the formats give."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from jax import lax
 
 import jaxsparse as js
 from jaxsparse._compressed.eight_bits import absmax_scales, round_to_eight_bits
@@ -81,6 +84,17 @@ def test_multiples_of_their_scale_come_back_exactly(name):
     stored = as_compressed(exact.astype(np.float32), mask, 2, 4, 0)
     small = js.quantize_compressed(stored, name)
     np.testing.assert_array_equal(js.decompress(small), np.where(mask, exact, 0))
+
+
+def test_a_leading_axis_of_shared_scales_is_mapped_over_once_they_are_repeated():
+    dense, stored = weight(np.random.default_rng(7), (3, 8, 5), axis=1)
+    small = js.quantize_compressed(stored, contracted=(0, 1))
+    scales = jnp.broadcast_to(small.scales, (len(small.values), 1, 5))
+    repeated = replace(small, scales=scales)
+    for mapped in (jax.vmap(js.decompress), partial(lax.map, js.decompress)):
+        np.testing.assert_array_equal(mapped(repeated), js.decompress(small))
+    bound = oracle.half_step(dense, wide(small.scales), "int8")
+    assert (abs(wide(js.decompress(small)) - dense) <= bound).all()
 
 
 def squared_errors(small, dense, axes):
@@ -161,6 +175,44 @@ def test_outputs_of_zeros_and_of_subnormal_weights():
     assert np.isfinite(result).all()
 
 
+def ends(*column):
+    """Returns a compressed weight with a column of two values, and one of zeros."""
+    w = np.zeros((4, 2), np.float32)
+    w[:2, 0] = column
+    return js.compress(w, axis=0)
+
+
+@pytest.mark.parametrize("scales", ["absmax", "mse"])
+@pytest.mark.parametrize(
+    ("name", "result"),
+    # The largest float32 is 16777215 * 2**104. By 127 that is 132104.0551, and numbers
+    # of that size are 1/64 apart: 132104 and 3/64 times 127 is 16777213.95, which is
+    # rounded to the next whole number; with 4/64 it is 16777215.94, which is rounded to
+    # infinity. By 448 it is 37449 and 36/256, which is a float32.
+    [("int8", 16777214 * 2.0**104), ("float8_e4m3fn", 16777215 * 2.0**104)],
+)
+def test_the_largest_weight_stays_finite(name, result, scales):
+    largest = np.finfo(np.float32).max
+    small = js.quantize_compressed(ends(largest, -largest), name, scales=scales)
+    if scales == "absmax":
+        np.testing.assert_array_equal(
+            wide(js.decompress(small))[:2, 0], [result, -result]
+        )
+    assert np.isfinite(js.decompress(small)).all()
+    assert (small.scales[0, 1], abs(wide(small.values[:, 1])).max()) == (1, 0)
+
+
+@pytest.mark.parametrize("scales", ["absmax", "mse"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_scale_is_subnormal(name, scales):
+    # 2**-120 / 127 is below the smallest normal number, 2**-126: 64 times that instead.
+    stored = ends(2.0**-120, -(2.0**-121))
+    small = js.quantize_compressed(stored, name, scales=scales)
+    assert small.scales[0, 0] == 2.0**-126
+    np.testing.assert_array_equal(wide(small.values[:, 0]), [64, -32])
+    np.testing.assert_array_equal(js.decompress(small), js.decompress(stored))
+
+
 @pytest.mark.sweep
 def test_traced_infinite_weights_make_their_output_nan():
     w = np.ones((8, 3), np.float32)
@@ -177,6 +229,7 @@ def quantized(**options):
 SHAPES = jax.eval_shape(js.compress, jax.ShapeDtypeStruct((8, 4), "float32"))
 
 
+@pytest.mark.usefixtures("without_annotations")
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
@@ -216,50 +269,3 @@ def test_weights_beyond_float32_have_no_scale():
         stored = js.compress(np.array([1e300, 2.0, 0.0, 0.0]))
         with pytest.raises(ValueError, match="1 NaN or infinite values in float32"):
             js.quantize_compressed(stored)
-
-
-@pytest.mark.sweep(keep=["int8"])
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_tree_is_quantized_where_it_is_compressed(name):
-    rng = np.random.default_rng(5)
-    params = {
-        "up": {"kernel": rng.normal(size=(64, 32)).astype(ml_dtypes.bfloat16)},
-        "bias": np.ones(32, np.float32),
-    }
-    small = js.compress_params(params, quantize=name)
-    kernel = small["up"]["kernel"]
-    assert kernel.nbytes == 64 * 32 // 2 + 64 * 32 // 8 + 4 * 32
-    assert small["bias"] is params["bias"]
-    dense = js.mask_params(params, js.create_masks(params))["up"]["kernel"]
-    scales = oracle.absmax_scales(dense, name, [0])
-    result = js.decompress_params(small)["up"]["kernel"]
-    assert result.dtype == jnp.bfloat16
-    half = 2.0**-8 * abs(wide(dense))  # rounded to bfloat16 again
-    bound = oracle.half_step(wide(dense), scales, name) * (1 + 2.0**-8) + half
-    assert (abs(wide(result) - wide(dense)) <= bound).all()
-
-
-@pytest.mark.sweep
-def test_axes_of_a_matmul_share_a_scale_in_a_tree():
-    rng = np.random.default_rng(6)
-    params = {"out": rng.normal(size=(2, 8, 5)).astype(np.float32)}
-    fn = lambda params, x: jnp.einsum("bhk,hko->bo", x, params["out"])
-    rules = [js.Rule(".*", "2:4", sizes=None)]
-    args = (np.ones((3, 2, 8), np.float32),)
-    plan = js.plan_sparsity(params, rules, fn=fn, args=args, dense_head=False)
-    small = js.compress_params(params, plan, quantize="int8")
-    assert small["out"].scales.shape == (1, 1, 5)
-
-
-def test_a_format_is_checked_before_the_tree():
-    with pytest.raises(ValueError, match=r"to 'int4': give one of \['int8', 'float8"):
-        js.compress_params({}, quantize="int4")
-
-
-def test_a_tree_names_the_leaf_that_cannot_be_quantized():
-    plan = [js.Rule(".*", "2:4", axis=0, sizes=None)]
-    params = {"a": {"w": jnp.full((8, 4), jnp.nan)}}
-    with pytest.raises(ValueError, match=r"leaf 'a/w': .*NaN or infinite"):
-        js.compress_params(params, plan, quantize="int8")
-    with pytest.raises(TypeError, match=r"leaf 'w': .*int8 cannot be quantized"):
-        js.compress_params({"w": jnp.ones((8, 4), "int8")}, plan, quantize="int8")

@@ -2,17 +2,24 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax import export
 
 import jaxsparse as js
+from tests.compressed import quantization_oracle as oracle
 from tests.files.saved import assert_same
 from tests.sharding.eight_devices import run_on_eight_devices
 
 
+FORMATS = ["int8", "float8_e4m3fn"]
 RULES = [js.Rule(".*kernel", "2:4", axis=0), js.Rule(".*", None)]
+
+
+def wide(x):
+    return np.asarray(x).astype(np.float64)
 
 
 def params():
@@ -118,3 +125,50 @@ for size in (None, 16):
 @pytest.mark.sweep
 def test_sharded_weights_are_quantized_and_multiplied_as_on_one_device():
     run_on_eight_devices("-c", SHARDED)
+
+
+@pytest.mark.sweep(keep=["int8"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_tree_is_quantized_where_it_is_compressed(name):
+    rng = np.random.default_rng(5)
+    params = {
+        "up": {"kernel": rng.normal(size=(64, 32)).astype(ml_dtypes.bfloat16)},
+        "bias": np.ones(32, np.float32),
+    }
+    small = js.compress_params(params, quantize=name)
+    kernel = small["up"]["kernel"]
+    assert kernel.nbytes == 64 * 32 // 2 + 64 * 32 // 8 + 4 * 32
+    assert small["bias"] is params["bias"]
+    dense = js.mask_params(params, js.create_masks(params))["up"]["kernel"]
+    scales = oracle.absmax_scales(dense, name, [0])
+    result = js.decompress_params(small)["up"]["kernel"]
+    assert result.dtype == jnp.bfloat16
+    half = 2.0**-8 * abs(wide(dense))  # rounded to bfloat16 again
+    bound = oracle.half_step(wide(dense), scales, name) * (1 + 2.0**-8) + half
+    assert (abs(wide(result) - wide(dense)) <= bound).all()
+
+
+@pytest.mark.sweep
+def test_axes_of_a_matmul_share_a_scale_in_a_tree():
+    rng = np.random.default_rng(6)
+    params = {"out": rng.normal(size=(2, 8, 5)).astype(np.float32)}
+    fn = lambda params, x: jnp.einsum("bhk,hko->bo", x, params["out"])
+    rules = [js.Rule(".*", "2:4", sizes=None)]
+    args = (np.ones((3, 2, 8), np.float32),)
+    plan = js.plan_sparsity(params, rules, fn=fn, args=args, dense_head=False)
+    small = js.compress_params(params, plan, quantize="int8")
+    assert small["out"].scales.shape == (1, 1, 5)
+
+
+def test_a_format_is_checked_before_the_tree():
+    with pytest.raises(ValueError, match=r"to 'int4': give one of \['int8', 'float8"):
+        js.compress_params({}, quantize="int4")
+
+
+def test_a_tree_names_the_leaf_that_cannot_be_quantized():
+    plan = [js.Rule(".*", "2:4", axis=0, sizes=None)]
+    params = {"a": {"w": jnp.full((8, 4), jnp.nan)}}
+    with pytest.raises(ValueError, match=r"leaf 'a/w': .*NaN or infinite"):
+        js.compress_params(params, plan, quantize="int8")
+    with pytest.raises(TypeError, match=r"leaf 'w': .*int8 cannot be quantized"):
+        js.compress_params({"w": jnp.ones((8, 4), "int8")}, plan, quantize="int8")

@@ -16,6 +16,7 @@ from tests.cli.command import pruned, weights
 from tests.compressed.layout_oracle import assert_same_bits
 
 
+@pytest.mark.usefixtures("without_annotations")
 def test_a_layout_is_torch_or_flax_and_not_for_a_trace():
     params = {"up": {"kernel": jnp.ones((64, 32))}}
     with pytest.raises(ValueError, match="layout='tf': give 'flax' or 'torch'"):
