@@ -101,7 +101,8 @@ class Compressed(StandIn):
     def __array__(self, *_: Any, **__: Any) -> Any:
         """Raises `TypeError`: neither NumPy nor JAX converts it unasked."""
         raise TypeError(
-            f"a Compressed weight of shape {self.shape} is no array: give decompress(w)"
+            f"a Compressed weight of shape {self.shape} is no array: give "
+            "decompress(w), or run the whole model with sparse_apply(fn)"
         )
 
     #: NumPy then leaves `x @ compressed` to this class.

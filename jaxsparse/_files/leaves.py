@@ -85,7 +85,8 @@ def check_leaves(leaves: Mapping[str, Any]) -> None:
                 content = f"has dtype {x.dtype}" if is_array(x) else f"is {x!r}"
                 raise TypeError(
                     f"leaf {path!r} {content}, which safetensors files cannot store: "
-                    "save arrays of floats, integers or bools"
+                    "save arrays of floats, integers or bools, for example "
+                    "equinox.filter(model, equinox.is_array)"
                 )
             if is_abstract(x) or isinstance(x, Tracer):
                 raise TypeError(

@@ -131,7 +131,7 @@ def load_sparse(
       path: the path that it was saved to.
       like: a tree of arrays, `Compressed` or `jax.ShapeDtypeStruct` with the same
         paths, shapes and dtypes. A leaf that is compressed in the file may be an array
-        in `like`.
+        in `like`. Leaves that are not arrays, as an Equinox module has, are returned.
       verify: whether to compare every tensor with its checksum. Files of earlier
         versions have no checksums.
 
@@ -149,8 +149,11 @@ def load_sparse(
     if like is None:
         return _nested(Path(path), dict(file))
     expected, structure = flatten(like, is_leaf=is_compressed)
-    _check_like(Path(path), expected, file.specs)
-    return structure.unflatten([file[name] for name in expected])
+    kept = {k: x for k, x in expected.items() if not is_array(x) and k not in file}
+    _check_like(
+        Path(path), {k: expected[k] for k in expected.keys() - kept}, file.specs
+    )
+    return structure.unflatten([kept[k] if k in kept else file[k] for k in expected])
 
 
 def open_sparse(path: str | os.PathLike[str], *, verify: bool = True) -> SparseFile:

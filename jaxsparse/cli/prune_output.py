@@ -69,7 +69,10 @@ def check_prunable(leaves: Leaves) -> None:
         raise ValueError(f"{leaves.path} has no tensors")
     for name, spec in leaves.specs.items():
         if is_compressed(spec):
-            raise ValueError(f"{leaves.path}: tensor {name!r} is already compressed")
+            raise ValueError(
+                f"{leaves.path}: tensor {name!r} is already compressed: give the file "
+                "that it came from"
+            )
 
 
 def write_changed(

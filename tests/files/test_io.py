@@ -129,6 +129,20 @@ def test_loading_into_the_structure_of_another_tree(path):
     assert_same(js.load_sparse(path)["layers"]["1"], model.layers[1])
 
 
+def test_leaves_that_are_no_arrays_stay_with_the_module(path):
+    mlp = eqx.nn.MLP(32, 16, 32, 2, key=jax.random.key(0))
+    small = js.compress_params(mlp, [js.Rule(".*weight", "2:4", axis=1)])
+    with pytest.raises(TypeError, match=r"'activation' is .* equinox.filter\(model"):
+        js.save_sparse(path, small)
+    js.save_sparse(path, eqx.filter(small, eqx.is_array))
+    loaded = js.load_sparse(path, like=small)
+    assert loaded.activation is mlp.activation
+    assert_same(eqx.filter(loaded, eqx.is_array), eqx.filter(small, eqx.is_array))
+    js.save_sparse(path, {"activation": jnp.ones(1)})
+    with pytest.raises(js.SparseFileError, match=r"'activation' is float32.1., but"):
+        js.load_sparse(path, like={"activation": jax.nn.relu})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
