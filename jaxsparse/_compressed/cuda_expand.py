@@ -71,22 +71,28 @@ class TileChoice(NamedTuple):
     blocks: int
 
 
-#: What `kernels/nm_expand.cu` compiles.
-TILES = [
-    TileChoice(rows, blocks) for rows in (8, 16, 32, 64) for blocks in (1, 2, 4, 8)
-]
+#: By the rows of a tile, its outputs, and how many blocks a multiprocessor has room for.
+_TILES = {8: (128, 3), 16: (128, 3), 32: (256, 2), 64: (256, 1)}
+
+#: By the blocks of a cluster, how many clusters an H100 runs at once, if each of its
+#: multiprocessors has room for one block.
+_MAX_CLUSTERS = {8: 14, 4: 30, 2: 64}
 
 
 def choose_tile(rows: int, k: int, out: int) -> TileChoice:
     """Returns the tile for `[rows, k]` by `[k, out]` on 132 multiprocessors.
 
-    The time is that of reading the weight, so as many blocks as fit in two on each
-    multiprocessor share a tile of 128 outputs.
+    The time is that of reading the weight, which all multiprocessors must do at once,
+    so as many blocks share a tile as can run at once, two on each multiprocessor.
     """
-    tile_rows = next((size for size in (8, 16, 32) if rows <= size), 64)
-    tiles = -(-out // 128) * -(-rows // tile_rows)
-    fitting = [b for b in (8, 4, 2) if tiles * b <= 264 and k >= 256 * b]
-    return TileChoice(tile_rows, next(iter(fitting), 1))
+    tile_rows = next((size for size in _TILES if rows <= size), max(_TILES))
+    tile_out, resident = _TILES[tile_rows]
+    tiles = -(-rows // tile_rows) * -(-out // tile_out)
+    for blocks, clusters in _MAX_CLUSTERS.items():
+        few = tiles <= clusters * resident and tiles * blocks <= 2 * 132
+        if few and k >= 256 * blocks:
+            return TileChoice(tile_rows, blocks)
+    return TileChoice(tile_rows, 1)
 
 
 def _multiply(forced: bool, pattern: NM, *operands: ArrayLike) -> Array:

@@ -107,25 +107,12 @@ ffi::Error with_blocks(const Call& call) {
 }
 
 template <typename T>
-ffi::Error choose(const Call& call, int64_t form) {
-  switch (form) {
-    case 8:
-    case 21008: return with_blocks<T, 8, 1, 2>(call);
-    case 16:
-    case 21016: return with_blocks<T, 16, 1, 2>(call);
-    case 32:
-    case 21032: return with_blocks<T, 32, 1, 2>(call);
-    case 64:
-    case 21064: return with_blocks<T, 64, 1, 2>(call);
-    case 31008: return with_blocks<T, 8, 1, 3>(call);
-    case 31016: return with_blocks<T, 16, 1, 3>(call);
-    case 12008: return with_blocks<T, 8, 2, 1>(call);
-    case 12016: return with_blocks<T, 16, 2, 1>(call);
-    case 12032: return with_blocks<T, 32, 2, 1>(call);
-    case 12064: return with_blocks<T, 64, 2, 1>(call);
-    case 22008: return with_blocks<T, 8, 2, 2>(call);
-    case 22016: return with_blocks<T, 16, 2, 2>(call);
-    case 22032: return with_blocks<T, 32, 2, 2>(call);
+ffi::Error choose(const Call& call, int64_t tile_rows) {
+  switch (tile_rows) {
+    case 8: return with_blocks<T, 8, 1, 3>(call);
+    case 16: return with_blocks<T, 16, 1, 3>(call);
+    case 32: return with_blocks<T, 32, 2, 2>(call);
+    case 64: return with_blocks<T, 64, 2, 1>(call);
     default: return ffi::Error::InvalidArgument("no kernel for so many rows");
   }
 }

@@ -22,8 +22,8 @@
 namespace nm_expand {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps + 32;  // the last warp copies
-constexpr int kStep = 64;    // the part of k of one step: four groups
-constexpr int kCopies = 8;   // of the table, each for four lanes, against bank conflicts
+constexpr int kStep = 64;   // the part of k of one step: four groups
+constexpr int kCopies = 4;  // of the table, each for eight lanes, against bank conflicts
 
 struct Maps {
   CUtensorMap x, values, masks;
