@@ -3,7 +3,8 @@
     python examples/quantize_language_model.py [--full]
 
 SmolLM2-135M, dense and pruned 2:4 by SparseGPT, with weights in float32, int8 and
-float8_e4m3fn, and with activations quantized too. Dense weights are compressed as 4:4,
+float8_e4m3fn, with activations quantized too, and with scales that the calibration data
+weigh. Dense weights are compressed as 4:4,
 which keeps all of them. On two CPU cores it takes some minutes and its figures are
 indicative, of few tokens; `--full` is the whole table, for a GPU.
 """
@@ -58,18 +59,28 @@ def main():
     def row(run, name, make):
         return print_row(jax.jit(run), texts, f"{name:40}", make)
 
-    def rows(name, found):
+    def rows(name, found, importances=None):
         """The weights as they are, in eight bits, and with activations in them too."""
         found = row(mean_loss, name, lambda: found)
         for quantize in formats:
-            small = js.compress_params(
-                found.params, found.plan, masks=found.masks, quantize=quantize
+            compress = partial(
+                js.compress_params,
+                found.params,
+                found.plan,
+                masks=found.masks,
+                quantize=quantize,
             )
+            small = compress()
             result = partial(found._replace, params=small)
             apply = partial(js.sparse_apply, mean_loss, found.plan)
             row(apply(), f"{name}, {quantize}", result)
             both = f"{name}, {quantize} and activations"
             row(apply(quantize_activations=True), both, result)
+            if importances is not None:
+                weighed = partial(
+                    found._replace, params=compress(importances=importances)
+                )
+                row(apply(), f"{name}, {quantize}, calibrated scales", weighed)
 
     planned = partial(js.plan_sparsity, dense, fn=forward, args=(batches[0],))
     plan, every = planned("2:4"), planned("4:4")
@@ -77,7 +88,7 @@ def main():
     rows("dense", js.MagnitudeSearcher(every).search(dense))
     statistics = js.collect_statistics(forward, dense, batches, plan=plan)
     found = js.SparseGPTSearcher(plan).search(dense, statistics)
-    rows("2:4", found)
+    rows("2:4", found, js.input_importances(dense, statistics))
     small = js.compress_params(found.params, plan, quantize=formats[0])
     print(f"\n{plan}\nsparsity of all weights: {js.sparsity(found.params):.1%}")
     print(f"dense {size(dense):,} bytes, 2:4 in eight bits {size(small):,}")
