@@ -71,7 +71,7 @@ class TileChoice(NamedTuple):
     blocks: int
 
 
-#: By the rows of a tile, its outputs, and how many blocks a multiprocessor has room for.
+#: By the rows of a tile: its outputs, and the blocks that fit on a multiprocessor.
 _TILES = {8: (128, 3), 16: (128, 3), 32: (256, 2), 64: (256, 1)}
 
 #: By the blocks of a cluster, how many clusters an H100 runs at once, if each of its
