@@ -181,7 +181,7 @@ def main():
     parser.add_argument("--formats", nargs="+", help="of the weights: by default dtype")
     parser.add_argument("--scan", action="store_true", help="over stacked layers")
     parser.add_argument("--prompts", type=int, nargs="*", default=(512, 2048))
-    parser.add_argument("--batches", type=int, nargs="+", default=(1, 4, 16, 64))
+    parser.add_argument("--batches", type=int, nargs="*", default=(1, 4, 16, 64))
     parser.add_argument("--pieces", type=int, nargs="*", default=(1,), help="batches")
     parser.add_argument("--positions", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=64)

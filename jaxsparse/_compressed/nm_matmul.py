@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_expand, cuda_matmul
+from jaxsparse._compressed import cuda_expand, cuda_matmul, cuda_matmul_bytes
 from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import is_wide_float
@@ -51,16 +51,18 @@ def nm_matmul(
         pattern and dtype. `"cuda"` uses the sparse tensor cores of an H100 or H200. It
         requires 2:4, bfloat16 or float16 (or such an `x` and a quantized weight with
         one scale for each output), a `k` divisible by 8 and an `out` divisible by 16.
-        For 4:8 and 8:16 another kernel expands such a weight, which by default is used
-        for up to 64 rows.
-        It allows no quantized activations, no explicit mesh and no `shard_map`. The
-        kernel is compiled on first use by the nvcc that `jax[cuda13]` installs. It
-        reads only the stored values, so an infinity in `x` at a pruned weight has no
-        effect. By default `"cuda"` is used if it is available, otherwise `"xla"`, and
-        in programs of `jax.export` always `"xla"`.
+        For 4:8 and 8:16, not quantized and with a `k` divisible by 16, another kernel
+        expands the weight; by default it is used for up to 64 rows.
+        It allows no explicit mesh and no `shard_map`. The kernel is compiled on first
+        use by the nvcc that `jax[cuda13]` installs. For 2:4 it reads only the stored
+        values, so an infinity in `x` at a pruned weight has no effect, unless
+        activations are quantized. By default `"cuda"` is used if it is available,
+        otherwise `"xla"`, and in programs of `jax.export` always `"xla"`.
       quantize_activations: whether to quantize each row of `x` to the eight bits of the
-        weight, by its largest magnitude. Sums are then in int32 for int8, and in
-        float32 for float8. The gradient is that of the product without it.
+        weight, by its largest magnitude. Sums are then in int32 for int8, and exact.
+        For float8, `"xla"` sums in float32; tensor cores, of `"cuda"`, cut off each
+        term 13 bits below the highest bit of the largest, once for every 64 inputs. The
+        gradient is that of the product without it.
 
     Returns:
       `[..., out]`, of the dtype of `jnp.dot`, but int32 for narrower integers. For a
@@ -112,9 +114,7 @@ def nm_matmul(
     x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
-    reason = no_kernel_reason(x, weight)
-    if quantize_activations:
-        reason = "the kernel multiplies by activations that are not quantized"
+    reason = no_kernel_reason(x, weight, quantize_activations)
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "
@@ -124,10 +124,15 @@ def nm_matmul(
     return _matmul(chosen, quantize_activations, x, weight)
 
 
-def no_kernel_reason(x: Array, weight: Compressed) -> str:
+def no_kernel_reason(
+    x: Array, weight: Compressed, quantize_activations: bool = False
+) -> str:
     """Returns why no kernel can compute the product, or an empty string."""
-    kernel = cuda_expand if weight.pattern in cuda_expand.PATTERNS else cuda_matmul
-    return kernel.unsupported_reason(x, weight)
+    if quantize_activations:
+        return cuda_matmul_bytes.unsupported_reason(x, weight)
+    if weight.pattern in cuda_expand.PATTERNS:
+        return cuda_expand.unsupported_reason(x, weight)
+    return cuda_matmul.unsupported_reason(x, weight)
 
 
 def check_implementation(name: str | None) -> None:
@@ -188,6 +193,8 @@ def _matmul(
 ) -> Array:
     if implementation != "xla":
         forced = implementation == "cuda"
+        if quantize_activations:
+            return cuda_matmul_bytes.cuda_matmul_bytes(x, compressed, exported=forced)
         if compressed.pattern in cuda_expand.PATTERNS:
             return cuda_expand.cuda_expand(x, compressed, forced=forced)
         return cuda_matmul.cuda_matmul(x, compressed, exported=forced)

@@ -1,10 +1,9 @@
 // The matmul of few dense rows and a 4:8 or 8:16 sparse weight, as an XLA FFI call.
 #include <cuda_runtime.h>
 
-#include <atomic>
-#include <string>
 #include <type_traits>
 
+#include "launch.cuh"
 #include "nm_expand.cuh"
 #include "xla/ffi/api/ffi.h"
 
@@ -12,28 +11,13 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-#define RETURN_IF_CUDA_ERROR(call)                                                     \
-  if (const cudaError_t error = (call); error != cudaSuccess) {                        \
-    return ffi::Error::Internal(std::string(#call ": ") + cudaGetErrorString(error));  \
-  }
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-Encode find_encode() {
-  void* encode = nullptr;
-  cudaDriverEntryPointQueryResult result;
-  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault,
-                                   &result);
-  return reinterpret_cast<Encode>(encode);
-}
-
 // Encodes an array of two or three axes, the fastest first, that is moved in boxes with rows of 128
 // bytes, which are swizzled. The strides are those of all axes but the first, in bytes.
 template <int kAxes>
 bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data,
             const uint64_t (&sizes)[kAxes], const uint64_t (&strides)[kAxes - 1],
             const uint32_t (&box)[kAxes]) {
-  static const Encode encode = find_encode();
+  static const launch::Encode encode = launch::find_encode();
   const uint32_t steps[] = {1, 1, 1};
   return encode && !encode(map, type, kAxes, const_cast<void*>(data), sizes, strides, box, steps,
                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -64,44 +48,29 @@ bool map(const Call& call, nm_expand::Maps* maps) {
 }
 
 template <typename T, int kRows, int kTiles, int kBlocks, int kResident>
-ffi::Error launch(const Call& call) {
+ffi::Error run(const Call& call) {
   using F = nm_expand::Form<kRows, kTiles, kBlocks, kResident>;
-  constexpr auto kernel = nm_expand::product<T, F>;
-  constexpr int bytes = sizeof(nm_expand::Memory<F>);
-  static_assert(bytes <= F::kBytes);
-  static std::atomic<uint64_t> allowed{0};  // one bit per device
-  const uint64_t mine = uint64_t{1} << call.device % 64;
-  if (!(allowed & mine)) {
-    RETURN_IF_CUDA_ERROR(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    allowed |= mine;
-  }
+  constexpr int kBytes = sizeof(nm_expand::Memory<F>);
+  static_assert(kBytes <= F::kBytes && nm_expand::kStages<F> > 1);
   nm_expand::Maps maps;
   if (!map<T, F>(call, &maps)) return ffi::Error::Internal("the driver encodes no tensor map");
   const nm_expand::Problem<T> problem = {static_cast<T*>(call.y), static_cast<int>(call.rows),
                                          static_cast<int>(call.k), static_cast<int>(call.out)};
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {1, 1, kBlocks};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3((call.rows + kRows - 1) / kRows, (call.out + F::kOut - 1) / F::kOut,
-                        kBlocks);
-  config.blockDim = dim3(nm_expand::kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = call.stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  RETURN_IF_CUDA_ERROR(cudaLaunchKernelEx(&config, kernel, maps, problem));
-  return ffi::Error::Success();
+  const auto tiles = [](uint64_t size, int tile) {
+    return static_cast<unsigned>((size + tile - 1) / tile);
+  };
+  const dim3 grid(tiles(call.rows, kRows) * tiles(call.out, F::kOut), 1, kBlocks);
+  const launch::Launch launch = {grid, dim3(1, 1, kBlocks), nm_expand::kThreads, kBytes};
+  return launch::run<nm_expand::product<T, F>>(call.stream, call.device, launch, maps, problem);
 }
 
 template <typename T, int kRows, int kTiles, int kResident>
 ffi::Error with_blocks(const Call& call) {
   switch (call.blocks) {
-    case 1: return launch<T, kRows, kTiles, 1, kResident>(call);
-    case 2: return launch<T, kRows, kTiles, 2, kResident>(call);
-    case 4: return launch<T, kRows, kTiles, 4, kResident>(call);
-    case 8: return launch<T, kRows, kTiles, 8, kResident>(call);
+    case 1: return run<T, kRows, kTiles, 1, kResident>(call);
+    case 2: return run<T, kRows, kTiles, 2, kResident>(call);
+    case 4: return run<T, kRows, kTiles, 4, kResident>(call);
+    case 8: return run<T, kRows, kTiles, 8, kResident>(call);
     default: return ffi::Error::InvalidArgument("no kernel for so many blocks");
   }
 }

@@ -290,7 +290,10 @@ __global__ __launch_bounds__(kThreads, F::kResident) void product(
     const __grid_constant__ Maps maps, const Problem<T> p) {
   extern __shared__ __align__(1024) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
-  const int first_row = blockIdx.x * F::kRows, first_out = blockIdx.y * F::kOut;
+  const int row_tiles = (p.rows + F::kRows - 1) / F::kRows;
+  // Blocks of the same outputs follow one another, so that the cache has their weights.
+  const int first_row = blockIdx.x % row_tiles * F::kRows;
+  const int first_out = blockIdx.x / row_tiles * F::kOut;
   const int steps = (p.k + kStep - 1) / kStep, last = (blockIdx.z + 1) * steps / F::kBlocks;
   const int first = blockIdx.z * steps / F::kBlocks;
   float sums[F::kTiles][F::kRows / 8][4] = {};
