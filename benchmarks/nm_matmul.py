@@ -4,8 +4,8 @@
         [--pattern 8:16] [--activations] [--torch]
 
 Each program multiplies by many weights in turn, more than a GPU's cache holds; the
-times are of one product. "int8" and "fp8" are 2:4 weights of eight bits with
-bfloat16 activations; "xla" decompresses on the fly. With `--activations`, rows are quantized in
+times are of one product. "int8" and "fp8" are 2:4 weights of eight bits with bfloat16
+activations; "xla" decompresses on the fly. With `--activations`, rows are quantized in
 each product of "rows int8" and "rows fp8"; "dense int8" and "dense fp8" are XLA's
 products of arrays that have eight bits already. "cuSPARSELt", with `--torch`, is
 PyTorch's, with weights that it has compressed and an algorithm that it has searched.
