@@ -91,18 +91,16 @@ def piece_rows(
 def _in_turn(fn: Callable[[Any, Any], Any], layers: Any, x: Any) -> Any:
     """The piece of each layer, neither merged nor taken out of the loop."""
 
-    def once(total, layer):
-        here, total = lax.optimization_barrier((x, total))
+    def first(total, layer):
+        here, _ = lax.optimization_barrier((x, total))
         results = lax.optimization_barrier(fn(layer, here))
-        firsts = [y.ravel()[0].astype(total.dtype) for y in jax.tree.leaves(results)]
-        return total + sum(firsts), None
+        return sum(y.ravel()[0].astype(total.dtype) for y in jax.tree.leaves(results))
 
-    def turn(_, total):
+    def turn(_, total):  # adds up at its end, lest each layer's sum be timed, too
         if isinstance(layers, list):
-            for layer in layers:
-                total, _ = once(total, layer)
-            return total
-        return lax.scan(once, total, layers)[0]
+            return total + sum(first(total, layer) for layer in layers)
+        firsts = lax.scan(lambda t, layer: (t, first(t, layer)), total, layers)[1]
+        return total + firsts.sum()
 
     return lax.fori_loop(0, TURNS, turn, jnp.zeros(()))
 

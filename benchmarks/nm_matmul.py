@@ -24,7 +24,8 @@ from jax import lax
 
 import jaxsparse as js
 from benchmarks.timing import machine, medians, print_rows
-from jaxsparse._compressed import cuda_expand, cuda_matmul
+from jaxsparse._compressed import cuda_expand
+from jaxsparse._compressed.kernel_choice import choose_kernel
 
 
 SHAPES = ((4096, 4096), (8192, 8192), (4096, 14336), (14336, 4096))
@@ -81,7 +82,7 @@ def rows(
 
 def _kernel(pattern: str, rows: int, k: int, out: int) -> str:
     if pattern == "2:4":
-        return "-".join(map(str, cuda_matmul.choose_kernel(rows, k, out)))
+        return "-".join(map(str, choose_kernel(rows, k, out)))
     if rows > cuda_expand.MAX_ROWS:
         return "xla"
     return "-".join(map(str, ("expand", *cuda_expand.choose_tile(rows, k, out))))

@@ -7,8 +7,9 @@ Values of eight bits are widened in registers for few rows, otherwise by XLA bef
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.kernel_choice import KernelChoice, choose_kernel
 from jaxsparse._compressed.quantized_matmul import weight_only_matmul
 from jaxsparse._compressed.xla_matmul import xla_matmul
 from jaxsparse._patterns import NM
@@ -28,6 +30,9 @@ from jaxsparse.kernels.export import unless_exported
 
 
 _KERNEL = "nm_matmul"
+
+#: The most weights of one launch.
+MAX_WEIGHTS = 4
 
 #: The kernel counts in 32 bits; smaller sizes fit even when rounded up to whole tiles.
 MAX_SIZE = 2**31 - 2**16
@@ -58,141 +63,110 @@ def unsupported_reason(
     return cuda_target.unavailable(kernel)
 
 
+class _Layout(NamedTuple):
+    """How the operands of one launch follow one another.
+
+    Attributes:
+      weights: the number of weights.
+      scaled: whether they have scales.
+      exported: whether a program that is exported uses the kernel too.
+    """
+
+    weights: int
+    scaled: bool
+    exported: bool
+
+    def split(self, arrays: Sequence[Any]) -> list[Sequence[Any]]:
+        """Returns the arrays of each weight."""
+        each = 3 if self.scaled else 2
+        return [arrays[i : i + each] for i in range(0, len(arrays), each)]
+
+
+def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
+    """Multiplies by one weight, as `cuda_matmuls` by several."""
+    return cuda_matmuls(x, [compressed], exported=exported)[0]
+
+
 # `jit` caches the functions that are created here, and their compilation.
 @partial(jax.jit, static_argnames="exported")
-def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
+def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list[Array]:
     """Multiplies on a GPU of compute capability 9.0, or by XLA on other devices.
 
     Args:
       x: `[..., k]`, for which `unsupported_reason` is empty.
-      compressed: a weight of shape `[k, out]` and of the same dtype, or quantized.
+      weights: at most `MAX_WEIGHTS` weights of shapes `[k, out]` and of the same dtype,
+        or all quantized to the same dtype. All kernels but `"whole"` multiply them in
+        one launch.
       exported: whether a program that is exported uses the kernel too, which must then
         be registered wherever it runs.
 
     Returns:
-      `[..., out]`, accumulated in float32 and rounded once. If `k` is sharded, the
-      partial sum of each device is rounded too.
+      For each weight `[..., out]`, accumulated in float32 and rounded once. If `k` is
+      sharded, the partial sum of each device is rounded too.
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
-    operands = [compressed.values, compressed.indices]
-    rule = f"{axes} k, values out, indices out"
-    if compressed.is_quantized:
-        operands.append(compressed.scales)
-        rule += ", one out"
-    rule += f" -> {axes} out"
-    multiply_shard = partial(_multiply_shard, exported)
-    multiply = custom_vmap(
-        partition_contraction(multiply_shard, rule, ("k", "values", "indices"))
-    )
-    multiply.def_vmap(partial(_multiply_batch, exported))
-    return multiply(x, *operands)
-
-
-class KernelChoice(NamedTuple):
-    """A kernel and its launch parameters.
-
-    Attributes:
-      kernel: `"few"` for few rows, otherwise `"split"` or `"whole"`. In `"few"` and
-        `"split"` the blocks of a cluster split the `k` of one tile. In `"whole"` each
-        block has tiles of its own, and the blocks share what they read.
-      tile_rows: the rows of `x` in a tile.
-      blocks: the blocks of a cluster.
-    """
-
-    kernel: Literal["few", "split", "whole"]
-    tile_rows: int
-    blocks: int
-
-
-#: By the blocks of a cluster, how many clusters an H100 runs at once with each block on
-#: its own multiprocessor. A GPU that runs fewer takes longer; the results are the same.
-_MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
-
-
-#: The most rows of kernel `"few"`. It is the only one that reads eight bits.
-_FEW_ROWS, _FEW_ROWS_OF_EIGHT_BITS = 16, 48
-
-
-def choose_kernel(
-    rows: int, k: int, out: int, *, eight_bits: bool = False
-) -> KernelChoice:
-    """Returns the kernel for `[rows, k]` by `[k, out]` on 132 multiprocessors.
-
-    With few rows, the time is that of reading the weight. All multiprocessors must then
-    read, so several blocks share a tile as long as each has its own multiprocessor.
-    With many rows, tiles of 256 by 128 need the least time for their work, if there are
-    enough of them. If there are more tiles than multiprocessors, the cache is the
-    limit, so two blocks share what they read. Values of eight bits are read once for
-    each 16 rows, up to where that takes about as long as to widen them for the other
-    kernels. Measured by `benchmarks.nm_matmul` on an H100, eight bits on an H200.
-    """
-
-    def count_tiles(tile_rows: int, tile_out: int) -> int:
-        return -(-rows // tile_rows) * -(-out // tile_out)
-
-    def choose_blocks(tiles: int, min_k: int, candidates: tuple[int, ...]) -> int:
-        for blocks in candidates:
-            if tiles <= _MAX_CLUSTERS[blocks] and k >= min_k * blocks:
-                return blocks
-        return 1
-
-    def split(tile_rows: int, tile_out: int) -> KernelChoice:
-        blocks = choose_blocks(count_tiles(tile_rows, tile_out), 128, (4, 3, 2))
-        return KernelChoice("split", tile_rows, blocks)
-
-    if rows <= (_FEW_ROWS_OF_EIGHT_BITS if eight_bits else _FEW_ROWS):
-        blocks = choose_blocks(count_tiles(16, 64), 512, (4, 2))
-        return KernelChoice("few", 8 if rows <= 8 else 16, blocks)
-    if rows <= 32:
-        return split(32, 64)
-    if rows <= 128:
-        fills_gpu = rows > 64 and count_tiles(128, 128) >= 64
-        return KernelChoice("whole", 128, 1) if fills_gpu else split(64, 128)
-    tiles = count_tiles(256, 128)
-    if tiles >= 100:
-        # Neighbours along the outputs share. A tile without a neighbour leaves the
-        # second block idle.
-        paired = 2 * count_tiles(256, 256) <= 1.05 * tiles
-        return KernelChoice("whole", 256, 2 if paired and tiles > 132 else 1)
-    # If three blocks for each of the large tiles cannot fill the GPU, halve the tiles.
-    return split(256 if tiles > 30 else 128, 128)
+    layout = _Layout(len(weights), weights[0].is_quantized, exported)
+    arrays, rules, contracted = [], [f"{axes} k"], ["k"]
+    for i, weight in enumerate(weights):
+        arrays += [weight.values, weight.indices]
+        rules += [f"values{i} out{i}", f"indices{i} out{i}"]
+        contracted += [f"values{i}", f"indices{i}"]
+        if layout.scaled:
+            arrays.append(weight.scales)
+            rules.append(f"one out{i}")
+    results = ", ".join(f"{axes} out{i}" for i in range(len(weights)))
+    rule = f"{', '.join(rules)} -> {results}"
+    multiply_shard = partial(_multiply_shard, layout)
+    multiply = custom_vmap(partition_contraction(multiply_shard, rule, contracted))
+    multiply.def_vmap(partial(_multiply_batch, layout))
+    return multiply(x, *arrays)
 
 
 def _multiply_batch(
-    exported: bool, size: int, batched: list[bool], *arrays: ArrayLike
-) -> tuple[Array, bool]:
-    operands = [*map(jnp.asarray, arrays)]
+    layout: _Layout, size: int, batched: list[bool], *arrays: ArrayLike
+) -> tuple[list[Array], list[bool]]:
+    x, *others = map(jnp.asarray, arrays)
+    weights, batched_weights = layout.split(others), layout.split(batched[1:])
+    out_batched = [True] * layout.weights
 
-    def multiply(x: Array, *weight: Array) -> Array:
-        return cuda_matmul(x, _weight(x, *weight), exported=exported)
+    def multiply(x: Array, weights: Any) -> list[Array]:
+        compressed = [_weight(x, *weight) for weight in weights]
+        return cuda_matmuls(x, compressed, exported=layout.exported)
 
-    if not any(batched[1:]):
-        return multiply(*operands), True
+    if not any(map(any, batched_weights)):
+        return multiply(x, weights), out_batched
 
-    def multiply_one(i: Array) -> Array:  # operands that are not batched are not copied
-        own = [
-            lax.dynamic_index_in_dim(array, i, 0, False) if is_batched else array
-            for array, is_batched in zip(operands, batched, strict=True)
+    def multiply_one(i: Array) -> list[Array]:
+        def own(array: Array, is_batched: bool) -> Array:  # others are not copied
+            if not is_batched:
+                return array
+            return lax.dynamic_index_in_dim(array, i, 0, False)
+
+        mine = [
+            list(map(own, weight, flags))
+            for weight, flags in zip(weights, batched_weights, strict=True)
         ]
-        return multiply(*own)
+        return multiply(own(x, batched[0]), mine)
 
-    return lax.map(multiply_one, jnp.arange(size)), True
+    return lax.map(multiply_one, jnp.arange(size)), out_batched
 
 
-def _multiply_shard(exported: bool, x: Array, *weight: Array) -> Array:
-    rows, out = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight[0].shape[-1]
+def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    outs = [weight[0].shape[-1] for weight in layout.split(arrays)]
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
-    suits = out % 16 == 0 and rows.size and out and len(rows) < MAX_SIZE
-    kernel = _multiply_by_kernel
-    if not exported:
-        kernel = partial(unless_exported, kernel, _multiply_by_xla)
-    product = lax.platform_dependent(
-        rows,
-        *weight,
-        cuda=kernel if suits else _multiply_by_xla,
-        default=_multiply_by_xla,
+    suits = all(out % 16 == 0 and out for out in outs)
+    suits = suits and rows.size and len(rows) < MAX_SIZE
+    by_xla, kernel = (
+        partial(fn, layout) for fn in (_multiply_by_xla, _multiply_by_kernel)
     )
-    return product.reshape(*x.shape[:-1], out)
+    if not layout.exported:
+        kernel = partial(unless_exported, kernel, by_xla)
+    products = lax.platform_dependent(
+        rows, *arrays, cuda=kernel if suits else by_xla, default=by_xla
+    )
+    shapes = [(*x.shape[:-1], out) for out in outs]
+    return [y.reshape(shape) for y, shape in zip(products, shapes, strict=True)]
 
 
 def _weight(
@@ -202,27 +176,41 @@ def _weight(
     return Compressed(values, indices, NM(2, 4), -2, scales, dtype)
 
 
-def _multiply_by_xla(x: Array, *weight: Array) -> Array:
-    compressed = _weight(x, *weight)
-    multiply = weight_only_matmul if compressed.is_quantized else xla_matmul
-    return multiply(x, compressed)
+def _multiply_by_xla(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
+    multiply = weight_only_matmul if layout.scaled else xla_matmul
+    return [multiply(x, _weight(x, *weight)) for weight in layout.split(arrays)]
 
 
-def _multiply_by_kernel(
-    x: Array, values: Array, indices: Array, *scales: Array
-) -> Array:
-    (rows, k), out = x.shape, values.shape[1]
-    kernel, tile_rows, blocks = choose_kernel(rows, k, out, eight_bits=bool(scales))
-    if kernel != "few":
-        values = values.astype(x.dtype)  # exact
-    name = cuda_target.target(_KERNEL)
-    multiply = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((rows, out), x.dtype))
-    return multiply(
-        x,
-        values,
-        indices,
-        *scales,
-        kernel=kernel,
-        tile_rows=np.int64(tile_rows),
-        blocks=np.int64(blocks),
+def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
+    weights = layout.split(arrays)
+    outs = [weight[0].shape[1] for weight in weights]
+    choose = partial(choose_kernel, *x.shape, eight_bits=layout.scaled)
+    if choose(*outs).kernel != "few":
+        weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
+    if choose(*outs).kernel != "whole":
+        return _launch(choose(*outs), x, weights)
+    each = zip(outs, weights, strict=True)
+    return [_launch(choose(out), x, [weight])[0] for out, weight in each]
+
+
+def _launch(
+    choice: KernelChoice,
+    x: Array,
+    weights: Sequence[Sequence[Array]],
+) -> list[Array]:
+    outs = [weight[0].shape[1] for weight in weights]
+    multiply = jax.ffi.ffi_call(
+        cuda_target.target(_KERNEL),
+        [jax.ShapeDtypeStruct((len(x), out), x.dtype) for out in outs],
     )
+    products = multiply(
+        x,
+        *[array for weight in weights for array in weight],
+        kernel=choice.kernel,
+        tile_rows=np.int64(choice.tile_rows),
+        blocks=np.int64(choice.blocks),
+        warps=np.int64(choice.warps),
+        wide=np.int64(choice.wide),
+        scaled=len(weights[0]) == 3,
+    )
+    return list(products)

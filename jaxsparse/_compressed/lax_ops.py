@@ -17,11 +17,8 @@ from jaxsparse._compressed.compressed_array import (
     is_compressed,
 )
 from jaxsparse._compressed.indices import code_bits
-from jaxsparse._compressed.nm_matmul import (
-    Implementation,
-    nm_matmul,
-    no_kernel_reason,
-)
+from jaxsparse._compressed.nm_matmul import Implementation, no_kernel_reason
+from jaxsparse._compressed.nm_matmuls import nm_matmuls
 from jaxsparse._sharding import is_automatic
 
 
@@ -95,10 +92,12 @@ class MatmulOptions(NamedTuple):
     quantize_activations: bool
 
 
-def dot_general(
-    eqn: JaxprEqn, lhs: Any, rhs: Any, options: MatmulOptions
-) -> Array | None:
-    """Computes a `dot_general` by `nm_matmul`, or returns None to decompress instead.
+def dot_generals(
+    eqns: Sequence[JaxprEqn],
+    operands: Sequence[Sequence[Any]],
+    options: MatmulOptions,
+) -> list[Array | None]:
+    """Computes `dot_general`s by `nm_matmul`, or returns None to decompress instead.
 
     The kernel takes any contracted axes that include the group axis, and any other
     axes, as in the projections of attention. If the kernel is not used, of weights that
@@ -106,16 +105,70 @@ def dot_general(
     better by itself.
 
     Args:
-      eqn: the equation.
-      lhs: its left operand.
-      rhs: its right operand. At least one of the two is compressed.
+      eqns: the equations. Those that contract the same axes of the same array run in
+        one launch if possible.
+      operands: the left and the right operand of each. At least one is compressed.
       options: as in `nm_matmul`.
+
+    Returns:
+      For each equation its output, or None.
 
     Raises:
       ValueError: the implementation is `"cuda"`, but the kernel is not available; or
-        activations are to be quantized, but `nm_matmul` cannot compute the product.
+        activations are to be quantized, but `nm_matmul` cannot compute a product.
     """
-    lhs, rhs = jax.tree.map(jnp.asarray, (lhs, rhs))
+    products = [_product(*each, options) for each in zip(eqns, operands, strict=True)]
+    outputs: list[Array | None] = [None] * len(products)
+    alike: dict[Any, list[int]] = {}
+    for i, product in enumerate(products):
+        if product is not None:
+            alike.setdefault(product.key, []).append(i)
+    for indices in alike.values():
+        some = [p for i in indices if (p := products[i]) is not None]
+        weights = [product.matrix for product in some]
+        results = nm_matmuls(some[0].rows(), weights, **options._asdict())
+        for i, product, result in zip(indices, some, results, strict=True):
+            outputs[i] = product.output(result)
+    return outputs
+
+
+class _Product(NamedTuple):
+    """A product that `nm_matmul` can compute.
+
+    Attributes:
+      key: equal for products that contract the same axes of the same array.
+      operands: the operands, with the group axis last among the contracted axes.
+      matrix: the weight as `[k, out]`.
+      weight_is_rhs: whether the weight is the right operand.
+    """
+
+    key: Any
+    operands: _Operands
+    matrix: Compressed
+    weight_is_rhs: bool
+
+    def rows(self) -> Array:
+        """Returns the other operand as `[..., k]`."""
+        _, x, _, x_axes = self.operands
+        outer = [i for i in range(x.ndim) if i not in x_axes]
+        rows = x.transpose((*outer, *x_axes))
+        return rows.reshape(*rows.shape[: len(outer)], self.matrix.shape[0])
+
+    def output(self, product: Array) -> Array:
+        """Returns the product `[..., out]` as the equation does."""
+        weight, _, weight_axes, _ = self.operands
+        outer = product.ndim - 1
+        outputs = [n for i, n in enumerate(weight.shape) if i not in weight_axes]
+        product = product.reshape(*product.shape[:-1], *outputs)
+        if self.weight_is_rhs:
+            return product
+        return jnp.moveaxis(product, range(outer), range(-outer, 0))
+
+
+def _product(
+    eqn: JaxprEqn, pair: Sequence[Any], options: MatmulOptions
+) -> _Product | None:
+    lhs, rhs = jax.tree.map(jnp.asarray, tuple(pair))
     (lhs_axes, rhs_axes), _ = eqn.params["dimension_numbers"]
     weight_is_rhs = is_compressed(rhs)
     if weight_is_rhs:
@@ -145,7 +198,8 @@ def dot_general(
         uses_xla = uses_xla or no_kernel_reason(operands.x, matrix)
         if uses_xla and not matrix.is_quantized:
             return None
-    return _multiply(operands, matrix, options, weight_is_rhs)
+    key = id(pair[0] if weight_is_rhs else pair[1]), operands.x_axes
+    return _Product(key, operands, matrix, weight_is_rhs)
 
 
 def _unsupported_reason(
@@ -209,22 +263,3 @@ def _as_matrix(operands: _Operands) -> Compressed | None:
         return weight
     k = math.prod(weight.shape[: len(axes)])
     return reshape(weight, (k, math.prod(weight.shape[len(axes) :])))
-
-
-def _multiply(
-    operands: _Operands,
-    matrix: Compressed,
-    options: MatmulOptions,
-    weight_is_rhs: bool,
-) -> Array:
-    weight, x, weight_axes, x_axes = operands
-    outer_axes = [i for i in range(x.ndim) if i not in x_axes]
-    tokens = x.transpose((*outer_axes, *x_axes))
-    tokens = tokens.reshape(*tokens.shape[: len(outer_axes)], matrix.shape[0])
-    product = nm_matmul(tokens, matrix, **options._asdict())
-    outputs = [size for i, size in enumerate(weight.shape) if i not in weight_axes]
-    product = product.reshape(*tokens.shape[:-1], *outputs)
-    if weight_is_rhs:
-        return product
-    outer = len(outer_axes)
-    return jnp.moveaxis(product, range(outer), range(-outer, 0))

@@ -221,7 +221,13 @@ def _backward(
     residuals: tuple[Array, Compressed],
     gradient: Array,
 ) -> tuple[Array, Compressed]:
-    x, compressed = residuals
+    return matmul_gradients(*residuals, gradient)
+
+
+def matmul_gradients(
+    x: Array, compressed: Compressed, gradient: Array
+) -> tuple[Array, Compressed]:
+    """Returns the gradients of `x` and the weight, given that of the product."""
     # Decompressing is linear; its transpose gathers the positions of the values.
     dense, gather_values = jax.vjp(decompress, compressed)
     leading = list(range(x.ndim - 1))

@@ -26,7 +26,7 @@ from jaxsparse._compressed.compressed_array import (
 from jaxsparse._compressed.eight_bits import is_wide_float
 from jaxsparse._compressed.lax_ops import (
     MatmulOptions,
-    dot_general,
+    dot_generals,
     reshape,
     transpose,
 )
@@ -37,6 +37,7 @@ from jaxsparse._trace import (
     KEEPS_ZEROS,
     Cond,
     ControlFlow,
+    JointProducts,
     Scan,
     ShardMap,
     Site,
@@ -44,6 +45,9 @@ from jaxsparse._trace import (
     bind,
     control_flow,
     evaluate,
+    join_products,
+    join_products_inside,
+    joint_products,
     run_equation,
     trace,
     var_shape,
@@ -110,7 +114,8 @@ def sparse_apply(
         program = trace(flat_fn, shapes, args, kwargs)
         arrays = [leaf for leaf in leaves.values() if is_array(leaf)]
         rule = partial(_rule, options)
-        outputs, _ = evaluate(program.bound, [*arrays, *program.inputs], rule)
+        bound = join_products(program.bound)
+        outputs, _ = evaluate(bound, [*arrays, *program.inputs], rule)
         return structures[0].unflatten(map(_dense, outputs))
 
     return apply
@@ -135,10 +140,13 @@ def _rule(
 ) -> tuple[Sequence[Any], None]:
     """Keeps weights compressed as long as that is possible."""
     rule = partial(_rule, options)
+    if (joint := joint_products(site.eqn)) is not None:
+        return _multiply(joint, inputs, options), state
     if not any(map(is_compressed, inputs)):
         return bind(site.eqn, inputs), state  # keeps custom derivative rules
     flow = control_flow(site.eqn)
     if flow is not None:
+        site = site._replace(eqn=join_products_inside(site.eqn))
         return run_equation(site, _body_inputs(flow, inputs), rule, state, _dense)
     output = _apply_compressed(site.eqn, inputs, options)
     if output is not None:
@@ -146,11 +154,32 @@ def _rule(
     return run_equation(site, [_dense(x) for x in inputs], rule, state)
 
 
+def _multiply(
+    joint: JointProducts, inputs: list[Any], options: MatmulOptions
+) -> list[Any]:
+    """Returns the products, those by compressed weights in one launch if possible."""
+    pairs = joint.split(inputs)
+    sparse = [i for i, pair in enumerate(pairs) if any(map(is_compressed, pair))]
+    products = dot_generals(
+        [joint.eqns[i] for i in sparse],
+        [pairs[i] for i in sparse],
+        options,
+    )
+    outputs = dict(zip(sparse, products, strict=True))
+
+    def output(i: int) -> Any:
+        if (product := outputs.get(i)) is not None:
+            return product
+        return bind(joint.eqns[i], [_dense(x) for x in pairs[i]])[0]
+
+    return [output(i) for i in range(len(pairs))]
+
+
 def _apply_compressed(eqn: JaxprEqn, inputs: list[Any], options: MatmulOptions) -> Any:
     """Returns the output of an equation, or None if it needs dense inputs."""
     name = eqn.primitive.name
     if name == "dot_general":
-        return dot_general(eqn, inputs[0], inputs[1], options)
+        return dot_generals([eqn], [inputs], options)[0]
     if name == "transpose":
         return transpose(inputs[0], eqn.params["permutation"])
     if name in _ELEMENTWISE:

@@ -127,50 +127,60 @@ def partition_unary(
 
 
 def partition_contraction(
-    fn: _ArrayFn, rule: str, contracted: Sequence[str]
+    fn: Callable[..., Any], rule: str, contracted: Sequence[str]
 ) -> Callable[..., Any]:
     """Returns a function of arrays that contracts axes and runs on each shard.
+
+    All of its results lack the same axes.
 
     The function has no batching rule: `jax.vmap` of it fails.
 
     Args:
-      fn: takes arrays, or shards of them over automatic axes, and returns one array.
+      fn: takes arrays, or shards of them over automatic axes, and returns an array, or
+        a list of arrays of one dtype.
       rule: the Shardy rule that names the axes, such as
         `"rows k, values out -> rows out"`.
-      contracted: the axes that the result lacks, in the order of the operands. Equal
+      contracted: the axes that the results lack, in the order of the operands. Equal
         parts of them belong together, and the results for all parts add up to the
-        whole result. If these axes are sharded, each shard computes its part, and an
+        whole results. If these axes are sharded, each shard computes its part, and an
         all-reduce adds up the parts in float32; of several shardings the last that
         suits all contracted axes is used. Contracted axes are all-gathered instead if
         their mesh axes shard other axes, if the parts would not be equal, or in
         float16, where partial results might overflow.
     """
-    names = [axes.split() for axes in rule.replace("->", ",").split(",")]
+    names, result_names = (
+        [axes.split() for axes in side.split(",")] for side in rule.split("->")
+    )
 
-    def partition(mesh, operands, result):
-        # The result's sharding of an axis takes precedence, then the first operand's.
+    def partition(mesh, operands, results):
+        results, structure = jax.tree.flatten(results)
+        # A result's sharding of an axis takes precedence, then the first operand's.
         entries: dict[str, Any] = {}
         sizes: dict[str, int] = {}
-        arrays = zip([names[-1], *names[:-1]], [result, *operands], strict=True)
+        arrays = zip([*result_names, *names], [*results, *operands], strict=True)
         for axes, x in arrays:
             # Without a mesh in JAX's sight there is no spec, and nothing is sharded.
             spec = [*getattr(x.sharding, "spec", ()), *[None] * len(axes)]
             entries = dict(zip(axes, spec, strict=False)) | entries
             sizes |= dict(zip(axes, x.shape, strict=True))
         common = None
-        if result.dtype != jnp.float16:
+        if results[0].dtype != jnp.float16:
             common = _common_entry(entries, sizes, contracted, mesh)
         entries |= dict.fromkeys(contracted, common)
 
-        def fn_and_sum(*shards: Array) -> Array:
-            part = fn(*shards)
+        def fn_and_sum(*shards: Array) -> Any:
+            parts = fn(*shards)
             if common is None:
-                return part
-            return lax.psum(part.astype(jnp.float32), common).astype(part.dtype)
+                return parts
+            cast = lambda dtype, tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+            wide = lax.psum(cast(jnp.float32, parts), common)
+            return cast(results[0].dtype, wide)
 
-        specs = [PartitionSpec(*map(entries.get, axes)) for axes in names]
-        *inputs, output = [NamedSharding(mesh, spec) for spec in specs]
-        return mesh, fn_and_sum, output, tuple(inputs)
+        def place(axes: list[str]) -> NamedSharding:
+            return NamedSharding(mesh, PartitionSpec(*map(entries.get, axes)))
+
+        outputs = structure.unflatten(place(axes) for axes in result_names)
+        return mesh, fn_and_sum, outputs, tuple(place(axes) for axes in names)
 
     return _partitioned(fn, rule, partition, reduction_factors=tuple(contracted))
 
@@ -197,7 +207,7 @@ def _mesh_axes(entry: Any) -> tuple[str, ...]:
 
 
 def _partitioned(
-    fn: _ArrayFn, rule: str, partition: Callable[..., Any], **options: Any
+    fn: Callable[..., Any], rule: str, partition: Callable[..., Any], **options: Any
 ) -> Callable[..., Any]:
     if not getattr(jax.config, "jax_use_shardy_partitioner", True):
         return fn  # the older partitioner does not read Shardy rules

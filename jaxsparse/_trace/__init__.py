@@ -38,6 +38,12 @@ from jaxsparse._trace.jaxpr import (
     control_flow as control_flow,
     var_shape as var_shape,
 )
+from jaxsparse._trace.joint_products import (
+    JointProducts as JointProducts,
+    join_products as join_products,
+    join_products_inside as join_products_inside,
+    joint_products as joint_products,
+)
 from jaxsparse._trace.product_inputs import (
     ProductInputs as ProductInputs,
     product_inputs as product_inputs,

@@ -14,10 +14,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 
-_Fn = Callable[..., Array]
+_Fn = Callable[..., Any]
 
 
-def unless_exported(kernel: _Fn, portable: _Fn, *operands: ArrayLike) -> Array:
+def unless_exported(kernel: _Fn, portable: _Fn, *operands: ArrayLike) -> Any:
     """Returns `kernel(*operands)`, or `portable(*operands)` in an exported program.
 
     Args:
@@ -26,10 +26,10 @@ def unless_exported(kernel: _Fn, portable: _Fn, *operands: ArrayLike) -> Array:
       *operands: arrays.
     """
     # As jaxprs: JAX looks in them for primitives that need to know the devices.
-    kernel_jaxpr, portable_jaxpr = (
-        jax.make_jaxpr(fn)(*operands) for fn in (kernel, portable)
-    )
-    return _choice.bind(*operands, kernel=kernel_jaxpr, portable=portable_jaxpr)[0]
+    kernel_jaxpr = jax.make_jaxpr(kernel)(*operands)
+    portable_jaxpr, results = jax.make_jaxpr(portable, return_shape=True)(*operands)
+    outputs = _choice.bind(*operands, kernel=kernel_jaxpr, portable=portable_jaxpr)
+    return jax.tree.unflatten(jax.tree.structure(results), outputs)
 
 
 _choice = Primitive("unless_exported")
@@ -55,9 +55,10 @@ def _batch(
 ) -> tuple[list[Array], list[int]]:
     def each(jaxpr: ClosedJaxpr) -> _Fn:
         fn = jaxpr_as_fun(jaxpr)
-        return jax.vmap(lambda *operands: fn(*operands)[0], in_axes=tuple(axes))
+        return jax.vmap(fn, in_axes=tuple(axes))
 
-    return [unless_exported(each(kernel), each(portable), *operands)], [0]
+    outputs = unless_exported(each(kernel), each(portable), *operands)
+    return outputs, [0] * len(outputs)
 
 
 def _lower(

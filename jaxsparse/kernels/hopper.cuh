@@ -196,7 +196,7 @@ __device__ inline const T* further(const T* from, uint32_t a, uint32_t b) {
 
 // Loads data that is read only once, without caching it in L1.
 __device__ inline void load_once(uint32_t (&v)[4], const void* from) {
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
                : "l"(from));
 }

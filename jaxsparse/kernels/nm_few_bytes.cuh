@@ -25,7 +25,7 @@ struct Stage {
 
 // Two resident blocks have less shared memory each.
 template <typename F>
-constexpr int kStages = F::kResident == 1 ? 5 : 3;
+constexpr int kStages = F::kResident == 1 ? 4 : 3;
 
 template <typename F>
 union WarpMemory {
@@ -35,7 +35,7 @@ union WarpMemory {
 
 template <typename F>
 struct Memory {
-  alignas(128) WarpMemory<F> warps[kWarps];
+  alignas(128) WarpMemory<F> warps[F::kWarps];
   Inbox<F> inbox;
 };
 
@@ -52,15 +52,15 @@ class Reader {
  public:
   __device__ Reader(const Problem<T, V>& p, int k) : p_(p) {
     // Beyond the last output the last 16 are copied again, and their sums are not stored.
-    const int out = min(static_cast<int>(blockIdx.x) * kOut + chunk(), p.out - 16);
+    const int out = min(p.first_out + chunk(), p.out - 16);
     values_ = p.values + static_cast<int64_t>(k / 2 + row()) * p.out + out;
     indices_ = p.indices + static_cast<int64_t>(k / 8 + row()) * p.out + out;
   }
   __device__ void next() {
-    values_ = hopper::further(values_, p_.out, kWarps * kStep / 2);
-    indices_ = hopper::further(indices_, p_.out, kWarps * kStep / 8);
+    values_ = hopper::further(values_, p_.out, F::kParts * kStep / 2);
+    indices_ = hopper::further(indices_, p_.out, F::kParts * kStep / 8);
   }
-  __device__ void copy(Stage<F>& stage, int k, int first_row) const {
+  __device__ void copy(Stage<F>& stage, int k) const {
     const uint32_t values = hopper::shared_address(stage.values);
 #pragma unroll
     for (int i = 0; i < kStep / 2; i += 8) {
@@ -69,7 +69,7 @@ class Reader {
     }
     hopper::copy_16(hopper::shared_address(stage.indices) + offset(row(), chunk()), indices_,
                     row() < (p_.k - k) / 8 ? 16 : 0);
-    copy_x<F::kRows>(hopper::shared_address(stage.x), p_, k, first_row);
+    copy_x<F::kRows>(hopper::shared_address(stage.x), p_, k);
   }
 
  private:
@@ -121,42 +121,44 @@ __device__ void multiply(float (&sums)[kTiles][F::kRows / 8][4], const Stage<F>&
   }
 }
 
-// A block computes kOut outputs of kRows rows. Each block of a cluster, and each warp of a block,
-// has its own part of k.
+// A block computes kBlockOut outputs of kRows rows. Each block of a cluster, and each warp of a
+// block that has the same outputs as others, has its own part of k.
 template <typename T, typename V, typename F>
-__global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<T, V> p) {
+__global__ __launch_bounds__(F::kThreads, F::kResident) void product(
+    const __grid_constant__ Products<T, V> all) {
+  const auto p = Problem<T, V>::of(all, F());
   constexpr int kSlots = kStages<F>, kAhead = kSlots - 1;
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
-  const int warp = threadIdx.x / 32, first_row = blockIdx.y * F::kRows;
+  const int warp = threadIdx.x / 32, part = warp / F::kWide;
   const int steps = (p.k + kStep - 1) / kStep, last = (blockIdx.z + 1) * steps / F::kBlocks;
-  int step = blockIdx.z * steps / F::kBlocks + warp;
+  int step = blockIdx.z * steps / F::kBlocks + part;
   auto& stages = memory.warps[warp].stages;
   float sums[kTiles][F::kRows / 8][4] = {};
   Reader<T, V, F> reader(p, step * kStep);
   const auto fetch = [&](int i, int next) {  // called for all steps of the warp in order
     if (next < last) {
-      reader.copy(stages[i], next * kStep, first_row);
+      reader.copy(stages[i], next * kStep);
       reader.next();
     }
     hopper::commit_copies();
   };
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) fetch(i, step + i * kWarps);  // before any synchronisation
-  const Sums<T, V, F> all(memory.warps[0].sums, sizeof memory.warps[0], memory.inbox, p, first_row);
-  all.begin();
+  for (int i = 0; i < kAhead; ++i) fetch(i, step + i * F::kParts);  // before any synchronisation
+  const Sums<T, V, F> totals(memory.warps[0].sums, sizeof memory.warps[0], memory.inbox, p);
+  totals.begin();
   while (step < last) {
 #pragma unroll
-    for (int i = 0; i < kSlots; ++i, step += kWarps) {
-      fetch((i + kAhead) % kSlots, step + kAhead * kWarps);
+    for (int i = 0; i < kSlots; ++i, step += F::kParts) {
+      fetch((i + kAhead) % kSlots, step + kAhead * F::kParts);
       hopper::wait_copies<kAhead>();
       __syncwarp();
       if (step < last) multiply<T, V, F>(sums, stages[i]);
       __syncwarp();
     }
   }
-  all.leave(sums);
-  all.add_up();
+  totals.leave(sums);
+  totals.add_up();
 }
 
 }  // namespace nm_few_bytes

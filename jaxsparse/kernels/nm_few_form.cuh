@@ -5,33 +5,67 @@
 
 namespace nm_few {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kOut = 64, kTiles = kOut / 16;  // outputs of a block; tensor core tiles
+constexpr int kOut = 64, kTiles = kOut / 16;  // outputs of a warp; tensor core tiles
 constexpr int kStep = 64;                     // the part of k of one step of a warp
+constexpr int kMostWeights = 4;
 
 template <typename T, typename V>
-struct Problem {
-  const T* x;
+struct Weight {
   const V* values;
   const uint8_t* indices;
   const float* scales;  // of the outputs, or null
   T* y;
-  int rows, k, out;
+  int out;
 };
 
-// The template parameters of a kernel: the maximum number of rows, the blocks of a cluster, and
-// the blocks that are resident on a multiprocessor.
-template <int kRows_, int kBlocks_, int kResident_>
+// The products of x with several weights in one launch: the tiles of one weight follow those of
+// another. `ends` are where the tiles of all weights but the last one end.
+template <typename T, typename V>
+struct Products {
+  int ends[kMostWeights - 1];
+  int row_tiles, rows, k;
+  const T* x;
+  Weight<T, V> weights[kMostWeights];
+};
+
+// The template parameters of a kernel: the maximum number of rows, the blocks of a cluster, the
+// warps of a block, and how many of them are side by side. All others have other parts of k.
+template <int kRows_, int kBlocks_, int kWarps_, int kWide_>
 struct Form {
-  static constexpr int kRows = kRows_, kBlocks = kBlocks_, kResident = kResident_;
+  static constexpr int kRows = kRows_, kBlocks = kBlocks_, kWarps = kWarps_, kWide = kWide_;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kResident = kRows > 16 ? 1 : 16 / kWarps;
+  static constexpr int kParts = kWarps / kWide, kBlockOut = kOut * kWide;
+};
+
+// The part of a warp: kOut outputs of one weight, from `first_out` on, and some rows.
+template <typename T, typename V>
+struct Problem : Weight<T, V> {
+  const T* x;
+  int rows, k, block_out, first_out, first_row;
+
+  template <typename F>
+  static __device__ Problem of(const Products<T, V>& all, F) {
+    // The blocks of all rows of a tile are neighbours, so that they read it at the same time.
+    int tile = blockIdx.x, row = 0;
+    if (all.row_tiles > 1) row = tile % all.row_tiles, tile /= all.row_tiles;
+    const int* ends = all.ends;
+    const int i = (tile >= ends[0]) + (tile >= ends[1]) + (tile >= ends[2]);
+    const int first = i ? ends[i - 1] : 0;
+    Problem p = {all.weights[i], all.x, all.rows, all.k};
+    p.block_out = (tile - first) * F::kBlockOut;
+    p.first_out = p.block_out + threadIdx.x / 32 % F::kWide * kOut;
+    p.first_row = row * F::kRows;
+    return p;
+  }
 };
 
 // Copies a step of x: rows of 128 bytes, whose chunks of 16 bytes are swizzled.
 template <int kRows, typename T, typename V>
-__device__ void copy_x(uint32_t to, const Problem<T, V>& p, int k, int first_row) {
+__device__ void copy_x(uint32_t to, const Problem<T, V>& p, int k) {
   const int row = threadIdx.x % 32 / 8, chunk = threadIdx.x % 8, at = k + chunk * 8;
-  const int left = at < p.k ? p.rows - first_row - row : 0;
-  const T* from = p.x + static_cast<int64_t>(first_row + row) * p.k + at;
+  const int left = at < p.k ? p.rows - p.first_row - row : 0;
+  const T* from = p.x + static_cast<int64_t>(p.first_row + row) * p.k + at;
 #pragma unroll
   for (int i = 0; i < kRows; i += 4) {
     const int place = chunk ^ (row + i % 8);  // the row modulo 8, since `row` is at most 3

@@ -20,8 +20,8 @@ using namespace nm_few;
 
 template <typename F>
 struct Memory {
-  alignas(128) uint8_t x[kWarps][2][F::kRows * kStep * 2];
-  alignas(16) WarpSums<F> sums[kWarps];
+  alignas(128) uint8_t x[F::kWarps][2][F::kRows * kStep * 2];
+  alignas(16) WarpSums<F> sums[F::kWarps];
   Inbox<F> inbox;
 };
 
@@ -35,18 +35,18 @@ struct Weight {
 
 // The addresses from which this lane loads its weight, step by step. Offsets are products of two
 // 32-bit numbers, one instruction each: 64-bit products would delay the loads.
-template <typename T>
+template <typename T, typename F>
 class Reader {
  public:
   __device__ Reader(const Problem<T, T>& p, int k) : p_(p) {
     // Beyond the last output the last eight are loaded again, and their sums are not stored.
-    const int out = min(blockIdx.x * kOut + threadIdx.x % 32 / 4 * 8, p.out - 8);
+    const int out = min(p.first_out + static_cast<int>(threadIdx.x) % 32 / 4 * 8, p.out - 8);
     values_ = p.values + static_cast<int64_t>(k / 2 + pair()) * p.out + out;
     indices_ = p.indices + static_cast<int64_t>(k / 8 + pair()) * p.out + out;
   }
   __device__ void next() {
-    values_ = value(kWarps * kStep / 2);
-    indices_ = index(kWarps * kStep / 8);
+    values_ = value(F::kParts * kStep / 2);
+    indices_ = index(F::kParts * kStep / 8);
   }
   __device__ void load(Weight& weight, int k) const {
 #pragma unroll
@@ -109,42 +109,44 @@ __device__ void multiply(float (&sums)[kTiles][kRows / 8][4], const Weight& weig
   }
 }
 
-// A block computes kOut outputs of kRows rows. Each block of a cluster, and each warp of a block,
-// has its own part of k.
+// A block computes kBlockOut outputs of kRows rows. Each block of a cluster, and each warp of a
+// block that has the same outputs as others, has its own part of k.
 template <typename T, typename F>
-__global__ __launch_bounds__(kThreads, F::kResident) void product(const Problem<T, T> p) {
+__global__ __launch_bounds__(F::kThreads, F::kResident) void product(
+    const __grid_constant__ Products<T, T> all) {
+  const auto p = Problem<T, T>::of(all, F());
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
-  const int warp = threadIdx.x / 32, first_row = blockIdx.y * F::kRows;
+  const int warp = threadIdx.x / 32, part = warp / F::kWide;
   const int steps = (p.k + kStep - 1) / kStep, last = (blockIdx.z + 1) * steps / F::kBlocks;
-  int step = blockIdx.z * steps / F::kBlocks + warp;
+  int step = blockIdx.z * steps / F::kBlocks + part;
   const uint32_t x = hopper::shared_address(memory.x[warp]);
   float sums[kTiles][F::kRows / 8][4] = {};
   Weight weights[2];
-  Reader<T> reader(p, step * kStep);
+  Reader<T, F> reader(p, step * kStep);
   const auto fetch = [&](int i, int next) {  // called for all steps of the warp in order
     if (next < last) {
       reader.load(weights[i], next * kStep);
       reader.next();
-      copy_x<F::kRows>(x + i * sizeof memory.x[0][0], p, next * kStep, first_row);
+      copy_x<F::kRows>(x + i * sizeof memory.x[0][0], p, next * kStep);
     }
     hopper::commit_copies();
   };
   fetch(0, step);  // before any synchronisation
-  const Sums<T, T, F> all(memory.sums[0], sizeof memory.sums[0], memory.inbox, p, first_row);
-  all.begin();
+  const Sums<T, T, F> totals(memory.sums[0], sizeof memory.sums[0], memory.inbox, p);
+  totals.begin();
   while (step < last) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i, step += kWarps) {
-      fetch(i ^ 1, step + kWarps);
+    for (int i = 0; i < 2; ++i, step += F::kParts) {
+      fetch(i ^ 1, step + F::kParts);
       hopper::wait_copies<1>();
       __syncwarp();
       if (step < last) multiply<T, F::kRows>(sums, weights[i], x + i * sizeof memory.x[0][0]);
       __syncwarp();
     }
   }
-  all.leave(sums);
-  all.add_up();
+  totals.leave(sums);
+  totals.add_up();
 }
 
 }  // namespace nm_few_rows

@@ -13,7 +13,8 @@ using WarpSums = float[F::kRows][kOut + 4];
 // Sums of the blocks of a cluster, for the outputs that this block stores.
 template <typename F>
 struct Inbox {
-  alignas(16) float sums[F::kBlocks][F::kRows][kOut / F::kBlocks];
+  static constexpr int kRows = F::kBlocks > 1 ? F::kRows : 1;  // one block needs none
+  alignas(16) float sums[F::kBlocks][kRows][F::kBlockOut / F::kBlocks];
   uint64_t is_full;  // a barrier
 };
 
@@ -21,15 +22,13 @@ struct Inbox {
 // order: over the warps of a block, then over the blocks of a cluster.
 template <typename T, typename V, typename F>
 class Sums {
-  static_assert(F::kRows * kOut / 4 <= kThreads, "a thread adds up four outputs of a row");
-  static_assert(kOut % (4 * F::kBlocks) == 0, "a block stores fours of each row");
+  static_assert(F::kBlockOut % (4 * F::kBlocks) == 0, "a block stores fours of each row");
 
  public:
   // `first` are the sums of the first warp; those of the next are `stride` bytes after them.
-  __device__ Sums(WarpSums<F>& first, int stride, Inbox<F>& inbox, const Problem<T, V>& p,
-                  int first_row)
+  __device__ Sums(WarpSums<F>& first, int stride, Inbox<F>& inbox, const Problem<T, V>& p)
       : first_(first), stride_(stride / sizeof(float)), inbox_(inbox), p_(p),
-        first_row_(first_row), rows_(min(F::kRows, p.rows - first_row)),
+        rows_(min(F::kRows, p.rows - p.first_row)),
         barrier_(hopper::shared_address(&inbox.is_full)) {}
 
   __device__ void begin() const {
@@ -37,7 +36,7 @@ class Sums {
     if (threadIdx.x == 0) {
       hopper::init_barrier(barrier_, 1);
       hopper::publish_barriers();
-      hopper::expect_bytes(barrier_, rows_ * kOut * sizeof(float));
+      hopper::expect_bytes(barrier_, rows_ * F::kBlockOut * sizeof(float));
     }
     hopper::arrive_cluster_relaxed();
   }
@@ -58,16 +57,19 @@ class Sums {
   __device__ void add_up() const {
     __syncthreads();
     if (kBlocks > 1) hopper::wait_cluster();  // all blocks have started
-    const int row = threadIdx.x / (kOut / 4), out = threadIdx.x % (kOut / 4) * 4;
-    if (row < rows_) {
-      const float4 sum = add<kWarps>(&first_[row][out], stride_);
-      kBlocks == 1 ? store(row, out, sum) : send(row, out, sum);
+    constexpr int kColumns = F::kBlockOut / 4;
+    const int out = threadIdx.x % kColumns * 4, column = out / kOut;
+    const float* mine = &first_[0][out % kOut] + column * stride_;
+    for (int row = threadIdx.x / kColumns; row < rows_; row += F::kThreads / kColumns) {
+      const float4 sum = add<F::kParts>(mine + row * (kOut + 4), F::kWide * stride_);
+      if constexpr (kBlocks == 1) store(row, out, sum);
+      if constexpr (kBlocks > 1) send(row, out, sum);
     }
-    if (kBlocks > 1) add_up_blocks();
+    if constexpr (kBlocks > 1) add_up_blocks();
   }
 
  private:
-  static constexpr int kBlocks = F::kBlocks, kShare = kOut / kBlocks;
+  static constexpr int kBlocks = F::kBlocks, kShare = F::kBlockOut / kBlocks;
 
   __device__ void send(int row, int out, float4 sum) const {
     const int block = out / kShare;
@@ -76,11 +78,13 @@ class Sums {
                         hopper::address_in_block(barrier_, block));
   }
   __device__ void add_up_blocks() const {
-    const int row = threadIdx.x / (kShare / 4), out = threadIdx.x % (kShare / 4) * 4;
-    if (row >= rows_) return;
-    hopper::wait_for_cluster(barrier_, 0);
-    const float4 sum = add<kBlocks>(&inbox_.sums[0][row][out], F::kRows * kShare);
-    store(row, blockIdx.z * kShare + out, sum);
+    constexpr int kColumns = kShare / 4;
+    const int out = threadIdx.x % kColumns * 4;
+    for (int row = threadIdx.x / kColumns; row < rows_; row += F::kThreads / kColumns) {
+      hopper::wait_for_cluster(barrier_, 0);
+      const float4 sum = add<kBlocks>(&inbox_.sums[0][row][out], F::kRows * kShare);
+      store(row, blockIdx.z * kShare + out, sum);
+    }
   }
   template <int kParts>
   static __device__ float4 add(const float* first, int stride) {
@@ -93,13 +97,13 @@ class Sums {
     return sum;
   }
   __device__ void store(int row, int out, float4 sum) const {
-    out += blockIdx.x * kOut;
+    out += p_.block_out;
     if (out >= p_.out) return;
     if (p_.scales) {
       const float4 scale = *reinterpret_cast<const float4*>(p_.scales + out);
       sum.x *= scale.x, sum.y *= scale.y, sum.z *= scale.z, sum.w *= scale.w;
     }
-    T* to = p_.y + static_cast<int64_t>(first_row_ + row) * p_.out + out;
+    T* to = p_.y + static_cast<int64_t>(p_.first_row + row) * p_.out + out;
     *reinterpret_cast<uint2*>(to) = {hopper::two<T>(sum.x, sum.y),
                                      hopper::two<T>(sum.z, sum.w)};
   }
@@ -108,7 +112,7 @@ class Sums {
   int stride_;
   Inbox<F>& inbox_;
   const Problem<T, V>& p_;
-  int first_row_, rows_;
+  int rows_;
   uint32_t barrier_;
 };
 

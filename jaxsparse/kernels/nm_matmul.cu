@@ -1,200 +1,130 @@
-// The matmul of dense rows and a 2:4 sparse weight, as an XLA FFI call.
+// The matmuls of dense rows and 2:4 sparse weights, as an XLA FFI call.
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <atomic>
+#include <climits>
 #include <string>
 #include <string_view>
 #include <type_traits>
 
+#include "launch.cuh"
 #include "nm_few_bytes.cuh"
 #include "nm_few_rows.cuh"
 #include "nm_matmul.cuh"
+#include "tensor_maps.cuh"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
+using launch::Launch, launch::run;
 
-constexpr int kMultiprocessors = 132;  // of an H100 SXM or H200; affects speed only
+constexpr int kMostWeights = nm_few::kMostWeights;
+static_assert(kMostWeights == nm_matmul::kMostWeights);
 
-#define RETURN_IF_CUDA_ERROR(call)                                                     \
-  if (const cudaError_t error = (call); error != cudaSuccess) {                        \
-    return ffi::Error::Internal(std::string(#call ": ") + cudaGetErrorString(error));  \
-  }
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-Encode find_encode() {
-  void* encode = nullptr;
-  cudaDriverEntryPointQueryResult result;
-  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault,
-                                   &result);
-  return reinterpret_cast<Encode>(encode);
-}
-
-// Encodes a matrix in row-major order that is moved in boxes with rows of 128 bytes.
-CUresult map_2d(Encode encode, CUtensorMap* map, CUtensorMapDataType type, const void* data,
-                uint64_t columns, uint64_t rows, uint32_t box_rows) {
-  const uint64_t sizes[] = {columns, rows}, strides[] = {columns * 2};
-  const uint32_t box[] = {64, box_rows}, steps[] = {1, 1};
-  return encode(map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-}
-
-// Encodes the indices, a matrix too. If boxes are narrower than a tile, several move at once.
-CUresult map_indices(Encode encode, CUtensorMap* map, const void* data, uint64_t out,
-                     uint64_t bytes, uint32_t tile_out, uint32_t depth, uint32_t width) {
-  const bool one_box = width == tile_out;
-  const uint64_t sizes[] = {one_box ? out : width, bytes, out / width}, strides[] = {out, width};
-  const uint32_t box[] = {width, depth / 8, tile_out / width}, steps[] = {1, 1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, one_box ? 2 : 3, const_cast<void*>(data),
-                sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-}
+struct Operand {
+  const void *values, *indices;
+  const float* scales;  // or null
+  void* y;
+  uint64_t out;
+};
 
 struct Call {
   cudaStream_t stream;
   int device;
-  const void *x, *values, *indices;
-  const float* scales;  // or null
-  void* y;
-  uint64_t rows, k, out;
+  const void* x;
+  uint64_t rows, k;
   int64_t blocks;
   ffi::DataType type;  // of the values
+  int count;  // of the weights
+  Operand weights[kMostWeights];
 };
 
 int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
 
 template <typename T, typename F, int kSharers = 1>
-ffi::Error map(const Call& call, nm_matmul::Maps* maps, nm_matmul::Shape* shape) {
-  static const Encode encode = find_encode();
+ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
+               nm_matmul::Shape* shape) {
+  using nm_matmul::map_2d, nm_matmul::map_indices;
+  static const launch::Encode encode = launch::find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
   const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const bool mapped =
       !map_2d(encode, &maps->x, type, call.x, call.k, call.rows, F::kRows / kSharers) &&
-      !map_2d(encode, &maps->values, type, call.values, call.out, call.k / 2, 32) &&
-      !map_indices(encode, &maps->indices, call.indices, call.out, call.k / 8, F::kOut,
+      !map_2d(encode, &maps->values, type, weight.values, weight.out, call.k / 2, 32) &&
+      !map_indices(encode, &maps->indices, weight.indices, weight.out, call.k / 8, F::kOut,
                    F::kDepth, F::kBox) &&
-      !map_2d(encode, &maps->y, type, call.y, call.out, call.rows, nm_matmul::kStoreRows);
+      !map_2d(encode, &maps->y, type, weight.y, weight.out, call.rows, nm_matmul::kStoreRows);
   if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
-  *shape = {static_cast<int>(call.rows), static_cast<int>(call.out), tiles(call.k, F::kDepth),
-            tiles(call.out, F::kOut), tiles(call.rows, F::kRows)};
+  *shape = {static_cast<int>(call.rows), static_cast<int>(weight.out), tiles(call.k, F::kDepth),
+            tiles(weight.out, F::kOut), tiles(call.rows, F::kRows)};
   return ffi::Error::Success();
 }
 
-// The launch configuration of a kernel.
-struct Launch {
-  dim3 grid, cluster;
-  int threads, bytes;
-
-  cudaLaunchConfig_t config(cudaStream_t stream, cudaLaunchAttribute* attribute) const {
-    attribute->id = cudaLaunchAttributeClusterDimension;
-    attribute->val.clusterDim = {cluster.x, cluster.y, cluster.z};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = attribute;  // even for one block: all launches are alike
-    config.numAttrs = 1;
-    return config;
-  }
-};
-
-// Allows a kernel to use more shared memory than the default limit.
-template <auto kernel>
-cudaError_t allow(int device, int bytes) {
-  static std::atomic<uint64_t> allowed{0};  // one bit per device
-  const uint64_t mine = uint64_t{1} << device % 64;
-  if (allowed & mine) return cudaSuccess;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (!error) allowed |= mine;
-  return error;
-}
-
-template <auto kernel, typename... Args>
-ffi::Error run(const Call& call, const Launch& launch, Args... args) {
-  cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t config = launch.config(call.stream, &attribute);
-  RETURN_IF_CUDA_ERROR(allow<kernel>(call.device, launch.bytes));
-  RETURN_IF_CUDA_ERROR(cudaLaunchKernelEx(&config, kernel, args...));
-  return ffi::Error::Success();
-}
-
-// Gets the number of clusters of a kernel that run at the same time.
-template <auto kernel>
-cudaError_t most_clusters(int device, const Launch& launch, int* clusters) {
-  static std::atomic<int> counts[64];
-  std::atomic<int>& mine = counts[device % 64];
-  cudaError_t error = cudaSuccess;
-  if (!mine) {
-    cudaLaunchAttribute attribute;
-    const cudaLaunchConfig_t config = launch.config(nullptr, &attribute);
-    int count = 0;
-    error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-    mine = count;
-  }
-  *clusters = mine;
-  return error;
-}
-
-template <typename T, typename V, int kRows, int kBlocks, int kResident = 1>
+template <typename T, typename V, typename F>
 ffi::Error launch_few(const Call& call) {
-  using F = nm_few::Form<kRows, kBlocks, kResident>;
-  using nm_few::kOut, nm_few::kThreads;
-  const nm_few::Problem<T, V> problem = {
-      static_cast<const T*>(call.x),
-      static_cast<const V*>(call.values),
-      static_cast<const uint8_t*>(call.indices),
-      call.scales,
-      static_cast<T*>(call.y),
-      static_cast<int>(call.rows),
-      static_cast<int>(call.k),
-      static_cast<int>(call.out)};
-  const dim3 grid(tiles(call.out, kOut), tiles(call.rows, kRows), kBlocks);
-  if constexpr (kBlocks == 1 && kResident == 1) {
-    if (grid.x * grid.y > kMultiprocessors) return launch_few<T, V, kRows, kBlocks, 2>(call);
+  nm_few::Products<T, V> products = {{INT_MAX, INT_MAX, INT_MAX},
+                                     tiles(call.rows, F::kRows),
+                                     static_cast<int>(call.rows),
+                                     static_cast<int>(call.k),
+                                     static_cast<const T*>(call.x)};
+  int out_tiles = 0;
+  for (int i = 0; i < call.count; ++i) {
+    const Operand& weight = call.weights[i];
+    products.weights[i] = {static_cast<const V*>(weight.values),
+                           static_cast<const uint8_t*>(weight.indices), weight.scales,
+                           static_cast<T*>(weight.y), static_cast<int>(weight.out)};
+    out_tiles += tiles(weight.out, F::kBlockOut);
+    if (i < call.count - 1) products.ends[i] = out_tiles;
   }
-  Launch launch = {grid, dim3(1, 1, kBlocks), kThreads};
+  const dim3 grid(out_tiles * products.row_tiles, 1, F::kBlocks);
+  Launch launch = {grid, dim3(1, 1, F::kBlocks), F::kThreads};
   if constexpr (sizeof(V) == 1) {
     launch.bytes = sizeof(nm_few_bytes::Memory<F>);
-    return run<nm_few_bytes::product<T, V, F>>(call, launch, problem);
+    return run<nm_few_bytes::product<T, V, F>>(call.stream, call.device, launch, products);
   } else {
     launch.bytes = sizeof(nm_few_rows::Memory<F>);
-    return run<nm_few_rows::product<T, F>>(call, launch, problem);
+    return run<nm_few_rows::product<T, F>>(call.stream, call.device, launch, products);
   }
 }
 
 template <typename T, typename F, int kBlocks>
 ffi::Error launch_split(const Call& call) {
-  nm_matmul::Maps maps;
+  nm_matmul::Products<T> products;
   nm_matmul::Shape shape;
-  if (ffi::Error error = map<T, F>(call, &maps, &shape); error.failure()) return error;
-  const dim3 grid(shape.out_tiles, shape.row_tiles, kBlocks);
+  int out_tiles = 0;
+  for (int i = 0; i < call.count; ++i) {
+    const Operand& from = call.weights[i];
+    nm_matmul::Weight<T>& weight = products.weights[i];
+    if (ffi::Error error = map<T, F>(call, from, &weight.maps, &shape); error.failure()) {
+      return error;
+    }
+    weight.y = static_cast<T*>(from.y), weight.scales = from.scales, weight.out = shape.out;
+    out_tiles += shape.out_tiles;
+  }
+  products.count = call.count;
+  const dim3 grid(out_tiles, shape.row_tiles, kBlocks);
   const Launch launch = {grid, dim3(1, 1, kBlocks), nm_matmul::kThreads, F::bytes(0)};
-  return run<nm_matmul::split<T, F, kBlocks>>(call, launch, maps, shape, static_cast<T*>(call.y),
-                                              call.scales);
+  return run<nm_matmul::split<T, F, kBlocks>>(call.stream, call.device, launch, products, shape);
 }
 
 template <typename T, typename F, int kSharers>
 ffi::Error launch_whole(const Call& call) {
   nm_matmul::Maps maps;
   nm_matmul::Shape shape;
-  if (ffi::Error error = map<T, F, kSharers>(call, &maps, &shape); error.failure()) return error;
+  if (ffi::Error error = map<T, F, kSharers>(call, call.weights[0], &maps, &shape);
+      error.failure()) {
+    return error;
+  }
   constexpr auto kernel = nm_matmul::whole<T, F, kSharers>;
   Launch launch = {dim3(kSharers), dim3(kSharers), nm_matmul::kThreads, F::bytes(F::kOutbox)};
-  RETURN_IF_CUDA_ERROR(allow<kernel>(call.device, launch.bytes));
   int most = 0;
-  RETURN_IF_CUDA_ERROR(most_clusters<kernel>(call.device, launch, &most));
+  RETURN_IF_CUDA_ERROR(launch::most_clusters<kernel>(call.device, launch, &most));
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");
   const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles;
   launch.grid = dim3(kSharers * std::min(most, clusters));
-  return run<kernel>(call, launch, maps, shape, call.scales);
+  return run<kernel>(call.stream, call.device, launch, maps, shape, call.weights[0].scales);
 }
 
 // Calls `launch` with the number of blocks as a compile-time constant.
@@ -208,15 +138,37 @@ ffi::Error with_blocks(int64_t blocks, F launch) {
   return error;
 }
 
-template <typename T, int kRows>
-ffi::Error few(const Call& call) {
-  return with_blocks<1, 2, 4>(call.blocks, [&](auto blocks) {
-    switch (call.type) {
-      case ffi::S8: return launch_few<T, int8_t, kRows, blocks>(call);
-      case ffi::F8E4M3FN: return launch_few<T, __nv_fp8_e4m3, kRows, blocks>(call);
-      default: return launch_few<T, T, kRows, blocks>(call);
-    }
+template <typename T, int kRows, int kWarps, int kWide, int... kChoices>
+ffi::Error few_of_bytes(const Call& call) {
+  return with_blocks<kChoices...>(call.blocks, [&](auto blocks) {
+    using F = nm_few::Form<kRows, blocks, kWarps, kWide>;
+    return call.type == ffi::S8 ? launch_few<T, int8_t, F>(call)
+                                : launch_few<T, __nv_fp8_e4m3, F>(call);
   });
+}
+
+template <typename T, int kRows, int kWarps, int kWide, int... kChoices>
+ffi::Error few_of_halves(const Call& call) {
+  return with_blocks<kChoices...>(call.blocks, [&](auto blocks) {
+    return launch_few<T, T, nm_few::Form<kRows, blocks, kWarps, kWide>>(call);
+  });
+}
+
+template <typename T, int kRows>
+ffi::Error few(const Call& call, int64_t warps, int64_t wide) {
+  const bool bytes = call.type == ffi::S8 || call.type == ffi::F8E4M3FN;
+  if constexpr (kRows > 16) {
+    if (bytes) return few_of_bytes<T, kRows, 8, 1, 1, 2>(call);
+    return ffi::Error::InvalidArgument("no kernel for so many rows of 16 bits");
+  } else {
+    if (bytes) {
+      return wide == 2 ? few_of_bytes<T, kRows, 8, 2, 1>(call)
+                       : few_of_bytes<T, kRows, 8, 1, 1, 2, 4>(call);
+    }
+    if (warps == 16) return few_of_halves<T, kRows, 16, 1, 1, 2, 4>(call);
+    return wide == 2 ? few_of_halves<T, kRows, 8, 2, 1>(call)
+                     : few_of_halves<T, kRows, 8, 1, 1, 2>(call);
+  }
 }
 
 template <typename T, int kRows, int kOut, int kStages, int... kChoices>
@@ -234,11 +186,13 @@ ffi::Error whole(const Call& call) {
 }
 
 template <typename T>
-ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) {
+ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, int64_t warps,
+                  int64_t wide) {
   if (kernel == "few") {
     switch (tile_rows) {
-      case 8: return few<T, 8>(call);
-      case 16: return few<T, 16>(call);
+      case 8: return few<T, 8>(call, warps, wide);
+      case 16: return few<T, 16>(call, warps, wide);
+      case 32: return few<T, 32>(call, warps, wide);  // of eight bits
     }
   } else if (kernel == "split") {
     switch (tile_rows) {
@@ -247,27 +201,35 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows) 
       case 128: return split<T, 128, 128, 4, 1, 2, 3, 4>(call);
       case 256: return split<T, 256, 128, 5, 1, 2, 3>(call);
     }
-  } else if (kernel == "whole") {
+  } else if (kernel == "whole" && call.count == 1) {
     switch (tile_rows) {
       case 128: return whole<T, 128, 8, 1>(call);
       case 256: return whole<T, 256, 5, 1, 2>(call);
     }
   }
-  return ffi::Error::InvalidArgument("no kernel for so many rows");
+  return ffi::Error::InvalidArgument("no kernel for so many rows or weights");
 }
 
-ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x, ffi::AnyBuffer values,
-                   ffi::AnyBuffer indices, ffi::RemainingArgs scales,
-                   ffi::Result<ffi::AnyBuffer> y, std::string_view kernel, int64_t tile_rows,
-                   int64_t blocks) {
-  Call call = {stream, device, x.untyped_data(), values.untyped_data(), indices.untyped_data()};
-  if (scales.size()) call.scales = scales.get<ffi::Buffer<ffi::F32>>(0)->typed_data();
-  call.y = y->untyped_data(), call.type = values.element_type();
-  call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.out = values.dimensions()[1];
-  call.blocks = blocks;
+ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
+                   ffi::RemainingArgs arrays, ffi::RemainingRets results,
+                   std::string_view kernel, int64_t tile_rows, int64_t blocks, int64_t warps,
+                   int64_t wide, bool scaled) {
+  Call call = {stream, device, x.untyped_data()};
+  call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.blocks = blocks;
+  if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
+  call.count = static_cast<int>(results.size());
+  size_t next = 0;
+  for (Operand* weight = call.weights; weight < call.weights + call.count; ++weight) {
+    const ffi::AnyBuffer values = *arrays.get<ffi::AnyBuffer>(next++);
+    weight->values = values.untyped_data();
+    weight->out = values.dimensions()[1], call.type = values.element_type();
+    weight->indices = arrays.get<ffi::AnyBuffer>(next++)->untyped_data();
+    if (scaled) weight->scales = arrays.get<ffi::Buffer<ffi::F32>>(next++)->typed_data();
+    weight->y = (*results.get<ffi::AnyBuffer>(weight - call.weights))->untyped_data();
+  }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
-  return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows)
-                                       : choose<__half>(call, kernel, tile_rows);
+  return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows, warps, wide)
+                                       : choose<__half>(call, kernel, tile_rows, warps, wide);
 }
 
 }  // namespace
@@ -277,11 +239,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul, product,
                                   .Ctx<ffi::PlatformStream<cudaStream_t>>()
                                   .Ctx<ffi::DeviceOrdinal>()
                                   .Arg<ffi::AnyBuffer>()  // x
-                                  .Arg<ffi::AnyBuffer>()  // values
-                                  .Arg<ffi::AnyBuffer>()  // indices
-                                  .RemainingArgs()        // scales of quantised values
-                                  .Ret<ffi::AnyBuffer>()  // y
+                                  .RemainingArgs()  // values, indices, perhaps scales of each
+                                  .RemainingRets()  // one product for each weight
                                   .Attr<std::string_view>("kernel")
                                   .Attr<int64_t>("tile_rows")
-                                  .Attr<int64_t>("blocks"),
+                                  .Attr<int64_t>("blocks")
+                                  .Attr<int64_t>("warps")
+                                  .Attr<int64_t>("wide")
+                                  .Attr<bool>("scaled"),
                               {ffi::Traits::kCmdBufferCompatible});

@@ -1,5 +1,5 @@
 // y[rows, out] = x[rows, k] w, for a compressed w[k, out] that is 2:4 sparse along k. There are
-// two kernels, `whole` and `split`; a third one, for few rows, is in nm_few_rows.cuh.
+// two kernels, `whole` and `split`; those for few rows are in nm_few_rows.cuh and nm_few_bytes.cuh.
 //
 // Tensor cores take the sparse operand on the left, so the transposed matmul is computed: a tile
 // is kOut outputs by kRows rows. One warp fills a ring of stages by TMA, two warpgroups multiply,
@@ -159,15 +159,41 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Map
   if (kSharers > 1) hopper::sync_cluster();
 }
 
-// For few tiles: the blocks of a cluster share one tile, and each has a part of k.
+constexpr int kMostWeights = 4;
+
+// A weight of the products of x that are computed in one launch.
+template <typename T>
+struct Weight {
+  Maps maps;
+  T* y;
+  const float* scales;
+  int out;
+};
+
+template <typename T>
+struct Products {
+  Weight<T> weights[kMostWeights];
+  int count;
+};
+
+// For few tiles: the blocks of a cluster share one tile, and each has a part of k. The tiles of
+// one weight follow those of another.
 template <typename T, typename F, int kBlocks>
 __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
-    const __grid_constant__ Maps maps, const Shape shape, T* y, const float* scales) {
+    const __grid_constant__ Products<T> all, Shape shape) {
   static_assert(F::kHalves * F::kSums * 4 <= F::kRing, "the sums take the ring's place");
   const uint32_t base = aligned_base();
   Ring<F> ring(base, 0);
-  prepare(ring, maps);
-  const Tile tile = {static_cast<int>(blockIdx.x) * F::kOut, static_cast<int>(blockIdx.y)};
+  int out_tile = blockIdx.x, i = 0;
+  for (; i < all.count - 1; ++i) {
+    const int tiles = (all.weights[i].out + F::kOut - 1) / F::kOut;
+    if (out_tile < tiles) break;
+    out_tile -= tiles;
+  }
+  const Weight<T>& weight = all.weights[i];
+  shape.out = weight.out;
+  prepare(ring, weight.maps);
+  const Tile tile = {out_tile * F::kOut, static_cast<int>(blockIdx.y)};
   const int first = blockIdx.z * shape.steps / kBlocks;
   const int last = (blockIdx.z + 1) * shape.steps / kBlocks;
   if (threadIdx.x < kConsumers) {
@@ -176,10 +202,10 @@ __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
     hopper::sync_threads(3, kConsumers);  // the ring is empty
     leave<F>(base, sums);
   } else if (threadIdx.x == kConsumers) {
-    for (int step = first; step < last; ++step, ring.next()) ring.load(maps, tile, step);
+    for (int step = first; step < last; ++step, ring.next()) ring.load(weight.maps, tile, step);
   }
   hopper::sync_cluster();
-  add_up<T, F, kBlocks>(base, y, scales, tile, shape);
+  add_up<T, F, kBlocks>(base, weight.y, weight.scales, tile, shape);
   hopper::sync_cluster();  // no block exits while others read its sums
 }
 

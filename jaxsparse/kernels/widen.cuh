@@ -27,12 +27,14 @@ __device__ inline uint32_t widen<__half, __nv_fp8_e4m3>(uint32_t low, uint32_t h
 }
 
 // The exponent of bfloat16 has four more bits: moved there, a number is 2^120 times too small.
+// Each byte is extended by copies of its sign, of which the mask leaves one.
 template <>
 __device__ inline uint32_t widen<__nv_bfloat16, __nv_fp8_e4m3>(uint32_t low, uint32_t high,
                                                                int byte) {
-  const uint32_t pair =
-      __byte_perm(low, high, byte | byte << 4 | (4 + byte) << 8 | (4 + byte) << 12);
-  const uint32_t moved = (pair & 0x80008000) | (pair >> 4 & 0x07F007F0);
+  uint32_t pair;
+  const uint32_t bytes = byte | (8 + byte) << 4 | (4 + byte) << 8 | (12 + byte) << 12;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(pair) : "r"(low), "r"(high), "r"(bytes));
+  const uint32_t moved = pair << 4 & 0x87F087F0;
   constexpr uint32_t kScale = 0x7B807B80;  // 2^120 twice
   return bits(__hmul2(reinterpret_cast<const __nv_bfloat162&>(moved),
                       reinterpret_cast<const __nv_bfloat162&>(kScale)));

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import jaxsparse as js
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed.kernel_choice import choose_kernel
 from jaxsparse.kernels import cuda_library, cuda_target
 from tests.compressed.layout_oracle import as_compressed, masked, random_mask
 from tests.compressed.products import assert_product, problem
@@ -146,22 +146,38 @@ COMPILED = {
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 10**5), st.integers(1, 4000), st.integers(1, 4000))
 def test_every_shape_has_a_kernel(rows, eights, sixteens):
-    kernel, tile_rows, blocks = cuda_matmul.choose_kernel(
+    kernel, tile_rows, blocks, warps, wide = choose_kernel(
         rows, 8 * eights, 16 * sixteens
     )
     all_rows, all_blocks = COMPILED[kernel]
     assert tile_rows in all_rows
     assert blocks in all_blocks
     assert kernel != "few" or rows <= tile_rows
+    if kernel == "few":
+        assert (warps, wide) in ((8, 1), (8, 2), (16, 1))
+        assert blocks == 1 or wide == 1
+        assert blocks < 4 or warps == 16
     assert kernel != "whole" or blocks == 1 or tile_rows == 256
     assert kernel != "split" or blocks < 4 or tile_rows < 256
     assert kernel == "whole" or blocks == 1 or 8 * eights >= 128 * blocks
 
 
+@pytest.mark.sweep
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 64), st.integers(1, 4000), st.integers(1, 4000))
+def test_every_shape_of_eight_bits_has_a_kernel(rows, eights, sixteens):
+    choice = choose_kernel(rows, 8 * eights, 16 * sixteens, eight_bits=True)
+    kernel, tile_rows, blocks, warps, wide = choice
+    assert (kernel, warps) == ("few", 8)
+    assert tile_rows in {8, 16, 32}
+    assert wide == 1 or (wide == 2 and blocks == 1 and tile_rows < 32)
+    assert blocks in ({1, 2} if tile_rows == 32 else {1, 2, 4})
+
+
 def test_no_block_is_idle():
     # 128 outputs are one tile; its neighbour would be idle.
-    assert cuda_matmul.choose_kernel(65536, 4096, 128) == ("whole", 256, 1)
-    assert cuda_matmul.choose_kernel(4096, 4096, 4096) == ("whole", 256, 2)
+    assert choose_kernel(65536, 4096, 128) == ("whole", 256, 1, 8, 1)
+    assert choose_kernel(4096, 4096, 4096) == ("whole", 256, 2, 8, 1)
 
 
 SHARDED = """

@@ -1,0 +1,99 @@
+"""Which kernel multiplies by 2:4 weights on 132 multiprocessors, and in which tiles."""
+
+from typing import Literal, NamedTuple
+
+
+class KernelChoice(NamedTuple):
+    """A kernel and its launch parameters.
+
+    Attributes:
+      kernel: `"few"` for few rows, otherwise `"split"` or `"whole"`. In `"few"` and
+        `"split"` the blocks of a cluster split the `k` of one tile. In `"whole"` each
+        block has tiles of its own, and the blocks share what they read.
+      tile_rows: the rows of `x` in a tile.
+      blocks: the blocks of a cluster.
+      warps: of `"few"`: the warps of a block.
+      wide: of `"few"`: how many times 64 outputs a tile has.
+    """
+
+    kernel: Literal["few", "split", "whole"]
+    tile_rows: int
+    blocks: int
+    warps: int = 8
+    wide: int = 1
+
+
+#: By the blocks of a cluster, how many clusters an H100 runs at once with each block on
+#: its own multiprocessor. A GPU that runs fewer takes longer; the results are the same.
+_MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
+
+
+#: The most rows of kernel `"few"`. It is the only one that reads eight bits.
+_FEW_ROWS, _FEW_ROWS_OF_EIGHT_BITS = 16, 64
+
+
+def choose_kernel(
+    rows: int, k: int, *outs: int, eight_bits: bool = False
+) -> KernelChoice:
+    """Returns the kernel for `[rows, k]` by `[k, out]` on 132 multiprocessors.
+
+    With few rows, the time is that of reading the weight. All multiprocessors must then
+    read, so several blocks share a tile as long as each has its own multiprocessor.
+    With many rows, tiles of 256 by 128 need the least time for their work, if there are
+    enough of them. If there are more tiles than multiprocessors, the cache is the
+    limit, so two blocks share what they read. Values of eight bits are read once for
+    each tile of rows, up to where that takes longer than to widen them for the other
+    kernels. Measured on an H100 by `benchmarks.nm_matmul`, few rows on an H200.
+    """
+
+    def count_tiles(tile_rows: int, tile_out: int) -> int:
+        return -(-rows // tile_rows) * sum(-(-out // tile_out) for out in outs)
+
+    def choose_blocks(tiles: int, min_k: int, candidates: tuple[int, ...]) -> int:
+        for blocks in candidates:
+            if tiles <= _MAX_CLUSTERS[blocks] and k >= min_k * blocks:
+                return blocks
+        return 1
+
+    def split(tile_rows: int, tile_out: int) -> KernelChoice:
+        blocks = choose_blocks(count_tiles(tile_rows, tile_out), 128, (4, 3, 2))
+        return KernelChoice("split", tile_rows, blocks)
+
+    if rows <= (_FEW_ROWS_OF_EIGHT_BITS if eight_bits else _FEW_ROWS):
+        tile_rows = 8 if rows <= 8 else 16 if rows <= 16 or 32 < rows <= 48 else 32
+        tiles = count_tiles(tile_rows, 64)
+        return _choose_few(tile_rows, tiles, k, eight_bits=eight_bits)
+    if rows <= 32:
+        return split(32, 64)
+    if rows <= 128:
+        fills_gpu = rows > 64 and count_tiles(128, 128) >= 64
+        return KernelChoice("whole", 128, 1) if fills_gpu else split(64, 128)
+    tiles = count_tiles(256, 128)
+    if tiles >= 100:
+        # Neighbours along the outputs share. A tile without a neighbour leaves the
+        # second block idle.
+        paired = 2 * count_tiles(256, 256) <= 1.05 * tiles
+        return KernelChoice("whole", 256, 2 if paired and tiles > 132 else 1)
+    # If three blocks for each of the large tiles cannot fill the GPU, halve the tiles.
+    return split(256 if tiles > 30 else 128, 128)
+
+
+def _choose_few(
+    tile_rows: int, tiles: int, k: int, *, eight_bits: bool
+) -> KernelChoice:
+    """Returns how kernel `"few"` computes a number of tiles of 64 outputs.
+
+    Sixteen warps fit on a multiprocessor: one block of 16, or two of 8. All blocks
+    should run at once; then wider tiles are better than more of them. Clusters of four
+    blocks that share a multiprocessor with others wait for one another. Values of eight
+    bits need more shared memory.
+    """
+    most_pairs = 66 if eight_bits else 132
+    for blocks, most in ((4, 30), (2, most_pairs)):
+        if tiles <= most and k >= 512 * blocks and (tile_rows <= 16 or blocks == 2):
+            break
+    else:
+        blocks = 1
+    warps = 16 if tiles * blocks <= 132 and not eight_bits else 8
+    wide = 2 if tiles > 264 and tile_rows <= 16 else 1
+    return KernelChoice("few", tile_rows, blocks, warps, wide)

@@ -1,0 +1,88 @@
+"""Products of one input with several compressed weights, in one launch if possible."""
+
+from collections.abc import Sequence
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.nm_matmul import (
+    Implementation,
+    matmul_gradients,
+    nm_matmul,
+)
+
+
+def nm_matmuls(
+    x: Array,
+    weights: Sequence[Compressed],
+    *,
+    implementation: Implementation | None = None,
+    quantize_activations: bool = False,
+) -> list[Array]:
+    """Returns `nm_matmul` of one input by each of several weights.
+
+    The kernel for few rows computes them in one launch, if they are stored alike. Every
+    launch costs the time in which memory is idle, of which few rows need little more.
+
+    Args:
+      x: `[..., k]`.
+      weights: of shapes `[k, out]`.
+      implementation: as in `nm_matmul`.
+      quantize_activations: as in `nm_matmul`.
+
+    Returns:
+      `[..., out]` for each weight.
+    """
+    joint = len(weights) > 1 and implementation != "xla" and not quantize_activations
+    if not (joint and _have_kernel(x, weights)):
+        alone = partial(
+            nm_matmul,
+            implementation=implementation,
+            quantize_activations=quantize_activations,
+        )
+        return [alone(x, weight) for weight in weights]
+    most = cuda_matmul.MAX_WEIGHTS
+    exported = implementation == "cuda"
+    parts = [list(weights[i : i + most]) for i in range(0, len(weights), most)]
+    products: list[Array] = []
+    for part in parts:
+        products.extend(_matmuls(exported, x, part))
+    return products
+
+
+def _have_kernel(x: Array, weights: Sequence[Compressed]) -> bool:
+    """Returns whether the kernel can multiply by all weights in one launch."""
+    stored = {(weight.values.dtype, weight.is_quantized) for weight in weights}
+    if len(stored) > 1 or any(weight.dtype != x.dtype for weight in weights):
+        return False
+    return not any(cuda_matmul.unsupported_reason(x, weight) for weight in weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matmuls(exported: bool, x: Array, weights: list[Compressed]) -> list[Array]:
+    return cuda_matmul.cuda_matmuls(x, weights, exported=exported)
+
+
+def _forward(
+    exported: bool, x: Array, weights: list[Compressed]
+) -> tuple[list[Array], tuple[Array, list[Compressed]]]:
+    return _matmuls(exported, x, weights), (x, weights)
+
+
+def _backward(
+    _exported: bool,
+    residuals: tuple[Array, list[Compressed]],
+    gradients: list[Array],
+) -> tuple[Array, list[Compressed]]:
+    x, weights = residuals
+    pairs = zip(weights, gradients, strict=True)
+    each = [matmul_gradients(x, weight, gradient) for weight, gradient in pairs]
+    by_x = reduce(jnp.add, [gradient for gradient, _ in each])
+    return by_x, [gradient for _, gradient in each]
+
+
+_matmuls.defvjp(_forward, _backward)
