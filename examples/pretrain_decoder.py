@@ -3,10 +3,11 @@
     python examples/pretrain_decoder.py [--seeds 3] [--full]
 
 Bytes of CPython's language reference, with `--full` also of the King James Bible and at
-a size for a GPU; the last tenth of each is held out. The blocks are 2:4 along both axes
-of each matrix, so that the forward pass and the gradient of the input can skip zeros,
-and the gradients of pruned weights let them decay. For the last sixth of the steps the
-masks open, as published for pre-training (arXiv:2404.01847), or they stay to the end.
+a size for a GPU; the last tenth of each is held out. The feed-forward layers are 2:4
+along both axes of each matrix, so that the forward pass and the gradient of the input
+can skip zeros, and the gradients of pruned weights let them decay, as published for
+pre-training (arXiv:2404.01847). For the last third of the steps the masks open, or they
+stay to the end.
 """
 
 import time
@@ -105,7 +106,8 @@ def main():
     )
     graph, params = make(0)
     mean_loss = lambda params, tokens: loss(nnx.merge(graph, params), tokens)
-    plan = js.plan_sparsity(params, args.pattern, fn=mean_loss, args=(held_out[0],))
+    rules = [js.Rule(args.layers, args.pattern)]
+    plan = js.plan_sparsity(params, rules, fn=mean_loss, args=(held_out[0],))
 
     @jax.jit
     def bits_per_byte(params):

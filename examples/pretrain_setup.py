@@ -11,7 +11,7 @@ from real_data import load_bible, load_text
 
 
 LOOKS = 24  # calls of a compiled program of several steps
-OPEN = 20  # of them before masks open: five sixths
+OPEN = 16  # of them before masks open: two thirds
 
 
 class Recipes(NamedTuple):
@@ -74,6 +74,9 @@ def arguments(doc):
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--pattern", default="2:4 transposable")
+    parser.add_argument(
+        "--layers", default=".*mlp.*", help="of the paths that it prunes"
+    )
     for name in ("batch", "steps", "every"):
         parser.add_argument(f"--{name}", type=int)
     for name in ("rate", "decay"):
