@@ -182,7 +182,7 @@ def main():
     parser.add_argument("--scan", action="store_true", help="over stacked layers")
     parser.add_argument("--prompts", type=int, nargs="*", default=(512, 2048))
     parser.add_argument("--batches", type=int, nargs="*", default=(1, 4, 16, 64))
-    parser.add_argument("--pieces", type=int, nargs="*", default=(1,), help="batches")
+    parser.add_argument("--pieces", type=int, nargs="*", help="batches: the first one")
     parser.add_argument("--positions", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -190,6 +190,8 @@ def main():
     args = parser.parse_args()
     if args.quick:
         args = argparse.Namespace(**vars(args) | QUICK)
+    if args.pieces is None:
+        args.pieces = args.batches[:1]
     if not set(args.pieces) <= set(args.batches):
         parser.error("--pieces takes some of the --batches")
     print(machine())

@@ -1,22 +1,18 @@
 """Products with compressed 2:4 weights against the dense product, in bfloat16.
 
     python -m benchmarks.nm_matmul [--rounds N] [--weights 4096x4096 ...] [--rows 1 ...]
-        [--activations] [--torch]
+        [--torch]
 
 Each program multiplies by many weights in turn, more than a GPU's cache holds; the
 times are of one product. "int8" and "fp8" are weights of eight bits with bfloat16
-activations; "xla" decompresses on the fly. With `--activations`, rows are quantized in
-each product of "rows int8" and "rows fp8"; "dense int8" and "dense fp8" are XLA's
-products of arrays that have eight bits already. "cuSPARSELt", with `--torch`, is
-PyTorch's, with weights that it has compressed and an algorithm that it has searched.
+activations; "xla" decompresses on the fly; "cuSPARSELt", with `--torch`, is PyTorch's,
+with weights that it has compressed and an algorithm that it has searched.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +34,6 @@ def rows(
     shapes: tuple[tuple[int, int], ...] = SHAPES,
     many: tuple[int, ...] = ROWS,
     by_torch: bool = False,
-    activations: bool = False,
 ) -> Iterator[dict]:
     """Microseconds of the dense product, and how many times as fast the others are."""
     for k, out in shapes:
@@ -59,12 +54,8 @@ def rows(
             }
             for name, weights in quantized.items():
                 fns[name] = partial(_in_turn(js.nm_matmul, loops), x, weights)
-            if activations:
-                fns |= _quantized_rows(x, quantized, loops)
             if by_torch and count % 8 == 0:
                 fns["cuSPARSELt"] = _cusparselt(x, dense, loops)
-                if activations:
-                    fns |= _cusparselt_bytes(x, dense, loops)
             times, _ = medians(fns, rounds)
             one = {name: time / WEIGHTS / loops for name, time in times.items()}
             others = {name: one["dense"] / one[name] for name in fns if name != "dense"}
@@ -92,7 +83,7 @@ def _loops(rows: int) -> int:
     return max(4, min(128, 8192 // rows))
 
 
-def _in_turn(multiply: Callable, loops: int, dtype: Any = None) -> Callable:
+def _in_turn(multiply: Callable, loops: int) -> Callable:
     """A program of products that neither merges them nor takes them out of its loop."""
 
     def once(_, total, x, weights):
@@ -106,41 +97,9 @@ def _in_turn(multiply: Callable, loops: int, dtype: Any = None) -> Callable:
     @jax.jit
     def run(x, weights):
         step = partial(once, x=x, weights=weights)
-        return lax.fori_loop(0, loops, step, jnp.zeros((), dtype or x.dtype))
+        return lax.fori_loop(0, loops, step, jnp.zeros((), x.dtype))
 
     return run
-
-
-def _quantized_rows(
-    x: jax.Array, quantized: dict[str, list[js.Compressed]], loops: int
-) -> dict[str, Callable[[], object]]:
-    """Products of quantized rows, and XLA's of dense arrays of eight bits.
-
-    XLA's float8 products are those of cuBLASLt, which wants both operands with
-    contiguous inputs.
-    """
-    fns = {}
-    rows = partial(js.nm_matmul, quantize_activations=True)
-    contract_last = (((1,), (1,)), ((), ()))
-    for name, dtype in EIGHT:
-        fns[f"rows {name}"] = partial(_in_turn(rows, loops), x, quantized[name])
-        out = jnp.int32 if name == "int8" else x.dtype
-        multiply = partial(
-            lax.dot_general,
-            dimension_numbers=contract_last,
-            preferred_element_type=out,
-        )
-        dense = [_dense_bytes(w) for w in quantized[name]]
-        small = jnp.round(x * 40).astype(dtype)
-        fns[f"dense {name}"] = partial(_in_turn(multiply, loops, out), small, dense)
-    return fns
-
-
-@jax.jit
-def _dense_bytes(weight: js.Compressed) -> jax.Array:
-    """The values with their zeros, `[out, k]`."""
-    values = replace(weight, scales=None, quantized_from=None)
-    return js.decompress(values).T
 
 
 def _cusparselt(
@@ -149,33 +108,11 @@ def _cusparselt(
     """The same by PyTorch, on the same arrays."""
     torch = import_module("torch")
     columns = torch.from_dlpack(x).t()
-    weights = [torch.from_dlpack(w).t().contiguous() for w in dense]
-    return _cusparselt_in_turn(columns, weights, loops, x.dtype.name)
-
-
-def _cusparselt_bytes(
-    x: jax.Array, dense: list[jax.Array], loops: int
-) -> dict[str, Callable[[], object]]:
-    """PyTorch's products of eight bits, with results in bfloat16."""
-    torch = import_module("torch")
-    fns = {}
-    for name, dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
-        small = lambda x, dtype=dtype: (x * 40).round().clamp(-127, 127).to(dtype)
-        columns = small(torch.from_dlpack(x)).t()
-        weights = [small(torch.from_dlpack(w)).t().contiguous() for w in dense]
-        run = _cusparselt_in_turn(columns, weights, loops, "bfloat16")
-        fns[f"cuSPARSELt {name}"] = run
-    return fns
-
-
-def _cusparselt_in_turn(
-    columns: Any, dense: list[Any], loops: int, result: str
-) -> Callable[[], object]:
-    torch = import_module("torch")
-    options = {"transpose_result": True, "out_dtype": getattr(torch, result)}
-    weights = [torch._cslt_compress(w) for w in dense]
-    found = torch._cslt_sparse_mm_search(weights[0], columns, **options)
-    multiply = partial(torch._cslt_sparse_mm, alg_id=found, **options)
+    weights = [
+        torch._cslt_compress(torch.from_dlpack(w).t().contiguous()) for w in dense
+    ]
+    found = torch._cslt_sparse_mm_search(weights[0], columns, transpose_result=True)
+    multiply = partial(torch._cslt_sparse_mm, transpose_result=True, alg_id=found)
 
     # In a graph: each call of its own prepares on the host for a millisecond.
     graph = torch.cuda.CUDAGraph()
@@ -201,13 +138,9 @@ def main():
     parser.add_argument("--weights", type=sizes, nargs="+", default=SHAPES)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--torch", action="store_true", help="PyTorch's product, too")
-    parser.add_argument(
-        "--activations", action="store_true", help="products of quantized rows, too"
-    )
     args = parser.parse_args()
     print(machine())
-    shapes, many = tuple(args.weights), tuple(args.rows)
-    print_rows(rows(args.rounds, shapes, many, args.torch, args.activations))
+    print_rows(rows(args.rounds, tuple(args.weights), tuple(args.rows), args.torch))
 
 
 if __name__ == "__main__":
