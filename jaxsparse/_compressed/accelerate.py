@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxsparse._compressed.accelerated_product import FormUse
-from jaxsparse._compressed.accelerated_rule import accelerated_rule
+from jaxsparse._compressed.accelerated_rule import Acceleration, accelerated_rule
 from jaxsparse._compressed.accelerated_weight import as_dense
 from jaxsparse._compressed.leaf_forms import (
     LeafZeros,
@@ -27,16 +27,23 @@ from jaxsparse._compressed.leaf_forms import (
 from jaxsparse._compressed.nm_matmul import Implementation, check_implementation
 from jaxsparse._masks import match_masks, search_masks
 from jaxsparse._plans import Plan, PlanLike, plan_for_leaves, plan_or_rules
-from jaxsparse._trace import Program, evaluate, trace
+from jaxsparse._trace import (
+    Program,
+    SquaredReLUs,
+    evaluate,
+    find_squared_relus,
+    trace,
+)
 from jaxsparse._trees import PyTree, flatten, is_array
 from jaxsparse.kernels import cuda_target
 
 
 def accelerate(
     fn: Callable[..., Any],
-    plan: PlanLike,
+    plan: PlanLike | None,
     *,
     masks: PyTree | Literal["best"] | None = None,
+    activations: bool = False,
     implementation: Implementation | None = None,
 ) -> Callable[..., Any]:
     """Returns `fn` with the products of its sparse weights on sparse tensor cores.
@@ -100,13 +107,21 @@ def accelerate(
             f"masks {masks!r} are unknown: give a tree of masks, 'best', or None for "
             "the zeros of the parameters"
         )
-    plan = plan_or_rules(plan)
+    if plan is None and not activations:
+        raise ValueError(
+            "accelerate needs a plan, or activations=True: without both there is "
+            "nothing to accelerate"
+        )
+    plan = None if plan is None else plan_or_rules(plan)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
         leaves = flatten(params)
-        planned = plan_for_leaves(leaves.by_path, plan)
-        zeros = _zeros_by_path(leaves.by_path, planned, masks)
-        if implementation is None and cuda_target.unavailable("nm_matmul"):
+        zeros: dict[str, LeafZeros] = {}
+        if plan is not None:
+            planned = plan_for_leaves(leaves.by_path, plan)
+            zeros = _zeros_by_path(leaves.by_path, planned, masks)
+        dense = implementation is None and bool(cuda_target.unavailable("nm_matmul"))
+        if dense and not activations:
             masked = {
                 path: masked_leaf(leaf, zeros[path]) if path in zeros else leaf
                 for path, leaf in leaves.by_path.items()
@@ -120,7 +135,10 @@ def accelerate(
             return [x for x in values if is_array(x)]
 
         program = trace(arrays_of, params, args, kwargs)
-        outputs = iter(_run(program, zeros, implementation))
+        none = SquaredReLUs({}, frozenset())
+        found = find_squared_relus(program.bound) if activations else none
+        how = Acceleration(implementation, None, found, dense)
+        outputs = iter(_run(program, zeros, how))
         structure, static = results
         return structure.unflatten(
             [next(outputs) if x is None else x[0] for x in static]
@@ -162,7 +180,7 @@ def _zeros_by_path(
 def _run(
     program: Program,
     zeros: Mapping[str, LeafZeros],
-    implementation: Implementation | None,
+    how: Acceleration,
 ) -> list[Any]:
     """Runs a program on the compressed forms that its products use."""
     leaves = {path: leaf for path, leaf in program.leaves.items() if is_array(leaf)}
@@ -176,12 +194,12 @@ def _run(
         def value(path: str, leaf: Array) -> Any:
             if path not in zeros:
                 return leaf
-            axes, dtype = choose(path, leaf)
+            axes, dtype = ((), None) if how.dense else choose(path, leaf)
             if not axes:
                 return masked_leaf(leaf, zeros[path])
             return accelerated_leaf(leaf, zeros[path], axes, dtype)
 
-        rule = partial(accelerated_rule, implementation, uses)
+        rule = partial(accelerated_rule, how._replace(uses=uses))
         values = map(value, leaves, arrays[0])
         outputs, _ = evaluate(program.bound, [*values, *arrays[1]], rule)
         return [*map(as_dense, outputs)]

@@ -1,11 +1,12 @@
-"""Products with weights that have compressed forms, and their gradients.
+"""Products whose operands have compressed forms, and their gradients.
 
-The gradient of the other operand is a product again, in which the weight contracts its
-other axes: the same rule runs it, by the form along these. The gradient of the weight
-is the dense product.
+The gradient of one operand is a product again, in which the other contracts its other
+axes: the same rule runs it, by the form along these. If only the weight has forms, the
+gradient of the weight is the dense product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +17,17 @@ from jaxtyping import Array
 
 from jaxsparse._compressed import cuda_matmul, dot_general
 from jaxsparse._compressed.accelerated_weight import (
-    Accelerated,
     Form,
     as_dense,
     is_accelerated,
 )
+from jaxsparse._compressed.activation_forms import (
+    AXES,
+    activation,
+    gradient_with_forms,
+)
 from jaxsparse._compressed.nm_matmul import Implementation
-from jaxsparse._trace import BoundJaxpr, EquationRule, bind, evaluate
+from jaxsparse._trace import BoundJaxpr, EquationRule, Site, bind, evaluate
 
 
 #: The name of products for policies of `jax.checkpoint`.
@@ -36,11 +41,13 @@ class FormUse(NamedTuple):
       leaf: the path of the parameter.
       leaf_axis: its axis along which groups lie.
       casts: the dtypes to which it was cast before, one after the other.
+      activation: whether it is that of an activation.
     """
 
     leaf: str
     leaf_axis: int
     casts: tuple[Any, ...]
+    activation: bool
 
 
 def accelerated_product(
@@ -48,44 +55,101 @@ def accelerated_product(
     inputs: Sequence[Any],
     implementation: Implementation | None,
     rule: EquationRule,
+    *,
+    sparse_gradient: bool = False,
 ) -> Array:
-    """Computes a `dot_general` by the forms of its weight, as far as there are any.
+    """Computes a `dot_general` by the forms of its operands, as far as there are any.
 
     Differentiable in reverse mode, any number of times.
 
     Args:
       eqn: the equation.
-      inputs: its operands, of which at least one is an accelerated weight.
+      inputs: its operands.
       implementation: as in `accelerate`.
-      rule: the rule that runs the gradient of the other operand.
+      rule: the rule that runs the gradients of operands.
+      sparse_gradient: whether the gradient of the product has the zeros of a mask of
+        its last axis and all others together, as `gradient_with_forms` expects.
 
     Raises:
       ValueError: the implementation is `"cuda"`, and the kernel cannot multiply by a
         form along the contracted axes.
     """
-    product = _product(eqn, inputs)
-    weight = product.weight
+
+    def operands(dense: Sequence[Any], forms: Sequence[Any]) -> list[Any]:
+        pairs = zip(inputs, dense, forms, strict=True)
+        return [
+            replace(x, dense=d, forms=f) if is_accelerated(x) else d
+            for x, d, f in pairs
+        ]
 
     # JAX may pass NumPy's arrays, so the types are open.
     @jax.custom_vjp
-    def multiply(x: Any, w: Any, forms: tuple[Form, ...]) -> Array:
-        operands = product.operands(x, Accelerated(w, forms, weight.leaf))
-        chosen = _choose(eqn, operands, implementation)
-        return product.dense(x, w) if chosen is None else chosen.multiply()
+    def multiply(dense: list[Any], forms: list[tuple[Form, ...]]) -> Array:
+        chosen = _choose(eqn, operands(dense, forms), implementation)
+        return bind(eqn, dense)[0] if chosen is None else chosen.multiply()
 
-    def save(x: Any, w: Any, forms: tuple[Form, ...]) -> tuple[Array, Any]:
+    def save(dense: list[Any], forms: list[tuple[Form, ...]]) -> tuple[Array, Any]:
         # By `multiply`, so that an outer derivative sees its rule.
-        return checkpoint_name(multiply(x, w, forms), PRODUCT), (x, w, forms)
+        return checkpoint_name(multiply(dense, forms), PRODUCT), (dense, forms)
 
-    def backward(residuals: Any, g: Any) -> tuple[Array, Array, None]:
-        x, w, forms = residuals
-        program = product.gradient_of_x(x, w, g)
-        (by_x,), _ = evaluate(program, [g, Accelerated(w, forms, weight.leaf)], rule)
-        (by_w,) = jax.linear_transpose(partial(product.dense, x), w)(g)
-        return by_x, by_w, None
+    def backward(residuals: Any, g: Any) -> tuple[list[Array], None]:
+        own = operands(*residuals)
+        if sparse_gradient:
+            axes = _used_axes(
+                lambda g, own, uses: _record_gradients(
+                    eqn, own, gradient_with_forms(g, "", AXES), implementation, uses
+                ),
+                [g, own],
+            )
+            g = gradient_with_forms(g, "the gradient of an activation", axes)
+        return [_gradient(eqn, own, g, i, rule) for i in range(2)], None
 
     multiply.defvjp(save, backward)
-    return multiply(product.x, weight.dense, weight.forms)
+    forms = [x.forms if is_accelerated(x) else () for x in inputs]
+    return multiply([*map(as_dense, inputs)], forms)
+
+
+def with_activation(
+    eqn: JaxprEqn,
+    inputs: Sequence[Any],
+    position: int,
+    implementation: Implementation | None,
+) -> list[Any]:
+    """Returns the operands of a product, of which one becomes an `activation`.
+
+    Args:
+      eqn: the product.
+      inputs: its operands.
+      position: 0 or 1, which becomes an activation.
+      implementation: as in `accelerate`.
+    """
+
+    def with_forms(x: Array, inputs: Sequence[Any], axes: Sequence[int]) -> list[Any]:
+        inputs = [*inputs]
+        inputs[position] = activation(x, "the square of a ReLU", axes)
+        return inputs
+
+    x = as_dense(inputs[position])
+    axes = _used_axes(
+        lambda x, inputs, uses: record_uses(
+            eqn, with_forms(x, inputs, AXES), implementation, uses
+        ),
+        [x, inputs],
+    )
+    return with_forms(x, inputs, axes)
+
+
+def _used_axes(record: Callable[..., Any], args: Sequence[Any]) -> tuple[int, ...]:
+    """Returns along which axes forms of activations are used.
+
+    Args:
+      record: takes `args`, as shapes, and a set, to which it adds uses of forms.
+      args: arrays.
+    """
+    uses: set[FormUse] = set()
+    jax.eval_shape(partial(record, uses=uses), *args)
+    used = {use.leaf_axis for use in uses if use.activation}
+    return tuple(axis for axis in AXES if axis in used)
 
 
 def record_uses(
@@ -93,72 +157,77 @@ def record_uses(
     inputs: Sequence[Any],
     implementation: Implementation | None,
     uses: set[FormUse],
+    *,
+    sparse_gradient: bool = False,
 ) -> Array:
-    """Adds the forms that a product and its gradient use; computes it without them.
+    """Adds the forms that a product and its gradients use; computes it without them.
 
     Args:
       eqn: the equation.
-      inputs: its operands, of which at least one is an accelerated weight.
+      inputs: its operands.
       implementation: as in `accelerate`.
       uses: the forms are added to it.
+      sparse_gradient: as in `accelerated_product`.
 
     Raises:
       ValueError: as `accelerated_product`.
     """
-
-    def record(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Array]:
-        if eqn.primitive.name == "dot_general":
-            chosen = _choose(eqn, inputs, implementation)
-            uses.update([] if chosen is None else [chosen.use])
-        return bind(eqn, [*map(as_dense, inputs)])
-
-    product = _product(eqn, inputs)
-    (result,) = record(eqn, inputs)
-    program = product.gradient_of_x(product.x, product.weight.dense, result)
-    evaluate(
-        program,
-        [result, product.weight],
-        lambda site, inputs, state: (record(site.eqn, inputs), state),
-    )
+    result = _record(eqn, inputs, implementation, uses)
+    g = gradient_with_forms(result, "", AXES) if sparse_gradient else result
+    _record_gradients(eqn, inputs, g, implementation, uses)
     return result
 
 
-class _Product(NamedTuple):
-    """A `dot_general` of a weight and another operand.
+def _record_gradients(
+    eqn: JaxprEqn,
+    inputs: Sequence[Any],
+    g: Any,
+    implementation: Implementation | None,
+    uses: set[FormUse],
+) -> None:
+    """Adds the forms that the gradients of both operands use."""
 
-    Attributes:
-      eqn: the equation.
-      weight: the weight.
-      x: the other operand.
-      position: 0 or 1, the operand that is the weight.
+    def rule(site: Site, inputs: list[Any], state: None) -> tuple[list[Array], None]:
+        return [_record(site.eqn, inputs, implementation, uses)], state
+
+    for position in range(2):
+        _gradient(eqn, inputs, g, position, rule)
+
+
+def _record(
+    eqn: JaxprEqn,
+    inputs: Sequence[Any],
+    implementation: Implementation | None,
+    uses: set[FormUse],
+) -> Array:
+    if eqn.primitive.name == "dot_general":
+        chosen = _choose(eqn, inputs, implementation)
+        uses.update([] if chosen is None else [chosen.use])
+    return bind(eqn, [*map(as_dense, inputs)])[0]
+
+
+def _gradient(
+    eqn: JaxprEqn, inputs: Sequence[Any], g: Any, position: int, rule: EquationRule
+) -> Array:
+    """Returns the gradient of an operand, given that of the product.
+
+    It is a product of the latter and of the other operand, which the rule runs if any
+    of them has forms.
     """
+    other = inputs[1 - position]
 
-    eqn: JaxprEqn
-    weight: Accelerated
-    x: Any
-    position: int
+    def gradient(g: Any, other: Any) -> Array:
+        def product(x: Any) -> Array:
+            return bind(eqn, [other, x] if position else [x, other])[0]
 
-    def operands(self, x: Any, w: Any) -> list[Any]:
-        """Returns the operands in their order."""
-        return [x, w] if self.position else [w, x]
+        return jax.linear_transpose(product, as_dense(inputs[position]))(g)[0]
 
-    def dense(self, x: Any, w: Any) -> Array:
-        """Computes the product by the dense weight."""
-        return bind(self.eqn, self.operands(x, w))[0]
-
-    def gradient_of_x(self, x: Any, w: Any, g: Any) -> BoundJaxpr:
-        """Returns the gradient of `x` as a program of `g` and the weight."""
-
-        def gradient(g: Any, w: Any) -> Array:
-            return jax.linear_transpose(lambda x: self.dense(x, w), x)(g)[0]
-
-        closed = jax.make_jaxpr(gradient)(g, w)
-        return BoundJaxpr(closed.jaxpr, closed.consts)
-
-
-def _product(eqn: JaxprEqn, inputs: Sequence[Any]) -> _Product:
-    position = 1 if is_accelerated(inputs[1]) else 0
-    return _Product(eqn, inputs[position], as_dense(inputs[1 - position]), position)
+    if not (is_accelerated(g) or is_accelerated(other)):
+        return gradient(g, other)
+    closed = jax.make_jaxpr(gradient)(as_dense(g), as_dense(other))
+    program = BoundJaxpr(closed.jaxpr, closed.consts)
+    (result,), _ = evaluate(program, [g, other], rule)
+    return as_dense(result)
 
 
 class _Choice(NamedTuple):
@@ -182,28 +251,36 @@ class _Choice(NamedTuple):
 def _choose(
     eqn: JaxprEqn, inputs: Sequence[Any], implementation: Implementation | None
 ) -> _Choice | None:
-    """Returns the form that computes a `dot_general`, or None if the dense weight does.
+    """Returns the form that computes a `dot_general`, or None if dense operands do.
+
+    That of a weight, if both operands have one.
 
     Raises:
       ValueError: as `accelerated_product`.
     """
-    if not any(map(is_accelerated, inputs)):
-        return None
-    _, weight, x, position = _product(eqn, inputs)
-    contracted = eqn.params["dimension_numbers"][0][position]
     options = dot_general.MatmulOptions(implementation, quantize_activations=False)
-    for form in weight.forms:
-        compressed = form.weight
-        if compressed.axis % compressed.ndim not in contracted:
-            continue
-        pair = (x, compressed) if position else (compressed, x)
-        matmul, reason = dot_general.find_matmul(eqn, *pair, options)
-        if matmul is not None and implementation != "xla":
-            reason = cuda_matmul.unsupported_reason(matmul.operands.x, matmul.matrix)
-        if matmul is not None and not reason:
-            use = FormUse(weight.leaf, form.leaf_axis, form.casts)
-            return _Choice(use, matmul, options)
-        if implementation == "cuda":
-            problem = dot_general.cuda_unavailable(eqn, reason)
-            raise ValueError(f"leaf {weight.leaf!r}: {problem}")
+    positions = [i for i in (1, 0) if is_accelerated(inputs[i])]
+    problem = ""
+    for position in sorted(positions, key=lambda i: inputs[i].activation):
+        weight, x = inputs[position], as_dense(inputs[1 - position])
+        contracted = eqn.params["dimension_numbers"][0][position]
+        for form in weight.forms:
+            compressed = form.weight
+            if compressed.axis % compressed.ndim not in contracted:
+                continue
+            pair = (x, compressed) if position else (compressed, x)
+            matmul, reason = dot_general.find_matmul(eqn, *pair, options)
+            if matmul is not None and implementation != "xla":
+                reason = cuda_matmul.unsupported_reason(
+                    matmul.operands.x, matmul.matrix
+                )
+            if matmul is not None and not reason:
+                use = FormUse(
+                    weight.leaf, form.leaf_axis, form.casts, weight.activation
+                )
+                return _Choice(use, matmul, options)
+            reason = dot_general.cuda_unavailable(eqn, reason)
+            problem = problem or f"leaf {weight.leaf!r}: {reason}"
+    if implementation == "cuda" and problem:
+        raise ValueError(problem)
     return None

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
+from jaxtyping import Array
 
 from jaxsparse._compressed import accelerated_weight as moves
 from jaxsparse._compressed.accelerated_product import (
@@ -16,6 +17,7 @@ from jaxsparse._compressed.accelerated_product import (
     FormUse,
     accelerated_product,
     record_uses,
+    with_activation,
 )
 from jaxsparse._compressed.accelerated_weight import (
     Form,
@@ -23,6 +25,7 @@ from jaxsparse._compressed.accelerated_weight import (
     is_accelerated,
     with_dense,
 )
+from jaxsparse._compressed.activation_forms import masked_activation
 from jaxsparse._compressed.lax_ops import reshapes_row_major
 from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._trace import (
@@ -30,6 +33,7 @@ from jaxsparse._trace import (
     Scan,
     ShardMap,
     Site,
+    SquaredReLUs,
     bind,
     control_flow,
     run_equation,
@@ -37,31 +41,40 @@ from jaxsparse._trace import (
 )
 
 
+class Acceleration(NamedTuple):
+    """How a program is accelerated.
+
+    Attributes:
+      implementation: as in `accelerate`.
+      uses: the forms of weights that products use are added to it, instead of being
+        used; or None.
+      activations: the products whose activations are masked.
+      dense: whether these activations are masked only, and nothing is compressed.
+    """
+
+    implementation: Implementation | None
+    uses: set[FormUse] | None
+    activations: SquaredReLUs
+    dense: bool = False
+
+
 def accelerated_rule(
-    implementation: Implementation | None,
-    uses: set[FormUse] | None,
-    site: Site,
-    inputs: list[Any],
-    state: None,
+    how: Acceleration, site: Site, inputs: list[Any], state: None
 ) -> tuple[Sequence[Any], None]:
     """Takes compressed forms along, and uses them in products: a rule of `evaluate`.
 
     Args:
-      implementation: as in `accelerate`.
-      uses: the forms that products use are added to it, instead of being used; or
-        None.
+      how: what is compressed, and used.
       site: the equation.
       inputs: its inputs.
       state: nothing.
     """
-    rule = partial(accelerated_rule, implementation, uses)
+    rule = partial(accelerated_rule, how)
     eqn = site.eqn
-    if not any(map(is_accelerated, inputs)):
-        return bind(eqn, inputs), state
     if eqn.primitive.name == "dot_general":
-        if uses is not None:
-            return [record_uses(eqn, inputs, implementation, uses)], state
-        return [accelerated_product(eqn, inputs, implementation, rule)], state
+        return [_run_product(how, site, inputs, rule)], state
+    if not any(map(is_accelerated, inputs)) and not how.activations.inside(site.path):
+        return bind(eqn, inputs), state
     dense = [*map(as_dense, inputs)]
     if eqn.primitive.name in _KEEP_WEIGHTS:
         outputs = zip(inputs, bind(eqn, dense), strict=True)
@@ -82,6 +95,27 @@ def accelerated_rule(
             inputs = [*inputs[:num_consts], *dense[num_consts:start], *scanned]
             return run_equation(site, inputs, rule, state, as_dense)
     return run_equation(site, inputs, rule, state, as_dense)
+
+
+def _run_product(
+    how: Acceleration, site: Site, inputs: Sequence[Any], rule: Any
+) -> Array:
+    eqn, implementation = site.eqn, how.implementation
+    position = how.activations.products.get(site.path)
+    sparse_gradient = site.path in how.activations.sources
+    if how.dense or not (
+        any(map(is_accelerated, inputs)) or position is not None or sparse_gradient
+    ):
+        inputs = [
+            masked_activation(x) if i == position else x for i, x in enumerate(inputs)
+        ]
+        return bind(eqn, inputs)[0]
+    if position is not None:
+        inputs = with_activation(eqn, inputs, position, implementation)
+    options = {"sparse_gradient": sparse_gradient}
+    if how.uses is not None:
+        return record_uses(eqn, inputs, implementation, how.uses, **options)
+    return accelerated_product(eqn, inputs, implementation, rule, **options)
 
 
 _CHECKPOINTS = frozenset(["checkpoint", "remat2"])

@@ -60,11 +60,14 @@ class Accelerated:
       dense: the weight. What no form can compute uses it, and its gradients flow to it.
       forms: the same weight, compressed along one axis or two. They have no gradients.
       leaf: the path of the parameter.
+      activation: whether it is an activation, or a gradient of one, that is mostly
+        zero; `leaf` then says which.
     """
 
     dense: Array
     forms: tuple[Form, ...]
     leaf: str = field(metadata={"static": True})
+    activation: bool = field(default=False, metadata={"static": True})
 
 
 def is_accelerated(x: Any) -> TypeGuard[Accelerated]:

@@ -71,7 +71,7 @@ class BestForms(NamedTuple):
     """The best transposable mask of a weight, and the weight's forms under it.
 
     Attributes:
-      forms: as `compress_both` returns for both axes.
+      forms: as `compress_both` returns for the axes.
       mask: packed along the group axis.
     """
 
@@ -80,7 +80,11 @@ class BestForms(NamedTuple):
 
 
 def compress_best(
-    w: Float[Array, "*stack p q"], pattern: NM, dtype: DTypeLike, axis: int = -2
+    w: Float[Array, "*stack p q"],
+    pattern: NM,
+    dtype: DTypeLike,
+    axis: int = -2,
+    axes: Sequence[int] = (-2, -1),
 ) -> BestForms:
     """Finds the best transposable mask by magnitude, and compresses along both axes.
 
@@ -92,11 +96,12 @@ def compress_best(
       dtype: the dtype of the values.
       axis: the plan's group axis, -2 or -1. Along it masks are packed and lie the rows
         of blocks, which decides between equally good masks.
+      axes: of which of both axes, in this order, there are forms: at least one.
     """
-    w = lax.stop_gradient(w)
+    w, axes = lax.stop_gradient(w), tuple(axes)
     if unsupported_reason(w, pattern, dtype):
-        return _best_by_xla(w, pattern, dtype, axis)
-    return _best_by_kernel(w, pattern, dtype, axis)
+        return _best_by_xla(w, pattern, dtype, axis, axes)
+    return _best_by_kernel(w, pattern, dtype, axis, axes)
 
 
 @partial(jax.jit, static_argnames=("pattern", "dtype", "axes"))
@@ -135,24 +140,28 @@ def _both_by_kernel(
     return tuple(forms[axis] for axis in axes)
 
 
-@partial(jax.jit, static_argnames=("pattern", "dtype", "axis"))
-def _best_by_xla(w: Array, pattern: NM, dtype: DTypeLike, axis: int) -> BestForms:
+@partial(jax.jit, static_argnames=("pattern", "dtype", "axis", "axes"))
+def _best_by_xla(
+    w: Array, pattern: NM, dtype: DTypeLike, axis: int, axes: tuple[int, ...]
+) -> BestForms:
     blocks = (-2, -1) if axis == -2 else (-1, -2)
     rows, columns = (i + w.ndim for i in blocks)
     kept = best_transposable_mask(jnp.abs(w), pattern.n, pattern.m, (rows, columns))
     stored = NM(pattern.n, pattern.m)
-    forms = _both_by_xla(w, kept, stored, dtype, (-2, -1))
+    forms = _both_by_xla(w, kept, stored, dtype, axes)
     return BestForms(forms, pack_mask(kept, rows))
 
 
-@partial(jax.jit, static_argnames=("pattern", "dtype", "axis"))
-def _best_by_kernel(w: Array, pattern: NM, dtype: DTypeLike, axis: int) -> BestForms:
+@partial(jax.jit, static_argnames=("pattern", "dtype", "axis", "axes"))
+def _best_by_kernel(
+    w: Array, pattern: NM, dtype: DTypeLike, axis: int, axes: tuple[int, ...]
+) -> BestForms:
     def by_xla(w: Array) -> tuple[Array, ...]:
-        best = _best_by_xla(w, pattern, dtype, axis)
+        best = _best_by_xla(w, pattern, dtype, axis, axes)
         return *_arrays(best.forms), best.mask
 
     source = "best" if axis == -2 else "best_along_out"
-    *arrays, mask = cuda_compress(by_xla, source, dtype, (-2, -1), w)
+    *arrays, mask = cuda_compress(by_xla, source, dtype, axes, w)
     return BestForms(_forms(arrays, NM(pattern.n, pattern.m)), mask)
 
 

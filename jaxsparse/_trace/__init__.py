@@ -70,6 +70,10 @@ from jaxsparse._trace.split_program import (
     products_of as products_of,
     split_program as split_program,
 )
+from jaxsparse._trace.squared_relu import (
+    SquaredReLUs as SquaredReLUs,
+    find_squared_relus as find_squared_relus,
+)
 from jaxsparse._trace.view import (
     IndexedAxis as IndexedAxis,
 )
