@@ -10,8 +10,8 @@ feed-forward block of Llama 3 8B's sizes, forward and backward; "block" has atte
 too, and AdamW. "dense" trains weights without masks; "masked" multiplies their zeros;
 "accelerated" does not. GiB are of arguments, results and temporaries. "squared ReLU" is
 a feed-forward block whose activations are zero at 90 %: "activations" compresses these
-alone, "both" also the weights. The pieces are each timed alone. `--torch` adds PyTorch's products, dense and by cuSPARSELt. `--quick`
-takes seconds on a CPU.
+alone, "both" also the weights. The pieces are each timed alone. `--torch` adds
+PyTorch's products, dense and by cuSPARSELt. `--quick` takes seconds on a CPU.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 The program runs on dense weights. Beside each planned one go its compressed forms, made
 once, before the first equation. Transposes, reshapes and casts take them along, through
 calls, `checkpoint` and, layer by layer, scans; a product with the weight runs on them.
+Activations are compressed where they meet their product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,12 +65,22 @@ def accelerate(
         loss, or its gradient.
       plan: the plan, rules or a pattern that the parameters obey: what it prunes is
         zero, as after each step of `wrap_optimizer`. Patterns other than n:m in groups
-        of 4, 8 or 16 are not accelerated.
+        of 4, 8 or 16 are not accelerated. None if only activations are sparse.
       masks: a tree of masks, bool or packed, such as `get_masks(state)`; weights that
         they prune count as zero, and gradients are those of dense weights, as with
         `straight_through(params, masks)`. `"best"` finds the best masks of the
         parameters at each call, as `straight_through(params, plan)`. By default the
         zeros of the parameters are the mask.
+      activations: whether squared ReLUs, of which most are zero in trained networks
+        (Haziza et al., 2025, arXiv:2503.16672), are compressed, too: where `fn`
+        computes `relu(h)**2 @ w`, also with `jnp.square` and `jnp.maximum(h, 0)`. The
+        best transposable 2:4 mask of `relu(h)**2` is found for all leading axes
+        together and the last one; what it drops counts as zero, on every device, and
+        gradients are those of this function. `dropped_activations` reports it. Then the
+        products with `relu(h)**2` and the gradient of `w` are sparse, and so are the
+        gradients of both operands of a product that only `h` is computed from. Others
+        stay as they are: dtypes other than bfloat16 and float16; sizes, of the last
+        axis or of all others together, that 16 does not divide.
       implementation: the implementation of products, as in `nm_matmul`. By default a
         product that `"cuda"` does not support stays as it is, and on devices without
         the kernel the function is `fn` itself. `"xla"` also runs on compressed weights
@@ -86,7 +97,9 @@ def accelerate(
       in a group, products take the first `n`.
 
     Raises:
-      ValueError: the implementation or the masks are unknown. When called: the plan or
+      ValueError: the implementation or the masks are unknown; or there is neither a
+        plan nor `activations`. When called: `activations` is given for a function that
+        computes gradients of squared ReLUs, instead of the function inside; the plan or
         the masks do not fit the parameters; a concrete weight, or its mask, has more
         than `n` weights in a group; or the implementation is not available for a
         product.
@@ -194,7 +207,7 @@ def _run(
         def value(path: str, leaf: Array) -> Any:
             if path not in zeros:
                 return leaf
-            axes, dtype = ((), None) if how.dense else choose(path, leaf)
+            axes, dtype = ((), leaf.dtype) if how.dense else choose(path, leaf)
             if not axes:
                 return masked_leaf(leaf, zeros[path])
             return accelerated_leaf(leaf, zeros[path], axes, dtype)
