@@ -59,10 +59,10 @@ def dropped_activations(
 
     >>> def fn(params, x):
     ...     return jnp.square(jnp.maximum(x, 0)) @ params["w"]
-    >>> x = jnp.ones((16, 16), jnp.bfloat16).at[:, ::2].set(-1).at[0, 2].set(3)
-    >>> shares = dropped_activations(fn, {"w": jnp.eye(16, dtype=jnp.bfloat16)}, x)
-    >>> shares["w"].nonzero, shares["w"].dropped
-    (Array(0.5039, dtype=float32), Array(0.0078, dtype=float32))
+    >>> x = jnp.eye(16, dtype=jnp.bfloat16).at[0, 1:3].set(1)
+    >>> shares = dropped_activations(fn, {"w": x}, x)["w"]
+    >>> print(f"{shares.nonzero:.4f} {shares.dropped:.4f}")  # 18 of 256, 1 of 18
+    0.0703 0.0556
     """
     program = trace(fn, params, args, kwargs)
     found = find_squared_relus(program.bound)
