@@ -29,8 +29,8 @@ from jaxsparse._compressed.nm_matmul import Implementation, check_implementation
 from jaxsparse._masks import match_masks, search_masks
 from jaxsparse._plans import Plan, PlanLike, plan_for_leaves, plan_or_rules
 from jaxsparse._trace import (
+    NO_SQUARED_RELUS,
     Program,
-    SquaredReLUs,
     evaluate,
     find_squared_relus,
     trace,
@@ -148,8 +148,9 @@ def accelerate(
             return [x for x in values if is_array(x)]
 
         program = trace(arrays_of, params, args, kwargs)
-        none = SquaredReLUs({}, frozenset())
-        found = find_squared_relus(program.bound) if activations else none
+        found = NO_SQUARED_RELUS
+        if activations:
+            found = find_squared_relus(program.bound)
         how = Acceleration(implementation, None, found, dense)
         outputs = iter(_run(program, zeros, how))
         structure, static = results

@@ -18,6 +18,7 @@ from jaxtyping import Array
 from jaxsparse._compressed import cuda_matmul, dot_general
 from jaxsparse._compressed.accelerated_weight import (
     Form,
+    Rectified,
     as_dense,
     is_accelerated,
 )
@@ -123,20 +124,21 @@ def with_activation(
       position: 0 or 1, which becomes an activation.
       implementation: as in `accelerate`.
     """
+    name, x = "the square of a ReLU", inputs[position]
+    if not (isinstance(x, Rectified) and x.squared):
+        x = as_dense(x)
 
-    def with_forms(x: Array, inputs: Sequence[Any], axes: Sequence[int]) -> list[Any]:
-        inputs = [*inputs]
-        inputs[position] = activation(x, "the square of a ReLU", axes)
-        return inputs
+    def with_forms(x: Any, other: Any, axes: Sequence[int]) -> list[Any]:
+        operands = [activation(x, name, axes), other]
+        return operands[::-1] if position else operands
 
-    x = as_dense(inputs[position])
     axes = _used_axes(
-        lambda x, inputs, uses: record_uses(
-            eqn, with_forms(x, inputs, AXES), implementation, uses
+        lambda x, other, uses: record_uses(
+            eqn, with_forms(x, other, AXES), implementation, uses
         ),
-        [x, inputs],
+        [as_dense(x), inputs[1 - position]],
     )
-    return with_forms(x, inputs, axes)
+    return with_forms(x, inputs[1 - position], axes)
 
 
 def _used_axes(record: Callable[..., Any], args: Sequence[Any]) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from jaxsparse._compressed.accelerated_product import (
 )
 from jaxsparse._compressed.accelerated_weight import (
     Form,
+    Rectified,
     as_dense,
     is_accelerated,
     with_dense,
@@ -36,6 +37,7 @@ from jaxsparse._trace import (
     SquaredReLUs,
     bind,
     control_flow,
+    is_square,
     run_equation,
     var_shape,
 )
@@ -73,6 +75,14 @@ def accelerated_rule(
     eqn = site.eqn
     if eqn.primitive.name == "dot_general":
         return [_run_product(how, site, inputs, rule)], state
+    if site.path in how.activations.relus:
+        return [_rectify(eqn, [*map(as_dense, inputs)])], state
+    if any(isinstance(x, Rectified) for x in inputs):
+        if is_square(eqn) and not inputs[0].squared:
+            square = bind(eqn, [*map(as_dense, inputs)])[0]
+            return [Rectified(square, inputs[0].before, squared=True)], state
+        if not (isinstance(control_flow(eqn), Call) and eqn.primitive.name in _JITS):
+            inputs = [x.dense if isinstance(x, Rectified) else x for x in inputs]
     if not any(map(is_accelerated, inputs)) and not how.activations.inside(site.path):
         return bind(eqn, inputs), state
     dense = [*map(as_dense, inputs)]
@@ -106,10 +116,10 @@ def _run_product(
     if how.dense or not (
         any(map(is_accelerated, inputs)) or position is not None or sparse_gradient
     ):
-        inputs = [
-            masked_activation(x) if i == position else x for i, x in enumerate(inputs)
-        ]
-        return bind(eqn, inputs)[0]
+        dense = [*map(as_dense, inputs)]
+        if position is not None:
+            dense[position] = masked_activation(dense[position])
+        return bind(eqn, dense)[0]
     if position is not None:
         inputs = with_activation(eqn, inputs, position, implementation)
     options = {"sparse_gradient": sparse_gradient}
@@ -118,6 +128,14 @@ def _run_product(
     return accelerated_product(eqn, inputs, implementation, rule, **options)
 
 
+def _rectify(eqn: JaxprEqn, inputs: Sequence[Any]) -> Rectified:
+    """Computes a ReLU, of which one operand may be zero."""
+    (relu,) = bind(eqn, inputs)
+    before = [x for x in inputs if jnp.shape(x) == relu.shape]
+    return Rectified(relu, before[0], squared=False)
+
+
+_JITS = frozenset(["closed_call", "core_call", "jit", "pjit"])
 _CHECKPOINTS = frozenset(["checkpoint", "remat2"])
 _KEEP_WEIGHTS = frozenset(
     ["copy", "copy_p", "name", "optimization_barrier", "sharding_constraint"]

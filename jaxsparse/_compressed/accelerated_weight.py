@@ -70,6 +70,24 @@ class Accelerated:
     activation: bool = field(default=False, metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Rectified:
+    """A ReLU or its square as a value in a program, and what it is the ReLU of.
+
+    A pass that compresses it can then compute it on the way.
+
+    Attributes:
+      dense: the ReLU or its square.
+      before: what it is the ReLU of.
+      squared: whether it is the square.
+    """
+
+    dense: Array
+    before: Array
+    squared: bool = field(metadata={"static": True})
+
+
 def is_accelerated(x: Any) -> TypeGuard[Accelerated]:
     """Returns whether a value has compressed forms."""
     return isinstance(x, Accelerated)
@@ -77,7 +95,7 @@ def is_accelerated(x: Any) -> TypeGuard[Accelerated]:
 
 def as_dense(x: Any) -> Any:
     """Returns the array, without compressed forms."""
-    return x.dense if is_accelerated(x) else x
+    return x.dense if isinstance(x, Accelerated | Rectified) else x
 
 
 def with_dense(x: Any, dense: Array) -> Any:

@@ -6,14 +6,22 @@ gradient of that layer's weight. The gradient of `h` has the zeros of the same m
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxsparse._compressed import accelerated_weight as moves
-from jaxsparse._compressed.accelerated_weight import Accelerated, Form, form_order
-from jaxsparse._compressed.compress_both import compress_best, compress_both
+from jaxsparse._compressed.accelerated_weight import (
+    Accelerated,
+    Form,
+    Rectified,
+    as_dense,
+    form_order,
+)
+from jaxsparse._compressed.compress_both import compress_activation, compress_both
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._patterns import NM, best_transposable_mask, unpack_mask
 
@@ -41,20 +49,42 @@ def masked_activation(x: Float[Array, "*rows k"]) -> Float[Array, "*rows k"]:
 
 
 def activation(
-    x: Float[Array, "*rows k"], name: str, axes: Sequence[int]
+    x: Array | Rectified, name: str, axes: Sequence[int]
 ) -> Accelerated | Array:
     """Returns `masked_activation(x)` with its compressed forms.
 
     Args:
-      x: the activation.
+      x: the activation, `[*rows, k]`.
       name: what to call it.
       axes: some of `AXES`, along which groups of the forms lie.
     """
+    dense = as_dense(x)
     if not axes:
-        return masked_activation(x)
-    forms, packed = compress_best(_as_matrix(x), BOTH, x.dtype, -2, axes)
-    mask = unpack_mask(packed, _as_matrix(x).shape).reshape(x.shape)
-    return _with_forms(_masked(x, mask), name, forms, axes)
+        return masked_activation(dense)
+    of_squared_relu = isinstance(x, Rectified)
+    best = compress_activation(
+        _as_matrix(x.before if of_squared_relu else x),
+        axes,
+        of_squared_relu=of_squared_relu,
+        kept=-1 not in axes,  # otherwise a form is used in its stead
+    )
+    mask = unpack_mask(best.mask, _as_matrix(dense).shape).reshape(dense.shape)
+    masked = _masked(dense, mask)
+    if best.kept is not None:
+        masked = _computed(masked, best.kept.reshape(dense.shape))
+    return _with_forms(masked, name, best.forms, axes)
+
+
+@jax.custom_jvp
+def _computed(x: Array, value: Array) -> Array:
+    """Returns `value`, which is `x` but was computed otherwise."""
+    del x
+    return value
+
+
+@_computed.defjvp
+def _computed_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return _computed(*primals), tangents[0]
 
 
 def gradient_with_forms(

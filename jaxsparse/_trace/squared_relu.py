@@ -35,20 +35,22 @@ class SquaredReLUs(NamedTuple):
     Attributes:
       products: by the path of each product the operand, 0 or 1, that is a squared ReLU.
         The product sums over the last axis of that operand.
+      relus: the paths of the ReLUs.
       sources: the products whose results reach nothing but squared ReLUs of these
         products, through sums and elementwise factors: their gradients are zero where
         those of `h` are.
     """
 
     products: dict[Path, int]
+    relus: frozenset[Path]
     sources: frozenset[Path]
 
     def inside(self, path: Path) -> bool:
-        """Returns whether any of the products is inside the equation at a path."""
+        """Returns whether any of this is inside the equation at a path."""
         outer = [step.identity for step in path]
         return any(
             [step.identity for step in inner[: len(outer)]] == outer
-            for inner in self.products
+            for inner in (*self.products, *self.relus)
         )
 
 
@@ -81,7 +83,11 @@ def find_squared_relus(bound: BoundJaxpr) -> SquaredReLUs:
         if all(notes.uses[path] == 1 for path in value.lineage)
     ]
     products = {path: value.operand for path, value in found.items()}
-    return SquaredReLUs(products, frozenset[Path]().union(*lone))
+    relus = frozenset(value.relu for value in found.values())
+    return SquaredReLUs(products, relus, frozenset[Path]().union(*lone))
+
+
+NO_SQUARED_RELUS = SquaredReLUs({}, frozenset(), frozenset())
 
 
 class _Value(NamedTuple):
@@ -202,7 +208,7 @@ def _follow(
         return _step(here, value._replace(sources=sources, lineage=lineage))
     if value.stage == "sum" and name in _FACTORS and not others:
         return _step(here, value) if inputs[0] or name == "mul" else None
-    if value.stage == "relu" and _is_square(eqn):
+    if value.stage == "relu" and is_square(eqn):
         notes.squared.add(value.relu)
         return _step(here, value._replace(stage="squared"))
     if name in _FACTORS:
@@ -275,7 +281,8 @@ def _is_same(eqn: JaxprEqn) -> bool:
     return len(eqn.invars) == 2 and eqn.invars[0] is eqn.invars[1]
 
 
-def _is_square(eqn: JaxprEqn) -> bool:
+def is_square(eqn: JaxprEqn) -> bool:
+    """Returns whether an equation squares its first operand."""
     name = eqn.primitive.name
     if name == "integer_pow":
         return eqn.params["y"] == 2

@@ -88,7 +88,7 @@ def test_three_axes_a_scan_and_checkpoint():
             y = jax.nn.relu(h @ up + bias) ** 2 @ down
             return jnp.clip(y, -1, 1), None
 
-        y = jax.lax.scan(jax.checkpoint(layer), x, params)[0]
+        y = jax.lax.scan(jax.checkpoint(layer), x, params)[0].reshape(64, 64)
         return jnp.sum(y.astype(jnp.float32) * signs(y.shape).astype(np.float32))
 
     x = x.reshape(2, 32, 64).astype(ml_dtypes.bfloat16)
