@@ -247,14 +247,7 @@ class _Choice(NamedTuple):
 
     def multiply(self) -> Array:
         """Computes the product."""
-        matmul, implementation = self.matmul, self.options.implementation
-        if implementation == "xla" or not matmul.is_across:
-            return dot_general.multiply([matmul], self.options)[0]
-        exported = implementation == "cuda"
-        product = cuda_matmul.cuda_matmul(
-            matmul.rows(), matmul.matrix, exported=exported, across=True
-        )
-        return matmul.output(product)
+        return dot_general.multiply([self.matmul], self.options)[0]
 
 
 def _choose(

@@ -65,13 +65,11 @@ class _Layout(NamedTuple):
       weights: the number of weights.
       scaled: whether they have scales.
       exported: whether a program that is exported uses the kernel too.
-      across: whether the rows of `x` are stored last, where a kernel can read them.
     """
 
     weights: int
     scaled: bool
     exported: bool
-    across: bool
 
     def split(self, arrays: Sequence[Any]) -> list[Sequence[Any]]:
         """Returns the arrays of each weight."""
@@ -79,18 +77,14 @@ class _Layout(NamedTuple):
         return [arrays[i : i + each] for i in range(0, len(arrays), each)]
 
 
-def cuda_matmul(
-    x: Array, compressed: Compressed, *, exported: bool, across: bool = False
-) -> Array:
+def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
     """Multiplies by one weight, as `cuda_matmuls` by several."""
-    return cuda_matmuls(x, [compressed], exported=exported, across=across)[0]
+    return cuda_matmuls(x, [compressed], exported=exported)[0]
 
 
 # `jit` caches the functions that are created here, and their compilation.
-@partial(jax.jit, static_argnames=("exported", "across"))
-def cuda_matmuls(
-    x: Array, weights: list[Compressed], *, exported: bool, across: bool = False
-) -> list[Array]:
+@partial(jax.jit, static_argnames="exported")
+def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list[Array]:
     """Multiplies on a GPU of compute capability 9.0, or by XLA on other devices.
 
     Args:
@@ -100,15 +94,13 @@ def cuda_matmuls(
         one launch.
       exported: whether a program that is exported uses the kernel too, which must then
         be registered wherever it runs.
-      across: whether `x` is the transpose of a matrix, which some kernels can read as
-        it is stored.
 
     Returns:
       For each weight `[..., out]`, accumulated in float32 and rounded once. If `k` is
       sharded, the partial sum of each device is rounded too.
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
-    layout = _Layout(len(weights), weights[0].is_quantized, exported, across)
+    layout = _Layout(len(weights), weights[0].is_quantized, exported)
     arrays, rules, contracted = [], [f"{axes} k"], ["k"]
     for i, weight in enumerate(weights):
         arrays += [weight.values, weight.indices]
@@ -134,8 +126,7 @@ def _multiply_batch(
 
     def multiply(x: Array, weights: Any) -> list[Array]:
         compressed = [_weight(x, *weight) for weight in weights]
-        options = {"exported": layout.exported, "across": layout.across}
-        return cuda_matmuls(x, compressed, **options)
+        return cuda_matmuls(x, compressed, exported=layout.exported)
 
     if not any(map(any, batched_weights)):
         return multiply(x, weights), out_batched
@@ -192,38 +183,29 @@ def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array
     if choose(*outs).kernel != "few":
         weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
     if choose(*outs).kernel != "whole":
-        return _launch(choose(*outs), x, weights, across=False)
+        return _launch(choose(*outs), x, weights)
     each = zip(outs, weights, strict=True)
-    return [
-        _launch(choose(out), x, [weight], across=layout.across)[0]
-        for out, weight in each
-    ]
+    return [_launch(choose(out), x, [weight])[0] for out, weight in each]
 
 
 def _launch(
     choice: KernelChoice,
     x: Array,
     weights: Sequence[Sequence[Array]],
-    *,
-    across: bool,
 ) -> list[Array]:
     outs = [weight[0].shape[1] for weight in weights]
-    arrays = [array for weight in weights for array in weight]
-    across = across and choice.tile_rows == 256 and len(x) % 8 == 0
     multiply = jax.ffi.ffi_call(
         cuda_target.target(_KERNEL),
         [jax.ShapeDtypeStruct((len(x), out), x.dtype) for out in outs],
-        input_layouts=[(1, 0) if across else None, *[None] * len(arrays)],
     )
     products = multiply(
         x,
-        *arrays,
+        *[array for weight in weights for array in weight],
         kernel=choice.kernel,
         tile_rows=np.int64(choice.tile_rows),
         blocks=np.int64(choice.blocks),
         warps=np.int64(choice.warps),
         wide=np.int64(choice.wide),
         scaled=len(weights[0]) == 3,
-        across=across,
     )
     return list(products)
