@@ -1,0 +1,93 @@
+// The tiles of the products of eight bits, and the ring of stages through which they are read.
+#pragma once
+
+#include "hopper.cuh"
+#include "nm_tiles.cuh"
+
+namespace nm_bytes {
+
+using nm_matmul::kStoreRows;
+using nm_matmul::Maps, nm_matmul::Shape, nm_matmul::Tile;
+
+constexpr int kConsumers = 256;  // threads: two warpgroups, of 64 outputs each
+constexpr int kThreads = kConsumers + 128;
+
+// The template parameters of a kernel. The blocks of a cluster share their rows.
+template <int kRows_, int kStages_, int kSharers_>
+struct Form {
+  static constexpr int kRows = kRows_, kStages = kStages_, kSharers = kSharers_;
+  static constexpr int kOut = 128, kDepth = 128;  // of k, in a stage
+  static constexpr int kValuesBytes = kDepth / 2 * 64, kIndicesBytes = kDepth / 8 * 64;
+  static constexpr int kStage = kRows * kDepth + 2 * (kValuesBytes + kIndicesBytes);
+  static constexpr int kRing = kStages * kStage;
+  static constexpr int kBox = kStoreRows * 128;  // bytes
+  static constexpr int kBoxes = kRows < 128 ? kRows / kStoreRows : 4;  // of a warpgroup
+  static constexpr int kOutbox = 2 * (kBoxes * kBox + kRows * 4);
+  static constexpr int kBytes = 1024 + kRing + kOutbox + kStages * 16;
+  static_assert(kStage % 1024 == 0 && kRows % (8 * kSharers) == 0, "swizzled rows");
+  static_assert(kRows / kStoreRows % kBoxes == 0, "a tile begins with the first box");
+};
+
+// Each block loads a part of the rows for all blocks of the cluster.
+template <typename F>
+class Ring {
+ public:
+  __device__ explicit Ring(uint32_t base)
+      : base_(base), barriers_(base + F::kRing + F::kOutbox) {}
+
+  __device__ void init() const {
+    for (int i = 0; i < F::kStages; ++i) {
+      hopper::init_barrier(full(i), 1);
+      hopper::init_barrier(empty(i), F::kSharers * kConsumers / 32);
+    }
+    hopper::publish_barriers();
+  }
+  __device__ void next() {
+    if (++stage_ == F::kStages) stage_ = 0, parity_ ^= 1;
+  }
+  __device__ void load(const Maps& maps, Tile tile, int step) const {
+    constexpr int kPart = F::kRows / F::kSharers;
+    hopper::wait(empty(stage_), parity_ ^ 1);
+    const uint32_t barrier = full(stage_);
+    hopper::expect_bytes(barrier, F::kStage);
+    const int k = step * F::kDepth;
+    for (int i = 0; i < 2; ++i) {
+      hopper::load_2d(values(i), maps.values, barrier, tile.out + 64 * i, k / 2);
+      hopper::load_2d(indices(i), maps.indices, barrier, tile.out + 64 * i, k / 8);
+    }
+    if constexpr (F::kSharers > 1) {
+      const int first = hopper::block_in_cluster() * kPart;
+      hopper::load_2d(x() + first * F::kDepth, maps.x, barrier, k, tile.row * F::kRows + first,
+                      (1 << F::kSharers) - 1);
+    } else {
+      hopper::load_2d(x(), maps.x, barrier, k, tile.row * F::kRows);
+    }
+  }
+  __device__ void wait() const { hopper::wait(full(stage_), parity_); }
+  // Signals to one block of the cluster that a warp has read this stage.
+  __device__ void release(int block) const {
+    if constexpr (F::kSharers > 1) {
+      hopper::arrive_remote(hopper::address_in_block(empty(stage_), block));
+    } else {
+      hopper::arrive(empty(stage_));
+    }
+  }
+
+  __device__ uint32_t x() const { return base_ + stage_ * F::kStage; }
+  __device__ uint32_t values(int group) const {
+    return x() + F::kRows * F::kDepth + group * F::kValuesBytes;
+  }
+  __device__ uint32_t indices(int group) const {
+    return values(2) + group * F::kIndicesBytes;
+  }
+
+ private:
+  __device__ uint32_t full(int i) const { return barriers_ + 16 * i; }
+  __device__ uint32_t empty(int i) const { return full(i) + 8; }
+
+  uint32_t base_, barriers_;
+  int stage_ = 0;
+  uint32_t parity_ = 0;
+};
+
+}  // namespace nm_bytes
