@@ -100,7 +100,7 @@ def _in_turn(fn: Callable[[Any, Any], Any], layers: Any, x: Any) -> Any:
         if isinstance(layers, list):
             return total + sum(first(total, layer) for layer in layers)
         firsts = lax.scan(lambda t, layer: (t, first(t, layer)), total, layers)[1]
-        return total + firsts.sum()
+        return total + jnp.sum(firsts)
 
     return lax.fori_loop(0, TURNS, turn, jnp.zeros(()))
 

@@ -56,9 +56,29 @@ def cuda_matmul_bytes(
       keep 14 bits of the largest term (measured by DeepSeek-V3, arXiv 2412.19437).
     """
     rows, row_scales = quantize_rows(x, compressed.values.dtype)
+    return multiply_rows(rows, row_scales, compressed, x.dtype, exported=exported)
+
+
+def multiply_rows(
+    rows: Array,
+    row_scales: Float[Array, "... 1"],
+    compressed: Compressed,
+    dtype: DTypeLike,
+    *,
+    exported: bool = False,
+) -> Float[Array, "... out"]:
+    """Multiplies rows that are quantized.
+
+    Args:
+      rows: `[..., k]`, of the dtype of the weight's values.
+      row_scales: of the rows.
+      compressed: a quantized weight of shape `[k, out]`.
+      dtype: of the result.
+      exported: as of `cuda_matmul_bytes`.
+    """
     assert compressed.scales is not None
     weight = compressed.values, compressed.indices, compressed.scales
-    return _multiply(exported, x.dtype, rows, row_scales, *weight)
+    return _multiply(exported, dtype, rows, row_scales, *weight)
 
 
 class TileChoice(NamedTuple):

@@ -103,15 +103,20 @@ def test_every_tile_is_exact(name, tile, monkeypatch):
 
 
 def random_problem(rows, k, out, name, dtype=BFLOAT16):
-    """`x`, the stored weight, and both in float64 as they are multiplied."""
+    """`x`, the stored weight, and both in float64 as they are multiplied.
+
+    Rows are numbers of the format times a power of two, with the largest once, so that
+    no implementation of the division rounds them.
+    """
     rng = np.random.default_rng(rows)
     weight = (rng.normal(size=(k, out)) * 40).astype(name)
     mask, scales = random_mask(rng, weight.shape, 2, 4, 0), rng.random(out, np.float32)
-    x = rng.normal(size=(rows, k)).astype(dtype)
-    row_scales = oracle.absmax_scales(x, name, [-1])
-    exact_rows = oracle.quantized(x, row_scales, name) * row_scales
+    x = oracle.rounded(rng.normal(size=(rows, k)) * LARGEST[name] / 4, name)
+    x[np.arange(rows), rng.integers(0, k, rows)] = LARGEST[name]
+    x = (x * 2.0 ** rng.integers(-12, -4, (rows, 1))).astype(dtype)
     exact_weight = masked(weight, mask).astype(np.float64) * scales
-    return x, quantized(weight, mask, scales, name, dtype), exact_rows, exact_weight
+    stored = quantized(weight, mask, scales, name, dtype)
+    return x, stored, x.astype(np.float64), exact_weight
 
 
 @needs_hopper
