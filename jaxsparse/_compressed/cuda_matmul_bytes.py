@@ -89,7 +89,7 @@ class TileChoice(NamedTuple):
 
 
 #: What `kernels/nm_matmul_bytes.cu` compiles.
-TILES = (TileChoice(64, 1), TileChoice(128, 1), TileChoice(256, 1), TileChoice(256, 2))
+TILES = (*(TileChoice(rows, 1) for rows in (32, 64, 128, 256)), TileChoice(256, 2))
 
 
 def choose_tile(rows: int, out: int) -> TileChoice:
@@ -105,6 +105,8 @@ def choose_tile(rows: int, out: int) -> TileChoice:
             # A tile without a neighbour leaves the second block idle.
             paired = tile_rows == 256 and 20 * (out_tiles % 2) <= out_tiles
             return TileChoice(tile_rows, 2 if paired else 1)
+    if rows <= 32:
+        return TileChoice(32, 1)
     return TileChoice(64 if rows <= 64 or out_tiles * -(-rows // 64) <= 132 else 128, 1)
 
 

@@ -17,11 +17,11 @@ struct Fragments {
   uint32_t values[2][4], places[2];
 };
 
-// What a lane reads: rows of a matrix of 64 outputs, whose rows are swizzled.
+// What a lane reads: rows of a matrix of 128 outputs, whose rows are swizzled.
 class Lane {
  public:
   __device__ Lane() {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     // Row 2 t + j of matrix m goes to the lanes t of every four. Their places of k are 4 t to
     // 4 t + 3, two from either matrix, in an order by which no two rows share their banks.
     const int m = lane / 8, t = lane / 2 % 4, j = lane % 2;
@@ -38,7 +38,7 @@ class Lane {
     uint32_t pairs[4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      load_transposed(pairs, values + i * 32 * 64 + values_);
+      load_transposed(pairs, values + i * 32 * 128 + values_);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const uint32_t first = pairs[j / 2 * 2], second = pairs[j / 2 * 2 + 1];
@@ -56,7 +56,7 @@ class Lane {
 
  private:
   __device__ static uint32_t address(int row, int chunk) {
-    return row * 64 + ((chunk ^ row / 2 % 4) << 4);
+    return row * 128 + ((chunk ^ row % 8) << 4);
   }
   __device__ static void load_transposed(uint32_t (&to)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -17,8 +17,8 @@ template <int kRows_, int kStages_, int kSharers_>
 struct Form {
   static constexpr int kRows = kRows_, kStages = kStages_, kSharers = kSharers_;
   static constexpr int kOut = 128, kDepth = 128;  // of k, in a stage
-  static constexpr int kValuesBytes = kDepth / 2 * 64, kIndicesBytes = kDepth / 8 * 64;
-  static constexpr int kStage = kRows * kDepth + 2 * (kValuesBytes + kIndicesBytes);
+  static constexpr int kValuesBytes = kDepth / 2 * kOut, kIndicesBytes = kDepth / 8 * kOut;
+  static constexpr int kStage = kRows * kDepth + kValuesBytes + kIndicesBytes;
   static constexpr int kRing = kStages * kStage;
   static constexpr int kBox = kStoreRows * 128;  // bytes
   static constexpr int kBoxes = kRows < 128 ? kRows / kStoreRows : 4;  // of a warpgroup
@@ -51,10 +51,8 @@ class Ring {
     const uint32_t barrier = full(stage_);
     hopper::expect_bytes(barrier, F::kStage);
     const int k = step * F::kDepth;
-    for (int i = 0; i < 2; ++i) {
-      hopper::load_2d(values(i), maps.values, barrier, tile.out + 64 * i, k / 2);
-      hopper::load_2d(indices(i), maps.indices, barrier, tile.out + 64 * i, k / 8);
-    }
+    hopper::load_2d(values(), maps.values, barrier, tile.out, k / 2);
+    hopper::load_2d(indices(), maps.indices, barrier, tile.out, k / 8);
     if constexpr (F::kSharers > 1) {
       const int first = hopper::block_in_cluster() * kPart;
       hopper::load_2d(x() + first * F::kDepth, maps.x, barrier, k, tile.row * F::kRows + first,
@@ -74,12 +72,8 @@ class Ring {
   }
 
   __device__ uint32_t x() const { return base_ + stage_ * F::kStage; }
-  __device__ uint32_t values(int group) const {
-    return x() + F::kRows * F::kDepth + group * F::kValuesBytes;
-  }
-  __device__ uint32_t indices(int group) const {
-    return values(2) + group * F::kIndicesBytes;
-  }
+  __device__ uint32_t values() const { return x() + F::kRows * F::kDepth; }
+  __device__ uint32_t indices() const { return values() + F::kValuesBytes; }
 
  private:
   __device__ uint32_t full(int i) const { return barriers_ + 16 * i; }

@@ -10,17 +10,14 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// Encodes a matrix in row-major order that is moved in swizzled boxes.
+// Encodes a matrix in row-major order that is moved in swizzled boxes of 128 bytes a row.
 template <int kBytes>
 CUresult map_2d(launch::Encode encode, CUtensorMap* map, CUtensorMapDataType type,
-                const void* data, uint64_t columns, uint64_t rows, uint32_t box_columns,
-                uint32_t box_rows) {
+                const void* data, uint64_t columns, uint64_t rows, uint32_t box_rows) {
   const uint64_t sizes[] = {columns, rows}, strides[] = {columns * kBytes};
-  const uint32_t box[] = {box_columns, box_rows}, steps[] = {1, 1};
-  const auto swizzle =
-      box_columns * kBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+  const uint32_t box[] = {128 / kBytes, box_rows}, steps[] = {1, 1};
   return encode(map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
@@ -43,12 +40,13 @@ ffi::Error map(const Call& call, nm_bytes::Maps* maps, nm_bytes::Shape* shape) {
   constexpr auto byte = CU_TENSOR_MAP_DATA_TYPE_UINT8;
   constexpr auto half = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                   : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  static_assert(F::kDepth == 128 && F::kOut == 128, "rows of boxes");
   const auto& c = call;
   const bool mapped =
-      !map_2d<1>(encode, &maps->x, byte, c.x, c.x_k, c.rows, F::kDepth, F::kRows / F::kSharers) &&
-      !map_2d<1>(encode, &maps->values, byte, c.values, c.out, c.k / 2, 64, F::kDepth / 2) &&
-      !map_2d<1>(encode, &maps->indices, byte, c.indices, c.out, c.k / 8, 64, F::kDepth / 8) &&
-      !map_2d<2>(encode, &maps->y, half, c.y, c.out, c.rows, 64, nm_bytes::kStoreRows);
+      !map_2d<1>(encode, &maps->x, byte, c.x, c.x_k, c.rows, F::kRows / F::kSharers) &&
+      !map_2d<1>(encode, &maps->values, byte, c.values, c.out, c.k / 2, F::kDepth / 2) &&
+      !map_2d<1>(encode, &maps->indices, byte, c.indices, c.out, c.k / 8, F::kDepth / 8) &&
+      !map_2d<2>(encode, &maps->y, half, c.y, c.out, c.rows, nm_bytes::kStoreRows);
   if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
   *shape = {static_cast<int>(c.rows), static_cast<int>(c.out), tiles(c.k, F::kDepth),
             tiles(c.out, F::kOut), tiles(c.rows, F::kRows)};
@@ -75,6 +73,7 @@ template <typename T, typename V>
 ffi::Error choose(const Call& call, int64_t tile_rows, int64_t blocks) {
   using nm_bytes::Form;
   switch (tile_rows + blocks) {
+    case 32 + 1: return launch_tiles<T, V, Form<32, 8, 1>>(call);
     case 64 + 1: return launch_tiles<T, V, Form<64, 8, 1>>(call);
     case 128 + 1: return launch_tiles<T, V, Form<128, 6, 1>>(call);
     case 256 + 1: return launch_tiles<T, V, Form<256, 4, 1>>(call);

@@ -32,11 +32,11 @@ __device__ void fewer_registers() {
 template <typename V, typename F, typename Sum>
 __device__ void multiply(Ring<F>& ring, const Lane& mine, int steps, Sum (&sums)[F::kRows / 2]) {
   using Product = hopper::SparseBytesProduct<V, F::kRows>;
-  const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32;
   for (int step = 0; step < steps; ++step, ring.next()) {
     ring.wait();
     Fragments fragments;
-    mine.load(fragments, ring.values(warpgroup), ring.indices(warpgroup));
+    mine.load(fragments, ring.values(), ring.indices());
     const uint64_t x = hopper::descriptor(ring.x());
     hopper::wgmma_fence();
     Product::add(sums, fragments.values[0], x, fragments.places[0]);

@@ -28,6 +28,7 @@ struct SparseBytesProduct;
 #define R10(i) R6(i) ",%" #i "6,%" #i "7,%" #i "8,%" #i "9"
 #define R30 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," R10(1) "," R10(2)
 #define R90 R30 "," R10(3) "," R10(4) "," R10(5) "," R10(6) "," R10(7) "," R10(8)
+#define REGISTERS_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," R6(1)
 #define REGISTERS_32 R30 ",%30,%31"
 #define REGISTERS_64 R30 "," R10(3) "," R10(4) "," R10(5) "," R4(6)
 #define REGISTERS_128 \
@@ -52,6 +53,7 @@ struct SparseBytesProduct;
     }                                                                                        \
   };
 #define SPARSE_BYTES_PRODUCTS(V, names, c, signs)                                         \
+  SPARSE_BYTES_PRODUCT(V, names, c, signs, 32, 16, 16, 17, 18, 19, 20, 21)                \
   SPARSE_BYTES_PRODUCT(V, names, c, signs, 64, 32, 32, 33, 34, 35, 36, 37)                \
   SPARSE_BYTES_PRODUCT(V, names, c, signs, 128, 64, 64, 65, 66, 67, 68, 69)               \
   SPARSE_BYTES_PRODUCT(V, names, c, signs, 256, 128, 128, 129, 130, 131, 132, 133)
@@ -64,6 +66,7 @@ SPARSE_BYTES_PRODUCTS(int8_t, "s32.s8.s8", "+r", "")
 #undef R10
 #undef R30
 #undef R90
+#undef REGISTERS_16
 #undef REGISTERS_32
 #undef REGISTERS_64
 #undef REGISTERS_128
