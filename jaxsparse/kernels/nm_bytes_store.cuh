@@ -35,14 +35,14 @@ __device__ inline float2 load_pair(uint32_t address) {
   return v;
 }
 
-// Scales and rounds a tile, and stores it, kStoreRows rows at a time, through boxes of shared
-// memory. A lane has two neighbouring outputs of two rows in every eight.
+// Scales, rounds and stores a tile. A lane has two neighbouring outputs of two rows in every
+// eight: eight lanes write 32 bytes of a row, which needs neither shared memory nor a barrier.
 template <typename T, typename F, typename Sum>
-__device__ void store(const CUtensorMap& y, uint32_t outbox, Tile tile, const Scales<F>& scales,
-                      const Sum (&sums)[F::kRows / 2]) {
-  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  const uint32_t boxes = outbox + warpgroup * F::kBoxes * F::kBox;
-  const uint32_t row_scales = outbox + 2 * F::kBoxes * F::kBox + warpgroup * F::kRows * 4;
+__device__ void store(T* y, uint32_t scales_at, Tile tile, const Shape& shape,
+                      const Scales<F>& scales, const Sum (&sums)[F::kRows / 2]) {
+  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t row_scales = scales_at + warpgroup * F::kRows * 4;
+  hopper::sync_threads(1 + warpgroup, 128);  // those of the tile before have been read
   for (int i = 0; i < Scales<F>::kRows; ++i) {
     const int row = i * 128 + threadIdx.x % 128;
     if (row < F::kRows) {
@@ -51,31 +51,21 @@ __device__ void store(const CUtensorMap& y, uint32_t outbox, Tile tile, const Sc
                    : "memory");
     }
   }
-  const int chunk = 2 * warp + lane / 16, at = lane / 4 % 4 * 4, own_row = lane % 4 * 2;
+  hopper::sync_threads(1 + warpgroup, 128);
+  const int out = tile.out + warp * 16 + lane / 4 * 2, own_row = lane % 4 * 2;
+  if (out >= shape.out) return;
+  const int rows = shape.rows - tile.row * F::kRows - own_row;
+  T* to = y + static_cast<int64_t>(tile.row * F::kRows + own_row) * shape.out + out;
 #pragma unroll
-  for (int first = 0; first < F::kRows; first += kStoreRows) {
-    const uint32_t box = boxes + first / kStoreRows % F::kBoxes * F::kBox;
-    if (threadIdx.x % 128 == 0) hopper::wait_stores<F::kBoxes - 1>();
-    hopper::sync_threads(1 + warpgroup, 128);
+  for (int eight = 0; eight < F::kRows; eight += 8, to += int64_t{8} * shape.out) {
+    const float2 of_rows = load_pair(row_scales + (eight + own_row) * 4);
 #pragma unroll
-    for (int eight = 0; eight < kStoreRows; eight += 8) {
-      const float2 of_rows = load_pair(row_scales + (first + eight + own_row) * 4);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const Sum* s = sums + (first + eight) / 2 + i;
-        const float of_row = i ? of_rows.y : of_rows.x;
-        const uint32_t two =
-            hopper::two<T>(static_cast<float>(s[0]) * of_row * scales.outs.x,
-                           static_cast<float>(s[2]) * of_row * scales.outs.y);
-        const int row = own_row + i;
-        const uint32_t to = box + (eight + row) * 128 + ((chunk ^ row) << 4) + at;
-        asm volatile("st.shared::cta.u32 [%0], %1;" ::"r"(to), "r"(two) : "memory");
-      }
-    }
-    hopper::fence_async();
-    hopper::sync_threads(1 + warpgroup, 128);
-    if (threadIdx.x % 128 == 0) {
-      hopper::store_2d(y, box, tile.out + 64 * warpgroup, tile.row * F::kRows + first);
+    for (int i = 0; i < 2; ++i) {
+      const Sum* s = sums + eight / 2 + i;
+      const float of_row = i ? of_rows.y : of_rows.x;
+      const uint32_t two = hopper::two<T>(static_cast<float>(s[0]) * of_row * scales.outs.x,
+                                          static_cast<float>(s[2]) * of_row * scales.outs.y);
+      if (eight + i < rows) *reinterpret_cast<uint32_t*>(to + i * shape.out) = two;
     }
   }
 }

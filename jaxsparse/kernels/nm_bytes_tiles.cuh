@@ -6,8 +6,11 @@
 
 namespace nm_bytes {
 
-using nm_matmul::kStoreRows;
-using nm_matmul::Maps, nm_matmul::Shape, nm_matmul::Tile;
+using nm_matmul::Shape, nm_matmul::Tile;
+
+struct Maps {
+  CUtensorMap x, values, indices;
+};
 
 constexpr int kConsumers = 256;  // threads: two warpgroups, of 64 outputs each
 constexpr int kThreads = kConsumers + 128;
@@ -20,12 +23,9 @@ struct Form {
   static constexpr int kValuesBytes = kDepth / 2 * kOut, kIndicesBytes = kDepth / 8 * kOut;
   static constexpr int kStage = kRows * kDepth + kValuesBytes + kIndicesBytes;
   static constexpr int kRing = kStages * kStage;
-  static constexpr int kBox = kStoreRows * 128;  // bytes
-  static constexpr int kBoxes = kRows < 128 ? kRows / kStoreRows : 4;  // of a warpgroup
-  static constexpr int kOutbox = 2 * (kBoxes * kBox + kRows * 4);
-  static constexpr int kBytes = 1024 + kRing + kOutbox + kStages * 16;
+  static constexpr int kScales = 2 * kRows * 4;  // of rows, for each warpgroup
+  static constexpr int kBytes = 1024 + kRing + kScales + kStages * 16;
   static_assert(kStage % 1024 == 0 && kRows % (8 * kSharers) == 0, "swizzled rows");
-  static_assert(kRows / kStoreRows % kBoxes == 0, "a tile begins with the first box");
 };
 
 // Each block loads a part of the rows for all blocks of the cluster.
@@ -33,7 +33,7 @@ template <typename F>
 class Ring {
  public:
   __device__ explicit Ring(uint32_t base)
-      : base_(base), barriers_(base + F::kRing + F::kOutbox) {}
+      : base_(base), barriers_(base + F::kRing + F::kScales) {}
 
   __device__ void init() const {
     for (int i = 0; i < F::kStages; ++i) {

@@ -1,6 +1,5 @@
 // The matmul of dense rows and a 2:4 sparse weight, both of eight bits, as an XLA FFI call.
 #include <algorithm>
-#include <type_traits>
 
 #include "launch.cuh"
 #include "nm_matmul_bytes.cuh"
@@ -10,13 +9,12 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// Encodes a matrix in row-major order that is moved in swizzled boxes of 128 bytes a row.
-template <int kBytes>
-CUresult map_2d(launch::Encode encode, CUtensorMap* map, CUtensorMapDataType type,
-                const void* data, uint64_t columns, uint64_t rows, uint32_t box_rows) {
-  const uint64_t sizes[] = {columns, rows}, strides[] = {columns * kBytes};
-  const uint32_t box[] = {128 / kBytes, box_rows}, steps[] = {1, 1};
-  return encode(map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+// Encodes a matrix of bytes in row-major order that is moved in swizzled boxes of 128 columns.
+CUresult map_2d(launch::Encode encode, CUtensorMap* map, const void* data, uint64_t columns,
+                uint64_t rows, uint32_t box_rows) {
+  const uint64_t sizes[] = {columns, rows}, strides[] = {columns};
+  const uint32_t box[] = {128, box_rows}, steps[] = {1, 1};
+  return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(data), sizes, strides, box, steps,
                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
@@ -33,20 +31,16 @@ struct Call {
 
 int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
 
-template <typename T, typename F>
+template <typename F>
 ffi::Error map(const Call& call, nm_bytes::Maps* maps, nm_bytes::Shape* shape) {
   static const launch::Encode encode = launch::find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
-  constexpr auto byte = CU_TENSOR_MAP_DATA_TYPE_UINT8;
-  constexpr auto half = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   static_assert(F::kDepth == 128 && F::kOut == 128, "rows of boxes");
   const auto& c = call;
   const bool mapped =
-      !map_2d<1>(encode, &maps->x, byte, c.x, c.x_k, c.rows, F::kRows / F::kSharers) &&
-      !map_2d<1>(encode, &maps->values, byte, c.values, c.out, c.k / 2, F::kDepth / 2) &&
-      !map_2d<1>(encode, &maps->indices, byte, c.indices, c.out, c.k / 8, F::kDepth / 8) &&
-      !map_2d<2>(encode, &maps->y, half, c.y, c.out, c.rows, nm_bytes::kStoreRows);
+      !map_2d(encode, &maps->x, c.x, c.x_k, c.rows, F::kRows / F::kSharers) &&
+      !map_2d(encode, &maps->values, c.values, c.out, c.k / 2, F::kDepth / 2) &&
+      !map_2d(encode, &maps->indices, c.indices, c.out, c.k / 8, F::kDepth / 8);
   if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
   *shape = {static_cast<int>(c.rows), static_cast<int>(c.out), tiles(c.k, F::kDepth),
             tiles(c.out, F::kOut), tiles(c.rows, F::kRows)};
@@ -57,7 +51,7 @@ template <typename T, typename V, typename F>
 ffi::Error launch_tiles(const Call& call) {
   nm_bytes::Maps maps;
   nm_bytes::Shape shape;
-  if (ffi::Error error = map<T, F>(call, &maps, &shape); error.failure()) return error;
+  if (ffi::Error error = map<F>(call, &maps, &shape); error.failure()) return error;
   constexpr auto kernel = nm_bytes::product<T, V, F>;
   launch::Launch config = {dim3(F::kSharers), dim3(F::kSharers), nm_bytes::kThreads, F::kBytes};
   int most = 0;
@@ -65,19 +59,19 @@ ffi::Error launch_tiles(const Call& call) {
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");
   const int clusters = tiles(shape.out_tiles, F::kSharers) * shape.row_tiles;
   config.grid = dim3(F::kSharers * std::min(most, clusters));
-  return launch::run<kernel>(call.stream, call.device, config, maps, shape, call.row_scales,
-                             call.out_scales);
+  return launch::run<kernel>(call.stream, call.device, config, maps, shape,
+                             static_cast<T*>(call.y), call.row_scales, call.out_scales);
 }
 
 template <typename T, typename V>
 ffi::Error choose(const Call& call, int64_t tile_rows, int64_t blocks) {
   using nm_bytes::Form;
   switch (tile_rows + blocks) {
-    case 32 + 1: return launch_tiles<T, V, Form<32, 8, 1>>(call);
-    case 64 + 1: return launch_tiles<T, V, Form<64, 8, 1>>(call);
-    case 128 + 1: return launch_tiles<T, V, Form<128, 6, 1>>(call);
-    case 256 + 1: return launch_tiles<T, V, Form<256, 4, 1>>(call);
-    case 256 + 2: return launch_tiles<T, V, Form<256, 4, 2>>(call);
+    case 32 + 1: return launch_tiles<T, V, Form<32, 14, 1>>(call);
+    case 64 + 1: return launch_tiles<T, V, Form<64, 11, 1>>(call);
+    case 128 + 1: return launch_tiles<T, V, Form<128, 8, 1>>(call);
+    case 256 + 1: return launch_tiles<T, V, Form<256, 5, 1>>(call);
+    case 256 + 2: return launch_tiles<T, V, Form<256, 5, 2>>(call);
   }
   return ffi::Error::InvalidArgument("no kernel for so many rows");
 }

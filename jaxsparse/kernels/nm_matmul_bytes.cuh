@@ -49,7 +49,7 @@ __device__ void multiply(Ring<F>& ring, const Lane& mine, int steps, Sum (&sums)
 
 template <typename T, typename V, typename F>
 __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ Maps maps,
-                                                       const Shape shape,
+                                                       const Shape shape, T* y,
                                                        const float* row_scales,
                                                        const float* out_scales) {
   extern __shared__ uint8_t memory[];
@@ -72,9 +72,8 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ M
       const Scales<F> scales(row_scales, out_scales, tile, shape);
       typename hopper::SumOf<V>::type sums[F::kRows / 2] = {};
       multiply<V, F>(ring, mine, shape.steps, sums);
-      store<T, F>(maps.y, base + F::kRing, tile, scales, sums);
+      store<T, F>(y, base + F::kRing, tile, shape, scales, sums);
     }
-    if (threadIdx.x % 128 == 0) hopper::wait_stores<0>();
   } else {
     fewer_registers<40>();
     if (threadIdx.x == kConsumers) {
