@@ -82,21 +82,28 @@ def multiply_rows(
 
 
 class TileChoice(NamedTuple):
-    """The rows of `x` in a tile, and how many blocks share what they read of them."""
+    """The rows of `x` in a tile of 128 outputs, and how many blocks work together.
+
+    Two blocks of 256 rows share what they read of them; blocks of fewer rows have the
+    same tile, and slices of `k`.
+    """
 
     tile_rows: int
     blocks: int
 
 
 #: What `kernels/nm_matmul_bytes.cu` compiles.
-TILES = (*(TileChoice(rows, 1) for rows in (32, 64, 128, 256)), TileChoice(256, 2))
+TILES = (
+    *(TileChoice(rows, blocks) for rows in (32, 64) for blocks in (1, 2, 4)),
+    *(TileChoice(128, 1), TileChoice(256, 1), TileChoice(256, 2)),
+)
 
 
 def choose_tile(rows: int, out: int) -> TileChoice:
     """Returns the tile for `[rows, k]` by `[k, out]` on 132 multiprocessors.
 
     The larger a tile, the less is read for its work; but all multiprocessors must have
-    one.
+    one, or a slice of one.
     """
     out_tiles = -(-out // 128)
     for tile_rows in (256, 128):
@@ -105,9 +112,11 @@ def choose_tile(rows: int, out: int) -> TileChoice:
             # A tile without a neighbour leaves the second block idle.
             paired = tile_rows == 256 and 20 * (out_tiles % 2) <= out_tiles
             return TileChoice(tile_rows, 2 if paired else 1)
-    if rows <= 32:
-        return TileChoice(32, 1)
-    return TileChoice(64 if rows <= 64 or out_tiles * -(-rows // 64) <= 132 else 128, 1)
+    tile_rows = 32 if rows <= 32 else 64
+    tiles = out_tiles * -(-rows // tile_rows)
+    if tiles > 132 and rows > 64:
+        return TileChoice(128, 1)
+    return TileChoice(tile_rows, next((n for n in (4, 2) if n * tiles <= 132), 1))
 
 
 def _multiply(exported: bool, dtype: DTypeLike, *operands: ArrayLike) -> Array:

@@ -15,10 +15,12 @@ struct Maps {
 constexpr int kConsumers = 256;  // threads: two warpgroups, of 64 outputs each
 constexpr int kThreads = kConsumers + 128;
 
-// The template parameters of a kernel. The blocks of a cluster share their rows.
-template <int kRows_, int kStages_, int kSharers_>
+// The template parameters of a kernel. The blocks of a cluster either share their rows, or have
+// the same tile, and each a slice of its depth.
+template <int kRows_, int kStages_, int kSharers_, int kSlices_ = 1>
 struct Form {
-  static constexpr int kRows = kRows_, kStages = kStages_, kSharers = kSharers_;
+  static constexpr int kRows = kRows_, kStages = kStages_;
+  static constexpr int kSharers = kSharers_, kSlices = kSlices_, kBlocks = kSharers * kSlices;
   static constexpr int kOut = 128, kDepth = 128;  // of k, in a stage
   static constexpr int kValuesBytes = kDepth / 2 * kOut, kIndicesBytes = kDepth / 8 * kOut;
   static constexpr int kStage = kRows * kDepth + kValuesBytes + kIndicesBytes;
@@ -26,9 +28,23 @@ struct Form {
   static constexpr int kScales = 2 * kRows * 4;  // of rows, for each warpgroup
   static constexpr int kBytes = 1024 + kRing + kScales + kStages * 16;
   static_assert(kStage % 1024 == 0 && kRows % (8 * kSharers) == 0, "swizzled rows");
+  static_assert(kSharers == 1 || kSlices == 1, "one kind of cluster");
+  static_assert((kSlices - 1) * kRows * kOut * 4 <= kRing, "the ring takes the others' sums");
 };
 
-// Each block loads a part of the rows for all blocks of the cluster.
+// The stages of a tile that are this block's.
+struct Steps {
+  template <typename F>
+  __device__ static Steps of(const Shape& shape) {
+    if (F::kSlices == 1) return {0, shape.steps};
+    const int slice = hopper::block_in_cluster();
+    return {slice * shape.steps / F::kSlices, (slice + 1) * shape.steps / F::kSlices};
+  }
+
+  int begin, end;
+};
+
+// Blocks that share their rows load a part of them each, for all blocks of the cluster.
 template <typename F>
 class Ring {
  public:

@@ -53,12 +53,13 @@ ffi::Error launch_tiles(const Call& call) {
   nm_bytes::Shape shape;
   if (ffi::Error error = map<F>(call, &maps, &shape); error.failure()) return error;
   constexpr auto kernel = nm_bytes::product<T, V, F>;
-  launch::Launch config = {dim3(F::kSharers), dim3(F::kSharers), nm_bytes::kThreads, F::kBytes};
+  launch::Launch config = {dim3(F::kBlocks), dim3(F::kBlocks), nm_bytes::kThreads, F::kBytes};
   int most = 0;
   RETURN_IF_CUDA_ERROR(launch::most_clusters<kernel>(call.device, config, &most));
-  if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");
+  if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster");
   const int clusters = tiles(shape.out_tiles, F::kSharers) * shape.row_tiles;
-  config.grid = dim3(F::kSharers * std::min(most, clusters));
+  // A cluster of slices has one tile; others have as many as there are.
+  config.grid = dim3(F::kBlocks * (F::kSlices > 1 ? clusters : std::min(most, clusters)));
   return launch::run<kernel>(call.stream, call.device, config, maps, shape,
                              static_cast<T*>(call.y), call.row_scales, call.out_scales);
 }
@@ -68,7 +69,11 @@ ffi::Error choose(const Call& call, int64_t tile_rows, int64_t blocks) {
   using nm_bytes::Form;
   switch (tile_rows + blocks) {
     case 32 + 1: return launch_tiles<T, V, Form<32, 14, 1>>(call);
+    case 32 + 2: return launch_tiles<T, V, Form<32, 14, 1, 2>>(call);
+    case 32 + 4: return launch_tiles<T, V, Form<32, 14, 1, 4>>(call);
     case 64 + 1: return launch_tiles<T, V, Form<64, 11, 1>>(call);
+    case 64 + 2: return launch_tiles<T, V, Form<64, 11, 1, 2>>(call);
+    case 64 + 4: return launch_tiles<T, V, Form<64, 11, 1, 4>>(call);
     case 128 + 1: return launch_tiles<T, V, Form<128, 8, 1>>(call);
     case 256 + 1: return launch_tiles<T, V, Form<256, 5, 1>>(call);
     case 256 + 2: return launch_tiles<T, V, Form<256, 5, 2>>(call);

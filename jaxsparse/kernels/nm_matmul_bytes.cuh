@@ -5,7 +5,8 @@
 // is 128 outputs by kRows rows. One warp fills a ring of stages by TMA; two warpgroups multiply,
 // 64 outputs each. A block computes several tiles, and the next is loaded while one is stored.
 // Tensor cores read rows of x at the full rate of shared memory, so the weight goes through
-// registers, and little else may be read there.
+// registers, and little else may be read there. Where there are few tiles, the blocks of a cluster
+// have slices of the depth, and the first adds up their sums.
 #pragma once
 
 #include "hopper.cuh"
@@ -30,10 +31,11 @@ __device__ void fewer_registers() {
 // Adds the stages of a tile to the sums of this thread's warpgroup. While it fills its registers
 // for the next stage, tensor cores work for the other warpgroup.
 template <typename V, typename F, typename Sum>
-__device__ void multiply(Ring<F>& ring, const Lane& mine, int steps, Sum (&sums)[F::kRows / 2]) {
+__device__ void multiply(Ring<F>& ring, const Lane& mine, Steps steps,
+                         Sum (&sums)[F::kRows / 2]) {
   using Product = hopper::SparseBytesProduct<V, F::kRows>;
   const int lane = threadIdx.x % 32;
-  for (int step = 0; step < steps; ++step, ring.next()) {
+  for (int step = steps.begin; step < steps.end; ++step, ring.next()) {
     ring.wait();
     Fragments fragments;
     mine.load(fragments, ring.values(), ring.indices());
@@ -44,6 +46,38 @@ __device__ void multiply(Ring<F>& ring, const Lane& mine, int steps, Sum (&sums)
     hopper::wgmma_commit();
     hopper::wgmma_wait<0>();  // only then may the registers be written
     if (lane < F::kSharers) ring.release(lane);
+  }
+}
+
+// Adds the sums of all slices, always in the same order; only the first block has the result.
+// The others leave theirs in the ring of the first.
+template <typename F, typename Sum>
+__device__ void add_slices(uint32_t ring, Sum (&sums)[F::kRows / 2]) {
+  constexpr int kCount = F::kRows / 2, kRow = kConsumers * 4;  // bytes
+  const int slice = hopper::block_in_cluster();
+  const uint32_t mine = ring + threadIdx.x * 4;
+  hopper::sync_cluster();  // all rings have been read
+  if (slice > 0) {
+    const uint32_t to = hopper::address_in_block(mine + (slice - 1) * kCount * kRow, 0);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(to + i * kRow),
+                   "r"(reinterpret_cast<const uint32_t&>(sums[i]))
+                   : "memory");
+    }
+  }
+  hopper::sync_cluster();
+  if (slice > 0) return;
+  for (int from = 0; from < F::kSlices - 1; ++from) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      uint32_t bits;
+      asm volatile("ld.shared::cta.b32 %0, [%1];"
+                   : "=r"(bits)
+                   : "r"(mine + (from * kCount + i) * kRow)
+                   : "memory");
+      sums[i] += reinterpret_cast<const Sum&>(bits);
+    }
   }
 }
 
@@ -61,9 +95,10 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ M
     hopper::prefetch(maps.indices);
     hopper::prefetch(maps.x);
   }
-  F::kSharers > 1 ? hopper::sync_cluster() : __syncthreads();
+  F::kBlocks > 1 ? hopper::sync_cluster() : __syncthreads();
   const int count = (shape.out_tiles + F::kSharers - 1) / F::kSharers * shape.row_tiles;
-  const int first = blockIdx.x / F::kSharers, clusters = gridDim.x / F::kSharers;
+  const int first = blockIdx.x / F::kBlocks, clusters = gridDim.x / F::kBlocks;
+  const Steps steps = Steps::of<F>(shape);
   if (threadIdx.x < kConsumers) {
     more_registers<232>();
     const Lane mine;
@@ -71,7 +106,11 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ M
       const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, shape);
       const Scales<F> scales(row_scales, out_scales, tile, shape);
       typename hopper::SumOf<V>::type sums[F::kRows / 2] = {};
-      multiply<V, F>(ring, mine, shape.steps, sums);
+      multiply<V, F>(ring, mine, steps, sums);
+      if constexpr (F::kSlices > 1) {
+        add_slices<F>(base, sums);  // the cluster has no other tile
+        if (hopper::block_in_cluster() > 0) return;
+      }
       store<T, F>(y, base + F::kRing, tile, shape, scales, sums);
     }
   } else {
@@ -79,9 +118,11 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ M
     if (threadIdx.x == kConsumers) {
       for (int index = first; index < count; index += clusters) {
         const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, shape);
-        for (int step = 0; step < shape.steps; ++step, ring.next()) ring.load(maps, tile, step);
+        for (int i = steps.begin; i < steps.end; ++i, ring.next()) ring.load(maps, tile, i);
       }
     }
+    __syncwarp();
+    for (int i = 0; i < 2 && F::kSlices > 1; ++i) hopper::sync_cluster();  // as in add_slices
   }
   // No block exits while others load into its memory or arrive at its barriers.
   if (F::kSharers > 1) hopper::sync_cluster();
