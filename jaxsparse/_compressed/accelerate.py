@@ -74,13 +74,13 @@ def accelerate(
       activations: whether squared ReLUs, of which most are zero in trained networks
         (Haziza et al., 2025, arXiv:2503.16672), are compressed, too: where `fn`
         computes `relu(h)**2 @ w`, also with `jnp.square` and `jnp.maximum(h, 0)`. The
-        best transposable 2:4 mask of `relu(h)**2` is found for all leading axes
-        together and the last one; what it drops counts as zero, on every device, and
-        gradients are those of this function. `dropped_activations` reports it. Then the
-        products with `relu(h)**2` and the gradient of `w` are sparse, and so are the
-        gradients of both operands of a product that only `h` is computed from. Others
-        stay as they are: dtypes other than bfloat16 and float16; sizes, of the last
-        axis or of all others together, that 16 does not divide.
+        best transposable 2:4 mask of `relu(h)` is found, over all leading axes together
+        and the last one. What it drops counts as zero, on every device, and gradients
+        are those of this function; `dropped_activations` reports it. The product and
+        the gradient of `w` are then sparse, and so are the gradients of both operands
+        of a product that goes into `h` and nowhere else. Squares stay as they are if
+        they are cast or reshaped before the product, are not in bfloat16 or float16, or
+        if 16 does not divide their last axis, or all others together.
       implementation: the implementation of products, as in `nm_matmul`. By default a
         product that `"cuda"` does not support stays as it is, and on devices without
         the kernel the function is `fn` itself. `"xla"` also runs on compressed weights

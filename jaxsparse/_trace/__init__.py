@@ -59,6 +59,9 @@ from jaxsparse._trace.record import (
     Contraction as Contraction,
     Use as Use,
 )
+from jaxsparse._trace.relu_equations import (
+    is_square as is_square,
+)
 from jaxsparse._trace.roles import (
     ROLES as ROLES,
     Role as Role,
@@ -75,7 +78,6 @@ from jaxsparse._trace.squared_relu import (
     NO_SQUARED_RELUS as NO_SQUARED_RELUS,
     SquaredReLUs as SquaredReLUs,
     find_squared_relus as find_squared_relus,
-    is_square as is_square,
 )
 from jaxsparse._trace.view import (
     IndexedAxis as IndexedAxis,

@@ -8,10 +8,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from jax.extend.core import JaxprEqn, Literal as JaxprLiteral
+from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.jaxpr import (
     BoundJaxpr,
@@ -26,14 +25,20 @@ from jaxsparse._trace.jaxpr import (
     step_into,
     var_shape,
 )
+from jaxsparse._trace.relu_equations import (
+    is_product_with_itself,
+    is_relu,
+    is_relu_jaxpr,
+    is_square,
+)
 
 
 class SquaredReLUs(NamedTuple):
     """The products of squared ReLUs in a program.
 
     Attributes:
-      products: by the path of each product the operand, 0 or 1, that is a squared ReLU.
-        The product sums over the last axis of that operand.
+      products: by the path of each the operand, 0 or 1, that is a squared ReLU. The
+        product sums over the last axis of it.
       relus: the paths of the ReLUs.
       sources: the products whose results reach nothing but squared ReLUs of these
         products, through sums and elementwise factors: their gradients are zero where
@@ -117,7 +122,7 @@ class _Notes(NamedTuple):
     Attributes:
       products: the squared ReLUs that reach a product, by its path.
       uses: how often the result of each equation is used.
-      squared, multiplied: the ReLUs that are squared, or multiplied by something else.
+      squared, multiplied: ReLUs that are squared, or multiplied by something else.
       gradients: what only gradients have.
     """
 
@@ -139,11 +144,11 @@ def _rule(
     nothing = [None] * len(eqn.outvars)
     match control_flow(eqn):
         case None:
-            _use(inputs[:1] if _is_same(eqn) else inputs, notes)
+            _use(inputs[:1] if is_product_with_itself(eqn) else inputs, notes)
             return [_follow(here, notes, eqn, inputs), *nothing[1:]]
         case Call(body) if eqn.primitive.name.startswith("custom_"):
             _use(inputs, notes)  # its rule of derivatives is kept as it is
-            return [_relu(here, inputs[0])] if _is_relu(body) else nothing
+            return [_relu(here, inputs[0])] if is_relu_jaxpr(body) else nothing
         case Call(body):
             if eqn.params.get("differentiated"):
                 notes.gradients.append("checkpoint")
@@ -195,7 +200,7 @@ def _follow(
     values = [value for value in inputs if value is not None]
     if name == "dot_general":
         return _product(here, notes, eqn, inputs)
-    if _is_maximum_with_zero(eqn):
+    if is_relu(eqn):
         return _relu(here, values[0] if values else None)
     if not values:
         return None
@@ -231,7 +236,7 @@ def _product(
     for operand, value in enumerate(inputs):
         if value is None or value.stage != "squared":
             continue
-        aval = cast(Any, eqn.invars[operand].aval)
+        aval: Any = eqn.invars[operand].aval
         if tuple(axes[operand]) != (len(aval.shape) - 1,) or batch[operand]:
             notes.gradients.append("product")
         elif value.direct and _is_large_enough(aval.shape) and _is_narrow(aval):
@@ -242,7 +247,7 @@ def _product(
 
 
 def _is_large_enough(shape: tuple[Any, ...]) -> bool:
-    """Whether 2:4 forms of an activation fit the kernels, along either axis."""
+    """Whether the kernels take 2:4 forms of an activation, along either axis."""
     if len(shape) < 2 or not all(isinstance(size, int) for size in shape):
         return False
     return math.prod(shape[:-1]) % 16 == 0 and shape[-1] % 16 == 0
@@ -262,40 +267,7 @@ def _relu(here: Path, value: _Value | None) -> _Value:
     return _step(here, value._replace(stage="relu", relu=here, direct=True))
 
 
-def _is_relu(body: BoundJaxpr) -> bool:
-    """Whether a jaxpr, perhaps through calls, computes nothing but a ReLU."""
-    if len(body.jaxpr.eqns) != 1:
-        return False
-    (eqn,) = body.jaxpr.eqns
-    flow = control_flow(eqn)
-    if isinstance(flow, Call):
-        return _is_relu(flow.body)
-    return _is_maximum_with_zero(eqn)
-
-
-def _is_literal(operand: Any, value: int) -> bool:
-    return isinstance(operand, JaxprLiteral) and bool(np.all(operand.val == value))
-
-
-def _is_maximum_with_zero(eqn: JaxprEqn) -> bool:
-    return eqn.primitive.name == "max" and any(_is_literal(x, 0) for x in eqn.invars)
-
-
-def _is_same(eqn: JaxprEqn) -> bool:
-    return len(eqn.invars) == 2 and eqn.invars[0] is eqn.invars[1]
-
-
-def is_square(eqn: JaxprEqn) -> bool:
-    """Returns whether an equation squares its first operand."""
-    name = eqn.primitive.name
-    if name == "integer_pow":
-        return eqn.params["y"] == 2
-    if name == "pow":
-        return _is_literal(eqn.invars[1], 2)
-    return name == "square" or (name == "mul" and _is_same(eqn))
-
-
 def _keeps_last_axis(eqn: JaxprEqn) -> bool:
     old, new = var_shape(eqn.invars[0]), var_shape(eqn.outvars[0])
-    in_order = eqn.params.get("dimensions") is None or eqn.primitive.name != "reshape"
+    in_order = eqn.primitive.name != "reshape" or eqn.params["dimensions"] is None
     return bool(in_order and old and new and old[-1] == new[-1])
