@@ -18,10 +18,13 @@ from jaxsparse._compressed import cuda_matmul, dot_general
 from jaxsparse._compressed.accelerated_weight import (
     Accelerated,
     Form,
+    Sent,
     as_dense,
     is_accelerated,
 )
+from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.nm_matmul import Implementation
+from jaxsparse._compressed.packed_form import pack_form, packs
 from jaxsparse._trace import BoundJaxpr, EquationRule, bind, evaluate
 
 
@@ -64,28 +67,33 @@ def accelerated_product(
         form along the contracted axes.
     """
     product = _product(eqn, inputs)
-    weight = product.weight
+    leaf = product.weight.leaf
+    Forms = tuple[tuple[Form, ...], Sent | None]
 
     # JAX may pass NumPy's arrays, so the types are open.
     @jax.custom_vjp
-    def multiply(x: Any, w: Any, forms: tuple[Form, ...]) -> Array:
-        operands = product.operands(x, Accelerated(w, forms, weight.leaf))
+    def multiply(x: Any, w: Any, forms: Forms) -> Array:
+        operands = product.operands(x, Accelerated(w, forms[0], leaf, forms[1]))
         chosen = _choose(eqn, operands, implementation)
         return product.dense(x, w) if chosen is None else chosen.multiply()
 
-    def save(x: Any, w: Any, forms: tuple[Form, ...]) -> tuple[Array, Any]:
+    def save(x: Any, w: Any, forms: Forms) -> tuple[Array, Any]:
         # By `multiply`, so that an outer derivative sees its rule.
         return checkpoint_name(multiply(x, w, forms), PRODUCT), (x, w, forms)
 
     def backward(residuals: Any, g: Any) -> tuple[Array, Array, None]:
         x, w, forms = residuals
         program = product.gradient_of_x(x, w, g)
-        (by_x,), _ = evaluate(program, [g, Accelerated(w, forms, weight.leaf)], rule)
+        weight = Accelerated(w, forms[0], leaf, forms[1])
+        (by_x,), _ = evaluate(program, [g, weight], rule)
         (by_w,) = jax.linear_transpose(partial(product.dense, x), w)(g)
         return by_x, by_w, None
 
     multiply.defvjp(save, backward)
-    return multiply(product.x, weight.dense, weight.forms)
+    chosen = _choose(eqn, inputs, implementation)
+    weight = product.weight
+    sent = weight.sent if chosen is None else chosen.sent
+    return multiply(product.x, weight.dense, (weight.forms, sent))
 
 
 def record_uses(
@@ -167,16 +175,31 @@ class _Choice(NamedTuple):
     Attributes:
       use: this use of it.
       matmul: the product with it.
-      options: how that is computed.
+      sent: what devices are sent, if each has a shard of the weight; None if they are
+        sent the arrays of this form.
+      is_first: whether this is the form that they are sent.
+      options: how the product is computed.
     """
 
     use: FormUse
     matmul: dot_general.Matmul
+    sent: Sent | None
+    is_first: bool
     options: dot_general.MatmulOptions
 
     def multiply(self) -> Array:
         """Computes the product."""
-        return dot_general.multiply([self.matmul], self.options)[0]
+        matmul, implementation = self.matmul, self.options.implementation
+        if self.sent is None:
+            return dot_general.multiply([matmul], self.options)[0]
+        product = cuda_matmul.cuda_matmul(
+            matmul.rows(),
+            matmul.matrix,
+            self.sent.packed,
+            transposed=not self.is_first,
+            exported=implementation == "cuda",
+        )
+        return matmul.output(product)
 
 
 def _choose(
@@ -202,8 +225,28 @@ def _choose(
             reason = cuda_matmul.unsupported_reason(matmul.operands.x, matmul.matrix)
         if matmul is not None and not reason:
             use = FormUse(weight.leaf, form.leaf_axis, form.casts)
-            return _Choice(use, matmul, options)
+            is_first, sent = form is weight.forms[0], None
+            if implementation != "xla":
+                sent = _sent(weight, matmul, is_first)
+            return _Choice(use, matmul, sent, is_first, options)
         if implementation == "cuda":
             problem = dot_general.cuda_unavailable(eqn, reason)
             raise ValueError(f"leaf {weight.leaf!r}: {problem}")
     return None
+
+
+def _sent(
+    weight: Accelerated, matmul: dot_general.Matmul, is_first: bool
+) -> Sent | None:
+    """Returns what devices are sent of a weight, if it can be packed."""
+    inputs = matmul.operands.weight_axes
+    outputs = tuple(i for i in range(weight.dense.ndim) if i not in inputs)
+    axes = inputs + outputs if is_first else outputs + inputs
+    if weight.sent is not None and weight.sent.axes == axes:
+        return weight.sent
+    matrix: Compressed | None = matmul.matrix
+    if not is_first:
+        matrix = dot_general.transposed_matrix(matmul, weight.forms[0].weight)
+    if matrix is None or not packs(matrix):
+        return None
+    return Sent(pack_form(matrix), axes)

@@ -53,6 +53,20 @@ class Form:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
+class Sent:
+    """What devices are sent of a weight of which each has a shard.
+
+    Attributes:
+      packed: the first form of the weight, as a matrix, from `pack_form`.
+      axes: the axes of the weight in the order in which it is a matrix.
+    """
+
+    packed: Array
+    axes: tuple[int, ...] = field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
 class Accelerated:
     """A dense weight and its compressed forms, as a value in a program.
 
@@ -60,11 +74,14 @@ class Accelerated:
       dense: the weight. What no form can compute uses it, and its gradients flow to it.
       forms: the same weight, compressed along one axis or two. They have no gradients.
       leaf: the path of the parameter.
+      sent: what its product in the forward pass has sent, which the backward pass needs
+        too; or None.
     """
 
     dense: Array
     forms: tuple[Form, ...]
     leaf: str = field(metadata={"static": True})
+    sent: Sent | None = None
 
 
 def is_accelerated(x: Any) -> TypeGuard[Accelerated]:
@@ -87,7 +104,7 @@ def map_forms(
 ) -> Accelerated | Array:
     """Returns another dense weight with moved forms, without those that become None."""
     forms = tuple(form for form in map(move, weight.forms) if form is not None)
-    return replace(weight, dense=dense, forms=forms) if forms else dense
+    return Accelerated(dense, forms, weight.leaf) if forms else dense
 
 
 def cast_form(form: Form, dtype: DTypeLike) -> Form:
