@@ -21,10 +21,7 @@ from jaxtyping import Array
 
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.kernel_choice import KernelChoice, choose_kernel
-from jaxsparse._compressed.packed_form import (
-    transpose_form,
-    unpack_form,
-)
+from jaxsparse._compressed.packed_form import unpack_form, unpack_transposed
 from jaxsparse._compressed.quantized_matmul import weight_only_matmul
 from jaxsparse._compressed.xla_matmul import xla_matmul
 from jaxsparse._patterns import NM
@@ -155,9 +152,8 @@ def _spare(weight: Compressed, transposed: bool) -> Spare:
     """Returns how a packed weight, or the transposed one, stands in for a weight."""
 
     def restore(packed: Array) -> tuple[Array, Array]:
-        restored = unpack_form(packed, weight.dtype)
-        if transposed:
-            restored = transpose_form(restored)
+        unpack = unpack_transposed if transposed else unpack_form
+        restored = unpack(packed, weight.dtype)
         return restored.values, restored.indices
 
     if transposed:
