@@ -53,15 +53,15 @@ class Form:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Sent:
-    """What devices are sent of a weight of which each has a shard.
+class Packed:
+    """The first form of a weight as one array: what devices with shards are sent of it.
 
     Attributes:
-      packed: the first form of the weight, as a matrix, from `pack_form`.
+      array: from `pack_form`.
       axes: the axes of the weight in the order in which it is a matrix.
     """
 
-    packed: Array
+    array: Any  # or what stands in for it in a mapped tree
     axes: tuple[int, ...] = field(metadata={"static": True})
 
 
@@ -74,14 +74,14 @@ class Accelerated:
       dense: the weight. What no form can compute uses it, and its gradients flow to it.
       forms: the same weight, compressed along one axis or two. They have no gradients.
       leaf: the path of the parameter.
-      sent: what its product in the forward pass has sent, which the backward pass needs
-        too; or None.
+      packed: the first form again, if a product has packed it. The gradient of its
+        other operand takes the same array, so devices are sent it once.
     """
 
-    dense: Array
+    dense: Any  # an array; None where it goes beside
     forms: tuple[Form, ...]
     leaf: str = field(metadata={"static": True})
-    sent: Sent | None = None
+    packed: Packed | None = None
 
 
 def is_accelerated(x: Any) -> TypeGuard[Accelerated]:

@@ -157,8 +157,8 @@ def _spare(weight: Compressed, transposed: bool) -> Spare:
         return restored.values, restored.indices
 
     if transposed:
-        return Spare("groups rows k", {"groups": "out0", "rows": None}, restore)
-    return Spare("groups rows out0", {"groups": "k", "rows": None}, restore)
+        return Spare("groups nine k", {"groups": "out0"}, restore)
+    return Spare("groups nine out0", {"groups": "k"}, restore)
 
 
 def _multiply_batch(

@@ -27,6 +27,7 @@ def packs(weight: Compressed) -> bool:
     return weight.values.dtype.itemsize == 2 and weight.shape[0] % 16 == 0
 
 
+@jax.jit
 def pack_form(weight: Compressed) -> UInt16[Array, "groups 9 out"]:
     """Returns the bits of a 2:4 weight `[k, out]`, for each sixteen of `k`."""
     out = weight.shape[1]
@@ -71,7 +72,10 @@ def unpack_transposed(
             jax.ShapeDtypeStruct((out // 8, k), jnp.uint8),
         )
         transpose = jax.ffi.ffi_call(cuda_target.target(_KERNEL), shapes)
-        return tuple(transpose(packed, source="packed", along_k=False, along_out=True))
+        values, indices = transpose(
+            packed, source="packed", along_k=False, along_out=True
+        )
+        return values, indices
 
     suits = out % 8 == 0 and packed.size and k <= _MAX_ROWS
     kernel = by_kernel if suits and not cuda_target.unavailable(_KERNEL) else by_xla

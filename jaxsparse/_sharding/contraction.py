@@ -19,14 +19,14 @@ class Spare(NamedTuple):
     Where those must be moved between devices, this one is moved instead.
 
     Attributes:
-      axes: its axes in the rule.
-      like: for those that no other operand has the axis of which equal parts belong
-        together, or None if every shard needs them in full.
+      axes: the names of its axes, as in the rule.
+      like: for some of them the axis of another operand of which equal parts belong
+        together. Every shard needs those in full that are not in the rule either.
       restore: returns the operands but the first, or shards of them.
     """
 
     axes: str
-    like: Mapping[str, str | None]
+    like: Mapping[str, str]
     restore: Callable[[Array], Sequence[Array]]
 
 
@@ -56,24 +56,20 @@ def partition_contraction(
         float16, where partial results might overflow.
       spare: a further operand of the function, the last, which `fn` does not take.
     """
-    operand_rule, result_rule = rule.split("->")
+    sides = rule.split("->")
+    names, result_names = ([axes.split() for axes in x.split(",")] for x in sides)
     if spare is not None:
-        rule = f"{operand_rule}, {spare.axes} -> {result_rule}"
-    names, result_names = (
-        [axes.split() for axes in side.split(",")]
-        for side in (operand_rule, result_rule)
-    )
+        rule = f"{sides[0]}, {spare.axes} -> {sides[1]}"
 
     def partition(mesh, operands, results):
         results, structure = jax.tree.flatten(results)
-        # A result's sharding of an axis takes precedence, then the first operand's.
-        entries: dict[str, Any] = {}
-        sizes: dict[str, int] = {}
         own = operands[: len(names)]
-        arrays = zip([*result_names, *names], [*results, *own], strict=True)
-        for axes, x in arrays:
+        # A result's sharding of an axis takes precedence, then the first operand's.
+        pairs = [*zip([*result_names, *names], [*results, *own], strict=True)]
+        entries: dict[str, Any] = {}
+        for axes, x in pairs:
             entries = dict(zip(axes, _entries(x), strict=True)) | entries
-            sizes |= dict(zip(axes, x.shape, strict=True))
+        sizes = {a: n for axes, x in pairs for a, n in zip(axes, x.shape, strict=True)}
         common = None
         if results[0].dtype != jnp.float16:
             common = _common_entry(entries, sizes, contracted, mesh)
@@ -82,16 +78,11 @@ def partition_contraction(
         def place(axes: list[str]) -> NamedSharding:
             return NamedSharding(mesh, PartitionSpec(*map(entries.get, axes)))
 
-        needed = [*map(place, names)]
-        restores = False
+        needed, restores = [*map(place, names)], False
         if spare is not None:
-            entries |= {axis: entries.get(like) for axis, like in spare.like.items()}
-            moved = any(map(_is_moved, own[1:], needed[1:]))
-            target = place(spare.axes.split())
-            restores = moved and _is_even(operands[-1].shape, target)
-            needed.append(target if restores else operands[-1].sharding)
-        if restores:
-            needed[1:-1] = [x.sharding for x in own[1:]]
+            entries |= {axis: entries[other] for axis, other in spare.like.items()}
+            needed.append(place(spare.axes.split()))
+            needed, restores = _choose_moved(operands, needed)
 
         def fn_and_sum(*shards: Array) -> Any:
             own = shards[: len(names)]
@@ -109,6 +100,23 @@ def partition_contraction(
 
     whole = lambda *operands: fn(*operands[: len(names)])
     return partitioned(whole, rule, partition, reduction_factors=tuple(contracted))
+
+
+def _choose_moved(
+    operands: Sequence[Any], needed: Sequence[NamedSharding]
+) -> tuple[list[NamedSharding], bool]:
+    """Returns where operands go, the last of them spare, and whether it is moved.
+
+    What is not moved stays where it is.
+    """
+    stay = [
+        NamedSharding(sharding.mesh, PartitionSpec(*_entries(x)))
+        for x, sharding in zip(operands, needed, strict=True)
+    ]
+    is_moved = any(map(_is_moved, operands[1:-1], needed[1:-1]))
+    if is_moved and _is_even(operands[-1].shape, needed[-1]):
+        return [needed[0], *stay[1:-1], needed[-1]], True
+    return [*needed[:-1], stay[-1]], False
 
 
 def _entries(x: Any) -> list[Any]:
