@@ -13,8 +13,8 @@ from jaxsparse.kernels import cuda_target
 from jaxsparse.kernels.export import unless_exported
 
 
-#: For sixteen rows of the weight, eight of values and one with two bytes of indices.
-_PACKED_ROWS, _VALUE_ROWS = 9, 8
+#: For sixteen rows of the weight there are so many of values, and one of indices.
+_VALUE_ROWS = 8
 
 _KERNEL = "compress_both"
 
@@ -30,22 +30,23 @@ def packs(weight: Compressed) -> bool:
 @jax.jit
 def pack_form(weight: Compressed) -> UInt16[Array, "groups 9 out"]:
     """Returns the bits of a 2:4 weight `[k, out]`, for each sixteen of `k`."""
-    out = weight.shape[1]
+    k, out = weight.shape
+    groups = k // 16
     values = lax.bitcast_convert_type(weight.values, jnp.uint16)
-    pairs = weight.indices.reshape(-1, 2, out).astype(jnp.uint16)
+    pairs = weight.indices.reshape(groups, 2, out).astype(jnp.uint16)
     indices = pairs[:, 0] | pairs[:, 1] << 8
-    values = values.reshape(-1, _VALUE_ROWS, out)
+    values = values.reshape(groups, _VALUE_ROWS, out)
     return jnp.concatenate([values, indices[:, None]], 1)
 
 
 def unpack_form(packed: UInt16[Array, "groups 9 out"], dtype: DTypeLike) -> Compressed:
     """Returns the weight, whose values have the dtype."""
-    out = packed.shape[-1]
-    values = packed[:, :_VALUE_ROWS].reshape(-1, out)
+    groups, _, out = packed.shape
+    values = packed[:, :_VALUE_ROWS].reshape(groups * _VALUE_ROWS, out)
     pairs = packed[:, _VALUE_ROWS:] >> jnp.array([[0], [8]], jnp.uint16)
     return Compressed(
         lax.bitcast_convert_type(values, dtype),
-        pairs.astype(jnp.uint8).reshape(-1, out),
+        pairs.astype(jnp.uint8).reshape(groups * 2, out),
         NM(2, 4),
         -2,
     )
