@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import jaxsparse as js
 from jaxsparse import NM, Compressed
 from jaxsparse._compressed.packed_form import (
     pack_form,
@@ -15,6 +16,8 @@ from jaxsparse._compressed.packed_form import (
     unpack_form,
     unpack_transposed,
 )
+from jaxsparse.kernels import cuda_target
+from tests.compressed.accelerated import calls, planned, whole
 from tests.compressed.forms_oracle import best_masks, forms
 from tests.compressed.layout_oracle import (
     assert_same_bits,
@@ -90,3 +93,21 @@ def test_the_transposed_form_by_the_kernel(shape, dtype):
     run = jax.jit(partial(unpack_transposed, dtype=dtype))
     text = run.lower(jnp.zeros((2, 9, shape[1]), jnp.uint16)).as_text()
     assert ("jaxsparse_compress_both" in text) == (shape[1] % 8 == 0)
+
+
+def test_batches_of_products_take_packed_weights_along(monkeypatch):
+    monkeypatch.setattr(cuda_target, "unavailable", lambda _: "")  # XLA multiplies
+    fn = lambda params, x: jnp.sum(jnp.clip(x @ params["up"], -2, 2) @ params["down"])
+    params = {"up": whole(32, 48, high=1), "down": whole(48, 32, high=1, seed=1)}
+    params = jax.tree.map(lambda w: w.astype(ml_dtypes.bfloat16), params)
+    x = whole(2, 16, 32, high=1, seed=2).astype(ml_dtypes.bfloat16)
+    params, plan = planned(fn, params, x[0])
+    fast = js.accelerate(fn, plan, implementation="cuda")
+    assert len(calls(jax.grad(fast), params, x[0], name="pack_form")) == 2
+    stacked = jax.tree.map(lambda w: jnp.stack([w, -w]), params)
+    cases = {(None, 0): (params, x), (0, 0): (stacked, x), (0, None): (stacked, x[0])}
+    for axes, operands in cases.items():
+        got, wanted = (
+            jax.jit(jax.vmap(jax.grad(f), in_axes=axes))(*operands) for f in (fast, fn)
+        )
+        jax.tree.map(np.testing.assert_array_equal, got, wanted)
