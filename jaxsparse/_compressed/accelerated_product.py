@@ -6,6 +6,7 @@ is the dense product.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,10 +19,12 @@ from jaxsparse._compressed import cuda_matmul, dot_general
 from jaxsparse._compressed.accelerated_weight import (
     Accelerated,
     Form,
+    Packed,
     as_dense,
     is_accelerated,
 )
 from jaxsparse._compressed.nm_matmul import Implementation
+from jaxsparse._compressed.packed_form import pack_form, packs
 from jaxsparse._trace import BoundJaxpr, EquationRule, bind, evaluate
 
 
@@ -64,28 +67,32 @@ def accelerated_product(
         form along the contracted axes.
     """
     product = _product(eqn, inputs)
-    weight = product.weight
 
     # JAX may pass NumPy's arrays, so the types are open.
     @jax.custom_vjp
-    def multiply(x: Any, w: Any, forms: tuple[Form, ...]) -> Array:
-        operands = product.operands(x, Accelerated(w, forms, weight.leaf))
-        chosen = _choose(eqn, operands, implementation)
+    def multiply(x: Any, w: Any, others: Accelerated) -> Array:
+        weight = replace(others, dense=w)
+        chosen = _choose(eqn, product.operands(x, weight), implementation)
         return product.dense(x, w) if chosen is None else chosen.multiply()
 
-    def save(x: Any, w: Any, forms: tuple[Form, ...]) -> tuple[Array, Any]:
+    def save(x: Any, w: Any, others: Accelerated) -> tuple[Array, Any]:
         # By `multiply`, so that an outer derivative sees its rule.
-        return checkpoint_name(multiply(x, w, forms), PRODUCT), (x, w, forms)
+        return checkpoint_name(multiply(x, w, others), PRODUCT), (x, w, others)
 
     def backward(residuals: Any, g: Any) -> tuple[Array, Array, None]:
-        x, w, forms = residuals
+        x, w, others = residuals
         program = product.gradient_of_x(x, w, g)
-        (by_x,), _ = evaluate(program, [g, Accelerated(w, forms, weight.leaf)], rule)
+        (by_x,), _ = evaluate(program, [g, replace(others, dense=w)], rule)
         (by_w,) = jax.linear_transpose(partial(product.dense, x), w)(g)
         return by_x, by_w, None
 
     multiply.defvjp(save, backward)
-    return multiply(product.x, weight.dense, weight.forms)
+    weight = product.weight
+    if implementation != "xla":
+        chosen = _choose(eqn, inputs, implementation)
+        if chosen is not None:
+            weight = replace(weight, packed=chosen.pack())
+    return multiply(product.x, weight.dense, replace(weight, dense=None))
 
 
 def record_uses(
@@ -165,18 +172,55 @@ class _Choice(NamedTuple):
     """The form that computes a product.
 
     Attributes:
-      use: this use of it.
+      weight: the weight.
+      form: its form.
       matmul: the product with it.
       options: how that is computed.
     """
 
-    use: FormUse
+    weight: Accelerated
+    form: Form
     matmul: dot_general.Matmul
     options: dot_general.MatmulOptions
 
+    @property
+    def use(self) -> FormUse:
+        """This use of the form."""
+        return FormUse(self.weight.leaf, self.form.leaf_axis, self.form.casts)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the form that is packed."""
+        return self.form is self.weight.forms[0]
+
+    def pack(self) -> Packed | None:
+        """Returns the first form as one array, or None if that is not possible."""
+        inputs = self.matmul.operands.weight_axes
+        outputs = tuple(i for i in range(self.form.stored.ndim) if i not in inputs)
+        axes = inputs + outputs if self.is_first else outputs + inputs
+        packed, matrix = self.weight.packed, self.matmul.matrix
+        if packed is not None and packed.axes == axes:
+            return packed
+        if not self.is_first:
+            first = self.weight.forms[0].weight
+            matrix = dot_general.transposed_matrix(self.matmul, first)
+        if matrix is None or not packs(matrix):
+            return None
+        return Packed(pack_form(matrix), axes)
+
     def multiply(self) -> Array:
         """Computes the product."""
-        return dot_general.multiply([self.matmul], self.options)[0]
+        packed, matmul = self.weight.packed, self.matmul
+        if packed is None:
+            return dot_general.multiply([matmul], self.options)[0]
+        product = cuda_matmul.cuda_matmul(
+            matmul.rows(),
+            matmul.matrix,
+            packed.array,
+            transposed=not self.is_first,
+            exported=self.options.implementation == "cuda",
+        )
+        return matmul.output(product)
 
 
 def _choose(
@@ -201,8 +245,7 @@ def _choose(
         if matmul is not None and implementation != "xla":
             reason = cuda_matmul.unsupported_reason(matmul.operands.x, matmul.matrix)
         if matmul is not None and not reason:
-            use = FormUse(weight.leaf, form.leaf_axis, form.casts)
-            return _Choice(use, matmul, options)
+            return _Choice(weight, form, matmul, options)
         if implementation == "cuda":
             problem = dot_general.cuda_unavailable(eqn, reason)
             raise ValueError(f"leaf {weight.leaf!r}: {problem}")

@@ -21,10 +21,11 @@ from jaxtyping import Array
 
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.kernel_choice import KernelChoice, choose_kernel
+from jaxsparse._compressed.packed_form import unpack_form, unpack_transposed
 from jaxsparse._compressed.quantized_matmul import weight_only_matmul
 from jaxsparse._compressed.xla_matmul import xla_matmul
 from jaxsparse._patterns import NM
-from jaxsparse._sharding import is_automatic, partition_contraction
+from jaxsparse._sharding import Spare, is_automatic, partition_contraction
 from jaxsparse.kernels import cuda_target
 from jaxsparse.kernels.export import unless_exported
 
@@ -64,11 +65,15 @@ class _Layout(NamedTuple):
     Attributes:
       weights: the number of weights.
       scaled: whether they have scales.
+      spares: whether a packed weight follows.
+      transposed: whether that is the transposed weight.
       exported: whether a program that is exported uses the kernel too.
     """
 
     weights: int
     scaled: bool
+    spares: bool
+    transposed: bool
     exported: bool
 
     def split(self, arrays: Sequence[Any]) -> list[Sequence[Any]]:
@@ -77,14 +82,29 @@ class _Layout(NamedTuple):
         return [arrays[i : i + each] for i in range(0, len(arrays), each)]
 
 
-def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
+def cuda_matmul(
+    x: Array,
+    compressed: Compressed,
+    packed: Array | None = None,
+    *,
+    transposed: bool = False,
+    exported: bool,
+) -> Array:
     """Multiplies by one weight, as `cuda_matmuls` by several."""
-    return cuda_matmuls(x, [compressed], exported=exported)[0]
+    options = {"transposed": transposed, "exported": exported}
+    return cuda_matmuls(x, [compressed], packed, **options)[0]
 
 
 # `jit` caches the functions that are created here, and their compilation.
-@partial(jax.jit, static_argnames="exported")
-def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list[Array]:
+@partial(jax.jit, static_argnames=("transposed", "exported"))
+def cuda_matmuls(
+    x: Array,
+    weights: list[Compressed],
+    packed: Array | None = None,
+    *,
+    transposed: bool = False,
+    exported: bool,
+) -> list[Array]:
     """Multiplies on a GPU of compute capability 9.0, or by XLA on other devices.
 
     Args:
@@ -92,6 +112,10 @@ def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list
       weights: at most `MAX_WEIGHTS` weights of shapes `[k, out]` and of the same dtype,
         or all quantized to the same dtype. All kernels but `"whole"` multiply them in
         one launch.
+      packed: the only weight by `pack_form`. Where devices must be sent the weight,
+        this array is sent instead, in one collective.
+      transposed: whether it is the transposed weight, `[out, k]` with groups along
+        `out`. It is then compressed along `k` on each device.
       exported: whether a program that is exported uses the kernel too, which must then
         be registered wherever it runs.
 
@@ -100,7 +124,8 @@ def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list
       sharded, the partial sum of each device is rounded too.
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
-    layout = _Layout(len(weights), weights[0].is_quantized, exported)
+    scaled, spares = weights[0].is_quantized, packed is not None
+    layout = _Layout(len(weights), scaled, spares, transposed, exported)
     arrays, rules, contracted = [], [f"{axes} k"], ["k"]
     for i, weight in enumerate(weights):
         arrays += [weight.values, weight.indices]
@@ -112,9 +137,28 @@ def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list
     results = ", ".join(f"{axes} out{i}" for i in range(len(weights)))
     rule = f"{', '.join(rules)} -> {results}"
     multiply_shard = partial(_multiply_shard, layout)
-    multiply = custom_vmap(partition_contraction(multiply_shard, rule, contracted))
+    spare = None
+    if packed is not None:
+        arrays.append(packed)
+        spare = _spare(weights[0], transposed)
+    multiply = custom_vmap(
+        partition_contraction(multiply_shard, rule, contracted, spare)
+    )
     multiply.def_vmap(partial(_multiply_batch, layout))
     return multiply(x, *arrays)
+
+
+def _spare(weight: Compressed, transposed: bool) -> Spare:
+    """Returns how a packed weight, or the transposed one, stands in for a weight."""
+
+    def restore(packed: Array) -> tuple[Array, Array]:
+        unpack = unpack_transposed if transposed else unpack_form
+        restored = unpack(packed, weight.dtype)
+        return restored.values, restored.indices
+
+    if transposed:
+        return Spare("groups nine k", {"groups": "out0"}, restore)
+    return Spare("groups nine out0", {"groups": "k"}, restore)
 
 
 def _multiply_batch(
@@ -125,8 +169,15 @@ def _multiply_batch(
     out_batched = [True] * layout.weights
 
     def multiply(x: Array, weights: Any) -> list[Array]:
-        compressed = [_weight(x, *weight) for weight in weights]
-        return cuda_matmuls(x, compressed, exported=layout.exported)
+        compressed = [_weight(x, *weight) for weight in weights[: layout.weights]]
+        packed = [array for arrays in weights[layout.weights :] for array in arrays]
+        return cuda_matmuls(
+            x,
+            compressed,
+            *packed,
+            transposed=layout.transposed,
+            exported=layout.exported,
+        )
 
     if not any(map(any, batched_weights)):
         return multiply(x, weights), out_batched

@@ -154,6 +154,19 @@ def find_matmul(
     return Matmul(operands, matrix, weight_is_rhs), ""
 
 
+def transposed_matrix(matmul: Matmul, other: Compressed) -> Compressed | None:
+    """Returns the weight of a product as `[out, k]`, or None if bytes would be split.
+
+    Args:
+      matmul: the product.
+      other: its weight with groups along an axis that it does not contract.
+    """
+    axes = matmul.operands.weight_axes
+    outputs = tuple(i for i in range(other.ndim) if i not in axes)
+    moved = transpose(other, (*outputs, *axes))
+    return moved if moved.ndim == 2 else reshape(moved, matmul.matrix.shape[::-1])
+
+
 def multiply(matmuls: Sequence[Matmul], options: MatmulOptions) -> list[Array]:
     """Computes products of the same rows by `nm_matmul`, in one launch if possible."""
     weights = [matmul.matrix for matmul in matmuls]

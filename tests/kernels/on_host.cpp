@@ -31,9 +31,10 @@ void best_masks(const transposable::Block* blocks, int count, uint32_t* masks, u
   }
 }
 
-// Of masks of 8 x 8: the transposed mask, whether groups keep two, slots and codes.
+// Of masks of 8 x 8: the transposed mask, whether groups keep two, slots, codes, and the positions
+// of the first slots that the codes name.
 void line_bits(const Lines* lines, int count, Lines* transposed, uint8_t* keep_two, Lines* slots,
-               Lines* codes) {
+               Lines* codes, Lines* first) {
   for (int i = 0; i < count; ++i) {
     transposed[i] = mask_bits::transpose(lines[i]);
     keep_two[i] = mask_bits::keeps_two(lines[i]);
@@ -41,6 +42,7 @@ void line_bits(const Lines* lines, int count, Lines* transposed, uint8_t* keep_t
     for (int half = 0; half < 2; ++half) {
       codes[i].word[half] = mask_bits::codes(slots[i].word[half]);
     }
+    first[i] = mask_bits::positions(codes[i]);
   }
 }
 
