@@ -200,7 +200,8 @@ def _choose(
         matmul, reason = dot_general.find_matmul(eqn, *pair, options)
         if matmul is not None and implementation != "xla":
             reason = cuda_matmul.unsupported_reason(matmul.operands.x, matmul.matrix)
-        if matmul is not None and not reason:
+        slow = matmul is not None and implementation is None and matmul.decompresses()
+        if matmul is not None and not reason and not slow:
             use = FormUse(weight.leaf, form.leaf_axis, form.casts)
             return _Choice(use, matmul, options)
         if implementation == "cuda":
