@@ -12,6 +12,7 @@ from jaxsparse._compressed.kernel_choice import choose_expanding
 from tests.compressed.layout_oracle import as_compressed, masked, random_mask
 from tests.compressed.products import assert_product, problem
 from tests.compressed.test_cuda_joint import multiply_all
+from tests.compressed.test_cuda_matmul import check_transformations
 from tests.gpu import needs_hopper
 from tests.sharding.eight_devices import run_on_eight_devices
 
@@ -123,6 +124,14 @@ def test_few_rows_are_the_kernels_by_default():
     assert not uses_kernel(33)
     assert uses_kernel(33, implementation="cuda")
     assert not uses_kernel(1, implementation="xla")
+
+
+@pytest.mark.sweep
+@pytest.mark.gpu
+@pytest.mark.usefixtures("available")
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_leading_axes_vmap_scan_and_gradients(pattern):
+    check_transformations("cuda", pattern)
 
 
 @pytest.mark.gpu
