@@ -244,7 +244,8 @@ def _choose(
         matmul, reason = dot_general.find_matmul(eqn, *pair, options)
         if matmul is not None and implementation != "xla":
             reason = cuda_matmul.unsupported_reason(matmul.operands.x, matmul.matrix)
-        if matmul is not None and not reason:
+        slow = matmul is not None and implementation is None and matmul.decompresses()
+        if matmul is not None and not reason and not slow:
             return _Choice(weight, form, matmul, options)
         if implementation == "cuda":
             problem = dot_general.cuda_unavailable(eqn, reason)

@@ -50,6 +50,11 @@ class Matmul(NamedTuple):
         rows = x.transpose((*outer, *x_axes))
         return rows.reshape(*rows.shape[: len(outer)], self.matrix.shape[0])
 
+    def decompresses(self) -> bool:
+        """Returns whether XLA computes it by default, since it has too many rows."""
+        x, (k, _) = self.operands.x, self.matrix.shape
+        return cuda_matmul.decompresses(self.matrix.pattern, x.size // max(k, 1))
+
     def output(self, product: Array) -> Array:
         """Returns the product `[..., out]` as the equation does."""
         weight, _, weight_axes, _ = self.operands
@@ -128,6 +133,7 @@ def _wanted_matmul(
     operands, matrix = matmul.operands, matmul.matrix
     if options.implementation != "cuda" and not _is_matrix_product(operands):
         uses_xla = options.implementation == "xla"
+        uses_xla = uses_xla or matmul.decompresses()
         uses_xla = uses_xla or cuda_matmul.unsupported_reason(operands.x, matrix)
         if uses_xla and not matrix.is_quantized:
             return None

@@ -56,7 +56,9 @@ def nm_matmuls(
 
 def _have_kernel(x: Array, weights: Sequence[Compressed]) -> bool:
     """Returns whether the kernel can multiply by all weights in one launch."""
-    stored = {(weight.values.dtype, weight.is_quantized) for weight in weights}
+    stored = {
+        (w.values.dtype, w.is_quantized, w.pattern.n, w.pattern.m) for w in weights
+    }
     if len(stored) > 1 or any(weight.dtype != x.dtype for weight in weights):
         return False
     return not any(cuda_matmul.unsupported_reason(x, weight) for weight in weights)

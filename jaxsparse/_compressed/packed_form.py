@@ -23,8 +23,9 @@ _MAX_ROWS = 64 * (2**16 - 1)
 
 
 def packs(weight: Compressed) -> bool:
-    """Returns whether a 2:4 weight `[k, out]` can be packed."""
-    return weight.values.dtype.itemsize == 2 and weight.shape[0] % 16 == 0
+    """Returns whether a weight `[k, out]` can be packed."""
+    is_2_4 = (weight.pattern.n, weight.pattern.m) == (2, 4)
+    return is_2_4 and weight.values.dtype.itemsize == 2 and weight.shape[0] % 16 == 0
 
 
 @jax.jit

@@ -16,6 +16,7 @@ static uint32_t __float_as_uint(float x) {
   return bits;
 }
 
+#include "expand_group.cuh"
 #include "mask_bits.cuh"
 #include "transposable_mask.cuh"
 
@@ -61,5 +62,15 @@ void selections(uint32_t code, const uint32_t* numbers, uint32_t* chosen, uint32
     const uint32_t left = mask_bits::column(rows, 2 * p);
     spread[i] = mask_bits::spread(left, mask_bits::column(rows, 2 * p + 1), i / 4);
   }
+}
+
+// A group of 16 from eight values.
+void expanded(uint32_t mask, const uint16_t* values, uint16_t* dense) {
+  uint32_t pairs[4], halves[2][4];
+  std::memcpy(pairs, values, sizeof pairs);
+  const auto own = expand_group::values(pairs);
+  expand_group::first_half(halves[0], own, expand_group::first_entry(mask & 0xFF));
+  expand_group::second_half(halves[1], own, expand_group::second_entry(mask >> 8));
+  std::memcpy(dense, halves, sizeof halves);
 }
 }

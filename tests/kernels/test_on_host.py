@@ -144,3 +144,16 @@ def test_selections(library):
         bits = (rows >> np.arange(32, dtype=np.uint32) & 1).astype(bool)
         expected = np.where(bits, 0xFFFF, 0).astype(np.uint16).reshape(4, 8)
         np.testing.assert_array_equal(spread.view(np.uint16).reshape(4, 8), expected)
+
+
+def test_groups_of_sixteen_are_expanded(library):
+    bits = np.arange(2**16)[:, None] >> np.arange(16) & 1
+    masks = np.flatnonzero(bits.sum(1) == 8)
+    assert len(masks) == 12870
+    values = np.random.default_rng(0).integers(1, 2**16, (12870, 8)).astype(np.uint16)
+    dense = np.zeros((12870, 16), np.uint16)
+    for mask, own, to in zip(masks, values, dense, strict=True):
+        library.expanded(int(mask), pointer(own), pointer(to))
+    expected = np.zeros_like(dense)
+    expected[bits[masks] == 1] = values.ravel()  # in order, group by group
+    np.testing.assert_array_equal(dense, expected)
