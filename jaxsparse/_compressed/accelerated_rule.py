@@ -3,26 +3,30 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
+from jaxtyping import Array
 
 from jaxsparse._compressed import accelerated_weight as moves
+from jaxsparse._compressed.accelerated_choice import FormUse
 from jaxsparse._compressed.accelerated_product import (
     PRODUCT,
-    FormUse,
     accelerated_product,
     record_uses,
+    with_activation,
 )
 from jaxsparse._compressed.accelerated_weight import (
     Form,
+    Rectified,
     as_dense,
     is_accelerated,
     with_dense,
 )
+from jaxsparse._compressed.activation_forms import masked_activation
 from jaxsparse._compressed.lax_ops import reshapes_row_major
 from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._trace import (
@@ -30,38 +34,57 @@ from jaxsparse._trace import (
     Scan,
     ShardMap,
     Site,
+    SquaredReLUs,
     bind,
     control_flow,
+    is_square,
     run_equation,
     var_shape,
 )
 
 
+class Acceleration(NamedTuple):
+    """How a program is accelerated.
+
+    Attributes:
+      implementation: as in `accelerate`.
+      uses: the forms of weights that products use are added to it, instead of being
+        used; or None.
+      activations: the products whose activations are masked.
+      dense: whether these activations are masked only, and nothing is compressed.
+    """
+
+    implementation: Implementation | None
+    uses: set[FormUse] | None
+    activations: SquaredReLUs
+    dense: bool = False
+
+
 def accelerated_rule(
-    implementation: Implementation | None,
-    uses: set[FormUse] | None,
-    site: Site,
-    inputs: list[Any],
-    state: None,
+    how: Acceleration, site: Site, inputs: list[Any], state: None
 ) -> tuple[Sequence[Any], None]:
     """Takes compressed forms along, and uses them in products: a rule of `evaluate`.
 
     Args:
-      implementation: as in `accelerate`.
-      uses: the forms that products use are added to it, instead of being used; or
-        None.
+      how: what is compressed, and used.
       site: the equation.
       inputs: its inputs.
       state: nothing.
     """
-    rule = partial(accelerated_rule, implementation, uses)
+    rule = partial(accelerated_rule, how)
     eqn = site.eqn
-    if not any(map(is_accelerated, inputs)):
-        return bind(eqn, inputs), state
     if eqn.primitive.name == "dot_general":
-        if uses is not None:
-            return [record_uses(eqn, inputs, implementation, uses)], state
-        return [accelerated_product(eqn, inputs, implementation, rule)], state
+        return [_run_product(how, site, inputs, rule)], state
+    if site.path in how.activations.relus:
+        return [_rectify(eqn, [*map(as_dense, inputs)])], state
+    if any(isinstance(x, Rectified) for x in inputs):
+        if is_square(eqn) and not inputs[0].squared:
+            square = bind(eqn, [*map(as_dense, inputs)])[0]
+            return [Rectified(square, inputs[0].before, squared=True)], state
+        if not (isinstance(control_flow(eqn), Call) and eqn.primitive.name in _JITS):
+            inputs = [x.dense if isinstance(x, Rectified) else x for x in inputs]
+    if not any(map(is_accelerated, inputs)) and not how.activations.inside(site.path):
+        return bind(eqn, inputs), state
     dense = [*map(as_dense, inputs)]
     if eqn.primitive.name in _KEEP_WEIGHTS:
         outputs = zip(inputs, bind(eqn, dense), strict=True)
@@ -84,6 +107,35 @@ def accelerated_rule(
     return run_equation(site, inputs, rule, state, as_dense)
 
 
+def _run_product(
+    how: Acceleration, site: Site, inputs: Sequence[Any], rule: Any
+) -> Array:
+    eqn, implementation = site.eqn, how.implementation
+    position = how.activations.products.get(site.path)
+    sparse_gradient = site.path in how.activations.sources
+    if how.dense or not (
+        any(map(is_accelerated, inputs)) or position is not None or sparse_gradient
+    ):
+        dense = [*map(as_dense, inputs)]
+        if position is not None:
+            dense[position] = masked_activation(dense[position])
+        return bind(eqn, dense)[0]
+    if position is not None:
+        inputs = with_activation(eqn, inputs, position, implementation)
+    options = {"sparse_gradient": sparse_gradient}
+    if how.uses is not None:
+        return record_uses(eqn, inputs, implementation, how.uses, **options)
+    return accelerated_product(eqn, inputs, implementation, rule, **options)
+
+
+def _rectify(eqn: JaxprEqn, inputs: Sequence[Any]) -> Rectified:
+    """Computes a ReLU, of which one operand may be zero."""
+    (relu,) = bind(eqn, inputs)
+    before = [x for x in inputs if jnp.shape(x) == relu.shape]
+    return Rectified(relu, before[0], squared=False)
+
+
+_JITS = frozenset(["closed_call", "core_call", "jit", "pjit"])
 _CHECKPOINTS = frozenset(["checkpoint", "remat2"])
 _KEEP_WEIGHTS = frozenset(
     ["copy", "copy_p", "name", "optimization_barrier", "sharding_constraint"]

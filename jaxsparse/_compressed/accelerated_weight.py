@@ -76,12 +76,33 @@ class Accelerated:
       leaf: the path of the parameter.
       packed: the first form again, if a product has packed it. The gradient of its
         other operand takes the same array, so devices are sent it once.
+      activation: whether it is an activation, or a gradient of one, that is mostly
+        zero; `leaf` then says which.
     """
 
     dense: Any  # an array; None where it goes beside
     forms: tuple[Form, ...]
     leaf: str = field(metadata={"static": True})
+    activation: bool = field(default=False, metadata={"static": True})
     packed: Packed | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Rectified:
+    """A ReLU or its square as a value in a program, and what it is the ReLU of.
+
+    A pass that compresses it can then compute it on the way.
+
+    Attributes:
+      dense: the ReLU or its square.
+      before: what it is the ReLU of.
+      squared: whether it is the square.
+    """
+
+    dense: Array
+    before: Array
+    squared: bool = field(metadata={"static": True})
 
 
 def is_accelerated(x: Any) -> TypeGuard[Accelerated]:
@@ -91,7 +112,7 @@ def is_accelerated(x: Any) -> TypeGuard[Accelerated]:
 
 def as_dense(x: Any) -> Any:
     """Returns the array, without compressed forms."""
-    return x.dense if is_accelerated(x) else x
+    return x.dense if isinstance(x, Accelerated | Rectified) else x
 
 
 def with_dense(x: Any, dense: Array) -> Any:
