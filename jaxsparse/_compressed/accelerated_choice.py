@@ -78,15 +78,14 @@ class Choice(NamedTuple):
     def multiply(self) -> Array:
         """Computes the product."""
         packed, matmul = self.weight.packed, self.matmul
-        if self.options.implementation == "xla" or not (packed or matmul.is_across):
+        if packed is None:
             return dot_general.multiply([matmul], self.options)[0]
         product = cuda_matmul.cuda_matmul(
             matmul.rows(),
             matmul.matrix,
-            packed and packed.array,
-            transposed=packed is not None and not self.is_first,
+            packed.array,
+            transposed=not self.is_first,
             exported=self.options.implementation == "cuda",
-            across=matmul.is_across,
         )
         return matmul.output(product)
 

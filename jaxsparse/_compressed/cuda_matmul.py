@@ -68,7 +68,6 @@ class _Layout(NamedTuple):
       spares: whether a packed weight follows.
       transposed: whether that is the transposed weight.
       exported: whether a program that is exported uses the kernel too.
-      across: whether the rows of `x` are stored last, where a kernel can read them.
     """
 
     weights: int
@@ -76,7 +75,6 @@ class _Layout(NamedTuple):
     spares: bool
     transposed: bool
     exported: bool
-    across: bool
 
     def split(self, arrays: Sequence[Any]) -> list[Sequence[Any]]:
         """Returns the arrays of each weight."""
@@ -91,15 +89,14 @@ def cuda_matmul(
     *,
     transposed: bool = False,
     exported: bool,
-    across: bool = False,
 ) -> Array:
     """Multiplies by one weight, as `cuda_matmuls` by several."""
-    options = {"transposed": transposed, "exported": exported, "across": across}
+    options = {"transposed": transposed, "exported": exported}
     return cuda_matmuls(x, [compressed], packed, **options)[0]
 
 
 # `jit` caches the functions that are created here, and their compilation.
-@partial(jax.jit, static_argnames=("transposed", "exported", "across"))
+@partial(jax.jit, static_argnames=("transposed", "exported"))
 def cuda_matmuls(
     x: Array,
     weights: list[Compressed],
@@ -107,7 +104,6 @@ def cuda_matmuls(
     *,
     transposed: bool = False,
     exported: bool,
-    across: bool = False,
 ) -> list[Array]:
     """Multiplies on a GPU of compute capability 9.0, or by XLA on other devices.
 
@@ -122,8 +118,6 @@ def cuda_matmuls(
         `out`. It is then compressed along `k` on each device.
       exported: whether a program that is exported uses the kernel too, which must then
         be registered wherever it runs.
-      across: whether `x` is the transpose of a matrix, which some kernels can read as
-        it is stored.
 
     Returns:
       For each weight `[..., out]`, accumulated in float32 and rounded once. If `k` is
@@ -131,7 +125,7 @@ def cuda_matmuls(
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
     scaled, spares = weights[0].is_quantized, packed is not None
-    layout = _Layout(len(weights), scaled, spares, transposed, exported, across)
+    layout = _Layout(len(weights), scaled, spares, transposed, exported)
     arrays, rules, contracted = [], [f"{axes} k"], ["k"]
     for i, weight in enumerate(weights):
         arrays += [weight.values, weight.indices]
@@ -183,7 +177,6 @@ def _multiply_batch(
             *packed,
             transposed=layout.transposed,
             exported=layout.exported,
-            across=layout.across,
         )
 
     if not any(map(any, batched_weights)):
@@ -241,38 +234,29 @@ def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array
     if choose(*outs).kernel != "few":
         weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
     if choose(*outs).kernel != "whole":
-        return _launch(choose(*outs), x, weights, across=False)
+        return _launch(choose(*outs), x, weights)
     each = zip(outs, weights, strict=True)
-    return [
-        _launch(choose(out), x, [weight], across=layout.across)[0]
-        for out, weight in each
-    ]
+    return [_launch(choose(out), x, [weight])[0] for out, weight in each]
 
 
 def _launch(
     choice: KernelChoice,
     x: Array,
     weights: Sequence[Sequence[Array]],
-    *,
-    across: bool,
 ) -> list[Array]:
     outs = [weight[0].shape[1] for weight in weights]
-    arrays = [array for weight in weights for array in weight]
-    across = across and choice.tile_rows == 256 and len(x) % 8 == 0
     multiply = jax.ffi.ffi_call(
         cuda_target.target(_KERNEL),
         [jax.ShapeDtypeStruct((len(x), out), x.dtype) for out in outs],
-        input_layouts=[(1, 0) if across else None, *[None] * len(arrays)],
     )
     products = multiply(
         x,
-        *arrays,
+        *[array for weight in weights for array in weight],
         kernel=choice.kernel,
         tile_rows=np.int64(choice.tile_rows),
         blocks=np.int64(choice.blocks),
         warps=np.int64(choice.warps),
         wide=np.int64(choice.wide),
         scaled=len(weights[0]) == 3,
-        across=across,
     )
     return list(products)

@@ -43,12 +43,6 @@ class Matmul(NamedTuple):
     matrix: Compressed
     weight_is_rhs: bool
 
-    @property
-    def is_across(self) -> bool:
-        """Whether the other operand has its contracted axes first, not last."""
-        axes, ndim = self.operands.x_axes, self.operands.x.ndim
-        return axes == tuple(range(len(axes))) and len(axes) < ndim
-
     def rows(self) -> Array:
         """Returns the other operand as `[..., k]`."""
         _, x, _, x_axes = self.operands

@@ -51,9 +51,7 @@ ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
   const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const bool mapped =
-      !(F::kAcross ? map_2d(encode, &maps->x, type, call.x, call.rows, call.k, 64)
-                   : map_2d(encode, &maps->x, type, call.x, call.k, call.rows,
-                            F::kRows / kSharers)) &&
+      !map_2d(encode, &maps->x, type, call.x, call.k, call.rows, F::kRows / kSharers) &&
       !map_2d(encode, &maps->values, type, weight.values, weight.out, call.k / 2, 32) &&
       !map_indices(encode, &maps->indices, weight.indices, weight.out, call.k / 8, F::kOut,
                    F::kDepth, F::kBox) &&
@@ -180,21 +178,17 @@ ffi::Error split(const Call& call) {
                                   [&](auto blocks) { return launch_split<T, F, blocks>(call); });
 }
 
-template <typename T, int kRows, int kStages, bool kAcross, int... kChoices>
+template <typename T, int kRows, int kStages, int... kChoices>
 ffi::Error whole(const Call& call) {
-  using F = nm_matmul::Form<kRows, 128, kStages, kAcross>;
+  using F = nm_matmul::Form<kRows, 128, kStages>;
   return with_blocks<kChoices...>(call.blocks,
                                   [&](auto blocks) { return launch_whole<T, F, blocks>(call); });
 }
 
 template <typename T>
 ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, int64_t warps,
-                  int64_t wide, bool across) {
-  if (across) {
-    if (kernel == "whole" && call.count == 1 && tile_rows == 256) {
-      return whole<T, 256, 5, true, 1, 2>(call);
-    }
-  } else if (kernel == "few") {
+                  int64_t wide) {
+  if (kernel == "few") {
     switch (tile_rows) {
       case 8: return few<T, 8>(call, warps, wide);
       case 16: return few<T, 16>(call, warps, wide);
@@ -209,8 +203,8 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, 
     }
   } else if (kernel == "whole" && call.count == 1) {
     switch (tile_rows) {
-      case 128: return whole<T, 128, 8, false, 1>(call);
-      case 256: return whole<T, 256, 5, false, 1, 2>(call);
+      case 128: return whole<T, 128, 8, 1>(call);
+      case 256: return whole<T, 256, 5, 1, 2>(call);
     }
   }
   return ffi::Error::InvalidArgument("no kernel for so many rows or weights");
@@ -219,7 +213,7 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, 
 ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
                    ffi::RemainingArgs arrays, ffi::RemainingRets results,
                    std::string_view kernel, int64_t tile_rows, int64_t blocks, int64_t warps,
-                   int64_t wide, bool scaled, bool across) {
+                   int64_t wide, bool scaled) {
   Call call = {stream, device, x.untyped_data()};
   call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.blocks = blocks;
   if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
@@ -234,8 +228,8 @@ ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
     weight->y = (*results.get<ffi::AnyBuffer>(weight - call.weights))->untyped_data();
   }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
-  const auto chosen = x.element_type() == ffi::BF16 ? choose<__nv_bfloat16> : choose<__half>;
-  return chosen(call, kernel, tile_rows, warps, wide, across);
+  return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows, warps, wide)
+                                       : choose<__half>(call, kernel, tile_rows, warps, wide);
 }
 
 }  // namespace
@@ -252,6 +246,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul, product,
                                   .Attr<int64_t>("blocks")
                                   .Attr<int64_t>("warps")
                                   .Attr<int64_t>("wide")
-                                  .Attr<bool>("scaled")
-                                  .Attr<bool>("across"),  // whether x is stored [k, rows]
+                                  .Attr<bool>("scaled"),
                               {ffi::Traits::kCmdBufferCompatible});

@@ -20,7 +20,6 @@ namespace nm_matmul {
 template <typename F, int kSharers = 1>
 class Ring {
   static_assert(kSharers == 1 || (F::kHalves == 1 && F::kRows % (8 * kSharers) == 0));
-  static_assert(!F::kAcross || (F::kHalves == 1 && F::kRows % (64 * kSharers) == 0));
 
  public:
   __device__ Ring(uint32_t base, int more) : base_(base), barriers_(base + F::kRing + more) {}
@@ -49,18 +48,7 @@ class Ring {
     } else {
       hopper::load_3d(indices(), maps.indices, barrier, 0, k / 8, tile.out / F::kBox);
     }
-    if constexpr (F::kAcross) {
-      constexpr int kPart = F::kRows / kSharers;
-      const int first = kSharers > 1 ? hopper::block_in_cluster() * kPart : 0;
-      for (int i = first; i < first + kPart; i += 64) {  // boxes of 64 rows
-        const int row = tile.row * F::kRows + i;
-        if constexpr (kSharers > 1) {
-          hopper::load_2d(x(0) + i * 128, maps.x, barrier, row, k, (1 << kSharers) - 1);
-        } else {
-          hopper::load_2d(x(0) + i * 128, maps.x, barrier, row, k);
-        }
-      }
-    } else if constexpr (kSharers > 1) {
+    if constexpr (kSharers > 1) {
       constexpr int kPart = F::kRows / kSharers;
       const int first = hopper::block_in_cluster() * kPart;
       hopper::load_2d(x(0) + first * 128, maps.x, barrier, k, tile.row * F::kRows + first,
@@ -111,13 +99,10 @@ __device__ void multiply(Ring<F, kSharers>& ring, int steps, float (&sums)[F::kR
     // Beyond the weight all bits are zero: two equal positions, but the second must be higher.
     places |= (~(places >> 2 | places >> 3) & 0x11111111) << 2;
     const uint64_t values = hopper::descriptor(ring.values(warp / 4));
-    // Half of the depth is 64 bytes of each row, or 32 rows of 128 bytes in each box.
-    constexpr int kBox = F::kAcross ? 64 * 128 : 1024, kHalf = F::kAcross ? 32 * 128 : 64;
-    const uint64_t x = hopper::descriptor<kBox>(ring.x(half));
+    const uint64_t x = hopper::descriptor(ring.x(half));
     hopper::wgmma_fence();
-    hopper::SparseProduct<T, F::kRows, 0, F::kAcross>::add(sums, values, x, places);
-    hopper::SparseProduct<T, F::kRows, 1, F::kAcross>::add(sums, values + (2048 >> 4),
-                                                           x + (kHalf >> 4), places);
+    hopper::SparseProduct<T, F::kRows, 0>::add(sums, values, x, places);
+    hopper::SparseProduct<T, F::kRows, 1>::add(sums, values + (2048 >> 4), x + (64 >> 4), places);
     hopper::wgmma_commit();
     if (step > 0) {
       hopper::wgmma_wait<1>();

@@ -9,12 +9,11 @@ constexpr int kConsumers = 256;  // threads: two warpgroups
 constexpr int kThreads = kConsumers + 32;
 constexpr int kStoreRows = 32;  // rows that one store writes
 
-// The template parameters of a kernel. If x is stored across, its rows are contiguous. In a tile of 128 outputs, each warpgroup has 64 outputs
+// The template parameters of a kernel. In a tile of 128 outputs, each warpgroup has 64 outputs
 // and the full depth; in a tile of 64 outputs, each has all outputs and half of the depth.
-template <int kRows_, int kOut_, int kStages_, bool kAcross_ = false>
+template <int kRows_, int kOut_, int kStages_>
 struct Form {
   static constexpr int kRows = kRows_, kOut = kOut_, kStages = kStages_;
-  static constexpr bool kAcross = kAcross_;
   static constexpr int kHalves = 128 / kOut;       // of the depth
   static constexpr int kDepth = 64 * kHalves;      // of k, in a stage
   static constexpr int kValuesBytes = 128 * 64;    // half of the depth, two bytes each

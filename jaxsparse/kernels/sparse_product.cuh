@@ -8,13 +8,11 @@
 
 namespace hopper {
 
-// Describes a tile with swizzled rows of 128 bytes: eight rows are contiguous, in 1024 bytes. If
-// rows go across the depth, the next 128 bytes of each row are `kNext` bytes further.
-template <int kNext = 1024>
+// Describes a tile with swizzled rows of 128 bytes: eight rows are contiguous, in 1024 bytes.
 __device__ inline uint64_t descriptor(uint32_t address) {
   constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
-  return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | uint64_t{kNext >> 4} << 16 |
-         kEightRows << 32 | kSwizzle128 << 62;
+  return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | kEightRows << 16 | kEightRows << 32 |
+         kSwizzle128 << 62;
 }
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -47,10 +45,9 @@ ADD_SPARSE(__nv_bfloat16, "bf16", 1)
 ADD_SPARSE(__half, "f16", 0)
 ADD_SPARSE(__half, "f16", 1)
 
-// d += a b: a is 64 x 32 and 2:4 sparse, b is 32 x kColumns; the columns of both are contiguous,
-// or with kAcross the rows of b. Lanes 2 * kSelector and 2 * kSelector + 1 of every four hold the
-// positions of a's values.
-template <typename T, int kColumns, int kSelector, int kAcross = 0>
+// d += a b: a is 64 x 32 and 2:4 sparse, b is 32 x kColumns; the columns of both are contiguous.
+// Lanes 2 * kSelector and 2 * kSelector + 1 of every four hold the positions of a's values.
+template <typename T, int kColumns, int kSelector>
 struct SparseProduct;
 
 #define R4(i) "%" #i "0,%" #i "1,%" #i "2,%" #i "3"
@@ -72,22 +69,22 @@ struct SparseProduct;
 #define SUMS_64(i) SUMS_32(i), SUMS_32(i + 32)
 #define SUMS_128(i) SUMS_64(i), SUMS_64(i + 64)
 
-#define SPARSE_PRODUCT(type, name, columns, sums, a_, b_, places_, selector_, across_)        \
-  template <int kSelector, int kAcross>                                                       \
-  struct SparseProduct<type, columns, kSelector, kAcross> {                                   \
+#define SPARSE_PRODUCT(type, name, columns, sums, a_, b_, places_, selector_)                 \
+  template <int kSelector>                                                                    \
+  struct SparseProduct<type, columns, kSelector> {                                            \
     __device__ static void add(float (&d)[sums], uint64_t a, uint64_t b, uint32_t places) {   \
       asm volatile("wgmma.mma_async.sp.sync.aligned.m64n" #columns "k32.f32." name "." name   \
                    " {" REGISTERS_##sums "}, %" #a_ ", %" #b_ ", %" #places_ ", %" #selector_ \
-                   ", 1, 1, 1, 1, %" #across_ ";"                                             \
+                   ", 1, 1, 1, 1, 0;"                                                         \
                    : SUMS_##sums(0)                                                           \
-                   : "l"(a), "l"(b), "r"(places), "n"(kSelector), "n"(kAcross));              \
+                   : "l"(a), "l"(b), "r"(places), "n"(kSelector));                            \
     }                                                                                         \
   };
 #define SPARSE_PRODUCTS(type, name)                          \
-  SPARSE_PRODUCT(type, name, 32, 16, 16, 17, 18, 19, 20)         \
-  SPARSE_PRODUCT(type, name, 64, 32, 32, 33, 34, 35, 36)         \
-  SPARSE_PRODUCT(type, name, 128, 64, 64, 65, 66, 67, 68)        \
-  SPARSE_PRODUCT(type, name, 256, 128, 128, 129, 130, 131, 132)
+  SPARSE_PRODUCT(type, name, 32, 16, 16, 17, 18, 19)         \
+  SPARSE_PRODUCT(type, name, 64, 32, 32, 33, 34, 35)         \
+  SPARSE_PRODUCT(type, name, 128, 64, 64, 65, 66, 67)        \
+  SPARSE_PRODUCT(type, name, 256, 128, 128, 129, 130, 131)
 
 SPARSE_PRODUCTS(__nv_bfloat16, "bf16")
 SPARSE_PRODUCTS(__half, "f16")
