@@ -125,7 +125,8 @@ def map_forms(
 ) -> Accelerated | Array:
     """Returns another dense weight with moved forms, without those that become None."""
     forms = tuple(form for form in map(move, weight.forms) if form is not None)
-    return Accelerated(dense, forms, weight.leaf) if forms else dense
+    moved = replace(weight, dense=dense, forms=forms, packed=None)
+    return moved if forms else dense
 
 
 def cast_form(form: Form, dtype: DTypeLike) -> Form:
