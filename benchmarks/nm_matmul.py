@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +49,15 @@ def rows(
             loops = _loops(count)
             xla = partial(js.nm_matmul, implementation="xla")
             fns: dict[str, Callable[[], object]] = {
-                "dense": partial(_in_turn(jnp.dot, loops), x, dense),
-                "jaxsparse": partial(_in_turn(js.nm_matmul, loops), x, stored),
-                "xla": partial(_in_turn(xla, loops), x, stored),
+                "dense": partial(in_turn(jnp.dot, loops), x, dense),
+                "jaxsparse": partial(in_turn(js.nm_matmul, loops), x, stored),
+                "xla": partial(in_turn(xla, loops), x, stored),
             }
             for name, weights in quantized.items():
-                fns[name] = partial(_in_turn(js.nm_matmul, loops), x, weights)
+                fns[name] = partial(in_turn(js.nm_matmul, loops), x, weights)
             if by_torch and count % 8 == 0:
-                fns["cuSPARSELt"] = _cusparselt(x, dense, loops)
+                by_rows = [w.T for w in dense]
+                fns["cuSPARSELt"] = cusparselt(x, by_rows, loops)
             times, _ = medians(fns, rounds)
             one = {name: time / WEIGHTS / loops for name, time in times.items()}
             others = {name: one["dense"] / one[name] for name in fns if name != "dense"}
@@ -83,7 +85,7 @@ def _loops(rows: int) -> int:
     return max(4, min(128, 8192 // rows))
 
 
-def _in_turn(multiply: Callable, loops: int) -> Callable:
+def in_turn(multiply: Callable, loops: int) -> Callable:
     """A program of products that neither merges them nor takes them out of its loop."""
 
     def once(_, total, x, weights):
@@ -91,28 +93,29 @@ def _in_turn(multiply: Callable, loops: int) -> Callable:
         for weight in weights:
             here, weight, total = lax.optimization_barrier((x, weight, total))
             product = lax.optimization_barrier(multiply(here, weight))
-            firsts.append(product[0, 0])
+            firsts.append(product[0, 0].astype(jnp.float32))
         return total + sum(firsts)
 
     @jax.jit
     def run(x, weights):
         step = partial(once, x=x, weights=weights)
-        return lax.fori_loop(0, loops, step, jnp.zeros((), x.dtype))
+        return lax.fori_loop(0, loops, step, jnp.zeros(()))
 
     return run
 
 
-def _cusparselt(
+def cusparselt(
     x: jax.Array, dense: list[jax.Array], loops: int
 ) -> Callable[[], object]:
-    """The same by PyTorch, on the same arrays."""
+    """The same by PyTorch, on the same arrays; the weights are `[out, k]`."""
     torch = import_module("torch")
-    columns = torch.from_dlpack(x).t()
-    weights = [
-        torch._cslt_compress(torch.from_dlpack(w).t().contiguous()) for w in dense
-    ]
-    found = torch._cslt_sparse_mm_search(weights[0], columns, transpose_result=True)
-    multiply = partial(torch._cslt_sparse_mm, transpose_result=True, alg_id=found)
+    columns = _tensor(torch, x).t()
+    weights = [torch._cslt_compress(_tensor(torch, w)) for w in dense]
+    options = {"transpose_result": True}
+    if x.dtype.itemsize == 1:
+        options["out_dtype"] = torch.bfloat16
+    found = torch._cslt_sparse_mm_search(weights[0], columns, **options)
+    multiply = partial(torch._cslt_sparse_mm, alg_id=found, **options)
 
     # In a graph: each call of its own prepares on the host for a millisecond.
     graph = torch.cuda.CUDAGraph()
@@ -126,6 +129,14 @@ def _cusparselt(
         torch.cuda.synchronize()
 
     return run
+
+
+def _tensor(torch: Any, array: jax.Array) -> Any:
+    """The array as a tensor, also of dtypes that DLPack has not."""
+    if array.dtype.itemsize > 1:
+        return torch.from_dlpack(array)
+    tensor = torch.from_dlpack(lax.bitcast_convert_type(array, jnp.uint8))
+    return tensor.view(getattr(torch, array.dtype.name))
 
 
 def main():

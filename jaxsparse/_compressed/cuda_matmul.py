@@ -36,11 +36,11 @@ _KERNEL = "nm_matmul"
 MAX_WEIGHTS = 4
 
 #: The kernel counts in 32 bits; smaller sizes fit even when rounded up to whole tiles.
-_MAX_SIZE = 2**31 - 2**16
+MAX_SIZE = 2**31 - 2**16
 
 
-def unsupported_reason(x: Array, compressed: Compressed) -> str:
-    """Returns why the kernel cannot compute the product, or an empty string."""
+def unsupported_reason(x: Array, compressed: Compressed, kernel: str = _KERNEL) -> str:
+    """Returns why a kernel cannot compute the product, or an empty string."""
     k, out = compressed.shape
     if compressed.is_quantized and compressed.scales.shape[0] != 1:
         return f"the weight has scales of shape {compressed.scales.shape}, not (1, out)"
@@ -50,13 +50,13 @@ def unsupported_reason(x: Array, compressed: Compressed) -> str:
         return f"the dtype is {x.dtype}, not bfloat16 or float16"
     if not all(isinstance(size, int) for size in (*x.shape, k, out)):
         return "a size is symbolic"
-    if max(math.prod(x.shape[:-1]), k, out) >= _MAX_SIZE:
+    if max(math.prod(x.shape[:-1]), k, out) >= MAX_SIZE:
         return f"the kernel counts in 32 bits, but x has shape {x.shape}"
     if k % 8 or out % 16:
         return f"the weight's sizes {(k, out)} are not multiples of 8 and 16"
     if not (is_automatic(x) and is_automatic(compressed.values)):
         return "a mesh has axes that are not automatic"
-    return cuda_target.unavailable(_KERNEL)
+    return cuda_target.unavailable(kernel)
 
 
 class _Layout(NamedTuple):
@@ -202,7 +202,7 @@ def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     outs = [weight[0].shape[-1] for weight in layout.split(arrays)]
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
     suits = all(out % 16 == 0 and out for out in outs)
-    suits = suits and rows.size and len(rows) < _MAX_SIZE
+    suits = suits and rows.size and len(rows) < MAX_SIZE
     by_xla, kernel = (
         partial(fn, layout) for fn in (_multiply_by_xla, _multiply_by_kernel)
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed import cuda_matmul, cuda_matmul_bytes
 from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import is_wide_float
@@ -56,14 +56,16 @@ def nm_matmul(
         pattern and dtype. `"cuda"` uses the sparse tensor cores of an H100 or H200. It
         requires 2:4, bfloat16 or float16 (or such an `x` and a quantized weight with
         one scale for each output), a `k` divisible by 8 and an `out` divisible by 16.
-        It allows no quantized activations, no explicit mesh and no `shard_map`. The
-        kernel is compiled on first use by the nvcc that `jax[cuda13]` installs. It
-        reads only the stored values, so an infinity in `x` at a pruned weight has no
-        effect. By default `"cuda"` is used if it is available, otherwise `"xla"`, and
-        in programs of `jax.export` always `"xla"`.
+        It allows no explicit mesh and no `shard_map`. The kernel is compiled on first
+        use by the nvcc that `jax[cuda13]` installs. It reads only the stored values, so
+        an infinity in `x` at a pruned weight has no effect, unless activations are
+        quantized. By default `"cuda"` is used if it is available, otherwise `"xla"`,
+        and in programs of `jax.export` always `"xla"`.
       quantize_activations: whether to quantize each row of `x` to the eight bits of the
-        weight, by its largest magnitude. Sums are then in int32 for int8, and in
-        float32 for float8. The gradient is that of the product without it.
+        weight, by its largest magnitude. Sums are then in int32 for int8, and exact.
+        For float8, `"xla"` sums in float32; tensor cores, of `"cuda"`, cut off each
+        term 13 bits below the highest bit of the largest, once for every 64 inputs. The
+        gradient is that of the product without it.
 
     Returns:
       `[..., out]`, of the dtype of `jnp.dot`, but int32 for narrower integers. For a
@@ -119,9 +121,8 @@ def nm_matmul(
     x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
-    reason = cuda_matmul.unsupported_reason(x, weight)
-    if quantize_activations:
-        reason = "the kernel multiplies by activations that are not quantized"
+    kernel = cuda_matmul_bytes if quantize_activations else cuda_matmul
+    reason = kernel.unsupported_reason(x, weight)
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "
@@ -189,6 +190,8 @@ def _matmul(
 ) -> Array:
     if implementation != "xla":
         exported = implementation == "cuda"
+        if quantize_activations:
+            return cuda_matmul_bytes.cuda_matmul_bytes(x, compressed, exported=exported)
         return cuda_matmul.cuda_matmul(x, compressed, exported=exported)
     if quantize_activations:
         return quantized_rows_matmul(x, compressed)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxsparse._compressed.compressed_array import Compressed, decompress
@@ -42,10 +43,35 @@ def quantized_rows_matmul(
       x: of floats.
       weight: a quantized weight of shape `[k, out]` with one scale for each output.
     """
-    dtype = weight.values.dtype
+    rows, row_scales = quantize_rows(x, weight.values.dtype)
+    return multiply_quantized_rows(rows, row_scales, weight).astype(x.dtype)
+
+
+def quantize_rows(
+    x: Float[Array, "... k"], dtype: DTypeLike
+) -> tuple[Array, Float[Array, "... 1"]]:
+    """Returns rows in eight bits and their float32 scales, by their largest magnitude.
+
+    Args:
+      x: of floats.
+      dtype: int8 or float8_e4m3fn.
+    """
     wide = x.astype(jnp.float32)
-    row_scales = absmax_scales(wide, dtype, [-1])
-    rows = round_to_eight_bits(wide, row_scales, dtype)
+    scales = absmax_scales(wide, dtype, [-1])
+    return round_to_eight_bits(wide, scales, dtype), scales
+
+
+def multiply_quantized_rows(
+    rows: Array, row_scales: Float[Array, "... 1"], weight: Compressed
+) -> Float[Array, "... out"]:
+    """Returns the product of quantized rows in float32.
+
+    Args:
+      rows: `[..., k]`, of the dtype of the weight's values.
+      row_scales: of the rows.
+      weight: a quantized weight of shape `[k, out]` with one scale for each output.
+    """
+    dtype = weight.values.dtype
     if jnp.issubdtype(dtype, jnp.integer):
         product = _dot(rows, _dense_values(weight, dtype), jnp.dtype(jnp.int32))
     else:  # products of float8 are exact in bfloat16 times bfloat16
@@ -53,8 +79,7 @@ def quantized_rows_matmul(
         dense = _dense_values(weight, half)
         product = _dot(rows.astype(half), dense, jnp.dtype(jnp.float32))
     product = product.astype(jnp.float32) * row_scales
-    product *= _output_scales(weight, x.ndim)
-    return product.astype(x.dtype)
+    return product * _output_scales(weight, rows.ndim)
 
 
 def _output_scales(weight: Compressed, ndim: int) -> Array:

@@ -51,7 +51,8 @@ __device__ Tile tile_at(int index, const Shape& shape) {
   const int across = (shape.out_tiles + kSharers - 1) / kSharers;
   const int per_band = kBand * shape.row_tiles, band = index / per_band;
   const int width = min(kBand, across - band * kBand), within = index % per_band;
-  const int out_tile = (band * kBand + within % width) * kSharers + hopper::block_in_cluster();
+  int out_tile = (band * kBand + within % width) * kSharers;
+  if (kSharers > 1) out_tile += hopper::block_in_cluster();
   return {out_tile * F::kOut, within / width};
 }
 

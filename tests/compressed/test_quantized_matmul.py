@@ -158,8 +158,8 @@ def test_errors():
         needs_kernel(x, small)
     with pytest.raises(ValueError, match=r"scales of shape \(2, 4\), not \(1, out\)"):
         needs_kernel(x.astype(ml_dtypes.bfloat16), grouped)
-    with pytest.raises(ValueError, match="by activations that are not quantized"):
-        needs_kernel(x.astype(ml_dtypes.bfloat16), small, quantize_activations=True)
+    with pytest.raises(ValueError, match="the dtype is float32, not bfloat16"):
+        needs_kernel(x, small, quantize_activations=True)
 
 
 @pytest.mark.sweep

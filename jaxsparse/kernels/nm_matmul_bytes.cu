@@ -1,0 +1,118 @@
+// The matmul of dense rows and a 2:4 sparse weight, both of eight bits, as an XLA FFI call.
+#include <algorithm>
+
+#include "launch.cuh"
+#include "nm_matmul_bytes.cuh"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+// Encodes a matrix of bytes in row-major order that is moved in swizzled boxes of 128 columns.
+CUresult map_2d(launch::Encode encode, CUtensorMap* map, const void* data, uint64_t columns,
+                uint64_t rows, uint32_t box_rows) {
+  const uint64_t sizes[] = {columns, rows}, strides[] = {columns};
+  const uint32_t box[] = {128, box_rows}, steps[] = {1, 1};
+  return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(data), sizes, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+struct Call {
+  cudaStream_t stream;
+  int device;
+  const void *x, *values, *indices;
+  const float *row_scales, *out_scales;
+  void* y;
+  uint64_t rows, x_k, k, out;  // rows of x may be longer than k, by zeros
+  ffi::DataType type;          // of the values
+};
+
+int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
+
+template <typename F>
+ffi::Error map(const Call& call, nm_bytes::Maps* maps, nm_bytes::Shape* shape) {
+  static const launch::Encode encode = launch::find_encode();
+  if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
+  static_assert(F::kDepth == 128 && F::kOut == 128, "rows of boxes");
+  const auto& c = call;
+  const bool mapped =
+      !map_2d(encode, &maps->x, c.x, c.x_k, c.rows, F::kRows / F::kSharers) &&
+      !map_2d(encode, &maps->values, c.values, c.out, c.k / 2, F::kDepth / 2) &&
+      !map_2d(encode, &maps->indices, c.indices, c.out, c.k / 8, F::kDepth / 8);
+  if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
+  *shape = {static_cast<int>(c.rows), static_cast<int>(c.out), tiles(c.k, F::kDepth),
+            tiles(c.out, F::kOut), tiles(c.rows, F::kRows)};
+  return ffi::Error::Success();
+}
+
+template <typename T, typename V, typename F>
+ffi::Error launch_tiles(const Call& call) {
+  nm_bytes::Maps maps;
+  nm_bytes::Shape shape;
+  if (ffi::Error error = map<F>(call, &maps, &shape); error.failure()) return error;
+  constexpr auto kernel = nm_bytes::product<T, V, F>;
+  launch::Launch config = {dim3(F::kBlocks), dim3(F::kBlocks), nm_bytes::kThreads, F::kBytes};
+  int most = 0;
+  RETURN_IF_CUDA_ERROR(launch::most_clusters<kernel>(call.device, config, &most));
+  if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster");
+  const int clusters = tiles(shape.out_tiles, F::kSharers) * shape.row_tiles;
+  // A cluster of slices has one tile; others have as many as there are.
+  config.grid = dim3(F::kBlocks * (F::kSlices > 1 ? clusters : std::min(most, clusters)));
+  return launch::run<kernel>(call.stream, call.device, config, maps, shape,
+                             static_cast<T*>(call.y), call.row_scales, call.out_scales);
+}
+
+template <typename T, typename V>
+ffi::Error choose(const Call& call, int64_t tile_rows, int64_t blocks) {
+  using nm_bytes::Form;
+  switch (tile_rows + blocks) {
+    case 32 + 1: return launch_tiles<T, V, Form<32, 14, 1>>(call);
+    case 32 + 2: return launch_tiles<T, V, Form<32, 14, 1, 2>>(call);
+    case 32 + 4: return launch_tiles<T, V, Form<32, 14, 1, 4>>(call);
+    case 64 + 1: return launch_tiles<T, V, Form<64, 11, 1>>(call);
+    case 64 + 2: return launch_tiles<T, V, Form<64, 11, 1, 2>>(call);
+    case 64 + 4: return launch_tiles<T, V, Form<64, 11, 1, 4>>(call);
+    case 128 + 1: return launch_tiles<T, V, Form<128, 8, 1>>(call);
+    case 256 + 1: return launch_tiles<T, V, Form<256, 5, 1>>(call);
+    case 256 + 2: return launch_tiles<T, V, Form<256, 5, 2>>(call);
+  }
+  return ffi::Error::InvalidArgument("no kernel for so many rows");
+}
+
+template <typename T>
+ffi::Error choose(const Call& call, int64_t tile_rows, int64_t blocks) {
+  return call.type == ffi::S8 ? choose<T, int8_t>(call, tile_rows, blocks)
+                              : choose<T, __nv_fp8_e4m3>(call, tile_rows, blocks);
+}
+
+ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x, ffi::AnyBuffer values,
+                   ffi::AnyBuffer indices, ffi::Buffer<ffi::F32> row_scales,
+                   ffi::Buffer<ffi::F32> out_scales, ffi::Result<ffi::AnyBuffer> y,
+                   int64_t tile_rows, int64_t blocks) {
+  Call call = {stream, device, x.untyped_data(), values.untyped_data(), indices.untyped_data()};
+  call.row_scales = row_scales.typed_data(), call.out_scales = out_scales.typed_data();
+  call.y = y->untyped_data(), call.type = values.element_type();
+  call.rows = x.dimensions()[0], call.x_k = x.dimensions()[1];
+  call.k = 2 * values.dimensions()[0], call.out = values.dimensions()[1];
+  RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
+  return y->element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, tile_rows, blocks)
+                                        : choose<__half>(call, tile_rows, blocks);
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul_bytes, product,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::PlatformStream<cudaStream_t>>()
+                                  .Ctx<ffi::DeviceOrdinal>()
+                                  .Arg<ffi::AnyBuffer>()         // x
+                                  .Arg<ffi::AnyBuffer>()         // values
+                                  .Arg<ffi::AnyBuffer>()         // indices
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // scales of rows
+                                  .Arg<ffi::Buffer<ffi::F32>>()  // scales of outputs
+                                  .Ret<ffi::AnyBuffer>()         // y
+                                  .Attr<int64_t>("tile_rows")
+                                  .Attr<int64_t>("blocks"),
+                              {ffi::Traits::kCmdBufferCompatible});
