@@ -17,13 +17,12 @@ from jaxtyping import Array
 
 from jaxsparse._compressed.accelerated_choice import FormUse, choose
 from jaxsparse._compressed.accelerated_weight import (
-    Rectified,
     as_dense,
     is_accelerated,
 )
 from jaxsparse._compressed.activation_forms import (
     AXES,
-    activation,
+    compressed_square,
     gradient_with_forms,
 )
 from jaxsparse._compressed.nm_matmul import Implementation
@@ -104,35 +103,33 @@ def _pack(
     return [packed if x is chosen.weight else x for x in inputs]
 
 
-def with_activation(
+def with_square(
     eqn: JaxprEqn,
     inputs: Sequence[Any],
     position: int,
     implementation: Implementation | None,
 ) -> list[Any]:
-    """Returns the operands of a product, of which one becomes an `activation`.
+    """Returns the operands of a product with a squared ReLU, which gets its forms.
 
     Args:
       eqn: the product.
       inputs: its operands.
-      position: 0 or 1, which becomes an activation.
+      position: 0 or 1, which is the squared ReLU.
       implementation: as in `accelerate`.
     """
-    name, x = "the square of a ReLU", inputs[position]
-    if not (isinstance(x, Rectified) and x.squared):
-        x = as_dense(x)
 
-    def with_forms(x: Any, other: Any, axes: Sequence[int]) -> list[Any]:
-        operands = [activation(x, name, axes), other]
+    def with_forms(square: Any, other: Any, axes: Sequence[int]) -> list[Any]:
+        operands = [compressed_square(square, "the square of a ReLU", axes), other]
         return operands[::-1] if position else operands
 
+    square, other = inputs[position], inputs[1 - position]
     axes = _used_axes(
-        lambda x, other, uses: record_uses(
-            eqn, with_forms(x, other, AXES), implementation, uses
+        lambda square, other, uses: record_uses(
+            eqn, with_forms(square, other, AXES), implementation, uses
         ),
-        [as_dense(x), inputs[1 - position]],
+        [square, other],
     )
-    return with_forms(x, inputs[1 - position], axes)
+    return with_forms(square, other, axes)
 
 
 def _used_axes(record: Callable[..., Any], args: Sequence[Any]) -> tuple[int, ...]:

@@ -17,19 +17,25 @@ from jaxsparse._compressed.accelerated_product import (
     PRODUCT,
     accelerated_product,
     record_uses,
-    with_activation,
+    with_square,
 )
 from jaxsparse._compressed.accelerated_weight import (
     Form,
-    Rectified,
     as_dense,
     is_accelerated,
     with_dense,
 )
-from jaxsparse._compressed.activation_forms import masked_activation
+from jaxsparse._compressed.activation_forms import masked_square
 from jaxsparse._compressed.lax_ops import reshapes_row_major
 from jaxsparse._compressed.nm_matmul import Implementation
+from jaxsparse._compressed.rectified import (
+    rectified,
+    takes_rectified,
+    without_rectified,
+)
 from jaxsparse._trace import (
+    CHECKPOINTS,
+    NO_SQUARED_RELUS,
     Call,
     Scan,
     ShardMap,
@@ -37,7 +43,6 @@ from jaxsparse._trace import (
     SquaredReLUs,
     bind,
     control_flow,
-    is_square,
     run_equation,
     var_shape,
 )
@@ -74,15 +79,11 @@ def accelerated_rule(
     rule = partial(accelerated_rule, how)
     eqn = site.eqn
     if eqn.primitive.name == "dot_general":
-        return [_run_product(how, site, inputs, rule)], state
-    if site.path in how.activations.relus:
-        return [_rectify(eqn, [*map(as_dense, inputs)])], state
-    if any(isinstance(x, Rectified) for x in inputs):
-        if is_square(eqn) and not inputs[0].squared:
-            square = bind(eqn, [*map(as_dense, inputs)])[0]
-            return [Rectified(square, inputs[0].before, squared=True)], state
-        if not (isinstance(control_flow(eqn), Call) and eqn.primitive.name in _JITS):
-            inputs = [x.dense if isinstance(x, Rectified) else x for x in inputs]
+        return [_run_product(how, site, inputs)], state
+    if (result := rectified(how.activations, site, inputs)) is not None:
+        return [result], state
+    if not takes_rectified(eqn):
+        inputs = without_rectified(inputs)
     if not any(map(is_accelerated, inputs)) and not how.activations.inside(site.path):
         return bind(eqn, inputs), state
     dense = [*map(as_dense, inputs)]
@@ -95,7 +96,7 @@ def accelerated_rule(
     match control_flow(eqn):
         case None | ShardMap():
             return bind(eqn, dense), state
-        case Call() if eqn.primitive.name in _CHECKPOINTS:
+        case Call() if eqn.primitive.name in CHECKPOINTS:
             return _run_checkpoint(site, inputs, rule), state
         case Call() if eqn.primitive.name.startswith("custom_"):
             return bind(eqn, dense), state  # keeps the rule of derivatives
@@ -107,10 +108,10 @@ def accelerated_rule(
     return run_equation(site, inputs, rule, state, as_dense)
 
 
-def _run_product(
-    how: Acceleration, site: Site, inputs: Sequence[Any], rule: Any
-) -> Array:
+def _run_product(how: Acceleration, site: Site, inputs: Sequence[Any]) -> Array:
     eqn, implementation = site.eqn, how.implementation
+    # Gradients are other programs, in which paths mean nothing.
+    rule = partial(accelerated_rule, how._replace(activations=NO_SQUARED_RELUS))
     position = how.activations.products.get(site.path)
     sparse_gradient = site.path in how.activations.sources
     if how.dense or not (
@@ -118,25 +119,16 @@ def _run_product(
     ):
         dense = [*map(as_dense, inputs)]
         if position is not None:
-            dense[position] = masked_activation(dense[position])
+            dense[position] = masked_square(inputs[position])
         return bind(eqn, dense)[0]
     if position is not None:
-        inputs = with_activation(eqn, inputs, position, implementation)
+        inputs = with_square(eqn, inputs, position, implementation)
     options = {"sparse_gradient": sparse_gradient}
     if how.uses is not None:
         return record_uses(eqn, inputs, implementation, how.uses, **options)
     return accelerated_product(eqn, inputs, implementation, rule, **options)
 
 
-def _rectify(eqn: JaxprEqn, inputs: Sequence[Any]) -> Rectified:
-    """Computes a ReLU, of which one operand may be zero."""
-    (relu,) = bind(eqn, inputs)
-    before = [x for x in inputs if jnp.shape(x) == relu.shape]
-    return Rectified(relu, before[0], squared=False)
-
-
-_JITS = frozenset(["closed_call", "core_call", "jit", "pjit"])
-_CHECKPOINTS = frozenset(["checkpoint", "remat2"])
 _KEEP_WEIGHTS = frozenset(
     ["copy", "copy_p", "name", "optimization_barrier", "sharding_constraint"]
 )

@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from jaxsparse._compressed import lax_ops
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.rectified import Rectified
 
 
 @jax.tree_util.register_dataclass
@@ -85,24 +86,6 @@ class Accelerated:
     leaf: str = field(metadata={"static": True})
     activation: bool = field(default=False, metadata={"static": True})
     packed: Packed | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class Rectified:
-    """A ReLU or its square as a value in a program, and what it is the ReLU of.
-
-    A pass that compresses it can then compute it on the way.
-
-    Attributes:
-      dense: the ReLU or its square.
-      before: what it is the ReLU of.
-      squared: whether it is the square.
-    """
-
-    dense: Array
-    before: Array
-    squared: bool = field(metadata={"static": True})
 
 
 def is_accelerated(x: Any) -> TypeGuard[Accelerated]:

@@ -17,12 +17,11 @@ from jaxsparse._compressed import accelerated_weight as moves
 from jaxsparse._compressed.accelerated_weight import (
     Accelerated,
     Form,
-    Rectified,
-    as_dense,
     form_order,
 )
-from jaxsparse._compressed.compress_both import compress_activation, compress_both
+from jaxsparse._compressed.compress_both import compress_both, compress_squared_relu
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.rectified import Rectified
 from jaxsparse._patterns import NM, best_transposable_mask, unpack_mask
 
 
@@ -33,45 +32,40 @@ BOTH = NM(2, 4, transposable=True)
 AXES = (-2, -1)
 
 
-def activation_mask(x: Float[Array, "*rows k"]) -> Bool[Array, "*rows k"]:
-    """Returns the best transposable 2:4 mask of an activation, a constant.
+def squared_relu_mask(h: Float[Array, "*rows k"]) -> Bool[Array, "*rows k"]:
+    """Returns the best transposable 2:4 mask of `relu(h)`, a constant.
 
     Blocks are of 4 rows, counted over all leading axes, by 4 columns.
     """
-    matrix = lax.stop_gradient(_as_matrix(x))
-    mask = best_transposable_mask(jnp.abs(matrix), BOTH.n, BOTH.m, (0, 1))
-    return mask.reshape(x.shape)
+    matrix = jax.nn.relu(lax.stop_gradient(_as_matrix(h)))
+    mask = best_transposable_mask(matrix, BOTH.n, BOTH.m, (0, 1))
+    return mask.reshape(h.shape)
 
 
-def masked_activation(x: Float[Array, "*rows k"]) -> Float[Array, "*rows k"]:
-    """Returns an activation without what its mask drops, which has no gradient."""
-    return _masked(x, activation_mask(x))
+def masked_square(x: Rectified) -> Array:
+    """Returns `relu(h)**2` without what its mask drops, which has no gradient."""
+    return _masked(x.dense, squared_relu_mask(x.before))
 
 
-def activation(
-    x: Array | Rectified, name: str, axes: Sequence[int]
+def compressed_square(
+    x: Rectified, name: str, axes: Sequence[int]
 ) -> Accelerated | Array:
-    """Returns `masked_activation(x)` with its compressed forms.
+    """Returns `masked_square(x)` with its compressed forms.
 
     Args:
-      x: the activation, `[*rows, k]`.
+      x: `relu(h)**2`.
       name: what to call it.
       axes: some of `AXES`, along which groups of the forms lie.
     """
-    dense = as_dense(x)
     if not axes:
-        return masked_activation(dense)
-    of_squared_relu = isinstance(x, Rectified)
-    best = compress_activation(
-        _as_matrix(x.before if of_squared_relu else x),
-        axes,
-        of_squared_relu=of_squared_relu,
-        kept=-1 not in axes,  # otherwise a form is used in its stead
-    )
-    mask = unpack_mask(best.mask, _as_matrix(dense).shape).reshape(dense.shape)
-    masked = _masked(dense, mask)
+        return masked_square(x)
+    # Without the form that its product uses, the product needs the dense square.
+    matrix, kept = _as_matrix(x.before), -1 not in axes
+    best = compress_squared_relu(matrix, axes, kept=kept)
+    mask = unpack_mask(best.mask, matrix.shape).reshape(x.dense.shape)
+    masked = _masked(x.dense, mask)
     if best.kept is not None:
-        masked = _computed(masked, best.kept.reshape(dense.shape))
+        masked = _computed(masked, best.kept.reshape(masked.shape))
     return _with_forms(masked, name, best.forms, axes)
 
 
@@ -95,7 +89,7 @@ def gradient_with_forms(
     Args:
       g: the gradient.
       name: what to call it.
-      axes: as in `activation`.
+      axes: as in `compressed_square`.
     """
     if not axes:
         return g

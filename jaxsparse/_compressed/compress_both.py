@@ -98,24 +98,20 @@ def compress_best(
     return _compress_best(w, _Best(pattern, dtype, axis))
 
 
-def compress_activation(
-    x: Float[Array, "rows k"],
-    axes: Sequence[int],
-    *,
-    of_squared_relu: bool = False,
-    kept: bool = False,
+def compress_squared_relu(
+    h: Float[Array, "rows k"], axes: Sequence[int], *, kept: bool
 ) -> BestForms:
-    """As `compress_best`, for the best 2:4 mask of an activation.
+    """Compresses `relu(h)**2` under the best transposable 2:4 mask of `relu(h)`.
+
+    Not of the squares, of which more sums need more bits than a float has.
 
     Args:
-      x: the activation.
+      h: what it is the ReLU of.
       axes: along which axes groups of the forms lie: (-2,), (-1,) or (-2, -1).
-      of_squared_relu: whether to compress `relu(x)**2` instead.
-      kept: whether to return the masked activation, too.
+      kept: whether to return the masked squares, too.
     """
     pattern = NM(2, 4, transposable=True)
-    options = _Best(pattern, x.dtype, -2, tuple(axes), of_squared_relu, kept)
-    return _compress_best(x, options)
+    return _compress_best(h, _Best(pattern, h.dtype, -2, tuple(axes), True, kept))
 
 
 class _Best(NamedTuple):
@@ -125,7 +121,7 @@ class _Best(NamedTuple):
     dtype: DTypeLike
     axis: int
     axes: tuple[int, ...] = (-2, -1)
-    of_squared_relu: bool = False
+    squared_relu: bool = False
     kept: bool = False
 
 
@@ -174,12 +170,12 @@ def _both_by_kernel(
 
 @partial(jax.jit, static_argnames="options")
 def _best_by_xla(w: Array, options: _Best) -> BestForms:
-    pattern, dtype, axis, axes, of_squared_relu, _ = options
-    if of_squared_relu:
-        w = jnp.square(jax.nn.relu(w))
+    pattern, dtype, axis, axes, squared_relu, _ = options
+    w = jax.nn.relu(w) if squared_relu else w
     blocks = (-2, -1) if axis == -2 else (-1, -2)
     rows, columns = (i + w.ndim for i in blocks)
     mask = best_transposable_mask(jnp.abs(w), pattern.n, pattern.m, (rows, columns))
+    w = jnp.square(w) if squared_relu else w
     stored = NM(pattern.n, pattern.m)
     forms = _both_by_xla(w, mask, stored, dtype, axes)
     kept = jnp.where(mask, w, jnp.zeros((), w.dtype)) if options.kept else None
@@ -192,10 +188,10 @@ def _best_by_kernel(w: Array, options: _Best) -> BestForms:
         best = _best_by_xla(w, options)
         return *_arrays(best.forms), *best[1 : 2 + options.kept]
 
-    pattern, dtype, axis, axes, of_squared_relu, kept = options
+    pattern, dtype, axis, axes, squared_relu, kept = options
     source = "best" if axis == -2 else "best_along_out"
-    if of_squared_relu:
-        source = "best_squares"
+    if squared_relu:
+        source = "best_relus"
     arrays = cuda_compress(by_xla, source, dtype, axes, w, kept=kept)
     forms = _forms(arrays[: 2 * len(axes)], NM(pattern.n, pattern.m))
     return BestForms(forms, *arrays[2 * len(axes) :])

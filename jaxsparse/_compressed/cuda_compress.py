@@ -27,8 +27,8 @@ _KERNEL = "compress_both"
 
 #: Which weights are kept: those of a mask packed along -2 or -1, those that are not
 #: zero, two of each group along -2, or the best transposable mask of blocks with rows
-#: along -2 or -1, which is returned, too, packed along that axis. "best_squares" is
-#: "best" of the squares of ReLUs of what is given.
+#: along -2 or -1, which is returned, too, packed along that axis. "best_relus" is
+#: "best" of the ReLUs of what is given, of which the squares are kept.
 Source = Literal[
     "along_k",
     "along_out",
@@ -36,7 +36,7 @@ Source = Literal[
     "magnitude",
     "best",
     "best_along_out",
-    "best_squares",
+    "best_relus",
 ]
 
 #: A grid of blocks has at most as many along the stack, and rows of tiles.
@@ -143,7 +143,7 @@ def _rule(source: Source, axes: Sequence[int], kept: bool) -> str:
     }
     masks = {"along_k": "stack p8 (q8 q_in_8)", "along_out": "stack (p8 p_in_8) q8"}
     found = {"best": masks["along_k"], "best_along_out": masks["along_out"]}
-    found["best_squares"] = found["best"]
+    found["best_relus"] = found["best"]
     whole = "stack (p8 p_in_8) (q8 q_in_8)"
     operands = [whole, *_one(masks, source)]
     results = [*(forms[axis] for axis in axes), *_one(found, source), *[whole] * kept]
@@ -186,7 +186,7 @@ def _compress_by_kernel(
         k, out = (p, q) if axis == -2 else (q, p)
         shapes.append(jax.ShapeDtypeStruct((stack, k // 2, out), dtype))
         shapes.append(jax.ShapeDtypeStruct((stack, k // 8, out), jnp.uint8))
-    if source in ("best", "best_squares"):
+    if source in ("best", "best_relus"):
         shapes.append(jax.ShapeDtypeStruct((stack, p // 8, q), jnp.uint8))
     elif source == "best_along_out":
         shapes.append(jax.ShapeDtypeStruct((stack, p, q // 8), jnp.uint8))

@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsparse._compressed.activation_forms import activation_mask
+from jaxsparse._compressed.activation_forms import masked_square
+from jaxsparse._compressed.rectified import (
+    rectified,
+    takes_rectified,
+    without_rectified,
+)
 from jaxsparse._trace import (
     Path,
     Program,
@@ -15,6 +20,7 @@ from jaxsparse._trace import (
     bind,
     evaluate,
     find_squared_relus,
+    run_equation,
     trace,
 )
 from jaxsparse._trees import PyTree, is_array
@@ -70,16 +76,18 @@ def dropped_activations(
 
     def rule(
         site: Site, inputs: list[Any], counts: dict[str, Array]
-    ) -> tuple[Sequence[Any] | None, dict[str, Array]]:
+    ) -> tuple[Sequence[Any], dict[str, Array]]:
+        if (result := rectified(found, site, inputs)) is not None:
+            return [result], counts
+        dense = without_rectified(inputs)
         if site.path not in names:
-            return None, counts
+            inputs = inputs if takes_rectified(site.eqn) else dense
+            return run_equation(site, inputs, rule, counts, _dense)
         operand, name = found.products[site.path], names[site.path]
-        x = inputs[operand]
-        mask = activation_mask(x)
-        inputs = [*inputs]
-        inputs[operand] = jnp.where(mask, x, jnp.zeros((), x.dtype))
-        counts = {**counts, name: counts[name] + _count(x, mask)}
-        return bind(site.eqn, inputs), counts
+        kept = masked_square(inputs[operand])
+        counts = {**counts, name: counts[name] + _count(dense[operand], kept)}
+        dense[operand] = kept
+        return bind(site.eqn, dense), counts
 
     arrays = [leaf for leaf in program.leaves.values() if is_array(leaf)]
     zeros = {name: jnp.zeros(5) for name in names.values()}
@@ -99,10 +107,14 @@ def _names(program: Program, found: SquaredReLUs) -> dict[Path, str]:
     return names
 
 
-def _count(x: Array, mask: Array) -> Float[Array, "5"]:
+def _dense(x: Any) -> Any:
+    return without_rectified([x])[0]
+
+
+def _count(x: Array, kept: Array) -> Float[Array, "5"]:
     """Returns the numbers of activations and of non-zero and dropped ones, and sums."""
     nonzero, wide = x != 0, x.astype(jnp.float32)
-    dropped = nonzero & ~mask
+    dropped = nonzero & (kept == 0)
     numbers = [jnp.asarray(x.size), jnp.sum(nonzero), jnp.sum(dropped)]
     sums = [jnp.sum(wide), jnp.sum(wide, where=dropped)]
     return jnp.stack([n.astype(jnp.float32) for n in numbers] + sums)

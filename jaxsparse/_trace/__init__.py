@@ -71,6 +71,7 @@ from jaxsparse._trace.split_program import (
     split_program as split_program,
 )
 from jaxsparse._trace.squared_relu import (
+    CHECKPOINTS as CHECKPOINTS,
     NO_SQUARED_RELUS as NO_SQUARED_RELUS,
     SquaredReLUs as SquaredReLUs,
     find_squared_relus as find_squared_relus,

@@ -1,8 +1,7 @@
 """Products of squared ReLUs: where a program computes `relu(h)**2 @ w`.
 
-Most of `relu(h)**2` is zero in a trained network (arXiv:2503.16672), and so is the
-gradient of `h`. If `h` is used for nothing else, the same gradient reaches the product
-that `h` comes from.
+The gradient of `h` is zero where `relu(h)` is, and if `h` is used for nothing else, it
+is also that of the product that `h` comes from.
 """
 
 import math
@@ -57,8 +56,8 @@ class SquaredReLUs(NamedTuple):
 def find_squared_relus(bound: BoundJaxpr) -> SquaredReLUs:
     """Returns the products that multiply by a squared ReLU.
 
-    A ReLU is `jax.nn.relu(h)` or `jnp.maximum(h, 0)`. It may be cast and reshaped, also
-    after it is squared, as long as its last axis stays.
+    A ReLU is `jax.nn.relu(h)` or `jnp.maximum(h, 0)`. Nothing lies between it, its
+    square and the product, but for calls of jitted functions.
 
     Args:
       bound: the program, a function that is not yet differentiated.
@@ -69,14 +68,13 @@ def find_squared_relus(bound: BoundJaxpr) -> SquaredReLUs:
     notes = _Notes({}, Counter(), set(), set(), [])
     args = [None] * len(bound.jaxpr.invars)
     _use(_walk(bound, args, (), notes), notes)
-    found = notes.products
     if notes.squared and (notes.gradients or notes.squared & notes.multiplied):
         raise ValueError(
-            "fn multiplies a ReLU that it squares by something else, too, or sums the "
-            "square over other axes than the last, as gradients do: give the function "
-            "that is differentiated, such as jax.grad(accelerate(loss, plan, "
-            "activations=True)), also where fn itself computes gradients of it"
+            "fn multiplies a ReLU that it squares by something else, or sums squares "
+            "over other axes than the last, as gradients do: give the function that is "
+            "differentiated, as in jax.grad(accelerate(loss, plan, activations=True))"
         )
+    found = notes.products
     lone = [
         value.sources
         for value in found.values()
@@ -100,6 +98,7 @@ class _Value(NamedTuple):
         used once.
       made_by: the last of them.
       relu: the equation of the ReLU.
+      direct: whether it is still a ReLU, or its square, as that was computed.
       operand: as which operand it reaches its product.
     """
 
@@ -108,17 +107,17 @@ class _Value(NamedTuple):
     lineage: frozenset[Path]
     made_by: Path
     relu: Path = ()
+    direct: bool = False
     operand: int = -1
 
 
 class _Notes(NamedTuple):
-    """What is written down on the way.
+    """What is noted on the way.
 
     Attributes:
       products: the squared ReLUs that reach a product, by its path.
       uses: how often the result of each equation is used.
-      squared: the ReLUs that are squared.
-      multiplied: those that are multiplied by something else.
+      squared, multiplied: the ReLUs that are squared, or multiplied by something else.
       gradients: what only gradients have.
     """
 
@@ -129,11 +128,8 @@ class _Notes(NamedTuple):
     gradients: list[str]
 
 
-def _walk(
-    bound: BoundJaxpr, args: Sequence[Any], path: Path, notes: _Notes
-) -> list[_Value | None]:
-    rule = partial(_rule, path, notes)
-    return interpret(bound, args, rule, lambda _: None)
+def _walk(bound: BoundJaxpr, args: Sequence[Any], path: Path, notes: _Notes) -> Any:
+    return interpret(bound, args, partial(_rule, path, notes), lambda _: None)
 
 
 def _rule(
@@ -151,7 +147,10 @@ def _rule(
         case Call(body):
             if eqn.params.get("differentiated"):
                 notes.gradients.append("checkpoint")
-            return _walk(body, inputs, here, notes)
+            if eqn.primitive.name not in CHECKPOINTS:
+                return _walk(body, inputs, here, notes)
+            inputs = [*map(_not_direct, inputs)]
+            return [*map(_not_direct, _walk(body, inputs, here, notes))]
         case Scan(body=body, num_consts=consts, num_carry=carry):
             _use(inputs, notes)
             args = [*map(_inside_loop, inputs)]
@@ -174,15 +173,18 @@ def _rule(
 
 
 def _use(values: Sequence[_Value | None], notes: _Notes) -> None:
-    for value in values:
-        notes.uses.update([] if value is None else [value.made_by])
+    notes.uses.update(value.made_by for value in values if value is not None)
 
 
 def _inside_loop(value: _Value | None) -> _Value | None:
     """Returns a value in a step of a loop, which one outside is not the source of."""
     if value is None or value.stage == "sum":
         return None
-    return value._replace(sources=frozenset(), lineage=frozenset())
+    return value._replace(sources=frozenset(), lineage=frozenset(), direct=False)
+
+
+def _not_direct(value: _Value | None) -> _Value | None:
+    return None if value is None else value._replace(direct=False)
 
 
 def _follow(
@@ -193,13 +195,13 @@ def _follow(
     values = [value for value in inputs if value is not None]
     if name == "dot_general":
         return _product(here, notes, eqn, inputs)
-    if name == "max" and any(map(_is_zero, eqn.invars)):
+    if _is_maximum_with_zero(eqn):
         return _relu(here, values[0] if values else None)
     if not values:
         return None
     value, *others = values
     if name in _KEEP or (name in _RESHAPES and _keeps_last_axis(eqn)):
-        return _step(here, value)
+        return _not_direct(_step(here, value))
     if value.stage == "sum" and name in _SUMS:
         if any(other.stage != "sum" for other in others):
             return None
@@ -216,12 +218,10 @@ def _follow(
     return None
 
 
-_KEEP = frozenset(
-    ["convert_element_type", "copy", "copy_p", "name", "sharding_constraint"]
-)
-_RESHAPES = frozenset(["expand_dims", "reshape", "squeeze"])
-_SUMS = frozenset(["add", "neg", "sub"])
-_FACTORS = frozenset(["div", "mul"])
+CHECKPOINTS = frozenset(["checkpoint", "remat2"])
+_KEEP = {"convert_element_type", "copy", "copy_p", "name", "sharding_constraint"}
+_RESHAPES = {"expand_dims", "reshape", "squeeze"}
+_SUMS, _FACTORS = {"add", "neg", "sub"}, {"div", "mul"}
 
 
 def _product(
@@ -234,7 +234,7 @@ def _product(
         aval = cast(Any, eqn.invars[operand].aval)
         if tuple(axes[operand]) != (len(aval.shape) - 1,) or batch[operand]:
             notes.gradients.append("product")
-        elif _is_large_enough(aval.shape) and _is_narrow(aval):
+        elif value.direct and _is_large_enough(aval.shape) and _is_narrow(aval):
             notes.products[here] = value._replace(operand=operand)
     if batch[0] or not _is_narrow(eqn.outvars[0].aval):
         return None
@@ -259,7 +259,7 @@ def _step(here: Path, value: _Value) -> _Value:
 def _relu(here: Path, value: _Value | None) -> _Value:
     if value is None or value.stage != "sum":
         value = _Value("sum", frozenset(), frozenset(), here)
-    return _step(here, value._replace(stage="relu", relu=here))
+    return _step(here, value._replace(stage="relu", relu=here, direct=True))
 
 
 def _is_relu(body: BoundJaxpr) -> bool:
@@ -267,14 +267,18 @@ def _is_relu(body: BoundJaxpr) -> bool:
     if len(body.jaxpr.eqns) != 1:
         return False
     (eqn,) = body.jaxpr.eqns
-    match control_flow(eqn):
-        case Call(inner):
-            return _is_relu(inner)
-    return eqn.primitive.name == "max" and any(map(_is_zero, eqn.invars))
+    flow = control_flow(eqn)
+    if isinstance(flow, Call):
+        return _is_relu(flow.body)
+    return _is_maximum_with_zero(eqn)
 
 
-def _is_zero(operand: Any) -> bool:
-    return isinstance(operand, JaxprLiteral) and bool(np.all(operand.val == 0))
+def _is_literal(operand: Any, value: int) -> bool:
+    return isinstance(operand, JaxprLiteral) and bool(np.all(operand.val == value))
+
+
+def _is_maximum_with_zero(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name == "max" and any(_is_literal(x, 0) for x in eqn.invars)
 
 
 def _is_same(eqn: JaxprEqn) -> bool:
@@ -287,8 +291,7 @@ def is_square(eqn: JaxprEqn) -> bool:
     if name == "integer_pow":
         return eqn.params["y"] == 2
     if name == "pow":
-        power = eqn.invars[1]
-        return isinstance(power, JaxprLiteral) and bool(np.all(power.val == 2))
+        return _is_literal(eqn.invars[1], 2)
     return name == "square" or (name == "mul" and _is_same(eqn))
 
 

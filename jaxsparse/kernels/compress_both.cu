@@ -46,7 +46,7 @@ ffi::Error by_dtypes(const Call& call, ffi::DataType w, ffi::DataType values) {
   if (w == ffi::BF16 && values == w) return launch<source, __nv_bfloat16, __nv_bfloat16>(call);
   if (w == ffi::F16 && values == w) return launch<source, __half, __half>(call);
   constexpr bool narrow = source == Source::kMagnitude || source == Source::kPacked ||
-                          source == Source::kBestSquares;
+                          source == Source::kBestRelus;
   if constexpr (!narrow) {
     if (w == ffi::F32 && values == ffi::BF16) return launch<source, float, __nv_bfloat16>(call);
     if (w == ffi::F32 && values == ffi::F16) return launch<source, float, __half>(call);
@@ -63,7 +63,7 @@ ffi::Error by_source(const Call& call, std::string_view source, ffi::DataType w,
   if (source == "magnitude") return by_dtypes<Source::kMagnitude>(call, w, values);
   if (source == "best") return by_dtypes<Source::kBest>(call, w, values);
   if (source == "best_along_out") return by_dtypes<Source::kBestAlongOut>(call, w, values);
-  if (source == "best_squares") return by_dtypes<Source::kBestSquares>(call, w, values);
+  if (source == "best_relus") return by_dtypes<Source::kBestRelus>(call, w, values);
   return ffi::Error::InvalidArgument("no kernel for this source");
 }
 

@@ -24,7 +24,7 @@ enum class Source {
   kMagnitude,     // the two largest of each group along k
   kBest,          // those of the best transposable mask, the first with rows along k
   kBestAlongOut,  // the same with rows along out
-  kBestSquares,   // as kBest, of the squares of ReLUs of what is given
+  kBestRelus,     // as kBest, of the ReLUs of what is given, but their squares are kept
 };
 
 constexpr int kThreads = 128, kWarpK = 32, kWarpOut = 64, kTileK = 64, kTileOut = 128;
@@ -157,6 +157,15 @@ __device__ void store_kept(V* kept, const uint32_t (&w)[8][4], Lines rows, size_
   }
 }
 
+template <typename W, typename F>
+__device__ void map_weights(Weights<W>& weights, F function) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+#pragma unroll
+    for (uint32_t& pair : weights.row[i]) pair = map_pair<W>(pair, function);
+  }
+}
+
 // The slots of all groups: of those along k by rows and by columns, of those along out by rows.
 struct Slots {
   Lines rows, columns, rows_along_out;
@@ -198,12 +207,8 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(source))
   } else {
     weights.load(problem.w + batch * size + row * out + column, out);
   }
-  if constexpr (source == Source::kBestSquares) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-#pragma unroll
-      for (uint32_t& pair : weights.row[i]) pair = squared_relus<W>(pair);
-    }
+  if constexpr (source == Source::kBestRelus) {
+    map_weights(weights, [](float x) { return x <= 0 ? 0 : x; });  // NaN stays NaN
   }
   const uint8_t* mask = problem.mask + batch * (size / 8);
   uint8_t* found = problem.found + batch * (size / 8);
@@ -214,17 +219,20 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(source))
     lines = nonzero_rows(weights);
   }
   if constexpr (source == Source::kMagnitude) lines = largest_columns(weights);
-  if constexpr (source == Source::kBest || source == Source::kBestSquares) {
+  if constexpr (source == Source::kBest || source == Source::kBestRelus) {
     lines = best_lines<false>(weights);
   }
   if constexpr (source == Source::kBestAlongOut) lines = best_lines<true>(weights);
   const Lines others = mask_bits::transpose(lines);
   const Lines rows = by_columns ? others : lines, columns = by_columns ? lines : others;
-  if constexpr (source == Source::kBest || source == Source::kBestSquares) {
+  if constexpr (source == Source::kBest || source == Source::kBestRelus) {
     store_columns(found, columns, row, column, out);
   }
   if constexpr (source == Source::kBestAlongOut) store_rows(found, rows, row, column, out);
 
+  if constexpr (source == Source::kBestRelus) {
+    map_weights(weights, [](float x) { return x * x; });
+  }
   uint32_t w[8][4];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {

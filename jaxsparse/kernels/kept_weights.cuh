@@ -70,17 +70,16 @@ struct Weights {
   }
 };
 
-// Makes of two narrow floats the squares of their ReLUs. NaN stays NaN.
-template <typename V>
-__device__ uint32_t squared_relus(uint32_t pair) {
-  const auto square = [](float x) { return x <= 0 ? 0 : x * x; };
+// Applies a function to both of two narrow floats.
+template <typename V, typename F>
+__device__ uint32_t map_pair(uint32_t pair, F function) {
   if constexpr (std::is_same_v<V, __nv_bfloat16>) {
     const float first = __uint_as_float(pair << 16), second = __uint_as_float(pair & 0xFFFF0000);
-    const __nv_bfloat162 both = __floats2bfloat162_rn(square(first), square(second));
+    const __nv_bfloat162 both = __floats2bfloat162_rn(function(first), function(second));
     return reinterpret_cast<const uint32_t&>(both);
   } else {
     const float2 x = __half22float2(reinterpret_cast<const __half2&>(pair));
-    const __half2 both = __floats2half2_rn(square(x.x), square(x.y));
+    const __half2 both = __floats2half2_rn(function(x.x), function(x.y));
     return reinterpret_cast<const uint32_t&>(both);
   }
 }

@@ -43,13 +43,12 @@ def whole(dtype="bfloat16", seed=0):
     return jax.tree.map(cast, (params, draw([-1, 0, 1], ROWS, WIDTH)))
 
 
-def by_hand(params, x, masked=True):
+def by_hand(params, x):
     """The loss, gradients of parameters and rows, and what is dropped, in float64."""
     wide = lambda a: np.asarray(a, np.float64)
     up, bias, down, x = map(wide, (params["up"], params["bias"], params["down"], x))
     before = x @ up + bias
-    squares = np.maximum(before, 0) ** 2
-    kept = best_masks(squares) if masked else np.ones_like(squares, bool)
+    squares, kept = np.maximum(before, 0) ** 2, best_masks(np.maximum(before, 0))
     h = np.where(kept, squares, 0)
     back = np.where(kept, SIGNS @ down.T, 0) * 2 * np.maximum(before, 0)
     gradients = {"up": x.T @ back, "bias": back.sum(0), "down": h.T @ SIGNS}
@@ -97,6 +96,25 @@ def test_with_sparse_weights_all_six_products_are_sparse():
     assert len(calls(step, params, x, name="decompress")) == 6
 
 
+@pytest.mark.usefixtures("available")
+@pytest.mark.parametrize("weights", [False, True])
+def test_the_way_of_the_kernels(weights):
+    params, x = whole()
+    rules = [js.Rule("bias", None), js.Rule(".*", BOTH, axis=0)]
+    plan = js.plan_sparsity(params, rules) if weights else None
+    if plan is not None:
+        params = js.mask_params(params, js.create_masks(params, plan))
+    fast = js.accelerate(loss, plan, activations=True)
+    value, gradients, *_ = by_hand(params, x)
+    step = jax.value_and_grad(fast, argnums=(0, 1))
+    got = jax.jit(step)(params, x)
+    assert float(got[0]) == value
+    assert_exact(got[1], gradients, "bfloat16")
+    multiplied = calls(step, params, x, name="cuda_matmuls")
+    compressed = calls(step, params, x, name="_best_by_kernel")
+    assert (len(multiplied), len(compressed)) == (6 if weights else 4, 1)
+
+
 @pytest.mark.sweep
 def test_random_gradients_are_within_rounding():
     rng = np.random.default_rng(0)
@@ -105,7 +123,7 @@ def test_random_gradients_are_within_rounding():
     params, x = jax.tree.map(
         lambda w: w.astype(ml_dtypes.bfloat16), (params, draw(32, 16))
     )
-    # The squares as they are in bfloat16 decide which are kept.
+    # What is kept is decided as in bfloat16, but for nearly equal masks.
     fast = js.accelerate(loss, None, activations=True, implementation="xla")
     got = jax.jit(jax.grad(fast))(params, x)
     _, (wanted, _), *_ = by_hand(params, x)
@@ -114,33 +132,26 @@ def test_random_gradients_are_within_rounding():
         assert error <= 0.02 * np.linalg.norm(exact), name
 
 
-SQUARES = {
-    "relu ** 2": lambda h: jax.nn.relu(h) ** 2,
-    "square": lambda h: jnp.square(jax.nn.relu(h)),
-    "maximum": lambda h: jnp.maximum(h, 0) ** 2,
-    "power": lambda h: jax.nn.relu(h) ** 2.0,
-    "product": lambda h: jax.nn.relu(h) * jax.nn.relu(h),
-    "wide": lambda h: jnp.square(jax.nn.relu(h).astype("float32")).astype(h.dtype),
-    "wide before": lambda h: jnp.square(jax.nn.relu(h.astype("float32"))).astype(
-        h.dtype
-    ),
-    "called": jax.jit(lambda h: jax.nn.relu(h) ** 2),
-    "scaled": lambda h: jax.nn.relu(-(-h * 1 / 1)) ** 2,
-    "merged": lambda h: (jax.nn.relu(h.reshape(4, 8, HIDDEN)) ** 2).reshape(
-        ROWS, HIDDEN
-    ),
-}
-
-
 def twice(h):
     r = jax.nn.relu(h)
     return r * r
 
 
-SQUARES["product"] = twice
+SQUARES = {
+    "relu ** 2": lambda h: jax.nn.relu(h) ** 2,
+    "square": lambda h: jnp.square(jax.nn.relu(h)),
+    "maximum": lambda h: jnp.maximum(h, 0) ** 2,
+    "power": lambda h: jax.nn.relu(h) ** 2.0,
+    "product": twice,
+    "called": jax.jit(lambda h: jax.nn.relu(h) ** 2),
+    "scaled": lambda h: jax.nn.relu(-(-h * 1 / 1)) ** 2,
+    "split": lambda h: (
+        jax.nn.relu(h.astype("float32").reshape(4, 8, HIDDEN).astype(h.dtype)) ** 2
+    ),
+}
 
 
-@pytest.mark.sweep(keep=["square", "maximum", "wide"])
+@pytest.mark.sweep(keep=["square", "maximum", "split"])
 @pytest.mark.parametrize("name", SQUARES)
 def test_squared_relus_are_found(name):
     params, x = whole()
@@ -223,12 +234,23 @@ def test_modules_of_flax(library):
     assert len(calls(step, tree, x, name="decompress")) == 4
 
 
+def wide(h):
+    return jnp.square(jax.nn.relu(h).astype("float32")).astype(h.dtype)
+
+
+def saved_apart(h):
+    return jnp.square(jax.checkpoint(jax.nn.relu)(h))
+
+
+OTHERS = {"gelu": lambda h: jax.nn.gelu(h) ** 2, "relu": jax.nn.relu}
+OTHERS |= {"wide": wide, "saved apart": saved_apart}
+
+
 @pytest.mark.sweep(keep=["float32", "gelu"])
-@pytest.mark.parametrize("case", ["float32", "rows", "columns", "gelu", "relu"])
+@pytest.mark.parametrize("case", ["float32", "rows", "columns", *OTHERS])
 def test_all_else_stays_as_it_is(case):
     params, x = whole("float32" if case == "float32" else "bfloat16")
-    square = {"gelu": lambda h: jax.nn.gelu(h) ** 2, "relu": jax.nn.relu}
-    fn = partial(block, square=square.get(case, SQUARES["square"]))
+    fn = partial(block, square=OTHERS.get(case, SQUARES["square"]))
     if case == "rows":
         x = x[:24]
     if case == "columns":

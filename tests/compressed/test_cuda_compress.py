@@ -13,9 +13,9 @@ import pytest
 import jaxsparse as js
 from jaxsparse._compressed import cuda_compress
 from jaxsparse._compressed.compress_both import (
-    compress_activation,
     compress_best,
     compress_both,
+    compress_squared_relu,
 )
 from jaxsparse._patterns import NM, best_transposable_mask
 from tests.compressed.forms_oracle import assert_forms, best_masks, forms
@@ -134,33 +134,27 @@ def test_best_masks(shape, dtypes, axis):
 @needs_hopper
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 @pytest.mark.parametrize("axes", [(-2,), (-1,), (-2, -1)])
-@pytest.mark.parametrize("of_squared_relu", [False, True])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_activations(dtype, of_squared_relu, axes):
+def test_squared_relus(dtype, axes):
     rng = np.random.default_rng(0)
+    compress = partial(compress_squared_relu, axes=axes, kept=True)
     for shape in ((8, 8), (72, 136), (256, 256)):
-        x = (rng.normal(size=shape) - 0.5).astype(dtype)
-        x.flat[3:6], x[4, :4] = (0, -0.0, np.inf), np.nan
-        wide = x.astype(np.float32)
-        # NaN stays NaN, as in `max`.
-        squares = np.maximum(wide, 0).astype(np.float32) ** 2
-        wanted = squares.astype(dtype) if of_squared_relu else x
-        mask = best_masks(wanted)
-        best = jax.jit(
-            partial(
-                compress_activation,
-                axes=axes,
-                of_squared_relu=of_squared_relu,
-                kept=True,
-            )
-        )(x)
+        h = (rng.normal(size=shape) - 0.5).astype(dtype)
+        h.flat[3:6], h[4, :3] = (0, -0.0, np.inf), np.nan
+        relu = np.maximum(h.astype(np.float32), 0)  # NaN stays NaN
+        squares, mask = (relu * relu).astype(dtype), best_masks(relu)
+        best = jax.jit(compress)(h)
         np.testing.assert_array_equal(best.mask, packed(mask, -2))
-        kept = np.where(mask, wanted, np.zeros((), dtype))
-        np.testing.assert_array_equal(np.asarray(best.kept), kept)
-        expected = forms(wanted, mask, dtype, axes)
-        arrays = [a for form in best.forms for a in (form.values, form.indices)]
-        for array, exact in zip(arrays, expected, strict=True):
-            np.testing.assert_array_equal(np.asarray(array), exact)
+        results = [
+            best.kept,
+            *(a for form in best.forms for a in (form.values, form.indices)),
+        ]
+        kept = np.where(mask, squares, np.zeros((), dtype))
+        for result, exact in zip(
+            results, [kept, *forms(squares, mask, dtype, axes)], strict=True
+        ):
+            wide = (np.asarray(a).astype(np.float32) for a in (result, exact))
+            np.testing.assert_array_equal(*wide)
 
 
 @needs_hopper
