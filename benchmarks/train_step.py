@@ -1,17 +1,19 @@
 """Training steps with 2:4 weights on sparse tensor cores, against dense ones.
 
     python -m benchmarks.train_step [--rounds N] [--weights 4096x4096 ...]
-        [--tokens 2048 ...] [--pieces 8192] [--blocks 8192] [--mesh fsdp]
-        [--torch] [--quick]
+        [--tokens 2048 ...] [--pieces 8192] [--blocks 8192]
+        [--squared-relu 8192] [--mesh fsdp] [--torch] [--quick]
 
 Weights are float32, cast or compressed to bfloat16 in every step, and 2:4 along both
 axes. A row named by a shape is a layer: its product and both gradients. "SwiGLU" is a
 feed-forward block of Llama 3 8B's sizes, forward and backward; "block" has attention,
 too, and AdamW. "dense" trains weights without masks; "masked" multiplies their zeros;
-"accelerated" does not. GiB are of arguments, results and temporaries. The pieces are
-each timed alone. `--mesh` runs only layers and SwiGLU, on all devices: with "fsdp" each
-has a part of every weight and of the tokens, with "tensor" a part of the outputs, and
-of the inputs of the last layer; tokens are of all devices, GiB of one. `--torch` adds
+"accelerated" does not. GiB are of arguments, results and temporaries. "squared ReLU" is
+a feed-forward block whose activations are zero at 90 %: "activations" compresses these
+alone, "both" also the weights. The pieces are each timed alone. `--mesh` runs only
+layers and SwiGLU, on all devices: with "fsdp" each has a part of every weight and of
+the tokens, with "tensor" a part of the outputs, and of the inputs of the last layer;
+tokens are of all devices, GiB of one. `--torch` adds
 PyTorch's products, dense and by cuSPARSELt. `--quick` takes seconds on a CPU.
 """
 
@@ -60,7 +62,8 @@ class Work(NamedTuple):
     loss: Loss
     x: jax.Array
     cotangent: jax.Array
-    optimizer: optax.GradientTransformation | None
+    optimizer: optax.GradientTransformation | None = None
+    activations: bool = False
 
 
 def rows(works: Iterator[Work], rounds: int, how: Implementation) -> Iterator[dict]:
@@ -76,7 +79,7 @@ def rows(works: Iterator[Work], rounds: int, how: Implementation) -> Iterator[di
             "dense ms": times["dense"] * 1e3,
             **fastest,
             "dense GiB": steps["dense"].peak,
-            "to it": steps["accelerated"].peak / steps["dense"].peak,
+            "to it": [*steps.values()][-1].peak / steps["dense"].peak,
         }
 
 
@@ -90,10 +93,16 @@ def programs(work: Work, how: Implementation) -> dict[str, Program]:
     masked = js.mask_params(work.params, masks)
     fast = js.accelerate(work.loss, plan, implementation=how)
     if work.optimizer is None:
-        return {
+        steps = {
             "dense": compile_step(work.loss, None, work.params, args),
             "accelerated": compile_step(fast, None, masked, args),
         }
+        if work.activations:
+            accelerate = partial(js.accelerate, activations=True, implementation=how)
+            only, both = accelerate(work.loss, None), accelerate(work.loss, plan)
+            steps["activations"] = compile_step(only, None, work.params, args)
+            steps["both"] = compile_step(both, None, masked, args)
+        return steps
     tx = js.wrap_optimizer(work.optimizer, masks=masks)
     return {
         "dense": compile_step(work.loss, work.optimizer, work.params, args),
@@ -163,6 +172,22 @@ def swiglu(sizes: llama.Sizes, tokens: int) -> Work:
     return _work("SwiGLU", loss, shapes, tokens, sizes.width)
 
 
+def squared_relu(sizes: llama.Sizes, tokens: int) -> Work:
+    """A feed-forward block with activations that are zero at 90 %."""
+
+    def loss(params, x, g):
+        narrow = {name: w.astype(x.dtype) for name, w in params.items()}
+        y = jax.nn.relu(x @ narrow["up"]) ** 2 @ narrow["down"]
+        return jnp.vdot(y, g), y
+
+    shapes = {"up": (sizes.width, sizes.hidden), "down": (sizes.hidden, sizes.width)}
+    work = _work("squared ReLU", loss, shapes, tokens, sizes.width)
+    # A mean of 1/4 in activations and a small one in weights make 90 % negative.
+    shift = jax.scipy.stats.norm.ppf(0.9) * 17**0.5 / sizes.width
+    params = work.params | {"up": work.params["up"] - shift}
+    return work._replace(params=params, x=work.x + 0.25, activations=True)
+
+
 def block(sizes: llama.Sizes, tokens: int, sequence: int) -> Work:
     """A block of a decoder with AdamW."""
     turns = llama.rotations(jnp.arange(sequence), sizes.head_size)
@@ -212,7 +237,7 @@ def _work(
     }
     width = next(iter(shapes.values()))[0]
     (x,), (g,) = _rows((tokens, width), 1), _rows((tokens, out), 1)
-    return Work(name, params, loss, x, g, None)
+    return Work(name, params, loss, x, g)
 
 
 def _rows(shape: tuple[int, ...], count: int = 2) -> list[jax.Array]:
@@ -232,6 +257,7 @@ def main():
     parser.add_argument("--pieces", type=int, nargs="*", default=[8192])
     parser.add_argument("--blocks", type=int, nargs="*", default=[8192])
     parser.add_argument("--mesh", choices=["fsdp", "tensor"], help="all devices")
+    parser.add_argument("--squared-relu", type=int, nargs="*", default=[8192])
     parser.add_argument("--torch", action="store_true", help="PyTorch's products, too")
     parser.add_argument("--quick", action="store_true", help="seconds, on a CPU")
     args = parser.parse_args()
@@ -241,7 +267,7 @@ def main():
         sizes = llama.Sizes(1, 64, 128, 4, 2, 16, 256)
         sequence = 16
         args.weights, args.tokens, args.rounds = [(64, 128)], [32], 2
-        args.pieces = args.blocks = [32]
+        args.pieces = args.blocks = args.squared_relu = [32]
     print(machine())
     layers = (linear(w, n) for w in args.weights for n in args.tokens)
     if args.mesh:
@@ -254,6 +280,9 @@ def main():
         print()
         works = (block(sizes, tokens, sequence), swiglu(sizes, tokens))
         print_rows(rows(iter(works), args.rounds, how))
+    for tokens in args.squared_relu:
+        print()
+        print_rows(rows(iter([squared_relu(sizes, tokens)]), args.rounds, how))
     for tokens in args.pieces:
         print()
         print_rows(piece_rows(args.weights, tokens, args.rounds, how))

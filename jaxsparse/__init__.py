@@ -27,11 +27,13 @@ from jaxsparse._channels import (
 )
 from jaxsparse._compressed import (
     Compressed as Compressed,
+    DroppedActivations as DroppedActivations,
     accelerate as accelerate,
     compress as compress,
     compress_params as compress_params,
     decompress as decompress,
     decompress_params as decompress_params,
+    dropped_activations as dropped_activations,
     from_semi_structured as from_semi_structured,
     nm_matmul as nm_matmul,
     quantize_compressed as quantize_compressed,

@@ -209,6 +209,16 @@ def training_cases() -> list[Case]:
         loss = js.accelerate(lambda p: jnp.sum(model(p, x) ** 2), both, **options)
         return jax.grad(loss)(params)
 
+    def squared_relu(params, x):
+        x, w = x[:, :64].astype(jnp.bfloat16), params["up"]["kernel"]
+        h = jnp.concatenate([x, x, x, x, x, x, x, x])[:16]
+        return jax.nn.relu(h) ** 2 @ w[:64].astype(jnp.bfloat16)
+
+    def activations(params, x):
+        fast = js.accelerate(squared_relu, None, activations=True)
+        gradient = jax.grad(lambda p: jnp.sum(fast(p, x).astype(jnp.float32)))(params)
+        return gradient, js.dropped_activations(squared_relu, params, x)
+
     def measured(params):
         state = transforms["wrap_optimizer"].init(params)
         return js.metrics(state, params), js.get_masks(state)
@@ -217,6 +227,7 @@ def training_cases() -> list[Case]:
         *(Case(name, step(tx), (_PARAMS, _X)) for name, tx in transforms.items()),
         Case("straight_through", through, (_PARAMS, _X)),
         Case("accelerate", accelerated, (_PARAMS, _X)),
+        Case("accelerate dropped_activations", activations, (_PARAMS, _X)),
         Case("metrics get_masks", measured, (_PARAMS,)),
     ]
 

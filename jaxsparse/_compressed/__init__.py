@@ -25,6 +25,10 @@ from jaxsparse._compressed.compressed_array import (
     decompress as decompress,
     is_compressed as is_compressed,
 )
+from jaxsparse._compressed.dropped_activations import (
+    DroppedActivations as DroppedActivations,
+    dropped_activations as dropped_activations,
+)
 from jaxsparse._compressed.indices import (
     POSITION_BITS as POSITION_BITS,
     code_bits as code_bits,

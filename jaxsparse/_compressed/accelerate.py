@@ -3,6 +3,7 @@
 The program runs on dense weights. Beside each planned one go its compressed forms, made
 once, before the first equation. Transposes, reshapes and casts take them along, through
 calls, `checkpoint` and, layer by layer, scans; a product with the weight runs on them.
+Activations are compressed where they meet their product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxsparse._compressed.accelerated_product import FormUse
-from jaxsparse._compressed.accelerated_rule import accelerated_rule
+from jaxsparse._compressed.accelerated_choice import FormUse
+from jaxsparse._compressed.accelerated_rule import Acceleration, accelerated_rule
 from jaxsparse._compressed.accelerated_weight import as_dense
 from jaxsparse._compressed.leaf_forms import (
     LeafZeros,
@@ -27,16 +28,23 @@ from jaxsparse._compressed.leaf_forms import (
 from jaxsparse._compressed.nm_matmul import Implementation, check_implementation
 from jaxsparse._masks import match_masks, search_masks
 from jaxsparse._plans import Plan, PlanLike, plan_for_leaves, plan_or_rules
-from jaxsparse._trace import Program, evaluate, trace
+from jaxsparse._trace import (
+    NO_SQUARED_RELUS,
+    Program,
+    evaluate,
+    find_squared_relus,
+    trace,
+)
 from jaxsparse._trees import PyTree, flatten, is_array
 from jaxsparse.kernels import cuda_target
 
 
 def accelerate(
     fn: Callable[..., Any],
-    plan: PlanLike,
+    plan: PlanLike | None,
     *,
     masks: PyTree | Literal["best"] | None = None,
+    activations: bool = False,
     implementation: Implementation | None = None,
 ) -> Callable[..., Any]:
     """Returns `fn` with the products of its sparse weights on sparse tensor cores.
@@ -57,12 +65,22 @@ def accelerate(
         loss, or its gradient.
       plan: the plan, rules or a pattern that the parameters obey: what it prunes is
         zero, as after each step of `wrap_optimizer`. Patterns other than n:m in groups
-        of 4, 8 or 16 are not accelerated.
+        of 4, 8 or 16 are not accelerated. None if only activations are sparse.
       masks: a tree of masks, bool or packed, such as `get_masks(state)`; weights that
         they prune count as zero, and gradients are those of dense weights, as with
         `straight_through(params, masks)`. `"best"` finds the best masks of the
         parameters at each call, as `straight_through(params, plan)`. By default the
         zeros of the parameters are the mask.
+      activations: whether squared ReLUs, of which most are zero in trained networks
+        (Haziza et al., 2025, arXiv:2503.16672), are compressed, too: where `fn`
+        computes `relu(h)**2 @ w`, also with `jnp.square` and `jnp.maximum(h, 0)`. The
+        best transposable 2:4 mask of `relu(h)**2` is found for all leading axes
+        together and the last one; what it drops counts as zero, on every device, and
+        gradients are those of this function. `dropped_activations` reports it. Then the
+        products with `relu(h)**2` and the gradient of `w` are sparse, and so are the
+        gradients of both operands of a product that only `h` is computed from. Others
+        stay as they are: dtypes other than bfloat16 and float16; sizes, of the last
+        axis or of all others together, that 16 does not divide.
       implementation: the implementation of products, as in `nm_matmul`. By default a
         product that `"cuda"` does not support stays as it is, and on devices without
         the kernel the function is `fn` itself. `"xla"` also runs on compressed weights
@@ -79,7 +97,9 @@ def accelerate(
       in a group, products take the first `n`.
 
     Raises:
-      ValueError: the implementation or the masks are unknown. When called: the plan or
+      ValueError: the implementation or the masks are unknown; or there is neither a
+        plan nor `activations`. When called: `activations` is given for a function that
+        computes gradients of squared ReLUs, instead of the function inside; the plan or
         the masks do not fit the parameters; a concrete weight, or its mask, has more
         than `n` weights in a group; or the implementation is not available for a
         product.
@@ -100,13 +120,21 @@ def accelerate(
             f"masks {masks!r} are unknown: give a tree of masks, 'best', or None for "
             "the zeros of the parameters"
         )
-    plan = plan_or_rules(plan)
+    if plan is None and not activations:
+        raise ValueError(
+            "accelerate needs a plan, or activations=True: without both there is "
+            "nothing to accelerate"
+        )
+    plan = None if plan is None else plan_or_rules(plan)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
         leaves = flatten(params)
-        planned = plan_for_leaves(leaves.by_path, plan)
-        zeros = _zeros_by_path(leaves.by_path, planned, masks)
-        if implementation is None and cuda_target.unavailable("nm_matmul"):
+        zeros: dict[str, LeafZeros] = {}
+        if plan is not None:
+            planned = plan_for_leaves(leaves.by_path, plan)
+            zeros = _zeros_by_path(leaves.by_path, planned, masks)
+        dense = implementation is None and bool(cuda_target.unavailable("nm_matmul"))
+        if dense and not activations:
             masked = {
                 path: masked_leaf(leaf, zeros[path]) if path in zeros else leaf
                 for path, leaf in leaves.by_path.items()
@@ -120,7 +148,11 @@ def accelerate(
             return [x for x in values if is_array(x)]
 
         program = trace(arrays_of, params, args, kwargs)
-        outputs = iter(_run(program, zeros, implementation))
+        found = NO_SQUARED_RELUS
+        if activations:
+            found = find_squared_relus(program.bound)
+        how = Acceleration(implementation, None, found, dense)
+        outputs = iter(_run(program, zeros, how))
         structure, static = results
         return structure.unflatten(
             [next(outputs) if x is None else x[0] for x in static]
@@ -162,7 +194,7 @@ def _zeros_by_path(
 def _run(
     program: Program,
     zeros: Mapping[str, LeafZeros],
-    implementation: Implementation | None,
+    how: Acceleration,
 ) -> list[Any]:
     """Runs a program on the compressed forms that its products use."""
     leaves = {path: leaf for path, leaf in program.leaves.items() if is_array(leaf)}
@@ -176,12 +208,12 @@ def _run(
         def value(path: str, leaf: Array) -> Any:
             if path not in zeros:
                 return leaf
-            axes, dtype = choose(path, leaf)
+            axes, dtype = ((), leaf.dtype) if how.dense else choose(path, leaf)
             if not axes:
                 return masked_leaf(leaf, zeros[path])
             return accelerated_leaf(leaf, zeros[path], axes, dtype)
 
-        rule = partial(accelerated_rule, implementation, uses)
+        rule = partial(accelerated_rule, how._replace(uses=uses))
         values = map(value, leaves, arrays[0])
         outputs, _ = evaluate(program.bound, [*values, *arrays[1]], rule)
         return [*map(as_dense, outputs)]

@@ -3,19 +3,21 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
+from jaxtyping import Array
 
 from jaxsparse._compressed import accelerated_weight as moves
+from jaxsparse._compressed.accelerated_choice import FormUse
 from jaxsparse._compressed.accelerated_product import (
     PRODUCT,
-    FormUse,
     accelerated_product,
     record_uses,
+    with_square,
 )
 from jaxsparse._compressed.accelerated_weight import (
     Form,
@@ -23,13 +25,22 @@ from jaxsparse._compressed.accelerated_weight import (
     is_accelerated,
     with_dense,
 )
+from jaxsparse._compressed.activation_forms import masked_square
 from jaxsparse._compressed.lax_ops import reshapes_row_major
 from jaxsparse._compressed.nm_matmul import Implementation
+from jaxsparse._compressed.rectified import (
+    rectified,
+    takes_rectified,
+    without_rectified,
+)
 from jaxsparse._trace import (
+    CHECKPOINTS,
+    NO_SQUARED_RELUS,
     Call,
     Scan,
     ShardMap,
     Site,
+    SquaredReLUs,
     bind,
     control_flow,
     run_equation,
@@ -37,31 +48,44 @@ from jaxsparse._trace import (
 )
 
 
+class Acceleration(NamedTuple):
+    """How a program is accelerated.
+
+    Attributes:
+      implementation: as in `accelerate`.
+      uses: the forms of weights that products use are added to it, instead of being
+        used; or None.
+      activations: the products whose activations are masked.
+      dense: whether these activations are masked only, and nothing is compressed.
+    """
+
+    implementation: Implementation | None
+    uses: set[FormUse] | None
+    activations: SquaredReLUs
+    dense: bool = False
+
+
 def accelerated_rule(
-    implementation: Implementation | None,
-    uses: set[FormUse] | None,
-    site: Site,
-    inputs: list[Any],
-    state: None,
+    how: Acceleration, site: Site, inputs: list[Any], state: None
 ) -> tuple[Sequence[Any], None]:
     """Takes compressed forms along, and uses them in products: a rule of `evaluate`.
 
     Args:
-      implementation: as in `accelerate`.
-      uses: the forms that products use are added to it, instead of being used; or
-        None.
+      how: what is compressed, and used.
       site: the equation.
       inputs: its inputs.
       state: nothing.
     """
-    rule = partial(accelerated_rule, implementation, uses)
+    rule = partial(accelerated_rule, how)
     eqn = site.eqn
-    if not any(map(is_accelerated, inputs)):
-        return bind(eqn, inputs), state
     if eqn.primitive.name == "dot_general":
-        if uses is not None:
-            return [record_uses(eqn, inputs, implementation, uses)], state
-        return [accelerated_product(eqn, inputs, implementation, rule)], state
+        return [_run_product(how, site, inputs)], state
+    if (result := rectified(how.activations, site, inputs)) is not None:
+        return [result], state
+    if not takes_rectified(eqn):
+        inputs = without_rectified(inputs)
+    if not any(map(is_accelerated, inputs)) and not how.activations.inside(site.path):
+        return bind(eqn, inputs), state
     dense = [*map(as_dense, inputs)]
     if eqn.primitive.name in _KEEP_WEIGHTS:
         outputs = zip(inputs, bind(eqn, dense), strict=True)
@@ -72,7 +96,7 @@ def accelerated_rule(
     match control_flow(eqn):
         case None | ShardMap():
             return bind(eqn, dense), state
-        case Call() if eqn.primitive.name in _CHECKPOINTS:
+        case Call() if eqn.primitive.name in CHECKPOINTS:
             return _run_checkpoint(site, inputs, rule), state
         case Call() if eqn.primitive.name.startswith("custom_"):
             return bind(eqn, dense), state  # keeps the rule of derivatives
@@ -84,7 +108,27 @@ def accelerated_rule(
     return run_equation(site, inputs, rule, state, as_dense)
 
 
-_CHECKPOINTS = frozenset(["checkpoint", "remat2"])
+def _run_product(how: Acceleration, site: Site, inputs: Sequence[Any]) -> Array:
+    eqn, implementation = site.eqn, how.implementation
+    # Gradients are other programs, in which paths mean nothing.
+    rule = partial(accelerated_rule, how._replace(activations=NO_SQUARED_RELUS))
+    position = how.activations.products.get(site.path)
+    sparse_gradient = site.path in how.activations.sources
+    if how.dense or not (
+        any(map(is_accelerated, inputs)) or position is not None or sparse_gradient
+    ):
+        dense = [*map(as_dense, inputs)]
+        if position is not None:
+            dense[position] = masked_square(inputs[position])
+        return bind(eqn, dense)[0]
+    if position is not None:
+        inputs = with_square(eqn, inputs, position, implementation)
+    options = {"sparse_gradient": sparse_gradient}
+    if how.uses is not None:
+        return record_uses(eqn, inputs, implementation, how.uses, **options)
+    return accelerated_product(eqn, inputs, implementation, rule, **options)
+
+
 _KEEP_WEIGHTS = frozenset(
     ["copy", "copy_p", "name", "optimization_barrier", "sharding_constraint"]
 )

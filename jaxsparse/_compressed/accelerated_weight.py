@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from jaxsparse._compressed import lax_ops
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.rectified import Rectified
 
 
 @jax.tree_util.register_dataclass
@@ -76,11 +77,14 @@ class Accelerated:
       leaf: the path of the parameter.
       packed: the first form again, if a product has packed it. The gradient of its
         other operand takes the same array, so devices are sent it once.
+      activation: whether it is an activation, or a gradient of one, that is mostly
+        zero; `leaf` then says which.
     """
 
     dense: Any  # an array; None where it goes beside
     forms: tuple[Form, ...]
     leaf: str = field(metadata={"static": True})
+    activation: bool = field(default=False, metadata={"static": True})
     packed: Packed | None = None
 
 
@@ -91,7 +95,7 @@ def is_accelerated(x: Any) -> TypeGuard[Accelerated]:
 
 def as_dense(x: Any) -> Any:
     """Returns the array, without compressed forms."""
-    return x.dense if is_accelerated(x) else x
+    return x.dense if isinstance(x, Accelerated | Rectified) else x
 
 
 def with_dense(x: Any, dense: Array) -> Any:

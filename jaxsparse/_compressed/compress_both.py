@@ -71,12 +71,14 @@ class BestForms(NamedTuple):
     """The best transposable mask of a weight, and the weight's forms under it.
 
     Attributes:
-      forms: as `compress_both` returns for both axes.
+      forms: as `compress_both` returns for the axes.
       mask: packed along the group axis.
+      kept: the weight with zeros, if it was asked for.
     """
 
     forms: tuple[Compressed, ...]
     mask: UInt8[Array, "..."]
+    kept: Array | None = None
 
 
 def compress_best(
@@ -93,10 +95,41 @@ def compress_best(
       axis: the plan's group axis, -2 or -1. Along it masks are packed and lie the rows
         of blocks, which decides between equally good masks.
     """
+    return _compress_best(w, _Best(pattern, dtype, axis))
+
+
+def compress_squared_relu(
+    h: Float[Array, "rows k"], axes: Sequence[int], *, kept: bool
+) -> BestForms:
+    """Compresses `relu(h)**2` under the best transposable 2:4 mask of `relu(h)`.
+
+    Not of the squares, of which more sums need more bits than a float has.
+
+    Args:
+      h: what it is the ReLU of.
+      axes: along which axes groups of the forms lie: (-2,), (-1,) or (-2, -1).
+      kept: whether to return the masked squares, too.
+    """
+    pattern = NM(2, 4, transposable=True)
+    return _compress_best(h, _Best(pattern, h.dtype, -2, tuple(axes), True, kept))
+
+
+class _Best(NamedTuple):
+    """What to compress under the best mask, and what to return."""
+
+    pattern: NM
+    dtype: DTypeLike
+    axis: int
+    axes: tuple[int, ...] = (-2, -1)
+    squared_relu: bool = False
+    kept: bool = False
+
+
+def _compress_best(w: Array, options: _Best) -> BestForms:
     w = lax.stop_gradient(w)
-    if unsupported_reason(w, pattern, dtype):
-        return _best_by_xla(w, pattern, dtype, axis)
-    return _best_by_kernel(w, pattern, dtype, axis)
+    if unsupported_reason(w, options.pattern, options.dtype):
+        return _best_by_xla(w, options)
+    return _best_by_kernel(w, options)
 
 
 @partial(jax.jit, static_argnames=("pattern", "dtype", "axes"))
@@ -135,25 +168,33 @@ def _both_by_kernel(
     return tuple(forms[axis] for axis in axes)
 
 
-@partial(jax.jit, static_argnames=("pattern", "dtype", "axis"))
-def _best_by_xla(w: Array, pattern: NM, dtype: DTypeLike, axis: int) -> BestForms:
+@partial(jax.jit, static_argnames="options")
+def _best_by_xla(w: Array, options: _Best) -> BestForms:
+    pattern, dtype, axis, axes, squared_relu, _ = options
+    w = jax.nn.relu(w) if squared_relu else w
     blocks = (-2, -1) if axis == -2 else (-1, -2)
     rows, columns = (i + w.ndim for i in blocks)
-    kept = best_transposable_mask(jnp.abs(w), pattern.n, pattern.m, (rows, columns))
+    mask = best_transposable_mask(jnp.abs(w), pattern.n, pattern.m, (rows, columns))
+    w = jnp.square(w) if squared_relu else w
     stored = NM(pattern.n, pattern.m)
-    forms = _both_by_xla(w, kept, stored, dtype, (-2, -1))
-    return BestForms(forms, pack_mask(kept, rows))
+    forms = _both_by_xla(w, mask, stored, dtype, axes)
+    kept = jnp.where(mask, w, jnp.zeros((), w.dtype)) if options.kept else None
+    return BestForms(forms, pack_mask(mask, rows), kept)
 
 
-@partial(jax.jit, static_argnames=("pattern", "dtype", "axis"))
-def _best_by_kernel(w: Array, pattern: NM, dtype: DTypeLike, axis: int) -> BestForms:
+@partial(jax.jit, static_argnames="options")
+def _best_by_kernel(w: Array, options: _Best) -> BestForms:
     def by_xla(w: Array) -> tuple[Array, ...]:
-        best = _best_by_xla(w, pattern, dtype, axis)
-        return *_arrays(best.forms), best.mask
+        best = _best_by_xla(w, options)
+        return *_arrays(best.forms), *best[1 : 2 + options.kept]
 
+    pattern, dtype, axis, axes, squared_relu, kept = options
     source = "best" if axis == -2 else "best_along_out"
-    *arrays, mask = cuda_compress(by_xla, source, dtype, (-2, -1), w)
-    return BestForms(_forms(arrays, NM(pattern.n, pattern.m)), mask)
+    if squared_relu:
+        source = "best_relus"
+    arrays = cuda_compress(by_xla, source, dtype, axes, w, kept=kept)
+    forms = _forms(arrays[: 2 * len(axes)], NM(pattern.n, pattern.m))
+    return BestForms(forms, *arrays[2 * len(axes) :])
 
 
 def _arrays(forms: Sequence[Compressed]) -> tuple[Array, ...]:

@@ -27,9 +27,16 @@ _KERNEL = "compress_both"
 
 #: Which weights are kept: those of a mask packed along -2 or -1, those that are not
 #: zero, two of each group along -2, or the best transposable mask of blocks with rows
-#: along -2 or -1, which is returned, too, packed along that axis.
+#: along -2 or -1, which is returned, too, packed along that axis. "best_relus" is
+#: "best" of the ReLUs of what is given, of which the squares are kept.
 Source = Literal[
-    "along_k", "along_out", "nonzero", "magnitude", "best", "best_along_out"
+    "along_k",
+    "along_out",
+    "nonzero",
+    "magnitude",
+    "best",
+    "best_along_out",
+    "best_relus",
 ]
 
 #: A grid of blocks has at most as many along the stack, and rows of tiles.
@@ -82,6 +89,7 @@ def cuda_compress(
     axes: Sequence[int],
     w: Float[Array, "*stack p q"],
     *mask: UInt8[Array, "..."],
+    kept: bool = False,
 ) -> tuple[Array, ...]:
     """Compresses on a GPU of compute capability 9.0, or by XLA on other devices.
 
@@ -94,19 +102,20 @@ def cuda_compress(
         order.
       w: the weight, for which `unsupported_reason` is empty.
       *mask: the packed mask, if it is given.
+      kept: whether to return what a searched mask keeps, too.
 
     Returns:
       For each axis the values, `[*stack, p / 2, q]` or `[*stack, q / 2, p]`, and the
-      indices, `[*stack, p / 8, q]` or `[*stack, q / 8, p]`; and last the mask, if it is
-      searched.
+      indices, `[*stack, p / 8, q]` or `[*stack, q / 8, p]`; then the mask, if it is
+      searched; and last, if wanted, `[*stack, p, q]` with zeros.
     """
     *stack, p, q = w.shape
     stacked = [x.reshape(-1, *x.shape[len(stack) :]) for x in (w, *mask)]
-    compress_stack = partial(_compress_shard, by_xla, source, dtype, axes)
+    compress_stack = partial(_compress_shard, by_xla, source, dtype, axes, kept)
     compress = custom_vmap(
         partition_groups(
             compress_stack,
-            _rule(source, axes),
+            _rule(source, axes, kept),
             p8=p // 8,
             q8=q // 8,
             **dict.fromkeys(("p_in_8", "q_in_8"), 8),
@@ -119,14 +128,14 @@ def cuda_compress(
             x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
             for x, is_batched in zip(arrays, batched, strict=True)
         ]
-        results = cuda_compress(by_xla, source, dtype, axes, *whole)
+        results = cuda_compress(by_xla, source, dtype, axes, *whole, kept=kept)
         return results, (True,) * len(results)
 
     compress.def_vmap(compress_batch)
     return tuple(x.reshape(*stack, *x.shape[1:]) for x in compress(*stacked))
 
 
-def _rule(source: Source, axes: Sequence[int]) -> str:
+def _rule(source: Source, axes: Sequence[int], kept: bool) -> str:
     """Returns the Shardy rule of a compression."""
     forms = {
         -2: "stack (p8 p_in_4) (q8 q_in_8), stack p8 (q8 q_in_8)",
@@ -134,8 +143,10 @@ def _rule(source: Source, axes: Sequence[int]) -> str:
     }
     masks = {"along_k": "stack p8 (q8 q_in_8)", "along_out": "stack (p8 p_in_8) q8"}
     found = {"best": masks["along_k"], "best_along_out": masks["along_out"]}
-    operands = ["stack (p8 p_in_8) (q8 q_in_8)", *_one(masks, source)]
-    results = [*(forms[axis] for axis in axes), *_one(found, source)]
+    found["best_relus"] = found["best"]
+    whole = "stack (p8 p_in_8) (q8 q_in_8)"
+    operands = [whole, *_one(masks, source)]
+    results = [*(forms[axis] for axis in axes), *_one(found, source), *[whole] * kept]
     return f"{', '.join(operands)} -> {', '.join(results)}"
 
 
@@ -148,20 +159,26 @@ def _compress_shard(
     source: Source,
     dtype: DTypeLike,
     axes: Sequence[int],
+    kept: bool,
     w: Array,
     *mask: Array,
 ) -> tuple[Array, ...]:
     # Unlike whole arrays, shards may have any size.
     if not _suits(w.shape):
         return by_xla(w, *mask)
-    kernel = partial(_compress_by_kernel, source, dtype, axes)
+    kernel = partial(_compress_by_kernel, source, dtype, axes, kept)
     return lax.platform_dependent(
         w, *mask, cuda=partial(unless_exported, kernel, by_xla), default=by_xla
     )
 
 
 def _compress_by_kernel(
-    source: Source, dtype: DTypeLike, axes: Sequence[int], w: Array, *mask: Array
+    source: Source,
+    dtype: DTypeLike,
+    axes: Sequence[int],
+    kept: bool,
+    w: Array,
+    *mask: Array,
 ) -> tuple[Array, ...]:
     stack, p, q = w.shape
     shapes = []
@@ -169,10 +186,12 @@ def _compress_by_kernel(
         k, out = (p, q) if axis == -2 else (q, p)
         shapes.append(jax.ShapeDtypeStruct((stack, k // 2, out), dtype))
         shapes.append(jax.ShapeDtypeStruct((stack, k // 8, out), jnp.uint8))
-    if source == "best":
+    if source in ("best", "best_relus"):
         shapes.append(jax.ShapeDtypeStruct((stack, p // 8, q), jnp.uint8))
     elif source == "best_along_out":
         shapes.append(jax.ShapeDtypeStruct((stack, p, q // 8), jnp.uint8))
+    if kept:
+        shapes.append(jax.ShapeDtypeStruct(w.shape, dtype))
     compress = jax.ffi.ffi_call(cuda_target.target(_KERNEL), shapes)
     wanted = {"along_k": -2 in axes, "along_out": -1 in axes}
     return tuple(compress(w, *mask, source=source, **wanted))

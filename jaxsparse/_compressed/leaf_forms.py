@@ -142,7 +142,7 @@ def _find_forms(
     view = _matrix_view(planned, leaf.ndim)
     matrices = view.as_matrices(leaf)
     side = view.side(planned.axis)
-    forms, packed = compress_best(matrices, planned.pattern, dtype, side)
+    forms, packed, _ = compress_best(matrices, planned.pattern, dtype, side)
     mask = view.as_leaf(unpack_mask(packed, matrices.shape), leaf.shape)
     axes = view.rows[-1], view.columns[-1]
     return _as_forms(forms, axes, planned, view), mask

@@ -70,6 +70,13 @@ from jaxsparse._trace.split_program import (
     products_of as products_of,
     split_program as split_program,
 )
+from jaxsparse._trace.squared_relu import (
+    CHECKPOINTS as CHECKPOINTS,
+    NO_SQUARED_RELUS as NO_SQUARED_RELUS,
+    SquaredReLUs as SquaredReLUs,
+    find_squared_relus as find_squared_relus,
+    is_square as is_square,
+)
 from jaxsparse._trace.view import (
     IndexedAxis as IndexedAxis,
 )

@@ -17,7 +17,7 @@ struct Call {
   cudaStream_t stream;
   const void* w;
   const void* mask;
-  void *values_along_k, *indices_along_k, *values_along_out, *indices_along_out, *found;
+  void *values_along_k, *indices_along_k, *values_along_out, *indices_along_out, *found, *kept;
   uint32_t batch, k, out;
 };
 
@@ -30,6 +30,7 @@ ffi::Error launch(const Call& call) {
       {static_cast<V*>(call.values_along_k), static_cast<uint8_t*>(call.indices_along_k)},
       {static_cast<V*>(call.values_along_out), static_cast<uint8_t*>(call.indices_along_out)},
       static_cast<uint8_t*>(call.found),
+      static_cast<V*>(call.kept),
       call.k,
       call.out};
   const auto tiles = [](uint32_t size, int tile) { return (size + tile - 1) / tile; };
@@ -44,7 +45,9 @@ template <Source source>
 ffi::Error by_dtypes(const Call& call, ffi::DataType w, ffi::DataType values) {
   if (w == ffi::BF16 && values == w) return launch<source, __nv_bfloat16, __nv_bfloat16>(call);
   if (w == ffi::F16 && values == w) return launch<source, __half, __half>(call);
-  if constexpr (source != Source::kMagnitude && source != Source::kPacked) {
+  constexpr bool narrow = source == Source::kMagnitude || source == Source::kPacked ||
+                          source == Source::kBestRelus;
+  if constexpr (!narrow) {
     if (w == ffi::F32 && values == ffi::BF16) return launch<source, float, __nv_bfloat16>(call);
     if (w == ffi::F32 && values == ffi::F16) return launch<source, float, __half>(call);
   }
@@ -60,10 +63,12 @@ ffi::Error by_source(const Call& call, std::string_view source, ffi::DataType w,
   if (source == "magnitude") return by_dtypes<Source::kMagnitude>(call, w, values);
   if (source == "best") return by_dtypes<Source::kBest>(call, w, values);
   if (source == "best_along_out") return by_dtypes<Source::kBestAlongOut>(call, w, values);
+  if (source == "best_relus") return by_dtypes<Source::kBestRelus>(call, w, values);
   return ffi::Error::InvalidArgument("no kernel for this source");
 }
 
-// Results are values and indices for each form that is wanted, then the mask that is found.
+// Results are values and indices for each form that is wanted, then the mask that is found, and
+// what it keeps.
 ffi::Error compress(cudaStream_t stream, ffi::AnyBuffer w, ffi::RemainingArgs mask,
                     ffi::RemainingRets results, std::string_view source, bool along_k,
                     bool along_out) {
@@ -75,6 +80,7 @@ ffi::Error compress(cudaStream_t stream, ffi::AnyBuffer w, ffi::RemainingArgs ma
   if (along_k) call.values_along_k = result(), call.indices_along_k = result();
   if (along_out) call.values_along_out = result(), call.indices_along_out = result();
   if (next < results.size()) call.found = result();
+  if (next < results.size()) call.kept = result();
   call.batch = w.dimensions()[0], call.k = w.dimensions()[1], call.out = w.dimensions()[2];
   if (source == "packed") call.k = call.batch * 16, call.batch = 1;
   return by_source(call, source, w.element_type(), values);

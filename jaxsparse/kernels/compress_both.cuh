@@ -24,6 +24,7 @@ enum class Source {
   kMagnitude,     // the two largest of each group along k
   kBest,          // those of the best transposable mask, the first with rows along k
   kBestAlongOut,  // the same with rows along out
+  kBestRelus,     // as kBest, of the ReLUs of what is given, but their squares are kept
 };
 
 constexpr int kThreads = 128, kWarpK = 32, kWarpOut = 64, kTileK = 64, kTileOut = 128;
@@ -41,6 +42,7 @@ struct Problem {
   Form<V> along_k;      // values [batch, k / 2, out], indices [batch, k / 8, out]
   Form<V> along_out;    // the same of the transposed weight
   uint8_t* found;       // the best mask, packed along the axis of its rows, if it is searched
+  V* kept;              // what it keeps, with zeros, or null
   uint32_t k, out;      // multiples of 8
 };
 
@@ -138,6 +140,32 @@ __device__ inline void store_rows(uint8_t* mask, Lines rows, size_t row, size_t 
   }
 }
 
+// Stores what a mask keeps, and zeros.
+template <typename V>
+__device__ void store_kept(V* kept, const uint32_t (&w)[8][4], Lines rows, size_t row,
+                           size_t column, size_t out) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    uint32_t words[4];
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const uint32_t left = mask_bits::column(rows.word[i / 4], 2 * p);
+      const uint32_t right = mask_bits::column(rows.word[i / 4], 2 * p + 1);
+      words[p] = w[i][p] & mask_bits::spread(left, right, i % 4);
+    }
+    store(kept + (row + i) * out + column, words);
+  }
+}
+
+template <typename W, typename F>
+__device__ void map_weights(Weights<W>& weights, F function) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+#pragma unroll
+    for (uint32_t& pair : weights.row[i]) pair = map_pair<W>(pair, function);
+  }
+}
+
 // The slots of all groups: of those along k by rows and by columns, of those along out by rows.
 struct Slots {
   Lines rows, columns, rows_along_out;
@@ -179,6 +207,9 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(source))
   } else {
     weights.load(problem.w + batch * size + row * out + column, out);
   }
+  if constexpr (source == Source::kBestRelus) {
+    map_weights(weights, [](float x) { return x <= 0 ? 0 : x; });  // NaN stays NaN
+  }
   const uint8_t* mask = problem.mask + batch * (size / 8);
   uint8_t* found = problem.found + batch * (size / 8);
   Lines lines;
@@ -188,18 +219,28 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(source))
     lines = nonzero_rows(weights);
   }
   if constexpr (source == Source::kMagnitude) lines = largest_columns(weights);
-  if constexpr (source == Source::kBest) lines = best_lines<false>(weights);
+  if constexpr (source == Source::kBest || source == Source::kBestRelus) {
+    lines = best_lines<false>(weights);
+  }
   if constexpr (source == Source::kBestAlongOut) lines = best_lines<true>(weights);
   const Lines others = mask_bits::transpose(lines);
   const Lines rows = by_columns ? others : lines, columns = by_columns ? lines : others;
-  if constexpr (source == Source::kBest) store_columns(found, columns, row, column, out);
+  if constexpr (source == Source::kBest || source == Source::kBestRelus) {
+    store_columns(found, columns, row, column, out);
+  }
   if constexpr (source == Source::kBestAlongOut) store_rows(found, rows, row, column, out);
 
+  if constexpr (source == Source::kBestRelus) {
+    map_weights(weights, [](float x) { return x * x; });
+  }
   uint32_t w[8][4];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
 #pragma unroll
     for (int p = 0; p < 4; ++p) w[i][p] = weights.template pair<V>(i, p);
+  }
+  if constexpr (source >= Source::kBest && std::is_same_v<W, V>) {
+    if (problem.kept) store_kept(problem.kept + batch * size, w, rows, row, column, out);
   }
   Form<V> along_k = problem.along_k, along_out = problem.along_out;
   Slots slots = {rows, columns, rows};

@@ -70,6 +70,20 @@ struct Weights {
   }
 };
 
+// Applies a function to both of two narrow floats.
+template <typename V, typename F>
+__device__ uint32_t map_pair(uint32_t pair, F function) {
+  if constexpr (std::is_same_v<V, __nv_bfloat16>) {
+    const float first = __uint_as_float(pair << 16), second = __uint_as_float(pair & 0xFFFF0000);
+    const __nv_bfloat162 both = __floats2bfloat162_rn(function(first), function(second));
+    return reinterpret_cast<const uint32_t&>(both);
+  } else {
+    const float2 x = __half22float2(reinterpret_cast<const __half2&>(pair));
+    const __half2 both = __floats2half2_rn(function(x.x), function(x.y));
+    return reinterpret_cast<const uint32_t&>(both);
+  }
+}
+
 template <typename W>
 __device__ Lines nonzero_rows(const Weights<W>& weights) {
   Lines rows = {};

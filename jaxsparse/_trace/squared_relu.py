@@ -1,0 +1,301 @@
+"""Products of squared ReLUs: where a program computes `relu(h)**2 @ w`.
+
+The gradient of `h` is zero where `relu(h)` is, and if `h` is used for nothing else, it
+is also that of the product that `h` comes from.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal as JaxprLiteral
+
+from jaxsparse._trace.jaxpr import (
+    BoundJaxpr,
+    Call,
+    Cond,
+    Path,
+    Scan,
+    While,
+    body_part,
+    control_flow,
+    interpret,
+    step_into,
+    var_shape,
+)
+
+
+class SquaredReLUs(NamedTuple):
+    """The products of squared ReLUs in a program.
+
+    Attributes:
+      products: by the path of each product the operand, 0 or 1, that is a squared ReLU.
+        The product sums over the last axis of that operand.
+      relus: the paths of the ReLUs.
+      sources: the products whose results reach nothing but squared ReLUs of these
+        products, through sums and elementwise factors: their gradients are zero where
+        those of `h` are.
+    """
+
+    products: dict[Path, int]
+    relus: frozenset[Path]
+    sources: frozenset[Path]
+
+    def inside(self, path: Path) -> bool:
+        """Returns whether any of this is inside the equation at a path."""
+        outer = [step.identity for step in path]
+        return any(
+            [step.identity for step in inner[: len(outer)]] == outer
+            for inner in (*self.products, *self.relus)
+        )
+
+
+def find_squared_relus(bound: BoundJaxpr) -> SquaredReLUs:
+    """Returns the products that multiply by a squared ReLU.
+
+    A ReLU is `jax.nn.relu(h)` or `jnp.maximum(h, 0)`. Nothing lies between it, its
+    square and the product, but for calls of jitted functions.
+
+    Args:
+      bound: the program, a function that is not yet differentiated.
+
+    Raises:
+      ValueError: the program has the gradient of a squared ReLU in it, too.
+    """
+    notes = _Notes({}, Counter(), set(), set(), [])
+    args = [None] * len(bound.jaxpr.invars)
+    _use(_walk(bound, args, (), notes), notes)
+    if notes.squared and (notes.gradients or notes.squared & notes.multiplied):
+        raise ValueError(
+            "fn multiplies a ReLU that it squares by something else, or sums squares "
+            "over other axes than the last, as gradients do: give the function that is "
+            "differentiated, as in jax.grad(accelerate(loss, plan, activations=True))"
+        )
+    found = notes.products
+    lone = [
+        value.sources
+        for value in found.values()
+        if all(notes.uses[path] == 1 for path in value.lineage)
+    ]
+    products = {path: value.operand for path, value in found.items()}
+    relus = frozenset(value.relu for value in found.values())
+    return SquaredReLUs(products, relus, frozenset[Path]().union(*lone))
+
+
+NO_SQUARED_RELUS = SquaredReLUs({}, frozenset(), frozenset())
+
+
+class _Value(NamedTuple):
+    """A value on the way from a product to a squared ReLU.
+
+    Attributes:
+      stage: how far it is.
+      sources: the products that it is a sum of.
+      lineage: the equations that computed it from these, of which each result must be
+        used once.
+      made_by: the last of them.
+      relu: the equation of the ReLU.
+      direct: whether it is still a ReLU, or its square, as that was computed.
+      operand: as which operand it reaches its product.
+    """
+
+    stage: Literal["sum", "relu", "squared"]
+    sources: frozenset[Path]
+    lineage: frozenset[Path]
+    made_by: Path
+    relu: Path = ()
+    direct: bool = False
+    operand: int = -1
+
+
+class _Notes(NamedTuple):
+    """What is noted on the way.
+
+    Attributes:
+      products: the squared ReLUs that reach a product, by its path.
+      uses: how often the result of each equation is used.
+      squared, multiplied: the ReLUs that are squared, or multiplied by something else.
+      gradients: what only gradients have.
+    """
+
+    products: dict[Path, _Value]
+    uses: Counter[Path]
+    squared: set[Path]
+    multiplied: set[Path]
+    gradients: list[str]
+
+
+def _walk(bound: BoundJaxpr, args: Sequence[Any], path: Path, notes: _Notes) -> Any:
+    return interpret(bound, args, partial(_rule, path, notes), lambda _: None)
+
+
+def _rule(
+    path: Path, notes: _Notes, eqn: JaxprEqn, inputs: list[_Value | None]
+) -> Sequence[_Value | None]:
+    here = step_into(path, eqn)
+    nothing = [None] * len(eqn.outvars)
+    match control_flow(eqn):
+        case None:
+            _use(inputs[:1] if _is_same(eqn) else inputs, notes)
+            return [_follow(here, notes, eqn, inputs), *nothing[1:]]
+        case Call(body) if eqn.primitive.name.startswith("custom_"):
+            _use(inputs, notes)  # its rule of derivatives is kept as it is
+            return [_relu(here, inputs[0])] if _is_relu(body) else nothing
+        case Call(body):
+            if eqn.params.get("differentiated"):
+                notes.gradients.append("checkpoint")
+            if eqn.primitive.name not in CHECKPOINTS:
+                return _walk(body, inputs, here, notes)
+            inputs = [*map(_not_direct, inputs)]
+            return [*map(_not_direct, _walk(body, inputs, here, notes))]
+        case Scan(body=body, num_consts=consts, num_carry=carry):
+            _use(inputs, notes)
+            args = [*map(_inside_loop, inputs)]
+            args[consts : consts + carry] = [None] * carry
+            outputs = _walk(body, args, here, notes)
+            _use(outputs, notes)
+            return [None] * carry + [_inside_loop(x) for x in outputs[carry:]]
+        case While(body=body) as loop:
+            _use(inputs, notes)
+            inside = step_into(path, eqn, body_part(loop.condition))
+            _use(_walk(body, [None] * len(body.jaxpr.invars), inside, notes), notes)
+        case Cond(branches=branches):
+            _use(inputs, notes)
+            for i, branch in enumerate(branches):
+                args = [None] * len(branch.jaxpr.invars)
+                _use(_walk(branch, args, step_into(path, eqn, i), notes), notes)
+        case _:
+            _use(inputs, notes)
+    return nothing
+
+
+def _use(values: Sequence[_Value | None], notes: _Notes) -> None:
+    notes.uses.update(value.made_by for value in values if value is not None)
+
+
+def _inside_loop(value: _Value | None) -> _Value | None:
+    """Returns a value in a step of a loop, which one outside is not the source of."""
+    if value is None or value.stage == "sum":
+        return None
+    return value._replace(sources=frozenset(), lineage=frozenset(), direct=False)
+
+
+def _not_direct(value: _Value | None) -> _Value | None:
+    return None if value is None else value._replace(direct=False)
+
+
+def _follow(
+    here: Path, notes: _Notes, eqn: JaxprEqn, inputs: Sequence[_Value | None]
+) -> _Value | None:
+    """Returns what is known about the result of an equation without jaxprs in it."""
+    name = eqn.primitive.name
+    values = [value for value in inputs if value is not None]
+    if name == "dot_general":
+        return _product(here, notes, eqn, inputs)
+    if _is_maximum_with_zero(eqn):
+        return _relu(here, values[0] if values else None)
+    if not values:
+        return None
+    value, *others = values
+    if name in _KEEP or (name in _RESHAPES and _keeps_last_axis(eqn)):
+        return _not_direct(_step(here, value))
+    if value.stage == "sum" and name in _SUMS:
+        if any(other.stage != "sum" for other in others):
+            return None
+        sources = value.sources.union(*(other.sources for other in others))
+        lineage = value.lineage.union(*(other.lineage for other in others))
+        return _step(here, value._replace(sources=sources, lineage=lineage))
+    if value.stage == "sum" and name in _FACTORS and not others:
+        return _step(here, value) if inputs[0] or name == "mul" else None
+    if value.stage == "relu" and is_square(eqn):
+        notes.squared.add(value.relu)
+        return _step(here, value._replace(stage="squared"))
+    if name in _FACTORS:
+        notes.multiplied.update(x.relu for x in values if x.stage == "relu")
+    return None
+
+
+CHECKPOINTS = frozenset(["checkpoint", "remat2"])
+_KEEP = {"convert_element_type", "copy", "copy_p", "name", "sharding_constraint"}
+_RESHAPES = {"expand_dims", "reshape", "squeeze"}
+_SUMS, _FACTORS = {"add", "neg", "sub"}, {"div", "mul"}
+
+
+def _product(
+    here: Path, notes: _Notes, eqn: JaxprEqn, inputs: Sequence[_Value | None]
+) -> _Value | None:
+    axes, batch = eqn.params["dimension_numbers"]
+    for operand, value in enumerate(inputs):
+        if value is None or value.stage != "squared":
+            continue
+        aval = cast(Any, eqn.invars[operand].aval)
+        if tuple(axes[operand]) != (len(aval.shape) - 1,) or batch[operand]:
+            notes.gradients.append("product")
+        elif value.direct and _is_large_enough(aval.shape) and _is_narrow(aval):
+            notes.products[here] = value._replace(operand=operand)
+    if batch[0] or not _is_narrow(eqn.outvars[0].aval):
+        return None
+    return _Value("sum", frozenset([here]), frozenset([here]), here)
+
+
+def _is_large_enough(shape: tuple[Any, ...]) -> bool:
+    """Whether 2:4 forms of an activation fit the kernels, along either axis."""
+    if len(shape) < 2 or not all(isinstance(size, int) for size in shape):
+        return False
+    return math.prod(shape[:-1]) % 16 == 0 and shape[-1] % 16 == 0
+
+
+def _is_narrow(aval: Any) -> bool:
+    return aval.dtype in ("bfloat16", "float16")
+
+
+def _step(here: Path, value: _Value) -> _Value:
+    return value._replace(lineage=value.lineage | {here}, made_by=here)
+
+
+def _relu(here: Path, value: _Value | None) -> _Value:
+    if value is None or value.stage != "sum":
+        value = _Value("sum", frozenset(), frozenset(), here)
+    return _step(here, value._replace(stage="relu", relu=here, direct=True))
+
+
+def _is_relu(body: BoundJaxpr) -> bool:
+    """Whether a jaxpr, perhaps through calls, computes nothing but a ReLU."""
+    if len(body.jaxpr.eqns) != 1:
+        return False
+    (eqn,) = body.jaxpr.eqns
+    flow = control_flow(eqn)
+    if isinstance(flow, Call):
+        return _is_relu(flow.body)
+    return _is_maximum_with_zero(eqn)
+
+
+def _is_literal(operand: Any, value: int) -> bool:
+    return isinstance(operand, JaxprLiteral) and bool(np.all(operand.val == value))
+
+
+def _is_maximum_with_zero(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name == "max" and any(_is_literal(x, 0) for x in eqn.invars)
+
+
+def _is_same(eqn: JaxprEqn) -> bool:
+    return len(eqn.invars) == 2 and eqn.invars[0] is eqn.invars[1]
+
+
+def is_square(eqn: JaxprEqn) -> bool:
+    """Returns whether an equation squares its first operand."""
+    name = eqn.primitive.name
+    if name == "integer_pow":
+        return eqn.params["y"] == 2
+    if name == "pow":
+        return _is_literal(eqn.invars[1], 2)
+    return name == "square" or (name == "mul" and _is_same(eqn))
+
+
+def _keeps_last_axis(eqn: JaxprEqn) -> bool:
+    old, new = var_shape(eqn.invars[0]), var_shape(eqn.outvars[0])
+    in_order = eqn.params.get("dimensions") is None or eqn.primitive.name != "reshape"
+    return bool(in_order and old and new and old[-1] == new[-1])

@@ -1,0 +1,102 @@
+"""Squared ReLUs by the CUDA kernels: exact gradients of the masked function."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxsparse as js
+from tests.compressed.forms_oracle import best_masks
+from tests.compressed.test_accelerate_cuda import kernels, signs
+from tests.gpu import needs_hopper
+
+
+pytestmark = pytest.mark.gpu
+RULES = [
+    js.Rule("bias", None),
+    js.Rule(".*", js.NM(2, 4, transposable=True), axis=0),
+]
+
+
+def loss(params, x):
+    up, bias, down = (params[name].astype(x.dtype) for name in ("up", "bias", "down"))
+    y = jax.nn.relu(x @ up + bias) ** 2 @ down
+    c = signs(y.shape).astype(np.float32)
+    return jnp.sum(y.astype(jnp.float32) * c)
+
+
+def whole(rows, width, hidden, dtype):
+    rng = np.random.default_rng(0)
+    values = np.array([-1, *[0] * (width // 16), 0, 0, 0, 0, 1], np.float32)
+    few = lambda *shape: rng.choice(values, shape)
+    params = {
+        "up": few(width, hidden),
+        "bias": rng.choice([-1, 0], hidden).astype(np.float32),
+        "down": few(hidden, width),
+    }
+    return params, few(rows, width).astype(dtype)
+
+
+def by_hand(params, x):
+    """Gradients of weights and rows in float64."""
+    wide = lambda a: np.asarray(a, np.float64)
+    up, bias, down, x = map(wide, (params["up"], params["bias"], params["down"], x))
+    relu = np.maximum(x @ up + bias, 0)
+    kept = best_masks(relu)
+    h = np.where(kept, relu**2, 0)
+    assert (relu * ~kept).any()
+    c = signs((len(x), up.shape[0]))
+    back = np.where(kept, c @ down.T, 0) * 2 * relu
+    assert max(abs(relu**2).max(), abs(back).max()) <= 256
+    return {"up": x.T @ back, "down": h.T @ c, "x": back @ up.T}
+
+
+@needs_hopper
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "implementation"),
+    [
+        ((32, 64, 128), "bfloat16", "cuda"),
+        ((272, 144, 336), "float16", None),
+        ((512, 256, 1024), "bfloat16", None),
+    ],
+)
+def test_whole_numbers_are_exact(sizes, dtype, implementation, weights):
+    params, x = whole(*sizes, dtype)
+    plan = js.plan_sparsity(params, RULES) if weights else None
+    if plan is not None:
+        params = js.mask_params(params, js.create_masks(params, plan))
+    fast = js.accelerate(loss, plan, activations=True, implementation=implementation)
+    step = jax.grad(fast, argnums=(0, 1))
+    by_params, by_x = jax.jit(step)(params, x)
+    for name, exact in by_hand(params, x).items():
+        rounded = exact.astype(np.float32).astype(dtype).astype(np.float32)
+        result = by_x if name == "x" else by_params[name]
+        np.testing.assert_array_equal(np.asarray(result, np.float32), rounded, name)
+    # Nobody asks for the result.
+    assert kernels(step, params, x) == (5 if weights else 3)
+
+
+@needs_hopper
+def test_three_axes_a_scan_and_checkpoint():
+    params, x = whole(64, 64, 128, "bfloat16")
+    stacked = jax.tree.map(lambda w: np.stack([w, w[::-1]]), params)
+
+    def fn(params, x):
+        def layer(h, p):
+            up, bias, down = (p[n].astype(h.dtype) for n in ("up", "bias", "down"))
+            y = jax.nn.relu(h @ up + bias) ** 2 @ down
+            return jnp.clip(y, -1, 1), None
+
+        y = jax.lax.scan(jax.checkpoint(layer), x, params)[0].reshape(64, 64)
+        return jnp.sum(y.astype(jnp.float32) * signs(y.shape).astype(np.float32))
+
+    x = x.reshape(2, 32, 64).astype(ml_dtypes.bfloat16)
+    results = [
+        jax.jit(jax.grad(js.accelerate(fn, None, activations=True, implementation=i)))(
+            stacked, x
+        )
+        for i in ("cuda", "xla")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *results)
