@@ -28,69 +28,23 @@ from jaxsparse._compressed.kernel_choice import (
     choose_expanding,
     choose_kernel,
 )
+from jaxsparse._compressed.kernel_support import (
+    MAX_SIZE,
+    decompresses,
+    library_of,
+    multiple_of_k,
+)
 from jaxsparse._compressed.packed_form import unpack_form, unpack_transposed
 from jaxsparse._compressed.quantized_matmul import weight_only_matmul
 from jaxsparse._compressed.xla_matmul import xla_matmul
 from jaxsparse._patterns import NM
-from jaxsparse._sharding import Spare, is_automatic, partition_contraction
+from jaxsparse._sharding import Spare, partition_contraction
 from jaxsparse.kernels import cuda_target
 from jaxsparse.kernels.export import unless_exported
 
 
-#: By the n and m of a pattern, the library that has its kernels.
-_LIBRARIES = {(2, 4): "nm_matmul", (4, 8): "nm_expand", (8, 16): "nm_expand"}
-
 #: The most weights of one launch.
 MAX_WEIGHTS = 4
-
-#: The kernel counts in 32 bits; smaller sizes fit even when rounded up to whole tiles.
-MAX_SIZE = 2**31 - 2**16
-
-#: More rows of 4:8 and 8:16 would take more than two passes over the weight.
-_MAX_EXPANDED_ROWS = 32
-
-
-def unsupported_reason(x: Array, compressed: Compressed, library: str = "") -> str:
-    """Returns why a kernel cannot compute the product, or an empty string.
-
-    Args:
-      x: `[..., k]`.
-      compressed: a weight of shape `[k, out]`.
-      library: that of another kernel for quantized weights.
-    """
-    k, out = compressed.shape
-    if compressed.is_quantized and compressed.scales.shape[0] != 1:
-        return f"the weight has scales of shape {compressed.scales.shape}, not (1, out)"
-    pattern = compressed.pattern
-    if (pattern.n, pattern.m) not in _LIBRARIES:
-        return f"the pattern is {pattern}, not 2:4, 4:8 or 8:16"
-    if compressed.is_quantized and pattern.m != 4:
-        return f"the pattern is {pattern}, and the weight is quantized"
-    if x.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"the dtype is {x.dtype}, not bfloat16 or float16"
-    if not all(isinstance(size, int) for size in (*x.shape, k, out)):
-        return "a size is symbolic"
-    if max(math.prod(x.shape[:-1]), k, out) >= MAX_SIZE:
-        return f"the kernel counts in 32 bits, but x has shape {x.shape}"
-    multiple = _multiple_of_k(pattern)
-    if k % multiple or out % 16:
-        return f"the weight's sizes {(k, out)} are not multiples of {multiple} and 16"
-    if not (is_automatic(x) and is_automatic(compressed.values)):
-        return "a mesh has axes that are not automatic"
-    return cuda_target.unavailable(library or _library(pattern))
-
-
-def decompresses(pattern: NM, rows: int) -> bool:
-    """Returns whether XLA multiplies so many rows by default."""
-    return pattern.m != 4 and rows > _MAX_EXPANDED_ROWS
-
-
-def _library(pattern: NM) -> str:
-    return _LIBRARIES[pattern.n, pattern.m]
-
-
-def _multiple_of_k(pattern: NM) -> int:
-    return 8 if pattern.m == 4 else 16
 
 
 class _Layout(NamedTuple):
@@ -245,7 +199,7 @@ def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
     suits = all(out % 16 == 0 and out for out in outs)
     suits = suits and rows.size and len(rows) < MAX_SIZE
-    suits = suits and rows.shape[1] % _multiple_of_k(layout.pattern) == 0
+    suits = suits and rows.shape[1] % multiple_of_k(layout.pattern) == 0
     if not layout.exported:
         suits = suits and not decompresses(layout.pattern, len(rows))
     by_xla, kernel = (
@@ -303,7 +257,7 @@ def _launch(
 ) -> list[Array]:
     outs = [weight[0].shape[1] for weight in weights]
     multiply = jax.ffi.ffi_call(
-        cuda_target.target(_library(layout.pattern)),
+        cuda_target.target(library_of(layout.pattern)),
         [jax.ShapeDtypeStruct((len(x), out), x.dtype) for out in outs],
     )
     parameters = {

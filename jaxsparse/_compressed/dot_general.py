@@ -11,7 +11,7 @@ from jax.extend.core import JaxprEqn
 from jax.sharding import AxisType
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed import kernel_support
 from jaxsparse._compressed.compressed_array import Compressed, is_compressed
 from jaxsparse._compressed.lax_ops import reshape, transpose
 from jaxsparse._compressed.nm_matmul import Implementation
@@ -53,7 +53,7 @@ class Matmul(NamedTuple):
     def decompresses(self) -> bool:
         """Returns whether XLA computes it by default, since it has too many rows."""
         x, (k, _) = self.operands.x, self.matrix.shape
-        return cuda_matmul.decompresses(self.matrix.pattern, x.size // max(k, 1))
+        return kernel_support.decompresses(self.matrix.pattern, x.size // max(k, 1))
 
     def output(self, product: Array) -> Array:
         """Returns the product `[..., out]` as the equation does."""
@@ -134,7 +134,7 @@ def _wanted_matmul(
     if options.implementation != "cuda" and not _is_matrix_product(operands):
         uses_xla = options.implementation == "xla"
         uses_xla = uses_xla or matmul.decompresses()
-        uses_xla = uses_xla or cuda_matmul.unsupported_reason(operands.x, matrix)
+        uses_xla = uses_xla or kernel_support.unsupported_reason(operands.x, matrix)
         if uses_xla and not matrix.is_quantized:
             return None
     return matmul

@@ -13,6 +13,7 @@ from jaxsparse._compressed import cuda_matmul, cuda_matmul_bytes
 from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import is_wide_float
+from jaxsparse._compressed.kernel_support import unsupported_reason
 from jaxsparse._compressed.quantized_matmul import (
     quantized_rows_matmul,
     weight_only_matmul,
@@ -123,8 +124,8 @@ def nm_matmul(
     x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
-    kernel = cuda_matmul_bytes if quantize_activations else cuda_matmul
-    reason = kernel.unsupported_reason(x, weight)
+    library = cuda_matmul_bytes.LIBRARY if quantize_activations else ""
+    reason = unsupported_reason(x, weight, library)
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "
