@@ -1,10 +1,10 @@
-"""Products with compressed 2:4 weights against the dense product, in bfloat16.
+"""Products with compressed weights against the dense product, in bfloat16.
 
     python -m benchmarks.nm_matmul [--rounds N] [--weights 4096x4096 ...] [--rows 1 ...]
-        [--torch]
+        [--pattern 8:16] [--torch]
 
 Each program multiplies by many weights in turn, more than a GPU's cache holds; the
-times are of one product. "int8" and "fp8" are weights of eight bits with bfloat16
+times are of one product. "int8" and "fp8" are 2:4 weights of eight bits with bfloat16
 activations; "xla" decompresses on the fly; "cuSPARSELt", with `--torch`, is PyTorch's,
 with weights that it has compressed and an algorithm that it has searched.
 """
@@ -21,7 +21,7 @@ from jax import lax
 
 import jaxsparse as js
 from benchmarks.timing import machine, medians, print_rows
-from jaxsparse._compressed.kernel_choice import choose_kernel
+from jaxsparse._compressed.kernel_choice import choose_expanding, choose_kernel
 
 
 SHAPES = ((4096, 4096), (8192, 8192), (4096, 14336), (14336, 4096))
@@ -35,15 +35,18 @@ def rows(
     shapes: tuple[tuple[int, int], ...] = SHAPES,
     many: tuple[int, ...] = ROWS,
     by_torch: bool = False,
+    pattern: str = "2:4",
 ) -> Iterator[dict]:
     """Microseconds of the dense product, and how many times as fast the others are."""
     for k, out in shapes:
         keys = jax.random.split(jax.random.key(0), WEIGHTS)
-        stored = [_compressed(key, k, out) for key in keys]
+        stored = [_compressed(key, k, out, pattern) for key in keys]
         dense = [js.decompress(w) for w in stored]
         quantized = {
-            name: [_quantized(w, dtype) for w in stored] for name, dtype in EIGHT
+            name: [_quantized(w, dtype) for w in stored]
+            for name, dtype in (EIGHT if pattern == "2:4" else ())
         }
+        choose = choose_kernel if pattern == "2:4" else choose_expanding
         for count in many:
             x = jax.random.normal(keys[0], (count, k), jnp.bfloat16)
             loops = _loops(count)
@@ -55,7 +58,7 @@ def rows(
             }
             for name, weights in quantized.items():
                 fns[name] = partial(in_turn(js.nm_matmul, loops), x, weights)
-            if by_torch and count % 8 == 0:
+            if by_torch and pattern == "2:4" and count % 8 == 0:
                 by_rows = [w.T for w in dense]
                 fns["cuSPARSELt"] = cusparselt(x, by_rows, loops)
             times, _ = medians(fns, rounds)
@@ -66,13 +69,13 @@ def rows(
                 "rows": count,
                 "dense us": one["dense"] * 1e6,
                 **others,
-                "kernel": "-".join(map(str, choose_kernel(count, k, out))),
+                "kernel": "-".join(map(str, choose(count, k, out))),
             }
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _compressed(key: jax.Array, k: int, out: int) -> js.Compressed:
-    return js.compress(jax.random.normal(key, (k, out), jnp.bfloat16), "2:4")
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _compressed(key: jax.Array, k: int, out: int, pattern: str) -> js.Compressed:
+    return js.compress(jax.random.normal(key, (k, out), jnp.bfloat16), pattern)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -148,10 +151,12 @@ def main():
     sizes = lambda text: tuple(map(int, text.split("x")))
     parser.add_argument("--weights", type=sizes, nargs="+", default=SHAPES)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--pattern", default="2:4", choices=("2:4", "4:8", "8:16"))
     parser.add_argument("--torch", action="store_true", help="PyTorch's product, too")
     args = parser.parse_args()
     print(machine())
-    print_rows(rows(args.rounds, tuple(args.weights), tuple(args.rows), args.torch))
+    shapes, many = tuple(args.weights), tuple(args.rows)
+    print_rows(rows(args.rounds, shapes, many, args.torch, args.pattern))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_step [--rounds N] [--weights 4096x4096 ...]
         [--tokens 2048 ...] [--pieces 8192] [--blocks 8192]
-        [--squared-relu 8192] [--torch] [--quick]
+        [--squared-relu 8192] [--mesh fsdp] [--torch] [--quick]
 
 Weights are float32, cast or compressed to bfloat16 in every step, and 2:4 along both
 axes. A row named by a shape is a layer: its product and both gradients. "SwiGLU" is a
@@ -10,18 +10,23 @@ feed-forward block of Llama 3 8B's sizes, forward and backward; "block" has atte
 too, and AdamW. "dense" trains weights without masks; "masked" multiplies their zeros;
 "accelerated" does not. GiB are of arguments, results and temporaries. "squared ReLU" is
 a feed-forward block whose activations are zero at 90 %: "activations" compresses these
-alone, "both" also the weights. The pieces are each timed alone. `--torch` adds
+alone, "both" also the weights. The pieces are each timed alone. `--mesh` runs only
+layers and SwiGLU, on all devices: with "fsdp" each has a part of every weight and of
+the tokens, with "tensor" a part of the outputs, and of the inputs of the last layer;
+tokens are of all devices, GiB of one. `--torch` adds
 PyTorch's products, dense and by cuSPARSELt. `--quick` takes seconds on a CPU.
 """
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsparse as js
 from benchmarks import llama
@@ -122,7 +127,9 @@ def compile_step(
         return (optax.apply_updates(params, updates), state), (by_x, y)
 
     if tx is None:
-        compiled = jax.jit(gradients).lower(params, *args).compile()
+        placed = jax.tree.map(lambda x: x.sharding, (params, args[0]))
+        jitted = jax.jit(gradients, out_shardings=(placed, None))
+        compiled = jitted.lower(params, *args).compile()
         return Program(partial(compiled, params, *args), _peak(compiled))
     carry = jax.tree.map(jnp.copy, (params, tx.init(params)))
     compiled = jax.jit(update, donate_argnums=0).lower(carry, args).compile()
@@ -197,6 +204,25 @@ def block(sizes: llama.Sizes, tokens: int, sequence: int) -> Work:
     return Work("block", params, loss, x, g, optax.adamw(1e-4))
 
 
+def on_mesh(work: Work, how: str) -> Work:
+    """The same work on all devices, as `--mesh` says."""
+    count = jax.device_count()
+    mesh = jax.make_mesh((count,), ("devices",), axis_types=(AxisType.Auto,))
+
+    def place(x: jax.Array, *spec: str | None) -> jax.Array:
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    inputs, outputs = ("devices",), (None, "devices")
+    by_inputs = work.params.keys() if how == "fsdp" else {"down"}
+    params = {
+        name: place(w, *(inputs if name in by_inputs else outputs))
+        for name, w in work.params.items()
+    }
+    rows = inputs if how == "fsdp" else ()
+    x, cotangent = place(work.x, *rows), place(work.cotangent, *rows)
+    return work._replace(params=params, x=x, cotangent=cotangent)
+
+
 def _work(
     name: str,
     loss: Loss,
@@ -230,6 +256,7 @@ def main():
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
     parser.add_argument("--pieces", type=int, nargs="*", default=[8192])
     parser.add_argument("--blocks", type=int, nargs="*", default=[8192])
+    parser.add_argument("--mesh", choices=["fsdp", "tensor"], help="all devices")
     parser.add_argument("--squared-relu", type=int, nargs="*", default=[8192])
     parser.add_argument("--torch", action="store_true", help="PyTorch's products, too")
     parser.add_argument("--quick", action="store_true", help="seconds, on a CPU")
@@ -243,6 +270,11 @@ def main():
         args.pieces = args.blocks = args.squared_relu = [32]
     print(machine())
     layers = (linear(w, n) for w in args.weights for n in args.tokens)
+    if args.mesh:
+        works = chain(layers, (swiglu(sizes, tokens) for tokens in args.blocks))
+        on_all = (on_mesh(work, args.mesh) for work in works)
+        print_rows(rows(on_all, args.rounds, how))
+        return
     print_rows(rows(layers, args.rounds, how))
     for tokens in args.blocks:
         print()

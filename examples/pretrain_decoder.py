@@ -27,15 +27,15 @@ import jaxsparse as js
 
 
 def optimizers(setting, plan):
-    """AdamW, and the same after the decay of pruned weights."""
-    warmup = setting.steps // 10
-    rate = optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, setting.rate, warmup),
-            optax.linear_schedule(setting.rate, 0.0, setting.steps - warmup),
-        ],
-        [warmup],
-    )
+    """AdamW, and the same after the decay of pruned weights.
+
+    The learning rate stays high until the masks open, so that the weights that come
+    back still learn, and then falls to zero.
+    """
+    warmup, opening = setting.steps // 10, setting.steps * OPEN // LOOKS
+    rise = optax.linear_schedule(0.0, setting.rate, warmup)
+    fall = optax.linear_schedule(setting.rate, 0.0, setting.steps - opening)
+    rate = optax.join_schedules([rise, fall], [opening])
     clip, adamw = optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.1)
     decay = js.add_sr_ste_decay(plan, decay=setting.decay, every=setting.every)
     return optax.chain(clip, optax.identity(), adamw), optax.chain(clip, decay, adamw)
@@ -101,9 +101,9 @@ def main():
     """Trains every recipe for every seed and prints one table."""
     setting, args = arguments(__doc__)
     text, held_out = load_pieces(setting, args.full)
-    make = lambda seed: nnx.split(
-        Decoder(setting.config, nnx.Rngs(seed), setting.dtype, stacked=True), nnx.Param
-    )
+    # In a loop over stacked layers XLA copies large weights once more.
+    new = partial(Decoder, setting.config, dtype=setting.dtype, stacked=not args.full)
+    make = lambda seed: nnx.split(new(nnx.Rngs(seed)), nnx.Param)
     graph, params = make(0)
     mean_loss = lambda params, tokens: loss(nnx.merge(graph, params), tokens)
     rules = [js.Rule(args.layers, args.pattern)]

@@ -50,16 +50,16 @@ def _config(width, layers, heads, hidden, attention="xla"):
 
 
 SETTINGS = {
-    "smoke": Setting(_config(32, 2, 4, 64), jnp.float32, 4, 32, 48, 3e-3, 2e-2, 2),
-    "cpu": Setting(_config(128, 2, 4, 384), jnp.float32, 16, 64, 1800, 3e-3, 2e-2, 10),
+    "smoke": Setting(_config(32, 2, 4, 64), jnp.float32, 4, 32, 48, 3e-3, 2e-3, 2),
+    "cpu": Setting(_config(128, 2, 4, 384), jnp.float32, 16, 64, 1800, 3e-3, 2e-3, 10),
     "full": Setting(
-        _config(2048, 8, 16, 5632, "cudnn"),
+        _config(4096, 2, 32, 14336, "cudnn"),
         jnp.bfloat16,
-        16,
+        8,
         1024,
         1200,
-        4e-4,
-        2e-2,
+        3e-4,
+        2e-3,
         20,
     ),
 }

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxsparse._compressed.accelerated_product import FormUse
+from jaxsparse._compressed.accelerated_choice import FormUse
 from jaxsparse._compressed.accelerated_rule import Acceleration, accelerated_rule
 from jaxsparse._compressed.accelerated_weight import as_dense
 from jaxsparse._compressed.leaf_forms import (

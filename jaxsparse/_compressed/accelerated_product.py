@@ -8,16 +8,15 @@ gradient of the weight is the dense product.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul, dot_general
+from jaxsparse._compressed.accelerated_choice import FormUse, choose
 from jaxsparse._compressed.accelerated_weight import (
-    Form,
     as_dense,
     is_accelerated,
 )
@@ -32,22 +31,6 @@ from jaxsparse._trace import BoundJaxpr, EquationRule, Site, bind, evaluate
 
 #: The name of products for policies of `jax.checkpoint`.
 PRODUCT = "jaxsparse product"
-
-
-class FormUse(NamedTuple):
-    """One use of a compressed form.
-
-    Attributes:
-      leaf: the path of the parameter.
-      leaf_axis: its axis along which groups lie.
-      casts: the dtypes to which it was cast before, one after the other.
-      activation: whether it is that of an activation.
-    """
-
-    leaf: str
-    leaf_axis: int
-    casts: tuple[Any, ...]
-    activation: bool
 
 
 def accelerated_product(
@@ -76,19 +59,16 @@ def accelerated_product(
     """
 
     def operands(dense: Sequence[Any], forms: Sequence[Any]) -> list[Any]:
-        pairs = zip(inputs, dense, forms, strict=True)
-        return [
-            replace(x, dense=d, forms=f) if is_accelerated(x) else d
-            for x, d, f in pairs
-        ]
+        pairs = zip(dense, forms, strict=True)
+        return [x if form is None else replace(form, dense=x) for x, form in pairs]
 
     # JAX may pass NumPy's arrays, so the types are open.
     @jax.custom_vjp
-    def multiply(dense: list[Any], forms: list[tuple[Form, ...]]) -> Array:
-        chosen = _choose(eqn, operands(dense, forms), implementation)
+    def multiply(dense: list[Any], forms: list[Any]) -> Array:
+        chosen = choose(eqn, operands(dense, forms), implementation)
         return bind(eqn, dense)[0] if chosen is None else chosen.multiply()
 
-    def save(dense: list[Any], forms: list[tuple[Form, ...]]) -> tuple[Array, Any]:
+    def save(dense: list[Any], forms: list[Any]) -> tuple[Array, Any]:
         # By `multiply`, so that an outer derivative sees its rule.
         return checkpoint_name(multiply(dense, forms), PRODUCT), (dense, forms)
 
@@ -105,8 +85,22 @@ def accelerated_product(
         return [_gradient(eqn, own, g, i, rule) for i in range(2)], None
 
     multiply.defvjp(save, backward)
-    forms = [x.forms if is_accelerated(x) else () for x in inputs]
+    inputs = _pack(eqn, inputs, implementation)
+    forms = [replace(x, dense=None) if is_accelerated(x) else None for x in inputs]
     return multiply([*map(as_dense, inputs)], forms)
+
+
+def _pack(
+    eqn: JaxprEqn, inputs: Sequence[Any], implementation: Implementation | None
+) -> list[Any]:
+    """Returns the operands, with the weight packed if its form computes the product."""
+    chosen = None
+    if implementation != "xla":
+        chosen = choose(eqn, inputs, implementation)
+    if chosen is None or chosen.weight.activation:
+        return [*inputs]
+    packed = replace(chosen.weight, packed=chosen.pack())
+    return [packed if x is chosen.weight else x for x in inputs]
 
 
 def with_square(
@@ -200,7 +194,7 @@ def _record(
     uses: set[FormUse],
 ) -> Array:
     if eqn.primitive.name == "dot_general":
-        chosen = _choose(eqn, inputs, implementation)
+        chosen = choose(eqn, inputs, implementation)
         uses.update([] if chosen is None else [chosen.use])
     return bind(eqn, [*map(as_dense, inputs)])[0]
 
@@ -227,59 +221,3 @@ def _gradient(
     program = BoundJaxpr(closed.jaxpr, closed.consts)
     (result,), _ = evaluate(program, [g, other], rule)
     return as_dense(result)
-
-
-class _Choice(NamedTuple):
-    """The form that computes a product.
-
-    Attributes:
-      use: this use of it.
-      matmul: the product with it.
-      options: how that is computed.
-    """
-
-    use: FormUse
-    matmul: dot_general.Matmul
-    options: dot_general.MatmulOptions
-
-    def multiply(self) -> Array:
-        """Computes the product."""
-        return dot_general.multiply([self.matmul], self.options)[0]
-
-
-def _choose(
-    eqn: JaxprEqn, inputs: Sequence[Any], implementation: Implementation | None
-) -> _Choice | None:
-    """Returns the form that computes a `dot_general`, or None if dense operands do.
-
-    That of a weight, if both operands have one.
-
-    Raises:
-      ValueError: as `accelerated_product`.
-    """
-    options = dot_general.MatmulOptions(implementation, quantize_activations=False)
-    positions = [i for i in (1, 0) if is_accelerated(inputs[i])]
-    problem = ""
-    for position in sorted(positions, key=lambda i: inputs[i].activation):
-        weight, x = inputs[position], as_dense(inputs[1 - position])
-        contracted = eqn.params["dimension_numbers"][0][position]
-        for form in weight.forms:
-            compressed = form.weight
-            if compressed.axis % compressed.ndim not in contracted:
-                continue
-            pair = (x, compressed) if position else (compressed, x)
-            matmul, reason = dot_general.find_matmul(eqn, *pair, options)
-            if matmul is not None and implementation != "xla":
-                reason = cuda_matmul.unsupported_reason(
-                    matmul.operands.x, matmul.matrix
-                )
-            if matmul is not None and not reason:
-                use = FormUse(
-                    weight.leaf, form.leaf_axis, form.casts, weight.activation
-                )
-                return _Choice(use, matmul, options)
-            reason = dot_general.cuda_unavailable(eqn, reason)
-            problem = problem or f"leaf {weight.leaf!r}: {reason}"
-    if implementation == "cuda" and problem:
-        raise ValueError(problem)
-    return None

@@ -12,9 +12,9 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
 from jaxsparse._compressed import accelerated_weight as moves
+from jaxsparse._compressed.accelerated_choice import FormUse
 from jaxsparse._compressed.accelerated_product import (
     PRODUCT,
-    FormUse,
     accelerated_product,
     record_uses,
     with_square,

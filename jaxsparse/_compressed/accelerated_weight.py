@@ -54,6 +54,20 @@ class Form:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
+class Packed:
+    """The first form of a weight as one array: what devices with shards are sent of it.
+
+    Attributes:
+      array: from `pack_form`.
+      axes: the axes of the weight in the order in which it is a matrix.
+    """
+
+    array: Any  # or what stands in for it in a mapped tree
+    axes: tuple[int, ...] = field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
 class Accelerated:
     """A dense weight and its compressed forms, as a value in a program.
 
@@ -61,14 +75,17 @@ class Accelerated:
       dense: the weight. What no form can compute uses it, and its gradients flow to it.
       forms: the same weight, compressed along one axis or two. They have no gradients.
       leaf: the path of the parameter.
+      packed: the first form again, if a product has packed it. The gradient of its
+        other operand takes the same array, so devices are sent it once.
       activation: whether it is an activation, or a gradient of one, that is mostly
         zero; `leaf` then says which.
     """
 
-    dense: Array
+    dense: Any  # an array; None where it goes beside
     forms: tuple[Form, ...]
     leaf: str = field(metadata={"static": True})
     activation: bool = field(default=False, metadata={"static": True})
+    packed: Packed | None = None
 
 
 def is_accelerated(x: Any) -> TypeGuard[Accelerated]:
@@ -91,7 +108,8 @@ def map_forms(
 ) -> Accelerated | Array:
     """Returns another dense weight with moved forms, without those that become None."""
     forms = tuple(form for form in map(move, weight.forms) if form is not None)
-    return replace(weight, dense=dense, forms=forms) if forms else dense
+    moved = replace(weight, dense=dense, forms=forms, packed=None)
+    return moved if forms else dense
 
 
 def cast_form(form: Form, dtype: DTypeLike) -> Form:

@@ -1,6 +1,8 @@
-"""Products with 2:4 weights on the sparse tensor cores of NVIDIA's Hopper GPUs.
+"""Products with compressed weights on NVIDIA's Hopper GPUs.
 
-`choose_kernel` selects the kernel and its tiles; `kernels/*.cuh` explain how they work.
+Weights of 2:4 are multiplied by sparse tensor cores, those of 4:8 and 8:16 expanded in
+registers for few rows. `choose_kernel` and `choose_expanding` select the kernel and its
+tiles; `kernels/*.cuh` explain how they work.
 Under `vmap`, batches of `x` become more rows, and stacked weights are multiplied one
 after the other. Over automatic axes of a mesh each device multiplies its own shards.
 Values of eight bits are widened in registers for few rows, otherwise by XLA before.
@@ -20,55 +22,48 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxsparse._compressed.compressed_array import Compressed
-from jaxsparse._compressed.kernel_choice import KernelChoice, choose_kernel
+from jaxsparse._compressed.kernel_choice import (
+    ExpandingChoice,
+    KernelChoice,
+    choose_expanding,
+    choose_kernel,
+)
+from jaxsparse._compressed.kernel_support import (
+    MAX_SIZE,
+    decompresses,
+    library_of,
+    multiple_of_k,
+)
+from jaxsparse._compressed.packed_form import unpack_form, unpack_transposed
 from jaxsparse._compressed.quantized_matmul import weight_only_matmul
 from jaxsparse._compressed.xla_matmul import xla_matmul
 from jaxsparse._patterns import NM
-from jaxsparse._sharding import is_automatic, partition_contraction
+from jaxsparse._sharding import Spare, partition_contraction
 from jaxsparse.kernels import cuda_target
 from jaxsparse.kernels.export import unless_exported
 
 
-_KERNEL = "nm_matmul"
-
 #: The most weights of one launch.
 MAX_WEIGHTS = 4
-
-#: The kernel counts in 32 bits; smaller sizes fit even when rounded up to whole tiles.
-MAX_SIZE = 2**31 - 2**16
-
-
-def unsupported_reason(x: Array, compressed: Compressed, kernel: str = _KERNEL) -> str:
-    """Returns why a kernel cannot compute the product, or an empty string."""
-    k, out = compressed.shape
-    if compressed.is_quantized and compressed.scales.shape[0] != 1:
-        return f"the weight has scales of shape {compressed.scales.shape}, not (1, out)"
-    if (compressed.pattern.n, compressed.pattern.m) != (2, 4):
-        return f"the pattern is {compressed.pattern}, not 2:4"
-    if x.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"the dtype is {x.dtype}, not bfloat16 or float16"
-    if not all(isinstance(size, int) for size in (*x.shape, k, out)):
-        return "a size is symbolic"
-    if max(math.prod(x.shape[:-1]), k, out) >= MAX_SIZE:
-        return f"the kernel counts in 32 bits, but x has shape {x.shape}"
-    if k % 8 or out % 16:
-        return f"the weight's sizes {(k, out)} are not multiples of 8 and 16"
-    if not (is_automatic(x) and is_automatic(compressed.values)):
-        return "a mesh has axes that are not automatic"
-    return cuda_target.unavailable(kernel)
 
 
 class _Layout(NamedTuple):
     """How the operands of one launch follow one another.
 
     Attributes:
+      pattern: that of all weights.
       weights: the number of weights.
       scaled: whether they have scales.
+      spares: whether a packed weight follows.
+      transposed: whether that is the transposed weight.
       exported: whether a program that is exported uses the kernel too.
     """
 
+    pattern: NM
     weights: int
     scaled: bool
+    spares: bool
+    transposed: bool
     exported: bool
 
     def split(self, arrays: Sequence[Any]) -> list[Sequence[Any]]:
@@ -77,34 +72,58 @@ class _Layout(NamedTuple):
         return [arrays[i : i + each] for i in range(0, len(arrays), each)]
 
 
-def cuda_matmul(x: Array, compressed: Compressed, *, exported: bool) -> Array:
+def cuda_matmul(
+    x: Array,
+    compressed: Compressed,
+    packed: Array | None = None,
+    *,
+    transposed: bool = False,
+    exported: bool,
+) -> Array:
     """Multiplies by one weight, as `cuda_matmuls` by several."""
-    return cuda_matmuls(x, [compressed], exported=exported)[0]
+    options = {"transposed": transposed, "exported": exported}
+    return cuda_matmuls(x, [compressed], packed, **options)[0]
 
 
 # `jit` caches the functions that are created here, and their compilation.
-@partial(jax.jit, static_argnames="exported")
-def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list[Array]:
+@partial(jax.jit, static_argnames=("transposed", "exported"))
+def cuda_matmuls(
+    x: Array,
+    weights: list[Compressed],
+    packed: Array | None = None,
+    *,
+    transposed: bool = False,
+    exported: bool,
+) -> list[Array]:
     """Multiplies on a GPU of compute capability 9.0, or by XLA on other devices.
 
     Args:
       x: `[..., k]`, for which `unsupported_reason` is empty.
-      weights: at most `MAX_WEIGHTS` weights of shapes `[k, out]` and of the same dtype,
-        or all quantized to the same dtype. All kernels but `"whole"` multiply them in
-        one launch.
+      weights: at most `MAX_WEIGHTS` weights of shapes `[k, out]`, of the same pattern
+        and dtype, or all quantized to the same dtype. All kernels but `"whole"`
+        multiply them in one launch.
+      packed: the only weight by `pack_form`. Where devices must be sent the weight,
+        this array is sent instead, in one collective.
+      transposed: whether it is the transposed weight, `[out, k]` with groups along
+        `out`. It is then compressed along `k` on each device.
       exported: whether a program that is exported uses the kernel too, which must then
-        be registered wherever it runs.
+        be registered wherever it runs, and so do many rows of 4:8 and 8:16.
 
     Returns:
       For each weight `[..., out]`, accumulated in float32 and rounded once. If `k` is
       sharded, the partial sum of each device is rounded too.
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
-    layout = _Layout(len(weights), weights[0].is_quantized, exported)
+    pattern, scaled = weights[0].pattern, weights[0].is_quantized
+    spares = packed is not None
+    layout = _Layout(pattern, len(weights), scaled, spares, transposed, exported)
+    group_bytes = max(1, pattern.m // 8)
     arrays, rules, contracted = [], [f"{axes} k"], ["k"]
     for i, weight in enumerate(weights):
-        arrays += [weight.values, weight.indices]
-        rules += [f"values{i} out{i}", f"indices{i} out{i}"]
+        size, out = weight.indices.shape
+        by_group = (size // group_bytes, group_bytes, out)  # shards cut no group
+        arrays += [weight.values, weight.indices.reshape(by_group)]
+        rules += [f"values{i} out{i}", f"indices{i} bytes out{i}"]
         contracted += [f"values{i}", f"indices{i}"]
         if layout.scaled:
             arrays.append(weight.scales)
@@ -112,9 +131,28 @@ def cuda_matmuls(x: Array, weights: list[Compressed], *, exported: bool) -> list
     results = ", ".join(f"{axes} out{i}" for i in range(len(weights)))
     rule = f"{', '.join(rules)} -> {results}"
     multiply_shard = partial(_multiply_shard, layout)
-    multiply = custom_vmap(partition_contraction(multiply_shard, rule, contracted))
+    spare = None
+    if packed is not None:
+        arrays.append(packed)
+        spare = _spare(weights[0], transposed)
+    multiply = custom_vmap(
+        partition_contraction(multiply_shard, rule, contracted, spare)
+    )
     multiply.def_vmap(partial(_multiply_batch, layout))
     return multiply(x, *arrays)
+
+
+def _spare(weight: Compressed, transposed: bool) -> Spare:
+    """Returns how a packed weight, or the transposed one, stands in for a weight."""
+
+    def restore(packed: Array) -> tuple[Array, Array]:
+        unpack = unpack_transposed if transposed else unpack_form
+        restored = unpack(packed, weight.dtype)
+        return restored.values, restored.indices[:, None]  # a byte for each two groups
+
+    if transposed:
+        return Spare("groups nine k", {"groups": "out0"}, restore)
+    return Spare("groups nine out0", {"groups": "k"}, restore)
 
 
 def _multiply_batch(
@@ -125,8 +163,17 @@ def _multiply_batch(
     out_batched = [True] * layout.weights
 
     def multiply(x: Array, weights: Any) -> list[Array]:
-        compressed = [_weight(x, *weight) for weight in weights]
-        return cuda_matmuls(x, compressed, exported=layout.exported)
+        compressed = [
+            _weight(layout, x, *weight) for weight in weights[: layout.weights]
+        ]
+        packed = [array for arrays in weights[layout.weights :] for array in arrays]
+        return cuda_matmuls(
+            x,
+            compressed,
+            *packed,
+            transposed=layout.transposed,
+            exported=layout.exported,
+        )
 
     if not any(map(any, batched_weights)):
         return multiply(x, weights), out_batched
@@ -152,6 +199,9 @@ def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
     suits = all(out % 16 == 0 and out for out in outs)
     suits = suits and rows.size and len(rows) < MAX_SIZE
+    suits = suits and rows.shape[1] % multiple_of_k(layout.pattern) == 0
+    if not layout.exported:
+        suits = suits and not decompresses(layout.pattern, len(rows))
     by_xla, kernel = (
         partial(fn, layout) for fn in (_multiply_by_xla, _multiply_by_kernel)
     )
@@ -165,47 +215,54 @@ def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
 
 
 def _weight(
-    x: Array, values: Array, indices: Array, scales: Array | None = None
+    layout: _Layout,
+    x: Array,
+    values: Array,
+    by_group: Array,
+    scales: Array | None = None,
 ) -> Compressed:
+    groups, group_bytes, out = by_group.shape
+    indices = by_group.reshape(groups * group_bytes, out)
     dtype = None if scales is None else x.dtype
-    return Compressed(values, indices, NM(2, 4), -2, scales, dtype)
+    return Compressed(values, indices, layout.pattern, -2, scales, dtype)
 
 
 def _multiply_by_xla(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     multiply = weight_only_matmul if layout.scaled else xla_matmul
-    return [multiply(x, _weight(x, *weight)) for weight in layout.split(arrays)]
+    weights = layout.split(arrays)
+    return [multiply(x, _weight(layout, x, *weight)) for weight in weights]
 
 
 def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     weights = layout.split(arrays)
     outs = [weight[0].shape[1] for weight in weights]
+    if layout.pattern.m != 4:
+        return _launch(layout, choose_expanding(*x.shape, *outs), x, weights)
     choose = partial(choose_kernel, *x.shape, eight_bits=layout.scaled)
+    launch = partial(_launch, layout, scaled=layout.scaled)
     if choose(*outs).kernel != "few":
         weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
     if choose(*outs).kernel != "whole":
-        return _launch(choose(*outs), x, weights)
+        return launch(choose(*outs), x, weights)
     each = zip(outs, weights, strict=True)
-    return [_launch(choose(out), x, [weight])[0] for out, weight in each]
+    return [launch(choose(out), x, [weight])[0] for out, weight in each]
 
 
 def _launch(
-    choice: KernelChoice,
+    layout: _Layout,
+    choice: KernelChoice | ExpandingChoice,
     x: Array,
     weights: Sequence[Sequence[Array]],
+    **options: bool,
 ) -> list[Array]:
     outs = [weight[0].shape[1] for weight in weights]
     multiply = jax.ffi.ffi_call(
-        cuda_target.target(_KERNEL),
+        cuda_target.target(library_of(layout.pattern)),
         [jax.ShapeDtypeStruct((len(x), out), x.dtype) for out in outs],
     )
-    products = multiply(
-        x,
-        *[array for weight in weights for array in weight],
-        kernel=choice.kernel,
-        tile_rows=np.int64(choice.tile_rows),
-        blocks=np.int64(choice.blocks),
-        warps=np.int64(choice.warps),
-        wide=np.int64(choice.wide),
-        scaled=len(weights[0]) == 3,
-    )
-    return list(products)
+    parameters = {
+        name: np.int64(value) if isinstance(value, int) else value
+        for name, value in choice._asdict().items()
+    }
+    arrays = [array for weight in weights for array in weight]
+    return list(multiply(x, *arrays, **parameters, **options))

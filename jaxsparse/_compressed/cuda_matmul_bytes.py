@@ -18,7 +18,7 @@ from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed import kernel_support
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.quantized_matmul import (
     multiply_quantized_rows,
@@ -30,12 +30,7 @@ from jaxsparse.kernels import cuda_target
 from jaxsparse.kernels.export import unless_exported
 
 
-_KERNEL = "nm_matmul_bytes"
-
-
-def unsupported_reason(x: Array, compressed: Compressed) -> str:
-    """Returns why the kernel cannot compute the product, or an empty string."""
-    return cuda_matmul.unsupported_reason(x, compressed, _KERNEL)
+LIBRARY = "nm_matmul_bytes"
 
 
 @partial(jax.jit, static_argnames="exported")
@@ -158,7 +153,7 @@ def _multiply_shard(
     *leading, k = rows.shape
     count, out = math.prod(leading), weight[0].shape[-1]
     # Unlike whole arrays, shards may have any size, and vmap adds rows.
-    suits = out % 16 == 0 and rows.size and out and count < cuda_matmul.MAX_SIZE
+    suits = out % 16 == 0 and rows.size and out and count < kernel_support.MAX_SIZE
     by_xla = partial(_multiply_by_xla, dtype)
     kernel = partial(_multiply_by_kernel, dtype)
     if not exported:
@@ -197,7 +192,7 @@ def _multiply_by_kernel(
     tile = choose_tile(count, out)
     if k % 16:  # rows are moved by 16 bytes
         rows = jnp.pad(rows, ((0, 0), (0, -k % 16)))
-    name = cuda_target.target(_KERNEL)
+    name = cuda_target.target(LIBRARY)
     multiply = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((count, out), dtype))
     return multiply(
         rows,

@@ -11,7 +11,7 @@ from jax.extend.core import JaxprEqn
 from jax.sharding import AxisType
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed import kernel_support
 from jaxsparse._compressed.compressed_array import Compressed, is_compressed
 from jaxsparse._compressed.lax_ops import reshape, transpose
 from jaxsparse._compressed.nm_matmul import Implementation
@@ -49,6 +49,11 @@ class Matmul(NamedTuple):
         outer = [i for i in range(x.ndim) if i not in x_axes]
         rows = x.transpose((*outer, *x_axes))
         return rows.reshape(*rows.shape[: len(outer)], self.matrix.shape[0])
+
+    def decompresses(self) -> bool:
+        """Returns whether XLA computes it by default, since it has too many rows."""
+        x, (k, _) = self.operands.x, self.matrix.shape
+        return kernel_support.decompresses(self.matrix.pattern, x.size // max(k, 1))
 
     def output(self, product: Array) -> Array:
         """Returns the product `[..., out]` as the equation does."""
@@ -128,7 +133,8 @@ def _wanted_matmul(
     operands, matrix = matmul.operands, matmul.matrix
     if options.implementation != "cuda" and not _is_matrix_product(operands):
         uses_xla = options.implementation == "xla"
-        uses_xla = uses_xla or cuda_matmul.unsupported_reason(operands.x, matrix)
+        uses_xla = uses_xla or matmul.decompresses()
+        uses_xla = uses_xla or kernel_support.unsupported_reason(operands.x, matrix)
         if uses_xla and not matrix.is_quantized:
             return None
     return matmul
@@ -152,6 +158,19 @@ def find_matmul(
     if matrix is None:
         return None, "codes of an axis of the weight end within a byte"
     return Matmul(operands, matrix, weight_is_rhs), ""
+
+
+def transposed_matrix(matmul: Matmul, other: Compressed) -> Compressed | None:
+    """Returns the weight of a product as `[out, k]`, or None if bytes would be split.
+
+    Args:
+      matmul: the product.
+      other: its weight with groups along an axis that it does not contract.
+    """
+    axes = matmul.operands.weight_axes
+    outputs = tuple(i for i in range(other.ndim) if i not in axes)
+    moved = transpose(other, (*outputs, *axes))
+    return moved if moved.ndim == 2 else reshape(moved, matmul.matrix.shape[::-1])
 
 
 def multiply(matmuls: Sequence[Matmul], options: MatmulOptions) -> list[Array]:

@@ -13,6 +13,7 @@ from jaxsparse._compressed import cuda_matmul, cuda_matmul_bytes
 from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import is_wide_float
+from jaxsparse._compressed.kernel_support import unsupported_reason
 from jaxsparse._compressed.quantized_matmul import (
     quantized_rows_matmul,
     weight_only_matmul,
@@ -53,14 +54,16 @@ def nm_matmul(
         `x` is then a product with it, by the same implementation. By default it is one
         with the decompressed weight.
       implementation: `"xla"` decompresses the weight on the fly, on any device, for any
-        pattern and dtype. `"cuda"` uses the sparse tensor cores of an H100 or H200. It
-        requires 2:4, bfloat16 or float16 (or such an `x` and a quantized weight with
-        one scale for each output), a `k` divisible by 8 and an `out` divisible by 16.
-        It allows no explicit mesh and no `shard_map`. The kernel is compiled on first
-        use by the nvcc that `jax[cuda13]` installs. It reads only the stored values, so
-        an infinity in `x` at a pruned weight has no effect, unless activations are
-        quantized. By default `"cuda"` is used if it is available, otherwise `"xla"`,
-        and in programs of `jax.export` always `"xla"`.
+        pattern and dtype. `"cuda"` uses kernels for an H100 or H200: for 2:4 one for
+        sparse tensor cores, for 4:8 and 8:16 one that expands the weight, for few rows.
+        They require bfloat16 or float16 (or, for 2:4, such an `x` and a quantized
+        weight with one scale for each output), a `k` divisible by 8 (4:8 and 8:16: by
+        16) and an `out` divisible by 16. They allow no explicit mesh and no
+        `shard_map`. They are compiled on first use by the nvcc that `jax[cuda13]`
+        installs. Those of 2:4 read only the stored values, so an infinity in `x` at a
+        pruned weight has no effect, unless activations are quantized. By default
+        `"cuda"` is used if it is available, but for 4:8 and 8:16 only for up to 32
+        rows, otherwise `"xla"`, and in programs of `jax.export` always `"xla"`.
       quantize_activations: whether to quantize each row of `x` to the eight bits of the
         weight, by its largest magnitude. Sums are then in int32 for int8, and exact.
         For float8, `"xla"` sums in float32; tensor cores, of `"cuda"`, cut off each
@@ -121,8 +124,8 @@ def nm_matmul(
     x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
-    kernel = cuda_matmul_bytes if quantize_activations else cuda_matmul
-    reason = kernel.unsupported_reason(x, weight)
+    library = cuda_matmul_bytes.LIBRARY if quantize_activations else ""
+    reason = unsupported_reason(x, weight, library)
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed import cuda_matmul, kernel_support
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.nm_matmul import (
     Implementation,
@@ -56,10 +56,12 @@ def nm_matmuls(
 
 def _have_kernel(x: Array, weights: Sequence[Compressed]) -> bool:
     """Returns whether the kernel can multiply by all weights in one launch."""
-    stored = {(weight.values.dtype, weight.is_quantized) for weight in weights}
+    stored = {
+        (w.values.dtype, w.is_quantized, w.pattern.n, w.pattern.m) for w in weights
+    }
     if len(stored) > 1 or any(weight.dtype != x.dtype for weight in weights):
         return False
-    return not any(cuda_matmul.unsupported_reason(x, weight) for weight in weights)
+    return not any(kernel_support.unsupported_reason(x, weight) for weight in weights)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,10 +1,13 @@
 """Arrays on a mesh: what to gather, and functions that run shard by shard."""
 
+from jaxsparse._sharding.contraction import (
+    Spare as Spare,
+    partition_contraction as partition_contraction,
+)
 from jaxsparse._sharding.partition import (
     is_automatic as is_automatic,
     map_explicit_shards as map_explicit_shards,
     map_shards as map_shards,
-    partition_contraction as partition_contraction,
     partition_groups as partition_groups,
     partition_unary as partition_unary,
 )

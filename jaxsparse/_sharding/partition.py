@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -118,72 +116,13 @@ def partition_unary(
         return mesh, fn, sharding, (sharding, *[unsharded] * len(scalars))
 
     # After a reshape a sharding may have no PartitionSpec, so they are not decoded.
-    return _partitioned(
+    return partitioned(
         fn,
         rule,
         partition,
         need_replication_factors=tuple(replicated),
         decode_shardings=False,
     )
-
-
-def partition_contraction(
-    fn: Callable[..., Any], rule: str, contracted: Sequence[str]
-) -> Callable[..., Any]:
-    """Returns a function of arrays that contracts axes and runs on each shard.
-
-    All of its results lack the same axes.
-
-    The function has no batching rule: `jax.vmap` of it fails.
-
-    Args:
-      fn: takes arrays, or shards of them over automatic axes, and returns an array, or
-        a list of arrays of one dtype.
-      rule: the Shardy rule that names the axes, such as
-        `"rows k, values out -> rows out"`.
-      contracted: the axes that the results lack, in the order of the operands. Equal
-        parts of them belong together, and the results for all parts add up to the
-        whole results. If these axes are sharded, each shard computes its part, and an
-        all-reduce adds up the parts in float32; of several shardings the last that
-        suits all contracted axes is used. Contracted axes are all-gathered instead if
-        their mesh axes shard other axes, if the parts would not be equal, or in
-        float16, where partial results might overflow.
-    """
-    names, result_names = (
-        [axes.split() for axes in side.split(",")] for side in rule.split("->")
-    )
-
-    def partition(mesh, operands, results):
-        results, structure = jax.tree.flatten(results)
-        # A result's sharding of an axis takes precedence, then the first operand's.
-        entries: dict[str, Any] = {}
-        sizes: dict[str, int] = {}
-        arrays = zip([*result_names, *names], [*results, *operands], strict=True)
-        for axes, x in arrays:
-            # Without a mesh in JAX's sight there is no spec, and nothing is sharded.
-            spec = [*getattr(x.sharding, "spec", ()), *[None] * len(axes)]
-            entries = dict(zip(axes, spec, strict=False)) | entries
-            sizes |= dict(zip(axes, x.shape, strict=True))
-        common = None
-        if results[0].dtype != jnp.float16:
-            common = _common_entry(entries, sizes, contracted, mesh)
-        entries |= dict.fromkeys(contracted, common)
-
-        def fn_and_sum(*shards: Array) -> Any:
-            parts = fn(*shards)
-            if common is None:
-                return parts
-            cast = lambda dtype, tree: jax.tree.map(lambda x: x.astype(dtype), tree)
-            wide = lax.psum(cast(jnp.float32, parts), common)
-            return cast(results[0].dtype, wide)
-
-        def place(axes: list[str]) -> NamedSharding:
-            return NamedSharding(mesh, PartitionSpec(*map(entries.get, axes)))
-
-        outputs = structure.unflatten(place(axes) for axes in result_names)
-        return mesh, fn_and_sum, outputs, tuple(place(axes) for axes in names)
-
-    return _partitioned(fn, rule, partition, reduction_factors=tuple(contracted))
 
 
 def partition_groups(
@@ -216,7 +155,7 @@ def partition_groups(
         spec = [*getattr(x.sharding, "spec", ()), *[None] * x.ndim]
         entries: dict[str, Any] = {}
         for (name, *_), size, entry in zip(operands[0], x.shape, spec, strict=False):
-            shards = math.prod(mesh.shape[axis] for axis in _mesh_axes(entry))
+            shards = math.prod(mesh.shape[axis] for axis in mesh_axes(entry))
             groups = sizes.get(name, int(size))
             splits_groups = name in inner or groups % shards
             entries[name] = None if splits_groups else entry
@@ -231,7 +170,7 @@ def partition_groups(
     # JAX wants the sizes of those factors alone that are no axis by themselves.
     known = {axis[0] for axis in axes if len(axis) == 1}
     unknown = {name for axis in axes for name in axis} - known
-    return _partitioned(
+    return partitioned(
         fn,
         " -> ".join(", ".join(map(_axes_text, side)) for side in sides),
         partition,
@@ -252,30 +191,15 @@ def _axes_text(axes: list[list[str]]) -> str:
     return " ".join(a[0] if len(a) == 1 else f"({' '.join(a)})" for a in axes)
 
 
-def _common_entry(
-    entries: dict[str, Any], sizes: dict[str, int], contracted: Sequence[str], mesh: Any
-) -> Any:
-    """Returns the last entry that can shard all contracted axes alike, or None."""
-    others = entries.keys() - {*contracted}
-    taken = {name for axis in others for name in _mesh_axes(entries[axis])}
-
-    def fits(entry: Any) -> bool:
-        parts = math.prod(mesh.shape[name] for name in _mesh_axes(entry))
-        equal = all(sizes[axis] % parts == 0 for axis in contracted)
-        return equal and not taken & {*_mesh_axes(entry)}
-
-    candidates = [entries[axis] for axis in contracted if entries[axis]]
-    return next(filter(fits, reversed(candidates)), None)
-
-
-def _mesh_axes(entry: Any) -> tuple[str, ...]:
+def mesh_axes(entry: Any) -> tuple[str, ...]:
     """Returns the mesh axes in one entry of a PartitionSpec."""
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
-def _partitioned(
+def partitioned(
     fn: Callable[..., Any], rule: str, partition: Callable[..., Any], **options: Any
 ) -> Callable[..., Any]:
+    """Returns a function that is partitioned by a Shardy rule and JAX's callback."""
     if not getattr(jax.config, "jax_use_shardy_partitioner", True):
         return fn  # the older partitioner does not read Shardy rules
     partitioned = custom_partitioning(fn)

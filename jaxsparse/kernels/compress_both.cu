@@ -45,7 +45,9 @@ template <Source source>
 ffi::Error by_dtypes(const Call& call, ffi::DataType w, ffi::DataType values) {
   if (w == ffi::BF16 && values == w) return launch<source, __nv_bfloat16, __nv_bfloat16>(call);
   if (w == ffi::F16 && values == w) return launch<source, __half, __half>(call);
-  if constexpr (source != Source::kMagnitude && source != Source::kBestRelus) {
+  constexpr bool narrow = source == Source::kMagnitude || source == Source::kPacked ||
+                          source == Source::kBestRelus;
+  if constexpr (!narrow) {
     if (w == ffi::F32 && values == ffi::BF16) return launch<source, float, __nv_bfloat16>(call);
     if (w == ffi::F32 && values == ffi::F16) return launch<source, float, __half>(call);
   }
@@ -57,6 +59,7 @@ ffi::Error by_source(const Call& call, std::string_view source, ffi::DataType w,
   if (source == "along_k") return by_dtypes<Source::kAlongK>(call, w, values);
   if (source == "along_out") return by_dtypes<Source::kAlongOut>(call, w, values);
   if (source == "nonzero") return by_dtypes<Source::kNonzero>(call, w, values);
+  if (source == "packed") return by_dtypes<Source::kPacked>(call, values, values);
   if (source == "magnitude") return by_dtypes<Source::kMagnitude>(call, w, values);
   if (source == "best") return by_dtypes<Source::kBest>(call, w, values);
   if (source == "best_along_out") return by_dtypes<Source::kBestAlongOut>(call, w, values);
@@ -79,6 +82,7 @@ ffi::Error compress(cudaStream_t stream, ffi::AnyBuffer w, ffi::RemainingArgs ma
   if (next < results.size()) call.found = result();
   if (next < results.size()) call.kept = result();
   call.batch = w.dimensions()[0], call.k = w.dimensions()[1], call.out = w.dimensions()[2];
+  if (source == "packed") call.k = call.batch * 16, call.batch = 1;
   return by_source(call, source, w.element_type(), values);
 }
 
@@ -87,7 +91,7 @@ ffi::Error compress(cudaStream_t stream, ffi::AnyBuffer w, ffi::RemainingArgs ma
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_compress_both, compress,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::PlatformStream<cudaStream_t>>()
-                                  .Arg<ffi::AnyBuffer>()  // w [batch, k, out]
+                                  .Arg<ffi::AnyBuffer>()  // w [batch, k, out], or packed
                                   .RemainingArgs()        // mask, if it is given
                                   .RemainingRets()
                                   .Attr<std::string_view>("source")

@@ -9,6 +9,7 @@
 
 #include "kept_weights.cuh"
 #include "mask_bits.cuh"
+#include "packed_form.cuh"
 
 namespace compress_both {
 
@@ -19,6 +20,7 @@ enum class Source {
   kAlongK,        // those of a mask packed along k
   kAlongOut,      // those of a mask packed along out
   kNonzero,       // those that are not zero
+  kPacked,        // the same of a weight whose form along k is given, packed
   kMagnitude,     // the two largest of each group along k
   kBest,          // those of the best transposable mask, the first with rows along k
   kBestAlongOut,  // the same with rows along out
@@ -35,7 +37,7 @@ struct Form {  // null if it is not wanted
 
 template <typename W, typename V>
 struct Problem {
-  const W* w;           // [batch, k, out]
+  const W* w;           // [batch, k, out], or [k / 16, 9, out] if it is packed
   const uint8_t* mask;  // given, or null
   Form<V> along_k;      // values [batch, k / 2, out], indices [batch, k / 8, out]
   Form<V> along_out;    // the same of the transposed weight
@@ -200,7 +202,11 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(source))
   if (row >= k || column >= out) return;
 
   Weights<W> weights;
-  weights.load(problem.w + batch * size + row * out + column, out);
+  if constexpr (source == Source::kPacked) {
+    load_packed(weights, problem.w, row, column, out);
+  } else {
+    weights.load(problem.w + batch * size + row * out + column, out);
+  }
   if constexpr (source == Source::kBestRelus) {
     map_weights(weights, [](float x) { return x <= 0 ? 0 : x; });  // NaN stays NaN
   }
@@ -209,7 +215,9 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(source))
   Lines lines;
   if constexpr (source == Source::kAlongK) lines = load_columns(mask, row, column, out);
   if constexpr (source == Source::kAlongOut) lines = load_rows(mask, row, column, out);
-  if constexpr (source == Source::kNonzero) lines = nonzero_rows(weights);
+  if constexpr (source == Source::kNonzero || source == Source::kPacked) {
+    lines = nonzero_rows(weights);
+  }
   if constexpr (source == Source::kMagnitude) lines = largest_columns(weights);
   if constexpr (source == Source::kBest || source == Source::kBestRelus) {
     lines = best_lines<false>(weights);

@@ -83,6 +83,18 @@ __device__ inline uint32_t codes(uint32_t slots) {
   return first_is_1 | first_is_2 | second_is_odd | second_is_2_or_3;
 }
 
+// Returns the positions that the lower two bits of each half-byte name, as a bit of the half-byte.
+__device__ inline Lines positions(Lines codes) {
+#pragma unroll
+  for (uint32_t& x : codes.word) {
+    const uint32_t is_odd = x & 0x11111111, is_2_or_3 = x >> 1 & 0x11111111;
+    const uint32_t both = is_odd & is_2_or_3;
+    x = (0x11111111 & ~(is_odd | is_2_or_3)) | (is_odd ^ both) << 1 | (is_2_or_3 ^ both) << 2 |
+        both << 3;
+  }
+  return codes;
+}
+
 // Moves column `j` of four rows to the highest bits of their bytes.
 __device__ inline uint32_t column(uint32_t rows, int j) { return rows << (7 - j); }
 

@@ -1,4 +1,4 @@
-// What the two kernels for few rows share: their sizes, operands, and the rows of x.
+// What the kernels for few rows share: their sizes, operands, and the rows of x.
 #pragma once
 
 #include "hopper.cuh"
@@ -38,6 +38,20 @@ struct Form {
   static constexpr int kParts = kWarps / kWide, kBlockOut = kOut * kWide;
 };
 
+// Which weight a block multiplies by, and its first output and row.
+struct Place {
+  int weight, out, row;
+
+  template <typename F>
+  static __device__ Place of(const int (&ends)[kMostWeights - 1], int row_tiles, F) {
+    // The blocks of all rows of a tile are neighbours, so that they read it at the same time.
+    int tile = blockIdx.x, row = 0;
+    if (row_tiles > 1) row = tile % row_tiles, tile /= row_tiles;
+    const int i = (tile >= ends[0]) + (tile >= ends[1]) + (tile >= ends[2]);
+    return {i, (tile - (i ? ends[i - 1] : 0)) * F::kBlockOut, row * F::kRows};
+  }
+};
+
 // The part of a warp: kOut outputs of one weight, from `first_out` on, and some rows.
 template <typename T, typename V>
 struct Problem : Weight<T, V> {
@@ -46,16 +60,11 @@ struct Problem : Weight<T, V> {
 
   template <typename F>
   static __device__ Problem of(const Products<T, V>& all, F) {
-    // The blocks of all rows of a tile are neighbours, so that they read it at the same time.
-    int tile = blockIdx.x, row = 0;
-    if (all.row_tiles > 1) row = tile % all.row_tiles, tile /= all.row_tiles;
-    const int* ends = all.ends;
-    const int i = (tile >= ends[0]) + (tile >= ends[1]) + (tile >= ends[2]);
-    const int first = i ? ends[i - 1] : 0;
-    Problem p = {all.weights[i], all.x, all.rows, all.k};
-    p.block_out = (tile - first) * F::kBlockOut;
-    p.first_out = p.block_out + threadIdx.x / 32 % F::kWide * kOut;
-    p.first_row = row * F::kRows;
+    const Place place = Place::of(all.ends, all.row_tiles, F());
+    Problem p = {all.weights[place.weight], all.x, all.rows, all.k};
+    p.block_out = place.out;
+    p.first_out = place.out + threadIdx.x / 32 % F::kWide * kOut;
+    p.first_row = place.row;
     return p;
   }
 };

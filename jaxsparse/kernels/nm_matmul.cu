@@ -2,12 +2,10 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <climits>
-#include <string>
 #include <string_view>
 #include <type_traits>
 
-#include "launch.cuh"
+#include "nm_call.cuh"
 #include "nm_few_bytes.cuh"
 #include "nm_few_rows.cuh"
 #include "nm_matmul.cuh"
@@ -18,29 +16,9 @@ namespace {
 
 namespace ffi = xla::ffi;
 using launch::Launch, launch::run;
+using nm_call::Call, nm_call::Operand, nm_call::tiles, nm_call::with_blocks;
 
-constexpr int kMostWeights = nm_few::kMostWeights;
-static_assert(kMostWeights == nm_matmul::kMostWeights);
-
-struct Operand {
-  const void *values, *indices;
-  const float* scales;  // or null
-  void* y;
-  uint64_t out;
-};
-
-struct Call {
-  cudaStream_t stream;
-  int device;
-  const void* x;
-  uint64_t rows, k;
-  int64_t blocks;
-  ffi::DataType type;  // of the values
-  int count;  // of the weights
-  Operand weights[kMostWeights];
-};
-
-int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
+static_assert(nm_call::kMostWeights == nm_matmul::kMostWeights);
 
 template <typename T, typename F, int kSharers = 1>
 ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
@@ -64,28 +42,12 @@ ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
 
 template <typename T, typename V, typename F>
 ffi::Error launch_few(const Call& call) {
-  nm_few::Products<T, V> products = {{INT_MAX, INT_MAX, INT_MAX},
-                                     tiles(call.rows, F::kRows),
-                                     static_cast<int>(call.rows),
-                                     static_cast<int>(call.k),
-                                     static_cast<const T*>(call.x)};
-  int out_tiles = 0;
-  for (int i = 0; i < call.count; ++i) {
-    const Operand& weight = call.weights[i];
-    products.weights[i] = {static_cast<const V*>(weight.values),
-                           static_cast<const uint8_t*>(weight.indices), weight.scales,
-                           static_cast<T*>(weight.y), static_cast<int>(weight.out)};
-    out_tiles += tiles(weight.out, F::kBlockOut);
-    if (i < call.count - 1) products.ends[i] = out_tiles;
-  }
-  const dim3 grid(out_tiles * products.row_tiles, 1, F::kBlocks);
-  Launch launch = {grid, dim3(1, 1, F::kBlocks), F::kThreads};
   if constexpr (sizeof(V) == 1) {
-    launch.bytes = sizeof(nm_few_bytes::Memory<F>);
-    return run<nm_few_bytes::product<T, V, F>>(call.stream, call.device, launch, products);
+    constexpr auto kernel = nm_few_bytes::product<T, V, F>;
+    return nm_call::launch_few<T, V, F, kernel>(call, sizeof(nm_few_bytes::Memory<F>));
   } else {
-    launch.bytes = sizeof(nm_few_rows::Memory<F>);
-    return run<nm_few_rows::product<T, F>>(call.stream, call.device, launch, products);
+    constexpr auto kernel = nm_few_rows::product<T, F>;
+    return nm_call::launch_few<T, V, F, kernel>(call, sizeof(nm_few_rows::Memory<F>));
   }
 }
 
@@ -125,17 +87,6 @@ ffi::Error launch_whole(const Call& call) {
   const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles;
   launch.grid = dim3(kSharers * std::min(most, clusters));
   return run<kernel>(call.stream, call.device, launch, maps, shape, call.weights[0].scales);
-}
-
-// Calls `launch` with the number of blocks as a compile-time constant.
-template <int... kChoices, typename F>
-ffi::Error with_blocks(int64_t blocks, F launch) {
-  ffi::Error error = ffi::Error::InvalidArgument("no kernel for so many blocks");
-  const auto perhaps = [&](auto choice) {
-    if (blocks == choice) error = launch(choice);
-  };
-  (perhaps(std::integral_constant<int, kChoices>{}), ...);
-  return error;
 }
 
 template <typename T, int kRows, int kWarps, int kWide, int... kChoices>
@@ -214,18 +165,10 @@ ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
                    ffi::RemainingArgs arrays, ffi::RemainingRets results,
                    std::string_view kernel, int64_t tile_rows, int64_t blocks, int64_t warps,
                    int64_t wide, bool scaled) {
-  Call call = {stream, device, x.untyped_data()};
-  call.rows = x.dimensions()[0], call.k = x.dimensions()[1], call.blocks = blocks;
-  if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
-  call.count = static_cast<int>(results.size());
-  size_t next = 0;
-  for (Operand* weight = call.weights; weight < call.weights + call.count; ++weight) {
-    const ffi::AnyBuffer values = *arrays.get<ffi::AnyBuffer>(next++);
-    weight->values = values.untyped_data();
-    weight->out = values.dimensions()[1], call.type = values.element_type();
-    weight->indices = arrays.get<ffi::AnyBuffer>(next++)->untyped_data();
-    if (scaled) weight->scales = arrays.get<ffi::Buffer<ffi::F32>>(next++)->typed_data();
-    weight->y = (*results.get<ffi::AnyBuffer>(weight - call.weights))->untyped_data();
+  Call call = {stream, device};
+  call.blocks = blocks;
+  if (ffi::Error error = nm_call::read(&call, x, arrays, results, scaled); error.failure()) {
+    return error;
   }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
   return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows, warps, wide)

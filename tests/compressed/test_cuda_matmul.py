@@ -96,19 +96,19 @@ def test_transformations_anywhere():
     check_transformations("cuda")
 
 
-def check_transformations(implementation):
+def check_transformations(implementation, pattern=(2, 4)):
     rng = np.random.default_rng(0)
     multiply = lambda x, w: js.nm_matmul(x, w, implementation=implementation)
-    x, weight, stored = problem(rng, (2, 3), 64, 32, ml_dtypes.bfloat16)
+    x, weight, stored = problem(rng, (2, 3), 64, 32, ml_dtypes.bfloat16, pattern)
     assert_product(multiply(x, stored), x, weight)
     assert_product(jax.jit(jax.vmap(multiply, (1, None), 1))(x, stored), x, weight)
     assert_product(multiply(x[0, 0], stored), x[0, 0], weight)
     nothing = replace(stored, values=stored.values[:0], indices=stored.indices[:0])
     assert not multiply(x[0, :, :0], nothing).any()
 
-    masks = random_mask(rng, (2, 64, 32), 2, 4, 1)
+    masks = random_mask(rng, (2, 64, 32), *pattern, 1)
     weights = rng.normal(size=(2, 64, 32)).astype(ml_dtypes.bfloat16)
-    stack = as_compressed(weights, masks, 2, 4, 1)
+    stack = as_compressed(weights, masks, *pattern, 1)
     for result in (
         jax.vmap(multiply)(x, stack),
         jax.vmap(multiply, (None, 0))(x, stack),
@@ -126,7 +126,8 @@ def check_transformations(implementation):
     for_x, for_values = jax.jit(jax.grad(loss, (0, 1)))(jnp.asarray(x), stored.values)
     assert_product(for_x, c, np.asarray(js.decompress(stored)).T)
     flat = x.reshape(6, 64).astype(np.float64).T @ c.reshape(6, 32).astype(np.float64)
-    wanted = as_compressed(flat, np.asarray(js.decompress(stored)) != 0, 2, 4, 0)
+    kept = np.asarray(js.decompress(stored)) != 0
+    wanted = as_compressed(flat, kept, *pattern, 0)
     np.testing.assert_allclose(for_values, wanted.values, rtol=2**-8, atol=1e-3)
 
 

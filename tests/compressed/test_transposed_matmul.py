@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed import kernel_support
 from tests.compressed.accelerated import BOTH, whole
 
 
@@ -52,4 +52,4 @@ def test_a_weight_that_is_no_transpose_is_refused():
 def test_the_kernel_takes_weights_of_transposable_patterns():
     x = jnp.ones((4, 16), jnp.bfloat16)
     weight = js.compress(W.astype(jnp.bfloat16), BOTH, mask=MASK, axis=0)
-    assert not cuda_matmul.unsupported_reason(x, weight)
+    assert not kernel_support.unsupported_reason(x, weight)

@@ -16,6 +16,7 @@ static uint32_t __float_as_uint(float x) {
   return bits;
 }
 
+#include "expand_group.cuh"
 #include "mask_bits.cuh"
 #include "transposable_mask.cuh"
 
@@ -31,9 +32,10 @@ void best_masks(const transposable::Block* blocks, int count, uint32_t* masks, u
   }
 }
 
-// Of masks of 8 x 8: the transposed mask, whether groups keep two, slots and codes.
+// Of masks of 8 x 8: the transposed mask, whether groups keep two, slots, codes, and the positions
+// of the first slots that the codes name.
 void line_bits(const Lines* lines, int count, Lines* transposed, uint8_t* keep_two, Lines* slots,
-               Lines* codes) {
+               Lines* codes, Lines* first) {
   for (int i = 0; i < count; ++i) {
     transposed[i] = mask_bits::transpose(lines[i]);
     keep_two[i] = mask_bits::keeps_two(lines[i]);
@@ -41,6 +43,7 @@ void line_bits(const Lines* lines, int count, Lines* transposed, uint8_t* keep_t
     for (int half = 0; half < 2; ++half) {
       codes[i].word[half] = mask_bits::codes(slots[i].word[half]);
     }
+    first[i] = mask_bits::positions(codes[i]);
   }
 }
 
@@ -59,5 +62,15 @@ void selections(uint32_t code, const uint32_t* numbers, uint32_t* chosen, uint32
     const uint32_t left = mask_bits::column(rows, 2 * p);
     spread[i] = mask_bits::spread(left, mask_bits::column(rows, 2 * p + 1), i / 4);
   }
+}
+
+// A group of 16 from eight values.
+void expanded(uint32_t mask, const uint16_t* values, uint16_t* dense) {
+  uint32_t pairs[4], halves[2][4];
+  std::memcpy(pairs, values, sizeof pairs);
+  const auto own = expand_group::values(pairs);
+  expand_group::first_half(halves[0], own, expand_group::first_entry(mask & 0xFF));
+  expand_group::second_half(halves[1], own, expand_group::second_entry(mask >> 8));
+  std::memcpy(dense, halves, sizeof halves);
 }
 }

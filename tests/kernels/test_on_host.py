@@ -102,9 +102,9 @@ def test_bits_of_lines(library):
     masks = rng.random((2000, 8, 8)) < rng.choice([0.2, 0.5, 0.8], (2000, 1, 1))
     masks[::5] = random_mask(rng, masks[::5].shape, 2, 4, 2)
     lines = np.packbits(masks, -1, bitorder="little")  # [masks, 8, 1]
-    transposed, slots, codes = (np.zeros_like(lines) for _ in range(3))
+    transposed, slots, codes, firsts = (np.zeros_like(lines) for _ in range(4))
     keep_two = np.zeros(len(lines), np.uint8)
-    arrays = (transposed, keep_two, slots, codes)
+    arrays = (transposed, keep_two, slots, codes, firsts)
     library.line_bits(pointer(lines), len(lines), *map(pointer, arrays))
     unpacked = lambda x: np.unpackbits(x, axis=-1, bitorder="little").astype(bool)
     np.testing.assert_array_equal(unpacked(transposed), masks.swapaxes(1, 2))
@@ -118,6 +118,8 @@ def test_bits_of_lines(library):
     at = np.zeros((*masks.shape[:2], 2, 4), bool)
     np.put_along_axis(at, positions.reshape(*masks.shape[:2], 2, 2), True, -1)
     np.testing.assert_array_equal(unpacked(slots), at.reshape(masks.shape))
+    is_first = at & (at.cumsum(-1) == 1)
+    np.testing.assert_array_equal(unpacked(firsts), is_first.reshape(masks.shape))
 
 
 def test_selections(library):
@@ -142,3 +144,16 @@ def test_selections(library):
         bits = (rows >> np.arange(32, dtype=np.uint32) & 1).astype(bool)
         expected = np.where(bits, 0xFFFF, 0).astype(np.uint16).reshape(4, 8)
         np.testing.assert_array_equal(spread.view(np.uint16).reshape(4, 8), expected)
+
+
+def test_groups_of_sixteen_are_expanded(library):
+    bits = np.arange(2**16)[:, None] >> np.arange(16) & 1
+    masks = np.flatnonzero(bits.sum(1) == 8)
+    assert len(masks) == 12870
+    values = np.random.default_rng(0).integers(1, 2**16, (12870, 8)).astype(np.uint16)
+    dense = np.zeros((12870, 16), np.uint16)
+    for mask, own, to in zip(masks, values, dense, strict=True):
+        library.expanded(int(mask), pointer(own), pointer(to))
+    expected = np.zeros_like(dense)
+    expected[bits[masks] == 1] = values.ravel()  # in order, group by group
+    np.testing.assert_array_equal(dense, expected)

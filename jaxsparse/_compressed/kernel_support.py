@@ -1,0 +1,66 @@
+"""Which products Hopper's kernels compute, and why they cannot compute others."""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._patterns import NM
+from jaxsparse._sharding import is_automatic
+from jaxsparse.kernels import cuda_target
+
+
+#: By the n and m of a pattern, the library that has its kernels.
+_LIBRARIES = {(2, 4): "nm_matmul", (4, 8): "nm_expand", (8, 16): "nm_expand"}
+
+#: The kernel counts in 32 bits; smaller sizes fit even when rounded up to whole tiles.
+MAX_SIZE = 2**31 - 2**16
+
+#: More rows of 4:8 and 8:16 would take more than two passes over the weight.
+_MAX_EXPANDED_ROWS = 32
+
+
+def unsupported_reason(x: Array, compressed: Compressed, library: str = "") -> str:
+    """Returns why a kernel cannot compute the product, or an empty string.
+
+    Args:
+      x: `[..., k]`.
+      compressed: a weight of shape `[k, out]`.
+      library: that of another kernel for quantized weights.
+    """
+    k, out = compressed.shape
+    if compressed.is_quantized and compressed.scales.shape[0] != 1:
+        return f"the weight has scales of shape {compressed.scales.shape}, not (1, out)"
+    pattern = compressed.pattern
+    if (pattern.n, pattern.m) not in _LIBRARIES:
+        return f"the pattern is {pattern}, not 2:4, 4:8 or 8:16"
+    if compressed.is_quantized and pattern.m != 4:
+        return f"the pattern is {pattern}, and the weight is quantized"
+    if x.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"the dtype is {x.dtype}, not bfloat16 or float16"
+    if not all(isinstance(size, int) for size in (*x.shape, k, out)):
+        return "a size is symbolic"
+    if max(math.prod(x.shape[:-1]), k, out) >= MAX_SIZE:
+        return f"the kernel counts in 32 bits, but x has shape {x.shape}"
+    multiple = multiple_of_k(pattern)
+    if k % multiple or out % 16:
+        return f"the weight's sizes {(k, out)} are not multiples of {multiple} and 16"
+    if not (is_automatic(x) and is_automatic(compressed.values)):
+        return "a mesh has axes that are not automatic"
+    return cuda_target.unavailable(library or library_of(pattern))
+
+
+def decompresses(pattern: NM, rows: int) -> bool:
+    """Returns whether XLA multiplies so many rows by default."""
+    return pattern.m != 4 and rows > _MAX_EXPANDED_ROWS
+
+
+def library_of(pattern: NM) -> str:
+    """Returns the library that has the kernels of a pattern."""
+    return _LIBRARIES[pattern.n, pattern.m]
+
+
+def multiple_of_k(pattern: NM) -> int:
+    """Returns what must divide `k`."""
+    return 8 if pattern.m == 4 else 16

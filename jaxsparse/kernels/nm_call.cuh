@@ -1,0 +1,90 @@
+// The operands of a matmul with compressed weights in an XLA FFI call, and few rows' launch.
+#pragma once
+
+#include <climits>
+#include <cstdint>
+#include <type_traits>
+
+#include "launch.cuh"
+#include "nm_few_form.cuh"
+#include "xla/ffi/api/ffi.h"
+
+namespace nm_call {
+
+namespace ffi = xla::ffi;
+
+constexpr int kMostWeights = nm_few::kMostWeights;
+
+struct Operand {
+  const void *values, *indices;
+  const float* scales;  // or null
+  void* y;
+  uint64_t out;
+};
+
+struct Call {
+  cudaStream_t stream;
+  int device;
+  const void* x;
+  uint64_t rows, k;
+  int64_t blocks;
+  ffi::DataType type;  // of the values
+  int count;  // of the weights
+  Operand weights[kMostWeights];
+};
+
+// Reads values, indices and perhaps scales of each weight.
+inline ffi::Error read(Call* call, ffi::AnyBuffer x, ffi::RemainingArgs arrays,
+                       ffi::RemainingRets results, bool scaled) {
+  call->x = x.untyped_data(), call->rows = x.dimensions()[0], call->k = x.dimensions()[1];
+  if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
+  call->count = static_cast<int>(results.size());
+  size_t next = 0;
+  for (int i = 0; i < call->count; ++i) {
+    Operand* weight = &call->weights[i];
+    const ffi::AnyBuffer values = *arrays.get<ffi::AnyBuffer>(next++);
+    weight->values = values.untyped_data();
+    weight->out = values.dimensions()[1], call->type = values.element_type();
+    weight->indices = arrays.get<ffi::AnyBuffer>(next++)->untyped_data();
+    if (scaled) weight->scales = arrays.get<ffi::Buffer<ffi::F32>>(next++)->typed_data();
+    weight->y = (*results.get<ffi::AnyBuffer>(i))->untyped_data();
+  }
+  return ffi::Error::Success();
+}
+
+inline int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
+
+// Calls `launch` with the number of blocks as a compile-time constant.
+template <int... kChoices, typename F>
+ffi::Error with_blocks(int64_t blocks, F launch) {
+  ffi::Error error = ffi::Error::InvalidArgument("no kernel for so many blocks");
+  const auto perhaps = [&](auto choice) {
+    if (blocks == choice) error = launch(choice);
+  };
+  (perhaps(std::integral_constant<int, kChoices>{}), ...);
+  return error;
+}
+
+// Launches a kernel for few rows with `bytes` bytes of shared memory.
+template <typename T, typename V, typename F, auto kernel>
+ffi::Error launch_few(const Call& call, int bytes) {
+  nm_few::Products<T, V> products = {{INT_MAX, INT_MAX, INT_MAX},
+                                     tiles(call.rows, F::kRows),
+                                     static_cast<int>(call.rows),
+                                     static_cast<int>(call.k),
+                                     static_cast<const T*>(call.x)};
+  int out_tiles = 0;
+  for (int i = 0; i < call.count; ++i) {
+    const Operand& weight = call.weights[i];
+    products.weights[i] = {static_cast<const V*>(weight.values),
+                           static_cast<const uint8_t*>(weight.indices), weight.scales,
+                           static_cast<T*>(weight.y), static_cast<int>(weight.out)};
+    out_tiles += tiles(weight.out, F::kBlockOut);
+    if (i < call.count - 1) products.ends[i] = out_tiles;
+  }
+  const dim3 grid(out_tiles * products.row_tiles, 1, F::kBlocks);
+  const launch::Launch launch = {grid, dim3(1, 1, F::kBlocks), F::kThreads, bytes};
+  return launch::run<kernel>(call.stream, call.device, launch, products);
+}
+
+}  // namespace nm_call
