@@ -1,5 +1,7 @@
 """Squared ReLUs by the CUDA kernels: exact gradients of the masked function."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from tests.compressed.forms_oracle import best_masks
+from jaxsparse._compressed.compress_both import compress_squared_relu
+from tests.compressed.forms_oracle import best_masks, forms
 from tests.compressed.test_accelerate_cuda import kernels, signs
 from tests.gpu import needs_hopper
 
@@ -100,3 +103,31 @@ def test_three_axes_a_scan_and_checkpoint():
         for i in ("cuda", "xla")
     ]
     jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@needs_hopper
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.parametrize("axes", [(-2,), (-1,), (-2, -1)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_squared_relus(dtype, axes):
+    rng = np.random.default_rng(0)
+    compress = partial(compress_squared_relu, axes=axes, kept=True)
+    for shape in ((8, 8), (72, 136), (256, 256)):
+        h = (rng.normal(size=shape) - 0.5).astype(dtype)
+        h.flat[3:6], h[4, :3] = (0, -0.0, np.inf), np.nan
+        relu = np.maximum(h.astype(np.float32), 0)  # NaN stays NaN
+        squares, mask = (relu * relu).astype(dtype), best_masks(relu)
+        best = jax.jit(compress)(h)
+        np.testing.assert_array_equal(
+            best.mask, np.packbits(mask, -2, bitorder="little")
+        )
+        results = [
+            best.kept,
+            *(a for form in best.forms for a in (form.values, form.indices)),
+        ]
+        kept = np.where(mask, squares, np.zeros((), dtype))
+        for result, exact in zip(
+            results, [kept, *forms(squares, mask, dtype, axes)], strict=True
+        ):
+            wide = (np.asarray(a).astype(np.float32) for a in (result, exact))
+            np.testing.assert_array_equal(*wide)

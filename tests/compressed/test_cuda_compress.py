@@ -12,11 +12,7 @@ import pytest
 
 import jaxsparse as js
 from jaxsparse._compressed import cuda_compress
-from jaxsparse._compressed.compress_both import (
-    compress_best,
-    compress_both,
-    compress_squared_relu,
-)
+from jaxsparse._compressed.compress_both import compress_best, compress_both
 from jaxsparse._patterns import NM, best_transposable_mask
 from tests.compressed.forms_oracle import assert_forms, best_masks, forms
 from tests.compressed.layout_oracle import (
@@ -129,32 +125,6 @@ def test_best_masks(shape, dtypes, axis):
             exact = ~is_nan if dtypes[0] != dtypes[1] else np.ones_like(is_nan)
             found = np.asarray(form.values)
             np.testing.assert_array_equal(bits(found)[exact], bits(values)[exact], name)
-
-
-@needs_hopper
-@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-@pytest.mark.parametrize("axes", [(-2,), (-1,), (-2, -1)])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_squared_relus(dtype, axes):
-    rng = np.random.default_rng(0)
-    compress = partial(compress_squared_relu, axes=axes, kept=True)
-    for shape in ((8, 8), (72, 136), (256, 256)):
-        h = (rng.normal(size=shape) - 0.5).astype(dtype)
-        h.flat[3:6], h[4, :3] = (0, -0.0, np.inf), np.nan
-        relu = np.maximum(h.astype(np.float32), 0)  # NaN stays NaN
-        squares, mask = (relu * relu).astype(dtype), best_masks(relu)
-        best = jax.jit(compress)(h)
-        np.testing.assert_array_equal(best.mask, packed(mask, -2))
-        results = [
-            best.kept,
-            *(a for form in best.forms for a in (form.values, form.indices)),
-        ]
-        kept = np.where(mask, squares, np.zeros((), dtype))
-        for result, exact in zip(
-            results, [kept, *forms(squares, mask, dtype, axes)], strict=True
-        ):
-            wide = (np.asarray(a).astype(np.float32) for a in (result, exact))
-            np.testing.assert_array_equal(*wide)
 
 
 @needs_hopper
