@@ -96,6 +96,7 @@ TREES = {
     "contraction_axes": lambda p: js.contraction_axes(model, p, X),
     "create_adapters": lambda p: js.create_adapters(p, PLAN, rank=2, key=KEY),
     "create_masks": js.create_masks,
+    "dropped_activations": lambda p: js.dropped_activations(model, p, X),
     "fit_weights": lambda p: js.fit_weights(p, MASKS, statistics()),
     "flax_axes": js.flax_axes,
     "grow_back": grow,
