@@ -6,8 +6,8 @@ Bytes of CPython's language reference, with `--full` also of the King James Bibl
 a size for a GPU; the last tenth of each is held out. The feed-forward layers are 2:4
 along both axes of each matrix, so that the forward pass and the gradient of the input
 can skip zeros, and the gradients of pruned weights let them decay, as published for
-pre-training (arXiv:2404.01847). For the last third of the steps the masks open, or they
-stay to the end.
+pre-training (arXiv:2404.01847). Kept weights are shrunk as in S-STE (arXiv:2409.09099).
+For the last third of the steps the masks open, or they stay to the end.
 """
 
 import time
@@ -41,6 +41,26 @@ def optimizers(setting, plan):
     return optax.chain(clip, optax.identity(), adamw), optax.chain(clip, decay, adamw)
 
 
+def soften(params, masks):
+    """Sparse weights that move continuously when masks change, as in S-STE.
+
+    Kept weights lose the magnitude of the largest pruned one of their group along the
+    input axis, so that those about to be pruned are small; a factor makes up for it.
+    """
+
+    def soft(weight, mask, kept):
+        if mask is None:
+            return weight
+        *stack, inputs, outputs = weight.shape
+        pruned = jnp.abs(weight - kept).reshape(*stack, inputs // 4, 4, outputs)
+        largest = jnp.repeat(pruned.max(-2), 4, axis=-2)
+        shrunk = jnp.sign(kept) * jax.nn.relu(jnp.abs(kept) - largest)
+        fit, size = ((x * shrunk).sum((-2, -1), keepdims=True) for x in (kept, shrunk))
+        return shrunk * (fit / size)
+
+    return jax.tree.map(soft, params, masks, js.mask_params(params, masks))
+
+
 def make_program(setting, mean_loss, tx, text, plan=None):
     """A compiled program of as many steps as there are keys; sparse with a plan."""
 
@@ -50,10 +70,11 @@ def make_program(setting, mean_loss, tx, text, plan=None):
             key, (setting.batch, 1), 0, len(text) - setting.length
         )
         tokens = text[starts + jnp.arange(setting.length + 1)].astype(jnp.int32)
-        fn = mean_loss
+        fn, seen = mean_loss, params
         if plan is not None:
-            fn = js.accelerate(mean_loss, plan, masks=js.get_masks(state))
-        value, gradients = jax.value_and_grad(fn)(params, tokens)
+            masks = js.get_masks(state)
+            fn, seen = js.accelerate(fn, plan, masks=masks), soften(params, masks)
+        value, gradients = jax.value_and_grad(fn)(seen, tokens)
         updates, state = tx.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), value
 
@@ -91,7 +112,7 @@ def train_recipes(dense, sparse, params, keys):
         middle, sparse_seconds = run(sparse_program, start, keys[:OPEN], name="2:4")
         (stays, _), _ = run(sparse_program, middle, keys[OPEN:], name="2:4")
         opened, (clip, decay, adamw) = middle
-        opened = js.mask_params(opened, js.get_masks(decay))
+        opened = soften(opened, js.get_masks(decay))
         start = opened, (clip, optax.EmptyState(), adamw)
         (opened, _), _ = run(dense_program, start, keys[OPEN:], name="then dense")
     return Recipes(whole, stays, opened), Recipes(seconds[1:], sparse_seconds[1:], None)
@@ -121,7 +142,7 @@ def main():
         keys = jax.random.split(jax.random.key(seed), (LOOKS, setting.steps // LOOKS))
         trained, times = train_recipes(dense, sparse, make(seed)[1], keys)
         masks = js.create_masks(trained.sparse, plan)
-        trained = trained._replace(sparse=js.mask_params(trained.sparse, masks))
+        trained = trained._replace(sparse=soften(trained.sparse, masks))
         js.check_sparsity(trained.sparse, plan)
         sparsity = js.sparsity(trained.sparse)
         bits.append(Recipes(*(float(bits_per_byte(params)) for params in trained)))

@@ -57,8 +57,9 @@ def test_the_example_prints_its_plan_and_its_table(name, stages, tmp_path):
     run = run_example(name, tmp_path)
     assert run.returncode == 0, run.stderr
     assert re.search(r"2:4 (along axis|transposable along axes) \d", run.stdout)
-    # Half of the feed-forward layers' 12,288 weights of 28,832; others prune more.
-    share = "21.3" if name == "pretrain_decoder" else r"[34]\d"
+    # Half of the feed-forward layers' 12,288 weights of 28,832 is 21.3, and it shrinks
+    # some kept ones to zero; others prune more.
+    share = r"2[1-9]\." if name == "pretrain_decoder" else r"[34]\d"
     assert re.search(f"sparsity of all weights: {share}", run.stdout)
     assert [stage for stage in stages if stage not in run.stdout] == []
     pictures = {"finetune_linen": "out/finetune_linen.png", "recipes": "recipes.png"}
