@@ -42,7 +42,7 @@ def optimizers(setting, plan):
 
 
 def soften(params, masks):
-    """Sparse weights that move continuously when masks change, as in S-STE.
+    """Sparse weights that change little when masks change, in the manner of S-STE.
 
     Kept weights lose the magnitude of the largest pruned one of their group along the
     input axis, so that those about to be pruned are small; a factor makes up for it.
