@@ -27,11 +27,8 @@ import jaxsparse as js
 
 
 def optimizers(setting, plan):
-    """AdamW, and the same after the decay of pruned weights.
-
-    The learning rate stays high until the masks open, so that the weights that come
-    back still learn, and then falls to zero.
-    """
+    """AdamW, and the same after the decay of pruned weights."""
+    # The rate falls only when the masks open: weights that come back still learn.
     warmup, opening = setting.steps // 10, setting.steps * OPEN // LOOKS
     rise = optax.linear_schedule(0.0, setting.rate, warmup)
     fall = optax.linear_schedule(setting.rate, 0.0, setting.steps - opening)
@@ -98,11 +95,7 @@ def train(program, carry, keys, bar, name):
 
 
 def train_recipes(dense, sparse, params, keys):
-    """Trains the same parameters dense and sparse, each by an optimizer and a program.
-
-    Returns the parameters of each recipe, and the seconds of the dense and the sparse
-    looks; a first one compiles.
-    """
+    """The parameters of each recipe; seconds of dense and sparse looks after the first."""
     with tqdm(total=2 * keys.size + keys[OPEN:].size, unit="step") as bar:
         run = partial(train, bar=bar)
         (dense_tx, dense_program), (sparse_tx, sparse_program) = dense, sparse
