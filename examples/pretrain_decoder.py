@@ -95,7 +95,7 @@ def train(program, carry, keys, bar, name):
 
 
 def train_recipes(dense, sparse, params, keys):
-    """The parameters of each recipe; seconds of dense and sparse looks after the first."""
+    """The parameters of each recipe; seconds of both kinds of looks, but the first."""
     with tqdm(total=2 * keys.size + keys[OPEN:].size, unit="step") as bar:
         run = partial(train, bar=bar)
         (dense_tx, dense_program), (sparse_tx, sparse_program) = dense, sparse
