@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxsparse._compressed import kernel_support
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.kernel_choice import MAX_CLUSTERS
 from jaxsparse._compressed.quantized_matmul import (
     multiply_quantized_rows,
     quantize_rows,
@@ -111,7 +112,9 @@ def choose_tile(rows: int, out: int) -> TileChoice:
     tiles = out_tiles * -(-rows // tile_rows)
     if tiles > 132 and rows > 64:
         return TileChoice(128, 1)
-    return TileChoice(tile_rows, next((n for n in (4, 2) if n * tiles <= 132), 1))
+    # More clusters than run at once would take twice as long.
+    blocks = next((n for n in (4, 2) if tiles <= MAX_CLUSTERS[n]), 1)
+    return TileChoice(tile_rows, blocks)
 
 
 def _multiply(exported: bool, dtype: DTypeLike, *operands: ArrayLike) -> Array:

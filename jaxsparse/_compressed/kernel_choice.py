@@ -25,7 +25,7 @@ class KernelChoice(NamedTuple):
 
 #: By the blocks of a cluster, how many clusters an H100 runs at once with each block on
 #: its own multiprocessor. A GPU that runs fewer takes longer; the results are the same.
-_MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
+MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
 
 
 #: The most rows of kernel `"few"`. It is the only one that reads eight bits.
@@ -51,7 +51,7 @@ def choose_kernel(
 
     def choose_blocks(tiles: int, min_k: int, candidates: tuple[int, ...]) -> int:
         for blocks in candidates:
-            if tiles <= _MAX_CLUSTERS[blocks] and k >= min_k * blocks:
+            if tiles <= MAX_CLUSTERS[blocks] and k >= min_k * blocks:
                 return blocks
         return 1
 
@@ -125,9 +125,9 @@ def choose_expanding(rows: int, k: int, *outs: int) -> ExpandingChoice:
     def count_tiles(wide: int) -> int:
         return -(-rows // tile_rows) * sum(-(-out // (64 * wide)) for out in outs)
 
-    wide = 1 if count_tiles(1) <= _MAX_CLUSTERS[2] else 2
+    wide = 1 if count_tiles(1) <= MAX_CLUSTERS[2] else 2
     for blocks in (4, 2):
-        fits = count_tiles(wide) <= _MAX_CLUSTERS[blocks] and k >= 512 * blocks
+        fits = count_tiles(wide) <= MAX_CLUSTERS[blocks] and k >= 512 * blocks
         if fits and (blocks == 2 or wide == 1):
             return ExpandingChoice(tile_rows, blocks, wide)
     return ExpandingChoice(tile_rows, 1, wide)
