@@ -93,12 +93,11 @@ def test_modules_of_flax(library):
         pick = lambda tree: (tree["layers_0"]["kernel"], tree["layers_2"]["kernel"])
     else:
         linear = partial(nnx.Linear, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-        model = nnx.Sequential(
-            linear(WIDTH, HIDDEN), lambda h: nnx.relu(h) ** 2, linear(HIDDEN, WIDTH)
-        )
-        model.layers[0].kernel[...] = params["up"].astype(np.float32)
-        model.layers[0].bias[...] = params["bias"].astype(np.float32)
-        model.layers[2].kernel[...] = params["down"].astype(np.float32)
+        up, down = linear(WIDTH, HIDDEN), linear(HIDDEN, WIDTH)
+        up.kernel[...] = params["up"].astype(np.float32)
+        up.bias = nnx.Param(jnp.asarray(params["bias"], jnp.float32))
+        down.kernel[...] = params["down"].astype(np.float32)
+        model = nnx.Sequential(up, lambda h: nnx.relu(h) ** 2, down)
         graph, tree = nnx.split(model)
         apply = lambda tree, x: nnx.merge(graph, tree)(x)
         pick = lambda tree: (
