@@ -79,8 +79,9 @@ def accelerate(
         are those of this function; `dropped_activations` reports it. The product and
         the gradient of `w` are then sparse, and so are the gradients of both operands
         of a product that goes into `h` and nowhere else. Squares stay as they are if
-        they are cast or reshaped before the product, are not in bfloat16 or float16, or
-        if 16 does not divide their last axis, or all others together.
+        they are cast or reshaped before the product, are not in bfloat16 or float16, if
+        16 does not divide their last axis, or all others together, or if the product
+        has batch axes or sums over other axes than the last.
       implementation: the implementation of products, as in `nm_matmul`. By default a
         product that `"cuda"` does not support stays as it is, and on devices without
         the kernel the function is `fn` itself. `"xla"` also runs on compressed weights
@@ -99,7 +100,8 @@ def accelerate(
     Raises:
       ValueError: the implementation or the masks are unknown; or there is neither a
         plan nor `activations`. When called: `activations` is given for a function that
-        computes gradients of squared ReLUs, instead of the function inside; the plan or
+        computes gradients of squared ReLUs, or multiplies such a ReLU by other arrays,
+        instead of the function inside; the plan or
         the masks do not fit the parameters; a concrete weight, or its mask, has more
         than `n` weights in a group; or the implementation is not available for a
         product.

@@ -112,14 +112,15 @@ def choose(
                 continue
             pair = (x, compressed) if position else (compressed, x)
             matmul, reason = dot_general.find_matmul(eqn, *pair, options)
-            if matmul is not None and implementation != "xla":
+            slow = matmul is not None and not implementation and matmul.decompresses()
+            if matmul is not None and implementation != "xla" and not slow:
                 operands = matmul.operands.x, matmul.matrix
                 reason = kernel_support.unsupported_reason(*operands)
-            slow = matmul is not None and not implementation and matmul.decompresses()
             if matmul is not None and not reason and not slow:
                 return Choice(weight, form, matmul, options)
             reason = dot_general.cuda_unavailable(eqn, reason)
-            problem = problem or f"leaf {weight.leaf!r}: {reason}"
+            name = weight.leaf if weight.activation else f"leaf {weight.leaf!r}"
+            problem = problem or f"{name}: {reason}"
     if implementation == "cuda" and problem:
         raise ValueError(problem)
     return None

@@ -33,6 +33,10 @@ from jaxsparse._trace import BoundJaxpr, EquationRule, Site, bind, evaluate
 PRODUCT = "jaxsparse product"
 
 
+#: What errors call it.
+_NAME = "the gradient of an activation"
+
+
 def accelerated_product(
     eqn: JaxprEqn,
     inputs: Sequence[Any],
@@ -77,11 +81,11 @@ def accelerated_product(
         if sparse_gradient:
             axes = _used_axes(
                 lambda g, own, uses: _record_gradients(
-                    eqn, own, gradient_with_forms(g, "", AXES), implementation, uses
+                    eqn, own, gradient_with_forms(g, _NAME, AXES), implementation, uses
                 ),
                 [g, own],
             )
-            g = gradient_with_forms(g, "the gradient of an activation", axes)
+            g = gradient_with_forms(g, _NAME, axes)
         return [_gradient(eqn, own, g, i, rule) for i in range(2)], None
 
     multiply.defvjp(save, backward)
@@ -166,7 +170,7 @@ def record_uses(
       ValueError: as `accelerated_product`.
     """
     result = _record(eqn, inputs, implementation, uses)
-    g = gradient_with_forms(result, "", AXES) if sparse_gradient else result
+    g = gradient_with_forms(result, _NAME, AXES) if sparse_gradient else result
     _record_gradients(eqn, inputs, g, implementation, uses)
     return result
 

@@ -20,6 +20,7 @@ from jaxsparse._compressed.accelerated_product import (
     with_square,
 )
 from jaxsparse._compressed.accelerated_weight import (
+    Accelerated,
     Form,
     as_dense,
     is_accelerated,
@@ -29,6 +30,7 @@ from jaxsparse._compressed.activation_forms import masked_square
 from jaxsparse._compressed.lax_ops import reshapes_row_major
 from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._compressed.rectified import (
+    Rectified,
     rectified,
     takes_rectified,
     without_rectified,
@@ -80,11 +82,13 @@ def accelerated_rule(
     eqn = site.eqn
     if eqn.primitive.name == "dot_general":
         return [_run_product(how, site, inputs)], state
-    if (result := rectified(how.activations, site, inputs)) is not None:
+    plain = [x.dense if is_accelerated(x) else x for x in inputs]
+    if (result := rectified(how.activations, site, plain)) is not None:
         return [result], state
     if not takes_rectified(eqn):
         inputs = without_rectified(inputs)
-    if not any(map(is_accelerated, inputs)) and not how.activations.inside(site.path):
+    carries = any(isinstance(x, Accelerated | Rectified) for x in inputs)
+    if not carries and not how.activations.inside(site.path):
         return bind(eqn, inputs), state
     dense = [*map(as_dense, inputs)]
     if eqn.primitive.name in _KEEP_WEIGHTS:

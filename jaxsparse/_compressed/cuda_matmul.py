@@ -54,15 +54,13 @@ class _Layout(NamedTuple):
       pattern: that of all weights.
       weights: the number of weights.
       scaled: whether they have scales.
-      spares: whether a packed weight follows.
-      transposed: whether that is the transposed weight.
+      transposed: whether a packed weight that follows is the transposed one.
       exported: whether a program that is exported uses the kernel too.
     """
 
     pattern: NM
     weights: int
     scaled: bool
-    spares: bool
     transposed: bool
     exported: bool
 
@@ -115,8 +113,7 @@ def cuda_matmuls(
     """
     axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
     pattern, scaled = weights[0].pattern, weights[0].is_quantized
-    spares = packed is not None
-    layout = _Layout(pattern, len(weights), scaled, spares, transposed, exported)
+    layout = _Layout(pattern, len(weights), scaled, transposed, exported)
     group_bytes = max(1, pattern.m // 8)
     arrays, rules, contracted = [], [f"{axes} k"], ["k"]
     for i, weight in enumerate(weights):

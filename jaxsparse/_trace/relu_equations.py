@@ -14,10 +14,12 @@ def is_relu(eqn: JaxprEqn) -> bool:
 
 
 def is_relu_jaxpr(body: BoundJaxpr) -> bool:
-    """Returns whether a jaxpr, perhaps through calls, computes nothing but a ReLU."""
-    if len(body.jaxpr.eqns) != 1:
+    """Returns whether a jaxpr, perhaps through calls, is a ReLU of its only input."""
+    if len(body.jaxpr.eqns) != 1 or len(body.jaxpr.invars) != 1:
         return False
     (eqn,) = body.jaxpr.eqns
+    if [*body.jaxpr.outvars] != [*eqn.outvars]:
+        return False
     flow = control_flow(eqn)
     return is_relu_jaxpr(flow.body) if isinstance(flow, Call) else is_relu(eqn)
 
@@ -36,6 +38,11 @@ def is_square(eqn: JaxprEqn) -> bool:
 def is_product_with_itself(eqn: JaxprEqn) -> bool:
     """Returns whether an equation multiplies a value by itself."""
     return eqn.primitive.name == "mul" and eqn.invars[0] is eqn.invars[1]
+
+
+def has_literal(eqn: JaxprEqn) -> bool:
+    """Returns whether an operand of an equation is a literal number."""
+    return any(isinstance(x, Literal) for x in eqn.invars)
 
 
 def _is_literal(operand: Any, value: int) -> bool:

@@ -26,6 +26,7 @@ from jaxsparse._trace.jaxpr import (
     var_shape,
 )
 from jaxsparse._trace.relu_equations import (
+    has_literal,
     is_product_with_itself,
     is_relu,
     is_relu_jaxpr,
@@ -70,23 +71,27 @@ def find_squared_relus(bound: BoundJaxpr) -> SquaredReLUs:
     Raises:
       ValueError: the program has the gradient of a squared ReLU in it, too.
     """
-    notes = _Notes({}, Counter(), set(), set(), [])
+    notes = _Notes({}, Counter(), set(), set(), set(), [])
     args = [None] * len(bound.jaxpr.invars)
     _use(_walk(bound, args, (), notes), notes)
-    if notes.squared and (notes.gradients or notes.squared & notes.multiplied):
+    found = notes.products
+    relus = frozenset(value.relu for value in found.values())
+    if (
+        relus & notes.transposed
+        or notes.squared & notes.multiplied
+        or (notes.squared and notes.checkpoints)
+    ):
         raise ValueError(
             "fn multiplies a ReLU that it squares by something else, or sums squares "
             "over other axes than the last, as gradients do: give the function that is "
             "differentiated, as in jax.grad(accelerate(loss, plan, activations=True))"
         )
-    found = notes.products
     lone = [
         value.sources
         for value in found.values()
         if all(notes.uses[path] == 1 for path in value.lineage)
     ]
     products = {path: value.operand for path, value in found.items()}
-    relus = frozenset(value.relu for value in found.values())
     return SquaredReLUs(products, relus, frozenset[Path]().union(*lone))
 
 
@@ -123,14 +128,16 @@ class _Notes(NamedTuple):
       products: the squared ReLUs that reach a product, by its path.
       uses: how often the result of each equation is used.
       squared, multiplied: ReLUs that are squared, or multiplied by something else.
-      gradients: what only gradients have.
+      transposed: those of squares in products that do not sum over their last axis.
+      checkpoints: those with gradients inside.
     """
 
     products: dict[Path, _Value]
     uses: Counter[Path]
     squared: set[Path]
     multiplied: set[Path]
-    gradients: list[str]
+    transposed: set[Path]
+    checkpoints: list[Path]
 
 
 def _walk(bound: BoundJaxpr, args: Sequence[Any], path: Path, notes: _Notes) -> Any:
@@ -151,7 +158,7 @@ def _rule(
             return [_relu(here, inputs[0])] if is_relu_jaxpr(body) else nothing
         case Call(body):
             if eqn.params.get("differentiated"):
-                notes.gradients.append("checkpoint")
+                notes.checkpoints.append(here)
             if eqn.primitive.name not in CHECKPOINTS:
                 return _walk(body, inputs, here, notes)
             inputs = [*map(_not_direct, inputs)]
@@ -218,8 +225,12 @@ def _follow(
     if value.stage == "relu" and is_square(eqn):
         notes.squared.add(value.relu)
         return _step(here, value._replace(stage="squared"))
-    if name in _FACTORS:
-        notes.multiplied.update(x.relu for x in values if x.stage == "relu")
+    if name not in _FACTORS:
+        return None
+    if value.stage == "relu" and has_literal(eqn) and (inputs[0] or name == "mul"):
+        # A gradient multiplies this by something else.
+        return _not_direct(_step(here, value))
+    notes.multiplied.update(x.relu for x in values if x.stage == "relu")
     return None
 
 
@@ -237,8 +248,11 @@ def _product(
         if value is None or value.stage != "squared":
             continue
         aval: Any = eqn.invars[operand].aval
-        if tuple(axes[operand]) != (len(aval.shape) - 1,) or batch[operand]:
-            notes.gradients.append("product")
+        last = len(aval.shape) - 1
+        if last not in axes[operand] and not batch[operand]:
+            notes.transposed.add(value.relu)
+        elif tuple(axes[operand]) != (last,) or batch[operand]:
+            continue
         elif value.direct and _is_large_enough(aval.shape) and _is_narrow(aval):
             notes.products[here] = value._replace(operand=operand)
     if batch[0] or not _is_narrow(eqn.outvars[0].aval):

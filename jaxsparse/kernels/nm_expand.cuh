@@ -96,7 +96,6 @@ __device__ inline void load_transposed(uint32_t (&to)[4], uint32_t address) {
                : "r"(address));
 }
 
-
 // Where this lane, of row g and group t, reads in a stage and in the table.
 struct Lane {
   uint32_t values, masks, x, table;

@@ -40,10 +40,10 @@ struct SparseBytesProduct;
 #define SUMS_64(c, i) SUMS_32(c, i), SUMS_32(c, i + 32)
 #define SUMS_128(c, i) SUMS_64(c, i), SUMS_64(c, i + 64)
 
-#define SPARSE_BYTES_PRODUCT(V, names, c, signs, columns, sums, a0, a1, a2, a3, b_, p_)   \
+#define SPARSE_BYTES_PRODUCT(V, names, c, signs, columns, sums, a0, a1, a2, a3, b_, p_)      \
   template <>                                                                                \
-  struct SparseBytesProduct<V, columns> {                                                 \
-    __device__ static void add(SumOf<V>::type (&d)[sums], const uint32_t (&a)[4],         \
+  struct SparseBytesProduct<V, columns> {                                                    \
+    __device__ static void add(SumOf<V>::type (&d)[sums], const uint32_t (&a)[4],            \
                                uint64_t b, uint32_t places) {                                \
       asm volatile("wgmma.mma_async.sp.sync.aligned.m64n" #columns "k64." names              \
                    " {" REGISTERS_##sums "}, {%" #a0 ",%" #a1 ",%" #a2 ",%" #a3 "}, %" #b_   \
@@ -52,10 +52,10 @@ struct SparseBytesProduct;
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(places));       \
     }                                                                                        \
   };
-#define SPARSE_BYTES_PRODUCTS(V, names, c, signs)                                         \
-  SPARSE_BYTES_PRODUCT(V, names, c, signs, 32, 16, 16, 17, 18, 19, 20, 21)                \
-  SPARSE_BYTES_PRODUCT(V, names, c, signs, 64, 32, 32, 33, 34, 35, 36, 37)                \
-  SPARSE_BYTES_PRODUCT(V, names, c, signs, 128, 64, 64, 65, 66, 67, 68, 69)               \
+#define SPARSE_BYTES_PRODUCTS(V, names, c, signs)                                            \
+  SPARSE_BYTES_PRODUCT(V, names, c, signs, 32, 16, 16, 17, 18, 19, 20, 21)                   \
+  SPARSE_BYTES_PRODUCT(V, names, c, signs, 64, 32, 32, 33, 34, 35, 36, 37)                   \
+  SPARSE_BYTES_PRODUCT(V, names, c, signs, 128, 64, 64, 65, 66, 67, 68, 69)                  \
   SPARSE_BYTES_PRODUCT(V, names, c, signs, 256, 128, 128, 129, 130, 131, 132, 133)
 
 SPARSE_BYTES_PRODUCTS(__nv_fp8_e4m3, "f32.e4m3.e4m3", "+f", ", 1, 1")
