@@ -7,7 +7,7 @@ import pytest
 from jax import export
 
 import jaxsparse as js
-from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed import kernel_support
 from jaxsparse._patterns import nm_kernel
 from tests import traceable
 
@@ -69,7 +69,7 @@ _BY_KERNELS = [name for name in _CASES if "16" in name or "matmul" in name]
 @pytest.mark.parametrize("name", _BY_KERNELS)
 def test_a_hopper_gpu_is_no_part_of_a_program(name, platforms, monkeypatch):
     monkeypatch.setattr(nm_kernel, "compute_capability", lambda: (9, 0))
-    monkeypatch.setattr(cuda_matmul, "unsupported_reason", lambda *_: "")
+    monkeypatch.setattr(kernel_support, "unsupported_reason", lambda *_: "")
     case = _CASES[name]
     jax.clear_caches()
     text = _export(case.fn, case.args, platforms).mlir_module()

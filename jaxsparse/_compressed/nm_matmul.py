@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul, cuda_matmul_bytes
+from jaxsparse._compressed import cuda_matmul, cuda_matmul_bytes, kernel_support
 from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._compressed.eight_bits import is_wide_float
-from jaxsparse._compressed.kernel_support import unsupported_reason
 from jaxsparse._compressed.quantized_matmul import (
     quantized_rows_matmul,
     weight_only_matmul,
@@ -125,7 +124,7 @@ def nm_matmul(
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
     library = cuda_matmul_bytes.LIBRARY if quantize_activations else ""
-    reason = unsupported_reason(x, weight, library)
+    reason = kernel_support.unsupported_reason(x, weight, library)
     if implementation == "cuda" and reason:
         raise ValueError(
             f"implementation 'cuda' is not available: {reason}; x has shape {x.shape} "
