@@ -86,9 +86,10 @@ def accelerate(
         product that `"cuda"` does not support stays as it is, and on devices without
         the kernel the function is `fn` itself. `"xla"` also runs on compressed weights
         elsewhere, which saves no time. With `"cuda"` a product along the groups of a
-        planned weight raises if the kernel does not support it. Weights that `fn`
-        changes before their product, other than by a transpose, reshape, slice or cast,
-        stay dense, and so do products with batch axes, inside `shard_map`, and inside
+        planned weight raises if the kernel does not support it, and so does a function
+        without a squared ReLU that `activations` finds. Weights that `fn` changes
+        before their product, other than by a transpose, reshape, slice or cast, stay
+        dense, and so do products with batch axes, inside `shard_map`, and inside
         functions with derivative rules of their own.
 
     Returns:
@@ -101,10 +102,10 @@ def accelerate(
       ValueError: the implementation or the masks are unknown; or there is neither a
         plan nor `activations`. When called: `activations` is given for a function that
         computes gradients of squared ReLUs, or multiplies such a ReLU by other arrays,
-        instead of the function inside; the plan or
-        the masks do not fit the parameters; a concrete weight, or its mask, has more
-        than `n` weights in a group; or the implementation is not available for a
-        product.
+        instead of the function inside; the implementation is `"cuda"`, and there are no
+        such ReLUs; the plan or the masks do not fit the parameters; a concrete weight,
+        or its mask, has more than `n` weights in a group; or the implementation is not
+        available for a product.
 
     >>> from jaxsparse import Rule, create_masks, mask_params
     >>> loss = lambda params, x: jnp.sum((x @ params["w"]) ** 2)
@@ -153,6 +154,13 @@ def accelerate(
         found = NO_SQUARED_RELUS
         if activations:
             found = find_squared_relus(program.bound)
+            if implementation == "cuda" and not found.products:
+                raise ValueError(
+                    "fn has no product of a squared ReLU that can be compressed, "
+                    "relu(h)**2 @ w in bfloat16 or float16 with nothing between: drop "
+                    "activations=True, or implementation='cuda', with which it is "
+                    "required"
+                )
         how = Acceleration(implementation, None, found, dense)
         outputs = iter(_run(program, zeros, how))
         structure, static = results

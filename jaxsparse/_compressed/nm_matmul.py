@@ -158,7 +158,8 @@ def _check_quantizes_rows(weight: Compressed) -> None:
         raise ValueError(
             f"activations are quantized like the weight, but a weight of shape "
             f"{weight.shape} and dtype {weight.dtype} is not quantized: give "
-            "quantize_compressed(w, 'int8'), or quantize_activations=False"
+            "quantize_compressed(w, 'int8'), compress_params(..., quantize='int8'), or "
+            "quantize_activations=False"
         )
     if weight.scales.shape[0] != 1:
         raise ValueError(

@@ -117,3 +117,10 @@ def test_errors_name_activations():
     if jax.default_backend() != "gpu":
         with pytest.raises(ValueError, match=r"^the square of a ReLU: .*\(16, 16\)"):
             fast(w, x)
+
+
+def test_a_required_square_is_missing():
+    fn = lambda w, x: (2 * square(x)) @ w
+    w, x = in_bfloat16(W[0], ONES[0])
+    with pytest.raises(ValueError, match="no product of a squared ReLU"):
+        js.accelerate(fn, None, activations=True, implementation="cuda")(w, x)
