@@ -10,7 +10,6 @@ PyTorch's product with an algorithm that it has searched. Programs multiply by m
 weights in turn, more than a GPU's cache holds; the times are of one product.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import jaxsparse as js
-from benchmarks.nm_matmul import cusparselt, in_turn
+from benchmarks.nm_matmul import cusparselt, in_turn, options, quantize, random_weight
 from benchmarks.timing import machine, medians, print_rows
 from jaxsparse._compressed.cuda_matmul_bytes import multiply_rows
 from jaxsparse._compressed.quantized_matmul import quantize_rows
@@ -40,10 +39,10 @@ def rows(
     """Microseconds of the product in bfloat16, and the others' speed beside it."""
     for k, out in shapes:
         keys = jax.random.split(jax.random.key(0), WEIGHTS)
-        stored = [_compressed(key, k, out) for key in keys]
+        stored = [random_weight(key, k, out, "2:4") for key in keys]
         dense = [js.decompress(w) for w in stored]
         quantized = {
-            n: [_quantized(w, dtype) for w in stored] for n, dtype in FORMATS.items()
+            n: [quantize(w, dtype) for w in stored] for n, dtype in FORMATS.items()
         }
         # Dense products of eight bits want each output's weights in a row.
         narrow = {n: [_values(w) for w in weights] for n, weights in quantized.items()}
@@ -93,16 +92,6 @@ def _products(
     return fns
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _compressed(key: jax.Array, k: int, out: int) -> js.Compressed:
-    return js.compress(jax.random.normal(key, (k, out), jnp.bfloat16), "2:4")
-
-
-@partial(jax.jit, static_argnums=1)
-def _quantized(weight: js.Compressed, dtype: str) -> js.Compressed:
-    return js.quantize_compressed(weight, dtype)
-
-
 @jax.jit
 def _values(weight: js.Compressed) -> jax.Array:
     """The eight bits of a weight with its zeros, transposed."""
@@ -113,15 +102,7 @@ def _values(weight: js.Compressed) -> jax.Array:
 
 def main():
     """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    sizes = lambda text: tuple(map(int, text.split("x")))
-    parser.add_argument("--weights", type=sizes, nargs="+", default=SHAPES)
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--torch", action="store_true", help="cuSPARSELt, too")
-    args = parser.parse_args()
+    args = options(__doc__, SHAPES, ROWS).parse_args()
     print(machine())
     print_rows(rows(args.rounds, tuple(args.weights), tuple(args.rows), args.torch))
 

@@ -40,10 +40,10 @@ def rows(
     """Microseconds of the dense product, and how many times as fast the others are."""
     for k, out in shapes:
         keys = jax.random.split(jax.random.key(0), WEIGHTS)
-        stored = [_compressed(key, k, out, pattern) for key in keys]
+        stored = [random_weight(key, k, out, pattern) for key in keys]
         dense = [js.decompress(w) for w in stored]
         quantized = {
-            name: [_quantized(w, dtype) for w in stored]
+            name: [quantize(w, dtype) for w in stored]
             for name, dtype in (EIGHT if pattern == "2:4" else ())
         }
         choose = choose_kernel if pattern == "2:4" else choose_expanding
@@ -74,12 +74,14 @@ def rows(
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _compressed(key: jax.Array, k: int, out: int, pattern: str) -> js.Compressed:
+def random_weight(key: jax.Array, k: int, out: int, pattern: str) -> js.Compressed:
+    """A compressed weight."""
     return js.compress(jax.random.normal(key, (k, out), jnp.bfloat16), pattern)
 
 
 @partial(jax.jit, static_argnums=1)
-def _quantized(weight: js.Compressed, dtype: str) -> js.Compressed:
+def quantize(weight: js.Compressed, dtype: str) -> js.Compressed:
+    """The weight in eight bits."""
     return js.quantize_compressed(weight, dtype)
 
 
@@ -142,17 +144,27 @@ def _tensor(torch: Any, array: jax.Array) -> Any:
     return tensor.view(getattr(torch, array.dtype.name))
 
 
-def main():
-    """Prints the table."""
+def options(
+    description: str | None,
+    shapes: tuple[tuple[int, int], ...],
+    many: tuple[int, ...],
+) -> argparse.ArgumentParser:
+    """The options of tables of products, with these weights and rows by default."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
     sizes = lambda text: tuple(map(int, text.split("x")))
-    parser.add_argument("--weights", type=sizes, nargs="+", default=SHAPES)
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--pattern", default="2:4", choices=("2:4", "4:8", "8:16"))
+    parser.add_argument("--weights", type=sizes, nargs="+", default=shapes)
+    parser.add_argument("--rows", type=int, nargs="+", default=many)
     parser.add_argument("--torch", action="store_true", help="PyTorch's product, too")
+    return parser
+
+
+def main():
+    """Prints the table."""
+    parser = options(__doc__, SHAPES, ROWS)
+    parser.add_argument("--pattern", default="2:4", choices=("2:4", "4:8", "8:16"))
     args = parser.parse_args()
     print(machine())
     shapes, many = tuple(args.weights), tuple(args.rows)

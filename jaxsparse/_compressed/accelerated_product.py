@@ -33,10 +33,6 @@ from jaxsparse._trace import BoundJaxpr, EquationRule, Site, bind, evaluate
 PRODUCT = "jaxsparse product"
 
 
-#: What errors call it.
-_NAME = "the gradient of an activation"
-
-
 def accelerated_product(
     eqn: JaxprEqn,
     inputs: Sequence[Any],
@@ -81,11 +77,11 @@ def accelerated_product(
         if sparse_gradient:
             axes = _used_axes(
                 lambda g, own, uses: _record_gradients(
-                    eqn, own, gradient_with_forms(g, _NAME, AXES), implementation, uses
+                    eqn, own, gradient_with_forms(g, AXES), implementation, uses
                 ),
                 [g, own],
             )
-            g = gradient_with_forms(g, _NAME, axes)
+            g = gradient_with_forms(g, axes)
         return [_gradient(eqn, own, g, i, rule) for i in range(2)], None
 
     multiply.defvjp(save, backward)
@@ -123,7 +119,7 @@ def with_square(
     """
 
     def with_forms(square: Any, other: Any, axes: Sequence[int]) -> list[Any]:
-        operands = [compressed_square(square, "the square of a ReLU", axes), other]
+        operands = [compressed_square(square, axes), other]
         return operands[::-1] if position else operands
 
     square, other = inputs[position], inputs[1 - position]
@@ -170,7 +166,7 @@ def record_uses(
       ValueError: as `accelerated_product`.
     """
     result = _record(eqn, inputs, implementation, uses)
-    g = gradient_with_forms(result, _NAME, AXES) if sparse_gradient else result
+    g = gradient_with_forms(result, AXES) if sparse_gradient else result
     _record_gradients(eqn, inputs, g, implementation, uses)
     return result
 

@@ -47,14 +47,11 @@ def masked_square(x: Rectified) -> Array:
     return _masked(x.dense, squared_relu_mask(x.before))
 
 
-def compressed_square(
-    x: Rectified, name: str, axes: Sequence[int]
-) -> Accelerated | Array:
+def compressed_square(x: Rectified, axes: Sequence[int]) -> Accelerated | Array:
     """Returns `masked_square(x)` with its compressed forms.
 
     Args:
       x: `relu(h)**2`.
-      name: what to call it.
       axes: some of `AXES`, along which groups of the forms lie.
     """
     if not axes:
@@ -66,7 +63,7 @@ def compressed_square(
     masked = _masked(x.dense, mask)
     if best.kept is not None:
         masked = _computed(masked, best.kept.reshape(masked.shape))
-    return _with_forms(masked, name, best.forms, axes)
+    return _with_forms(masked, "the square of a ReLU", best.forms, axes)
 
 
 @jax.custom_jvp
@@ -82,19 +79,18 @@ def _computed_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def gradient_with_forms(
-    g: Float[Array, "*rows k"], name: str, axes: Sequence[int]
+    g: Float[Array, "*rows k"], axes: Sequence[int]
 ) -> Accelerated | Array:
     """Returns a gradient that has the zeros of a mask, with its compressed forms.
 
     Args:
       g: the gradient.
-      name: what to call it.
       axes: as in `compressed_square`.
     """
     if not axes:
         return g
     forms = compress_both(_as_matrix(g), None, BOTH, g.dtype, axes)
-    return _with_forms(g, name, forms, axes)
+    return _with_forms(g, "the gradient of an activation", forms, axes)
 
 
 def _as_matrix(x: Array) -> Array:

@@ -71,7 +71,7 @@ def find_squared_relus(bound: BoundJaxpr) -> SquaredReLUs:
     Raises:
       ValueError: the program has the gradient of a squared ReLU in it, too.
     """
-    notes = _Notes({}, Counter(), set(), set(), set(), [])
+    notes = _Notes({}, {}, Counter(), set(), set(), set(), [])
     args = [None] * len(bound.jaxpr.invars)
     _use(_walk(bound, args, (), notes), notes)
     found = notes.products
@@ -81,10 +81,12 @@ def find_squared_relus(bound: BoundJaxpr) -> SquaredReLUs:
         or notes.squared & notes.multiplied
         or (notes.squared and notes.checkpoints)
     ):
+        shapes = {str(notes.shapes[relu]): None for relu in notes.squared}
         raise ValueError(
-            "fn multiplies a ReLU that it squares by something else, or sums squares "
-            "over other axes than the last, as gradients do: give the function that is "
-            "differentiated, as in jax.grad(accelerate(loss, plan, activations=True))"
+            f"fn multiplies a ReLU that it squares, of shape {' or '.join(shapes)}, by "
+            "something else, or sums squares over other axes than the last, as "
+            "gradients do: give the function that is differentiated, as in "
+            "jax.grad(accelerate(loss, plan, activations=True))"
         )
     lone = [
         value.sources
@@ -126,6 +128,7 @@ class _Notes(NamedTuple):
 
     Attributes:
       products: the squared ReLUs that reach a product, by its path.
+      shapes: those of ReLUs.
       uses: how often the result of each equation is used.
       squared, multiplied: ReLUs that are squared, or multiplied by something else.
       transposed: those of squares in products that do not sum over their last axis.
@@ -133,6 +136,7 @@ class _Notes(NamedTuple):
     """
 
     products: dict[Path, _Value]
+    shapes: dict[Path, tuple[Any, ...]]
     uses: Counter[Path]
     squared: set[Path]
     multiplied: set[Path]
@@ -155,7 +159,7 @@ def _rule(
             return [_follow(here, notes, eqn, inputs), *nothing[1:]]
         case Call(body) if eqn.primitive.name.startswith("custom_"):
             _use(inputs, notes)  # its rule of derivatives is kept as it is
-            return [_relu(here, inputs[0])] if is_relu_jaxpr(body) else nothing
+            return [_relu(here, notes, eqn, inputs)] if is_relu_jaxpr(body) else nothing
         case Call(body):
             if eqn.params.get("differentiated"):
                 notes.checkpoints.append(here)
@@ -208,7 +212,7 @@ def _follow(
     if name == "dot_general":
         return _product(here, notes, eqn, inputs)
     if is_relu(eqn):
-        return _relu(here, values[0] if values else None)
+        return _relu(here, notes, eqn, values)
     if not values:
         return None
     value, *others = values
@@ -275,7 +279,11 @@ def _step(here: Path, value: _Value) -> _Value:
     return value._replace(lineage=value.lineage | {here}, made_by=here)
 
 
-def _relu(here: Path, value: _Value | None) -> _Value:
+def _relu(
+    here: Path, notes: _Notes, eqn: JaxprEqn, inputs: Sequence[_Value | None]
+) -> _Value:
+    notes.shapes[here] = var_shape(eqn.outvars[0])
+    value = inputs[0] if inputs else None
     if value is None or value.stage != "sum":
         value = _Value("sum", frozenset(), frozenset(), here)
     return _step(here, value._replace(stage="relu", relu=here, direct=True))
