@@ -121,4 +121,4 @@ def _mix(sizes: Sizes, own: Cache, x: jax.Array) -> jax.Array:
     """Attention to the cache of one layer, from a scan or from a list."""
     keys, values = (array.reshape(array.shape[-4:]) for array in own)
     query = x.reshape(-1, sizes.heads, sizes.head_size)
-    return attend(query, keys, values, keys.shape[2])
+    return attend(query, keys, values, keys.shape[1] - 1)
