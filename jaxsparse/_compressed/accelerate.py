@@ -35,7 +35,13 @@ from jaxsparse._trace import (
     find_squared_relus,
     trace,
 )
-from jaxsparse._trees import PyTree, flatten, is_array
+from jaxsparse._trees import (
+    PyTree,
+    change_variables,
+    flatten,
+    is_array,
+    with_changes,
+)
 from jaxsparse.kernels import cuda_target
 
 
@@ -94,7 +100,8 @@ def accelerate(
 
     Returns:
       A function with the parameters, arguments and results of `fn`. It is traceable
-      like `fn`, but differentiable in reverse mode only. Values that the compressed
+      like `fn`, but differentiable in reverse mode only. Variables of NNX that `fn`
+      changes, such as batch statistics, change as they do in a call of `fn`. Values that the compressed
       weights do not hold have no effect: if a traced weight has more than `n` weights
       in a group, products take the first `n`.
 
@@ -129,6 +136,7 @@ def accelerate(
             "nothing to accelerate"
         )
     plan = None if plan is None else plan_or_rules(plan)
+    fn_with_changes = with_changes(fn)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
         leaves = flatten(params)
@@ -142,11 +150,13 @@ def accelerate(
                 path: masked_leaf(leaf, zeros[path]) if path in zeros else leaf
                 for path, leaf in leaves.by_path.items()
             }
-            return fn(leaves.unflatten(masked), *args, **kwargs)
+            result, changes = fn_with_changes(leaves.unflatten(masked), *args, **kwargs)
+            change_variables(changes, params, *args, **kwargs)
+            return result
         results: list[Any] = []  # of the last trace
 
         def arrays_of(*args: Any, **kwargs: Any) -> list[Any]:
-            values, structure = jax.tree.flatten(fn(*args, **kwargs))
+            values, structure = jax.tree.flatten(fn_with_changes(*args, **kwargs))
             results[:] = structure, [None if is_array(x) else (x,) for x in values]
             return [x for x in values if is_array(x)]
 
@@ -164,9 +174,11 @@ def accelerate(
         how = Acceleration(implementation, None, found, dense)
         outputs = iter(_run(program, zeros, how))
         structure, static = results
-        return structure.unflatten(
+        result, changes = structure.unflatten(
             [next(outputs) if x is None else x[0] for x in static]
         )
+        change_variables(changes, params, *args, **kwargs)
+        return result
 
     return apply
 

@@ -52,7 +52,13 @@ from jaxsparse._trace import (
     trace,
     var_shape,
 )
-from jaxsparse._trees import PyTree, flatten, is_array
+from jaxsparse._trees import (
+    PyTree,
+    change_variables,
+    flatten,
+    is_array,
+    with_changes,
+)
 
 
 def sparse_apply(
@@ -83,7 +89,8 @@ def sparse_apply(
       `compress_params`, and of the other arguments of `fn`. It returns the result of
       `fn` for the decompressed parameters. It is traceable like `fn`, but
       differentiable in reverse mode only. Custom derivative rules of functions that
-      take a compressed weight are ignored; all others are kept.
+      take a compressed weight are ignored; all others are kept. Variables of NNX that
+      `fn` changes, such as caches, change as they do in a call of `fn`.
 
     Raises:
       ValueError: the implementation is unknown. When called: a compressed leaf does not
@@ -99,6 +106,7 @@ def sparse_apply(
     """
     check_implementation(implementation)
     options = MatmulOptions(implementation, quantize_activations)
+    fn_with_changes = with_changes(fn)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
         leaves, _ = flatten(params, is_leaf=is_compressed)
@@ -107,7 +115,7 @@ def sparse_apply(
         structures = []
 
         def flat_fn(*args, **kwargs):
-            outputs, structure = jax.tree.flatten(fn(*args, **kwargs))
+            outputs, structure = jax.tree.flatten(fn_with_changes(*args, **kwargs))
             structures.append(structure)
             return [jnp.asarray(x) for x in outputs]
 
@@ -116,7 +124,9 @@ def sparse_apply(
         rule = partial(_rule, options)
         bound = join_products(program.bound)
         outputs, _ = evaluate(bound, [*arrays, *program.inputs], rule)
-        return structures[0].unflatten(map(_dense, outputs))
+        result, changes = structures[0].unflatten(map(_dense, outputs))
+        change_variables(changes, params, *args, **kwargs)
+        return result
 
     return apply
 

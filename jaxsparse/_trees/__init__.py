@@ -46,3 +46,7 @@ from jaxsparse._trees.table import (
     table as table,
     weights_text as weights_text,
 )
+from jaxsparse._trees.variables import (
+    change_variables as change_variables,
+    with_changes as with_changes,
+)

@@ -26,6 +26,7 @@ from jax.tree_util import (
 from jaxtyping import Array, PyTree
 
 from jaxsparse._trees.stand_in import StandIn
+from jaxsparse._trees.variables import is_variable
 
 
 _Leaf = TypeVar("_Leaf")
@@ -217,10 +218,8 @@ def require_values(path: str, leaf: Any) -> None:
 
 def refuse_shared_variables(tree: PyTree) -> None:
     """Raises if mapping over `tree` would untie a shared layer of an NNX module."""
-    nnx: Any = sys.modules.get("flax.nnx")  # without the import there is no module
-    if nnx is None:
+    if "flax.nnx" not in sys.modules:  # without the import there is no module
         return
-    is_variable = lambda node: isinstance(node, nnx.Variable)
     nodes, _ = tree_flatten_with_path(tree, is_leaf=is_variable)
     seen: dict[int, str] = {}
     for path, node in filter(lambda item: is_variable(item[1]), nodes):

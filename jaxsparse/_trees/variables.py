@@ -1,0 +1,46 @@
+"""NNX variables: boxes in a tree, of which a function may change the values in place.
+
+A traced function has copies of its arguments. What it changes in them would be lost.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+
+def is_variable(node: Any) -> bool:
+    """Returns whether a node of a tree is a variable of NNX."""
+    nnx: Any = sys.modules.get("flax.nnx")  # without the import there is none
+    return nnx is not None and isinstance(node, nnx.Variable)
+
+
+def with_changes(
+    fn: Callable[..., Any],
+) -> Callable[..., tuple[Any, dict[int, Any]]]:
+    """Returns `fn` with a second result: what it changes, for `change_variables`."""
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Any, dict[int, Any]]:
+        variables = _variables((args, kwargs))
+        before = [variable.get_raw_value() for variable in variables]
+        result = fn(*args, **kwargs)
+        after = [variable.get_raw_value() for variable in variables]
+        pairs = enumerate(zip(before, after, strict=True))
+        return result, {i: new for i, (old, new) in pairs if new is not old}
+
+    return run
+
+
+def change_variables(
+    changes: Mapping[int, Any], *args: PyTree, **kwargs: PyTree
+) -> None:
+    """Makes the changes that `with_changes(fn)` found, in other copies of arguments."""
+    variables = _variables((args, kwargs))
+    for i, value in changes.items():
+        variables[i].set_raw_value(value)
+
+
+def _variables(tree: PyTree) -> list[Any]:
+    return [x for x in jax.tree.leaves(tree, is_leaf=is_variable) if is_variable(x)]
