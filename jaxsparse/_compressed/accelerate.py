@@ -101,9 +101,9 @@ def accelerate(
     Returns:
       A function with the parameters, arguments and results of `fn`. It is traceable
       like `fn`, but differentiable in reverse mode only. Variables of NNX that `fn`
-      changes, such as batch statistics, change as they do in a call of `fn`. Values that the compressed
-      weights do not hold have no effect: if a traced weight has more than `n` weights
-      in a group, products take the first `n`.
+      changes, such as batch statistics, change as they do in a call of `fn`. Values
+      that the compressed weights do not hold have no effect: if a traced weight has
+      more than `n` weights in a group, products take the first `n`.
 
     Raises:
       ValueError: the implementation or the masks are unknown; or there is neither a

@@ -9,6 +9,7 @@ from typing import Annotated
 import jax
 import typer
 
+from jaxsparse._compressed import is_compressed
 from jaxsparse._plans import (
     ASP_SIZES,
     LeafPlan,
@@ -106,7 +107,8 @@ def plan_leaves(
 ) -> Plan:
     """Returns the plan for a file.
 
-    The state of an optimizer stays dense: its moments are not weights.
+    The state of an optimizer stays dense: its moments are not weights. The axis of a
+    tensor that is compressed is stored with it.
 
     Raises:
       ValueError: a rule is malformed or matches no tensor, names do not determine the
@@ -131,6 +133,7 @@ def plan_leaves(
     state = Rule(r"(.*/)?opt_state/.*", None)
     if any(map(state.matches, leaves.specs)):
         planned.append(state)
+    planned += _stored_axes(leaves, pattern)
     planned.append(Rule(".*", pattern, sizes=sizes))
     shapes = {
         name: jax.ShapeDtypeStruct(spec.shape, spec.dtype)
@@ -154,6 +157,18 @@ def plan_leaves(
     except PlanError as error:
         raise ValueError(_describe(error, leaves, planned)) from error
     return plan.with_remedies(_REMEDIES)
+
+
+def _stored_axes(leaves: Leaves, pattern: str) -> list[Rule]:
+    """Returns rules for the tensors that are compressed: one for each axis."""
+    names: dict[int, list[str]] = {}
+    for name, spec in leaves.specs.items():
+        if is_compressed(spec):
+            names.setdefault(spec.axis, []).append(re.escape(name))
+    return [
+        Rule("|".join(of_axis), pattern, axis=axis, sizes=None)
+        for axis, of_axis in names.items()
+    ]
 
 
 def _describe(error: PlanError, leaves: Leaves, rules: Sequence[Rule]) -> str:
@@ -182,6 +197,8 @@ def _layout_of(leaves: Leaves) -> Layout:
             return Layout.torch
         case False, True:
             return Layout.flax
+        case False, False if any(map(is_compressed, leaves.specs.values())):
+            return Layout.flax  # whose names tell nothing either
     raise ValueError(
         f"{leaves.path}: its names do not determine the layout: give --layout torch if "
         "weights are (out, in), or --layout flax if they are (in, out)"

@@ -117,6 +117,29 @@ def test_compressed_files_are_inspected_but_not_pruned_again(run, tmp_path):
     assert (done.code, "already compressed" in done.err) == (2, True)
 
 
+def test_check_takes_the_stored_axis_of_what_is_compressed(run, tmp_path):
+    path = tmp_path / "model.safetensors"
+    weight = jax.numpy.arange(1.0, 257).reshape(16, 16)
+    rules = [
+        js.Rule("a.b|lm_head/w", "2:4", axis=1, sizes=None),
+        js.Rule("x", "1:4", axis=0, sizes=None),
+        js.Rule("dense", None),
+    ]
+    tree = dict.fromkeys(("a.b", "x", "dense"), weight)
+    js.save_sparse(
+        path, js.compress_params({**tree, "lm_head": {"w": weight[:12]}}, rules)
+    )
+    done = run("check", path, "--json")  # the names tell nothing
+    plans = {leaf["leaf"]: leaf["plan"] for leaf in done.json["leaves"]}
+    assert done.code == 0
+    assert "ambiguous" in plans.pop("dense")
+    along = {"a.b": 1, "x": 0, "lm_head/w": 1}
+    assert plans == {name: f"2:4 along axis {axis}" for name, axis in along.items()}
+
+    faults = run("check", path, "--pattern", "1:4", "--json").json["leaves"]
+    assert {x["leaf"] for x in faults if x["fault"]} == {"a.b", "lm_head/w"}
+
+
 @pytest.mark.sweep
 def test_quantized_files_are_inspected_and_compared(run, tmp_path):
     params = flax_params()
