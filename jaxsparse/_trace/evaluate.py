@@ -88,7 +88,7 @@ def _evaluate(
             outputs, state = run_equation(site, inputs, rule, state)
         return outputs
 
-    outputs = interpret(bound, args, apply)
+    outputs = interpret(bound, args, apply, effects=True)
     return outputs, state
 
 

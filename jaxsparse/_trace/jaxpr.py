@@ -192,6 +192,8 @@ def interpret(
     args: Sequence[Any],
     rule: Callable[[JaxprEqn, list[Any]], Sequence[Any]],
     constant: Callable[[Any], Any] = lambda value: value,
+    *,
+    effects: bool = False,
 ) -> list[Any]:
     """Evaluates a jaxpr equation by equation, on values of any type.
 
@@ -200,6 +202,8 @@ def interpret(
       args: one value for each input.
       rule: `(equation, inputs) -> outputs`, on values of that type.
       constant: converts a literal or a constant array to a value of that type.
+      effects: whether the rule is also called for what only equations without outputs
+        need, such as a debug print. To an analysis that means nothing.
 
     Returns:
       The values of the outputs.
@@ -207,7 +211,7 @@ def interpret(
     jaxpr = bound.jaxpr
     env = dict(zip(jaxpr.constvars, map(constant, bound.consts), strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
-    live, last_use = _liveness(jaxpr)
+    live, last_use = _liveness(jaxpr, effects)
 
     def read(var):
         return constant(var.val) if isinstance(var, core.Literal) else env[var]
@@ -247,17 +251,19 @@ def _scan(eqn: JaxprEqn) -> Scan:
     )
 
 
-def _liveness(jaxpr: Any) -> tuple[list[int], dict[int, list[Any]]]:
-    """Returns the equations that outputs depend on, and the variables each uses last.
+def _liveness(jaxpr: Any, effects: bool) -> tuple[list[int], dict[int, list[Any]]]:
+    """Returns the equations that are needed, and the variables that each uses last.
 
-    A derivative traced by JAX contains the whole forward pass, needed or not.
+    Needed is what outputs depend on, and what has effects. A derivative traced by JAX
+    contains the whole forward pass, needed or not.
     """
     variables = lambda vs: [v for v in vs if not isinstance(v, core.Literal)]
     needed = set(variables(jaxpr.outvars))
     live: list[int] = []
     last_use: dict[int, list[Any]] = {}
     for i, eqn in reversed(list(enumerate(jaxpr.eqns))):
-        if not (eqn.effects or needed.intersection(eqn.outvars)):
+        has_effect = eqn.effects and (effects or eqn.outvars)
+        if not (has_effect or needed.intersection(eqn.outvars)):
             continue
         live.append(i)
         last_use[i] = sorted(set(variables(eqn.invars)) - needed, key=id)
