@@ -33,6 +33,7 @@ from jaxsparse._trace import (
     Program,
     evaluate,
     find_squared_relus,
+    split_results,
     trace,
 )
 from jaxsparse._trees import (
@@ -153,13 +154,7 @@ def accelerate(
             result, changes = fn_with_changes(leaves.unflatten(masked), *args, **kwargs)
             change_variables(changes, params, *args, **kwargs)
             return result
-        results: list[Any] = []  # of the last trace
-
-        def arrays_of(*args: Any, **kwargs: Any) -> list[Any]:
-            values, structure = jax.tree.flatten(fn_with_changes(*args, **kwargs))
-            results[:] = structure, [None if is_array(x) else (x,) for x in values]
-            return [x for x in values if is_array(x)]
-
+        arrays_of, complete = split_results(fn_with_changes)
         program = trace(arrays_of, params, args, kwargs)
         found = NO_SQUARED_RELUS
         if activations:
@@ -172,11 +167,7 @@ def accelerate(
                     "required"
                 )
         how = Acceleration(implementation, None, found, dense)
-        outputs = iter(_run(program, zeros, how))
-        structure, static = results
-        result, changes = structure.unflatten(
-            [next(outputs) if x is None else x[0] for x in static]
-        )
+        result, changes = complete(_run(program, zeros, how))
         change_variables(changes, params, *args, **kwargs)
         return result
 

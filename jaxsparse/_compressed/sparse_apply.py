@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
@@ -49,6 +48,7 @@ from jaxsparse._trace import (
     join_products_inside,
     joint_products,
     run_equation,
+    split_results,
     trace,
     var_shape,
 )
@@ -112,19 +112,13 @@ def sparse_apply(
         leaves, _ = flatten(params, is_leaf=is_compressed)
         shapes = as_dense_shapes(params)
         _check_compressed(leaves, None if plan is None else plan_for(shapes, plan))
-        structures = []
-
-        def flat_fn(*args, **kwargs):
-            outputs, structure = jax.tree.flatten(fn_with_changes(*args, **kwargs))
-            structures.append(structure)
-            return [jnp.asarray(x) for x in outputs]
-
-        program = trace(flat_fn, shapes, args, kwargs)
+        arrays_of, complete = split_results(fn_with_changes)
+        program = trace(arrays_of, shapes, args, kwargs)
         arrays = [leaf for leaf in leaves.values() if is_array(leaf)]
         rule = partial(_rule, options)
         bound = join_products(program.bound)
         outputs, _ = evaluate(bound, [*arrays, *program.inputs], rule)
-        result, changes = structures[0].unflatten(map(_dense, outputs))
+        result, changes = complete(map(_dense, outputs))
         change_variables(changes, params, *args, **kwargs)
         return result
 

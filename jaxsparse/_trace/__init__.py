@@ -62,6 +62,9 @@ from jaxsparse._trace.record import (
 from jaxsparse._trace.relu_equations import (
     is_square as is_square,
 )
+from jaxsparse._trace.results import (
+    split_results as split_results,
+)
 from jaxsparse._trace.roles import (
     ROLES as ROLES,
     Role as Role,

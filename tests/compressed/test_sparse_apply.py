@@ -75,6 +75,18 @@ def test_attention_in_nnx_and_results_of_any_structure():
 
 
 @pytest.mark.sweep
+def test_results_that_are_no_arrays_are_returned_as_they_are():
+    fn = lambda p, x, mode: (x @ p["w"], {"mode": mode, "n": 3, "none": None})
+    weight, x = normal(16, 16), normal(2, 16)
+    rules = [js.Rule("w", "2:4", axis=0)]
+    run = js.sparse_apply(fn, rules)
+    y, others = run(js.compress_params({"w": weight}, rules), x, mode="eval")
+    masked = js.mask_params({"w": weight}, js.create_masks({"w": weight}, rules))
+    np.testing.assert_allclose(y, x @ np.asarray(masked["w"]), rtol=1e-5, atol=1e-5)
+    assert others == {"mode": "eval", "n": 3, "none": None}
+    assert type(others["n"]) is int
+
+
 def test_convolutions_and_embeddings_are_decompressed():
     params = {"conv": normal(3, 3, 8, 16), "table": normal(16, 8, seed=1)}
 
