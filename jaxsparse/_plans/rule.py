@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import jax
+
 from jaxsparse._patterns import Pattern, PatternLike, as_pattern, fraction_hint
 from jaxsparse._plans.plan_error import PlanError
-from jaxsparse._trees import alike
+from jaxsparse._trees import alike, is_array
 
 
 #: NVIDIA ASP's size rule: what the numbers of outputs and inputs must be divisible by.
@@ -79,8 +81,12 @@ def as_rules(rules: RulesLike) -> tuple[Rule, ...]:
             return (Rule(".*", rules),)
         case _ if isinstance(rules, Pattern):
             return (Rule(".*", rules),)
-    hint = fraction_hint(rules)
-    raise TypeError(f"give a pattern, a list of Rule or a Plan, got {rules!r}{hint}")
+    words = "give a pattern, a list of Rule or a Plan, got"
+    if any(map(is_array, jax.tree.leaves(rules))):
+        raise TypeError(
+            f"{words} a tree of arrays: parameters come first, and masks are for masks="
+        )
+    raise TypeError(f"{words} {rules!r}{fraction_hint(rules)}")
 
 
 def check_rules(rules: Sequence[Rule], paths: Sequence[str]) -> None:

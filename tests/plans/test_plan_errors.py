@@ -4,6 +4,7 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxsparse as js
@@ -30,6 +31,13 @@ def test_other_types_are_refused_as_patterns(pattern):
     words = r"give a pattern, a list of Rule or a Plan|Expected type: .*Rule"
     with pytest.raises(TypeError, match=words):
         js.plan_sparsity(PARAMS, pattern)
+
+
+def test_a_tree_in_the_place_of_the_plan_is_not_printed():
+    tree = {"up": {"kernel": jnp.ones((64, 128), bool)}}
+    words = r"got a tree of arrays: .* masks=$|Expected type: .*Rule"
+    with pytest.raises(TypeError, match=words):
+        js.wrap_optimizer(optax.sgd(0.1), tree).init(tree)
 
 
 def test_an_invalid_regular_expression_is_refused():
