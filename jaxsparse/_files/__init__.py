@@ -37,6 +37,7 @@ from jaxsparse._files.sparse_file import (
     load_sparse as load_sparse,
     open_sparse as open_sparse,
     open_tensors as open_tensors,
+    save_leaves as save_leaves,
     save_sparse as save_sparse,
 )
 from jaxsparse._files.spill import (

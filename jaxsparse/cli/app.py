@@ -9,6 +9,7 @@ import typer
 from jaxsparse import __version__
 from jaxsparse.cli.check import check
 from jaxsparse.cli.compare import compare
+from jaxsparse.cli.compress import compress
 from jaxsparse.cli.console import printable
 from jaxsparse.cli.demo import demo
 from jaxsparse.cli.inspect import inspect
@@ -24,7 +25,7 @@ _EXIT_CODES = (
 
 app = typer.Typer(
     add_completion=False,
-    help="Inspect, prune, check and compare files of N:M sparse weights.",
+    help="Inspect, prune, compress, check and compare files of N:M sparse weights.",
     epilog=_EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -34,6 +35,7 @@ app = typer.Typer(
 for _command, _example in (
     (inspect, "jaxsparse inspect model.safetensors"),
     (prune, "jaxsparse prune model.safetensors -o sparse.safetensors --pattern 2:4"),
+    (compress, "jaxsparse compress sparse.safetensors -o small.safetensors"),
     (shrink, "jaxsparse shrink SmolLM2-135M -o smaller --calibrate text.txt"),
     (check, "jaxsparse check sparse.safetensors --pattern 2:4 && echo sparse"),
     (compare, "jaxsparse compare model.safetensors sparse.safetensors"),

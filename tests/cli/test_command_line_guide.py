@@ -35,4 +35,4 @@ def test_the_guide_to_the_command_line_runs(tmp_path, capsys, monkeypatch):
                 done = run(*args, columns=88)
                 code, printed, commands = done.code, done.out, commands + 1
                 assert re.sub(r" +\n", "\n", printed) == expected, command
-    assert commands == 7
+    assert commands == 8

@@ -16,7 +16,7 @@ from jaxsparse import cli
 from tests.cli.command import weights
 
 
-COMMANDS = ("inspect", "prune", "check", "compare", "demo")
+COMMANDS = ("inspect", "prune", "compress", "check", "compare", "demo")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,9 @@ COMMANDS = ("inspect", "prune", "check", "compare", "demo")
         (("prune", "MODEL", "-o", "out.bin"), "must end in .safetensors"),
         (("prune", "MODEL", "-o", "out"), "give the folder of the model as FILE"),
         (("prune", "MODEL", "-o", ""), "must end in .safetensors"),
+        (("compress", "MODEL", "-o", "out"), "must end in .safetensors"),
+        (("compress", "MODEL", "-o", "out.safetensors"), "run jaxsparse prune before"),
+        (("compress", "MODEL", "-o", "o.safetensors", "--quantize", "int4"), "int4"),
     ],
 )
 def test_invalid_arguments(run, model, args, words):
