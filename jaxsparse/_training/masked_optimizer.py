@@ -204,7 +204,10 @@ def _masked(tree: Leaves, kept: Mapping[str, Array | None]) -> PyTree:
 
 
 def _masked_leaf(leaf: Any, kept: Array | None) -> Any:
-    return leaf if kept is None else jnp.where(kept, leaf, jnp.zeros((), leaf.dtype))
+    if kept is None:
+        return leaf
+    leaf = jnp.asarray(leaf)  # float64 of NumPy becomes float32
+    return jnp.where(kept, leaf, jnp.zeros((), leaf.dtype))
 
 
 def _step_to_zero(step: Array, weight: Array, kept: Array | None) -> Array:
