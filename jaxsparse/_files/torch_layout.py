@@ -245,10 +245,10 @@ def _move_axes(name: str, leaf: Any, move: Move) -> Any:
 
 
 def _transpose_and_merge(x: Any, move: Move) -> Any:
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.eval_shape(lambda x: _transpose_and_merge(x, move), x)
     permutation = [axis for axes in move for axis in axes]
     shape = [math.prod(x.shape[axis] for axis in axes) for axes in move]
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, x.dtype)  # of a file, perhaps in float64
     return x.transpose(permutation).reshape(shape)
 
 

@@ -290,3 +290,10 @@ def test_several_files_of_hugging_face(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(js.SparseFileError, match="names no tensor"):
         js.open_torch(tmp_path / "model.safetensors")
+
+
+def test_specs_of_float64_stay_float64_without_x64(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(32, 64))
+    safetensors.numpy.save_file({"up.weight": weight}, tmp_path / "a.safetensors")
+    spec = js.open_torch(tmp_path / "a.safetensors").specs["up/kernel"]
+    assert (spec.shape, spec.dtype) == ((64, 32), np.float64)
