@@ -77,7 +77,9 @@ def piece_rows(
             for format, model in models.items()
         }
         fn = partial(_in_turn, piece.fn)
-        programs = {f: compile_program(part, fn, x).run for f, part in parts.items()}
+        programs = {
+            f: partial(compile_program(part, fn, x).run, x) for f, part in parts.items()
+        }
         times, _ = medians(programs, rounds)
         row: dict[str, Any] = {"batch": batch, "piece": name}
         for format, part in parts.items():
