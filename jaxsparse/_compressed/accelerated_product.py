@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
@@ -70,24 +71,52 @@ def accelerated_product(
 
     def save(dense: list[Any], forms: list[Any]) -> tuple[Array, Any]:
         # By `multiply`, so that an outer derivative sees its rule.
-        return checkpoint_name(multiply(dense, forms), PRODUCT), (dense, forms)
+        y = checkpoint_name(multiply(dense, forms), PRODUCT)
+        if any(form is not None and form.activation for form in forms):
+            # Before the backward pass, for which dense activations must not wait.
+            y, forms = lax.optimization_barrier((y, forms))
+        return y, (dense, forms)
 
     def backward(residuals: Any, g: Any) -> tuple[list[Array], None]:
         own = operands(*residuals)
         if sparse_gradient:
-            axes = _used_axes(
-                lambda g, own, uses: _record_gradients(
-                    eqn, own, gradient_with_forms(g, AXES), implementation, uses
-                ),
-                [g, own],
-            )
-            g = gradient_with_forms(g, axes)
+            return _sparse_gradients(eqn, own, g, implementation, rule), None
         return [_gradient(eqn, own, g, i, rule) for i in range(2)], None
 
     multiply.defvjp(save, backward)
     inputs = _pack(eqn, inputs, implementation)
     forms = [replace(x, dense=None) if is_accelerated(x) else None for x in inputs]
     return multiply([*map(as_dense, inputs)], forms)
+
+
+def _sparse_gradients(
+    eqn: JaxprEqn,
+    inputs: Sequence[Any],
+    g: Array,
+    implementation: Implementation | None,
+    rule: EquationRule,
+) -> list[Array]:
+    """Returns the gradients of both operands, given one with the zeros of a mask.
+
+    First what needs the dense one, which is then not there beside its forms for long.
+    """
+
+    def used_axes(position: int) -> tuple[int, ...]:
+        def record(inputs: Sequence[Any], g: Array, uses: set[FormUse]) -> None:
+            with_forms = gradient_with_forms(g, AXES)
+            _record_gradient(eqn, inputs, with_forms, position, implementation, uses)
+
+        return _used_axes(record, [inputs, g])
+
+    used = [used_axes(position) for position in range(2)]
+    results: list[Any] = [None, None]
+    for position in (i for i in range(2) if not used[i]):
+        result = _gradient(eqn, inputs, g, position, rule)
+        results[position], g = lax.optimization_barrier((result, g))
+    sparse = gradient_with_forms(g, [axis for axis in AXES if axis in sum(used, ())])
+    for position in (i for i in range(2) if used[i]):
+        results[position] = _gradient(eqn, inputs, sparse, position, rule)
+    return results
 
 
 def _pack(
@@ -167,24 +196,25 @@ def record_uses(
     """
     result = _record(eqn, inputs, implementation, uses)
     g = gradient_with_forms(result, AXES) if sparse_gradient else result
-    _record_gradients(eqn, inputs, g, implementation, uses)
+    for position in range(2):
+        _record_gradient(eqn, inputs, g, position, implementation, uses)
     return result
 
 
-def _record_gradients(
+def _record_gradient(
     eqn: JaxprEqn,
     inputs: Sequence[Any],
     g: Any,
+    position: int,
     implementation: Implementation | None,
     uses: set[FormUse],
 ) -> None:
-    """Adds the forms that the gradients of both operands use."""
+    """Adds the forms that the gradient of an operand uses."""
 
     def rule(site: Site, inputs: list[Any], state: None) -> tuple[list[Array], None]:
         return [_record(site.eqn, inputs, implementation, uses)], state
 
-    for position in range(2):
-        _gradient(eqn, inputs, g, position, rule)
+    _gradient(eqn, inputs, g, position, rule)
 
 
 def _record(

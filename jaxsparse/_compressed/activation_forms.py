@@ -22,6 +22,7 @@ from jaxsparse._compressed.accelerated_weight import (
 from jaxsparse._compressed.compress_both import compress_both, compress_squared_relu
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.rectified import Rectified
+from jaxsparse._compressed.squared_relu import roots_are_exact, squared_relu
 from jaxsparse._patterns import NM, best_transposable_mask, unpack_mask
 
 
@@ -59,11 +60,15 @@ def compressed_square(x: Rectified, axes: Sequence[int]) -> Accelerated | Array:
     # Without the form that its product uses, the product needs the dense square.
     matrix, kept = _as_matrix(x.before), -1 not in axes
     best = compress_squared_relu(matrix, axes, kept=kept)
-    mask = unpack_mask(best.mask, matrix.shape).reshape(x.dense.shape)
-    masked = _masked(x.dense, mask)
-    if best.kept is not None:
-        masked = _computed(masked, best.kept.reshape(masked.shape))
-    return _with_forms(masked, "the square of a ReLU", best.forms, axes)
+    mask = unpack_mask(best.mask, matrix.shape)
+    square = _masked(_as_matrix(x.dense), mask)
+    if roots_are_exact(matrix.dtype) and -2 in axes:
+        value = square if best.kept is None else best.kept
+        square = squared_relu(matrix, value, best.forms[axes.index(-2)])
+    elif best.kept is not None:
+        square = _computed(square, best.kept)
+    square = square.reshape(x.dense.shape)
+    return _with_forms(square, "the square of a ReLU", best.forms, axes)
 
 
 @jax.custom_jvp
