@@ -23,8 +23,11 @@ from jaxsparse._compressed.accelerated_weight import (
 )
 from jaxsparse._compressed.activation_forms import (
     AXES,
+    GRADIENT,
+    SQUARE,
     compressed_square,
     gradient_with_forms,
+    with_stand_ins,
 )
 from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._trace import BoundJaxpr, EquationRule, Site, bind, evaluate
@@ -103,8 +106,8 @@ def _sparse_gradients(
 
     def used_axes(position: int) -> tuple[int, ...]:
         def record(inputs: Sequence[Any], g: Array, uses: set[FormUse]) -> None:
-            with_forms = gradient_with_forms(g, AXES)
-            _record_gradient(eqn, inputs, with_forms, position, implementation, uses)
+            sparse = with_stand_ins(g, GRADIENT)
+            _record_gradient(eqn, inputs, sparse, position, implementation, uses)
 
         return _used_axes(record, [inputs, g])
 
@@ -146,19 +149,13 @@ def with_square(
       position: 0 or 1, which is the squared ReLU.
       implementation: as in `accelerate`.
     """
-
-    def with_forms(square: Any, other: Any, axes: Sequence[int]) -> list[Any]:
-        operands = [compressed_square(square, axes), other]
-        return operands[::-1] if position else operands
-
-    square, other = inputs[position], inputs[1 - position]
     axes = _used_axes(
-        lambda square, other, uses: record_uses(
-            eqn, with_forms(square, other, AXES), implementation, uses
-        ),
-        [square, other],
+        lambda inputs, uses: record_uses(eqn, inputs, implementation, uses, position),
+        [inputs],
     )
-    return with_forms(square, other, axes)
+    operands = [*inputs]
+    operands[position] = compressed_square(inputs[position], axes)
+    return operands
 
 
 def _used_axes(record: Callable[..., Any], args: Sequence[Any]) -> tuple[int, ...]:
@@ -179,6 +176,7 @@ def record_uses(
     inputs: Sequence[Any],
     implementation: Implementation | None,
     uses: set[FormUse],
+    square: int | None = None,
     *,
     sparse_gradient: bool = False,
 ) -> Array:
@@ -189,15 +187,19 @@ def record_uses(
       inputs: its operands.
       implementation: as in `accelerate`.
       uses: the forms are added to it.
+      square: 0 or 1, which operand is a squared ReLU, if one is.
       sparse_gradient: as in `accelerated_product`.
 
     Raises:
       ValueError: as `accelerated_product`.
     """
-    result = _record(eqn, inputs, implementation, uses)
-    g = gradient_with_forms(result, AXES) if sparse_gradient else result
+    operands = [*inputs]
+    if square is not None:
+        operands[square] = with_stand_ins(inputs[square], SQUARE)
+    result = _record(eqn, operands, implementation, uses)
+    g = with_stand_ins(result, GRADIENT) if sparse_gradient else result
     for position in range(2):
-        _record_gradient(eqn, inputs, g, position, implementation, uses)
+        _record_gradient(eqn, operands, g, position, implementation, uses)
     return result
 
 

@@ -17,6 +17,7 @@ from jaxsparse._compressed import accelerated_weight as moves
 from jaxsparse._compressed.accelerated_weight import (
     Accelerated,
     Form,
+    as_dense,
     form_order,
 )
 from jaxsparse._compressed.compress_both import compress_both, compress_squared_relu
@@ -32,20 +33,47 @@ BOTH = NM(2, 4, transposable=True)
 #: The axes of an activation as a matrix, along which groups of its forms lie.
 AXES = (-2, -1)
 
+#: What errors call them.
+SQUARE, GRADIENT = "the square of a ReLU", "the gradient of an activation"
 
+
+@jax.jit
 def squared_relu_mask(h: Float[Array, "*rows k"]) -> Bool[Array, "*rows k"]:
     """Returns the best transposable 2:4 mask of `relu(h)`, a constant.
 
     Blocks are of 4 rows, counted over all leading axes, by 4 columns.
     """
-    matrix = jax.nn.relu(lax.stop_gradient(_as_matrix(h)))
+    matrix = jax.nn.relu(_as_matrix(h))
     mask = best_transposable_mask(matrix, BOTH.n, BOTH.m, (0, 1))
     return mask.reshape(h.shape)
 
 
 def masked_square(x: Rectified) -> Array:
     """Returns `relu(h)**2` without what its mask drops, which has no gradient."""
-    return _masked(x.dense, squared_relu_mask(x.before))
+    return _masked(x.dense, squared_relu_mask(lax.stop_gradient(x.before)))
+
+
+def with_stand_ins(x: Array | Rectified, name: str) -> Accelerated:
+    """Returns an activation with forms along both axes whose values mean nothing.
+
+    Enough to see which of them products use.
+
+    Args:
+      x: the activation.
+      name: `SQUARE` or `GRADIENT`.
+    """
+    dense = as_dense(x)
+    *_, p, q = _as_matrix(dense).shape
+    forms = [
+        Compressed(
+            jnp.zeros((k // 2, out), dense.dtype),
+            jnp.zeros((k // 8, out), jnp.uint8),
+            NM(BOTH.n, BOTH.m),
+            -2,
+        )
+        for k, out in ((p, q), (q, p))
+    ]
+    return _with_forms(dense, name, forms, AXES)
 
 
 def compressed_square(x: Rectified, axes: Sequence[int]) -> Accelerated | Array:
@@ -68,7 +96,7 @@ def compressed_square(x: Rectified, axes: Sequence[int]) -> Accelerated | Array:
     elif best.kept is not None:
         square = _computed(square, best.kept)
     square = square.reshape(x.dense.shape)
-    return _with_forms(square, "the square of a ReLU", best.forms, axes)
+    return _with_forms(square, SQUARE, best.forms, axes)
 
 
 @jax.custom_jvp
@@ -95,7 +123,7 @@ def gradient_with_forms(
     if not axes:
         return g
     forms = compress_both(_as_matrix(g), None, BOTH, g.dtype, axes)
-    return _with_forms(g, "the gradient of an activation", forms, axes)
+    return _with_forms(g, GRADIENT, forms, axes)
 
 
 def _as_matrix(x: Array) -> Array:
