@@ -44,6 +44,7 @@ def accelerated_product(
     rule: EquationRule,
     *,
     sparse_gradient: bool = False,
+    in_loop: bool = False,
 ) -> Array:
     """Computes a `dot_general` by the forms of its operands, as far as there are any.
 
@@ -56,6 +57,7 @@ def accelerated_product(
       rule: the rule that runs the gradients of operands.
       sparse_gradient: whether the gradient of the product has the zeros of a mask of
         its last axis and all others together, as `gradient_with_forms` expects.
+      in_loop: whether it is part of a loop, which keeps what gradients need.
 
     Raises:
       ValueError: the implementation is `"cuda"`, and the kernel cannot multiply by a
@@ -75,8 +77,9 @@ def accelerated_product(
     def save(dense: list[Any], forms: list[Any]) -> tuple[Array, Any]:
         # By `multiply`, so that an outer derivative sees its rule.
         y = checkpoint_name(multiply(dense, forms), PRODUCT)
-        if any(form is not None and form.activation for form in forms):
-            # Before the backward pass, for which dense activations must not wait.
+        if not in_loop and any(form and form.activation for form in forms):
+            # Dense activations are not to wait for the backward pass. A loop would keep
+            # what the barrier takes beside what it returns, and has this order anyway.
             y, forms = lax.optimization_barrier((y, forms))
         return y, (dense, forms)
 

@@ -130,6 +130,7 @@ def _run_product(how: Acceleration, site: Site, inputs: Sequence[Any]) -> Array:
         return record_uses(eqn, inputs, implementation, how.uses, position, **options)
     if position is not None:
         inputs = with_square(eqn, inputs, position, implementation)
+    options["in_loop"] = bool(site.steps)
     return accelerated_product(eqn, inputs, implementation, rule, **options)
 
 

@@ -23,7 +23,11 @@ from jaxsparse._compressed.accelerated_weight import (
 from jaxsparse._compressed.compress_both import compress_both, compress_squared_relu
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.rectified import Rectified
-from jaxsparse._compressed.squared_relu import roots_are_exact, squared_relu
+from jaxsparse._compressed.squared_relu import (
+    form_of,
+    roots_are_exact,
+    squared_relu,
+)
 from jaxsparse._patterns import NM, best_transposable_mask, unpack_mask
 
 
@@ -53,7 +57,7 @@ def masked_square(x: Rectified) -> Array:
     return _masked(x.dense, squared_relu_mask(lax.stop_gradient(x.before)))
 
 
-def with_stand_ins(x: Array | Rectified, name: str) -> Accelerated:
+def with_stand_ins(x: Array | Rectified, name: str) -> Accelerated | Array:
     """Returns an activation with forms along both axes whose values mean nothing.
 
     Enough to see which of them products use.
@@ -89,14 +93,16 @@ def compressed_square(x: Rectified, axes: Sequence[int]) -> Accelerated | Array:
     matrix, kept = _as_matrix(x.before), -1 not in axes
     best = compress_squared_relu(matrix, axes, kept=kept)
     mask = unpack_mask(best.mask, matrix.shape)
-    square = _masked(_as_matrix(x.dense), mask)
+    square, forms = _masked(_as_matrix(x.dense), mask), [*best.forms]
     if roots_are_exact(matrix.dtype) and -2 in axes:
+        by_rows = axes.index(-2)
+        forms[by_rows] = form_of(matrix, forms[by_rows])
         value = square if best.kept is None else best.kept
-        square = squared_relu(matrix, value, best.forms[axes.index(-2)])
+        square = squared_relu(matrix, value, forms[by_rows])
     elif best.kept is not None:
         square = _computed(square, best.kept)
     square = square.reshape(x.dense.shape)
-    return _with_forms(square, SQUARE, best.forms, axes)
+    return _with_forms(square, SQUARE, forms, axes)
 
 
 @jax.custom_jvp

@@ -12,6 +12,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -35,14 +36,15 @@ def squared_relu(
     Args:
       h: what it is the square of the ReLU of.
       square: the square, with zeros where it is masked.
-      form: the same compressed to 2:4, with groups along the rows.
+      form: the same compressed to 2:4, with groups along the rows; from `form_of`.
     """
     del h, form
     return square
 
 
 def _save(h: Array, square: Array, form: Compressed) -> tuple[Array, Compressed]:
-    return square, _of(h, form)
+    # By the function itself, so that an outer derivative sees its rule; so below.
+    return squared_relu(h, square, form), form
 
 
 def _backward(form: Compressed, g: Array) -> tuple[Array, None, None]:
@@ -56,14 +58,17 @@ squared_relu.defvjp(_save, _backward)
 
 
 @jax.custom_vjp
-def _of(h: Array, form: Compressed) -> Compressed:
-    """Returns `form` as a function of `h`, given the gradient of its roots."""
+def form_of(h: Float[Array, "rows k"], form: Compressed) -> Compressed:
+    """Returns `form` as a function of `h`, for derivatives of the gradient.
+
+    Its own gradient is taken for that of the square roots of its values.
+    """
     del h
     return form
 
 
 def _save_form(h: Array, form: Compressed) -> tuple[Compressed, Compressed]:
-    del h
+    form = form_of(h, form)
     return form, form
 
 
@@ -72,13 +77,15 @@ def _scatter(form: Compressed, g: Compressed) -> tuple[Array, None]:
     return jnp.where(kept, by_relu, 0).reshape(form.shape), None
 
 
-_of.defvjp(_save_form, _scatter)
+form_of.defvjp(_save_form, _scatter)
 
 
 @jax.custom_vjp
 def _roots(form: Compressed) -> Float[Array, "bytes 2 4 k"]:
-    """Returns the square roots where they are, with a gradient for `_of`."""
-    return jnp.sqrt(_expand(form.values, form.indices))
+    """Returns the square roots where they are, with a gradient for `form_of`."""
+    squares = _expand(form.values, form.indices).astype(jnp.float32)
+    # XLA may leave out a rounding that is only a cast.
+    return lax.reduce_precision(jnp.sqrt(squares), 8, 7).astype(form.dtype)
 
 
 def _save_roots(form: Compressed) -> tuple[Array, Compressed]:

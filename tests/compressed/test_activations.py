@@ -118,15 +118,22 @@ def test_other_uses_keep_their_gradients():
 
 
 @pytest.mark.sweep
-def test_second_derivatives():
+@pytest.mark.parametrize("weights", [False, True])
+def test_second_derivatives(weights):
     params, x = whole()
+    plan = None
+    if weights:
+        plan = js.plan_sparsity(
+            params, [js.Rule("bias", None), js.Rule(".*", BOTH, axis=0)]
+        )
+        params = js.mask_params(params, js.create_masks(params, plan))
     _, _, _, kept = by_hand(params, x)
 
     def masked(params, x):
         square = lambda h: jnp.where(kept, jax.nn.relu(h) ** 2, 0)
         return loss(params, x, square=square)
 
-    fast = js.accelerate(loss, None, activations=True, implementation="xla")
+    fast = js.accelerate(loss, plan, activations=True, implementation="xla")
     # The gradient of a sum of gradients is linear in the weights, so it is exact.
     total = lambda fn: (
         lambda x: sum(
