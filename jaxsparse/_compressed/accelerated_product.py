@@ -78,9 +78,7 @@ def accelerated_product(
         # By `multiply`, so that an outer derivative sees its rule.
         y = checkpoint_name(multiply(dense, forms), PRODUCT)
         if not in_loop and any(form and form.activation for form in forms):
-            # Dense activations are not to wait for the backward pass. A loop would keep
-            # what the barrier takes beside what it returns, and has this order anyway.
-            y, forms = lax.optimization_barrier((y, forms))
+            y, forms = _forms_after(y, forms)
         return y, (dense, forms)
 
     def backward(residuals: Any, g: Any) -> tuple[list[Array], None]:
@@ -93,6 +91,19 @@ def accelerated_product(
     inputs = _pack(eqn, inputs, implementation)
     forms = [replace(x, dense=None) if is_accelerated(x) else None for x in inputs]
     return multiply([*map(as_dense, inputs)], forms)
+
+
+def _forms_after(y: Array, forms: Sequence[Any]) -> tuple[Array, list[Any]]:
+    """Returns forms for the gradients of a product that are there after the product.
+
+    Its dense activation is then not kept until XLA finds time for it. A loop would keep
+    what the barrier takes beside what it returns, and has this order anyway. Without
+    what is packed, which devices would be sent twice.
+    """
+    own = [form.forms if form else () for form in forms]
+    y, own = lax.optimization_barrier((y, own))
+    pairs = zip(forms, own, strict=True)
+    return y, [form and replace(form, forms=after) for form, after in pairs]
 
 
 def _sparse_gradients(
