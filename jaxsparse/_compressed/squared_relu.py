@@ -101,6 +101,7 @@ def _gather(form: Compressed, g: Array) -> tuple[Compressed]:
 _roots.defvjp(_save_roots, _gather)
 
 
+@jax.jit
 def _expand(values: Array, indices: Array) -> Float[Array, "bytes 2 4 k"]:
     """Returns values where they are, and zeros, by bytes of indices and their groups.
 
