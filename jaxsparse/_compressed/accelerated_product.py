@@ -76,10 +76,10 @@ def accelerated_product(
 
     def save(dense: list[Any], forms: list[Any]) -> tuple[Array, Any]:
         # By `multiply`, so that an outer derivative sees its rule.
-        y = checkpoint_name(multiply(dense, forms), PRODUCT)
+        y = multiply(dense, forms)
         if not in_loop and any(form and form.activation for form in forms):
             y, forms = _forms_after(y, forms)
-        return y, (dense, forms)
+        return checkpoint_name(y, PRODUCT), (dense, forms)
 
     def backward(residuals: Any, g: Any) -> tuple[list[Array], None]:
         own = operands(*residuals)

@@ -182,7 +182,7 @@ def _best_by_xla(w: Array, options: _Best) -> BestForms:
     return BestForms(forms, pack_mask(mask, rows), kept)
 
 
-# Compiled for one shape, whatever is compressed of it.
+# Traced once for a shape, whatever is compressed of it.
 _best_mask = jax.jit(best_transposable_mask, static_argnums=(1, 2, 3))
 
 

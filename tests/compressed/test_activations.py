@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from tests.compressed.accelerated import BOTH, calls
+from tests.compressed.accelerated import BOTH, calls, primitives
 from tests.compressed.squared_relus import (
     HIDDEN,
     ROWS,
@@ -84,6 +84,28 @@ def test_random_gradients_are_within_rounding():
     for name, exact in wanted.items():
         error = np.linalg.norm(np.asarray(got[name], np.float64) - exact)
         assert error <= 0.02 * np.linalg.norm(exact), name
+
+
+@pytest.mark.parametrize(
+    ("implementation", "name"), [(None, "squared_relu_mask"), ("xla", "_best_by_xla")]
+)
+def test_equal_products_share_the_trace_of_their_search(implementation, name):
+    params, x = whole()
+
+    def fn(params, x):
+        for _ in range(3):
+            x = jax.nn.relu(x @ params["up"]) ** 2 @ params["down"]
+        return x
+
+    fast = js.accelerate(fn, None, activations=True, implementation=implementation)
+    closed = jax.make_jaxpr(fast)(params, x)
+    searches = [
+        id(eqn.params["jaxpr"])
+        for _, eqn in primitives(closed.jaxpr)
+        if eqn.params.get("name") == name
+    ]
+    assert len(searches) == 3
+    assert len({*searches}) == 1
 
 
 def test_batches_under_vmap():
