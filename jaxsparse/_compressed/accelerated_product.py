@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
@@ -22,8 +23,11 @@ from jaxsparse._compressed.accelerated_weight import (
 )
 from jaxsparse._compressed.activation_forms import (
     AXES,
+    GRADIENT,
+    SQUARE,
     compressed_square,
     gradient_with_forms,
+    with_stand_ins,
 )
 from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._trace import BoundJaxpr, EquationRule, Site, bind, evaluate
@@ -40,6 +44,7 @@ def accelerated_product(
     rule: EquationRule,
     *,
     sparse_gradient: bool = False,
+    in_loop: bool = False,
 ) -> Array:
     """Computes a `dot_general` by the forms of its operands, as far as there are any.
 
@@ -52,6 +57,7 @@ def accelerated_product(
       rule: the rule that runs the gradients of operands.
       sparse_gradient: whether the gradient of the product has the zeros of a mask of
         its last axis and all others together, as `gradient_with_forms` expects.
+      in_loop: whether it is part of a loop, which keeps what gradients need.
 
     Raises:
       ValueError: the implementation is `"cuda"`, and the kernel cannot multiply by a
@@ -70,24 +76,64 @@ def accelerated_product(
 
     def save(dense: list[Any], forms: list[Any]) -> tuple[Array, Any]:
         # By `multiply`, so that an outer derivative sees its rule.
-        return checkpoint_name(multiply(dense, forms), PRODUCT), (dense, forms)
+        y = multiply(dense, forms)
+        if not in_loop and any(form and form.activation for form in forms):
+            y, forms = _forms_after(y, forms)
+        return checkpoint_name(y, PRODUCT), (dense, forms)
 
     def backward(residuals: Any, g: Any) -> tuple[list[Array], None]:
         own = operands(*residuals)
         if sparse_gradient:
-            axes = _used_axes(
-                lambda g, own, uses: _record_gradients(
-                    eqn, own, gradient_with_forms(g, AXES), implementation, uses
-                ),
-                [g, own],
-            )
-            g = gradient_with_forms(g, axes)
+            return _sparse_gradients(eqn, own, g, implementation, rule), None
         return [_gradient(eqn, own, g, i, rule) for i in range(2)], None
 
     multiply.defvjp(save, backward)
     inputs = _pack(eqn, inputs, implementation)
     forms = [replace(x, dense=None) if is_accelerated(x) else None for x in inputs]
     return multiply([*map(as_dense, inputs)], forms)
+
+
+def _forms_after(y: Array, forms: Sequence[Any]) -> tuple[Array, list[Any]]:
+    """Returns forms for the gradients of a product that are there after the product.
+
+    Its dense activation is then not kept until XLA finds time for it. A loop would keep
+    what the barrier takes beside what it returns, and has this order anyway. Without
+    what is packed, which devices would be sent twice.
+    """
+    own = [form.forms if form else () for form in forms]
+    y, own = lax.optimization_barrier((y, own))
+    pairs = zip(forms, own, strict=True)
+    return y, [form and replace(form, forms=after) for form, after in pairs]
+
+
+def _sparse_gradients(
+    eqn: JaxprEqn,
+    inputs: Sequence[Any],
+    g: Array,
+    implementation: Implementation | None,
+    rule: EquationRule,
+) -> list[Array]:
+    """Returns the gradients of both operands, given one with the zeros of a mask.
+
+    First what needs the dense one, which is then not there beside its forms for long.
+    """
+
+    def used_axes(position: int) -> tuple[int, ...]:
+        def record(inputs: Sequence[Any], g: Array, uses: set[FormUse]) -> None:
+            sparse = with_stand_ins(g, GRADIENT)
+            _record_gradient(eqn, inputs, sparse, position, implementation, uses)
+
+        return _used_axes(record, [inputs, g])
+
+    used = [used_axes(position) for position in range(2)]
+    results: list[Any] = [None, None]
+    for position in (i for i in range(2) if not used[i]):
+        result = _gradient(eqn, inputs, g, position, rule)
+        results[position], g = lax.optimization_barrier((result, g))
+    sparse = gradient_with_forms(g, [axis for axis in AXES if axis in sum(used, ())])
+    for position in (i for i in range(2) if used[i]):
+        results[position] = _gradient(eqn, inputs, sparse, position, rule)
+    return results
 
 
 def _pack(
@@ -117,19 +163,13 @@ def with_square(
       position: 0 or 1, which is the squared ReLU.
       implementation: as in `accelerate`.
     """
-
-    def with_forms(square: Any, other: Any, axes: Sequence[int]) -> list[Any]:
-        operands = [compressed_square(square, axes), other]
-        return operands[::-1] if position else operands
-
-    square, other = inputs[position], inputs[1 - position]
     axes = _used_axes(
-        lambda square, other, uses: record_uses(
-            eqn, with_forms(square, other, AXES), implementation, uses
-        ),
-        [square, other],
+        lambda inputs, uses: record_uses(eqn, inputs, implementation, uses, position),
+        [inputs],
     )
-    return with_forms(square, other, axes)
+    operands = [*inputs]
+    operands[position] = compressed_square(inputs[position], axes)
+    return operands
 
 
 def _used_axes(record: Callable[..., Any], args: Sequence[Any]) -> tuple[int, ...]:
@@ -150,6 +190,7 @@ def record_uses(
     inputs: Sequence[Any],
     implementation: Implementation | None,
     uses: set[FormUse],
+    square: int | None = None,
     *,
     sparse_gradient: bool = False,
 ) -> Array:
@@ -160,31 +201,36 @@ def record_uses(
       inputs: its operands.
       implementation: as in `accelerate`.
       uses: the forms are added to it.
+      square: 0 or 1, which operand is a squared ReLU, if one is.
       sparse_gradient: as in `accelerated_product`.
 
     Raises:
       ValueError: as `accelerated_product`.
     """
-    result = _record(eqn, inputs, implementation, uses)
-    g = gradient_with_forms(result, AXES) if sparse_gradient else result
-    _record_gradients(eqn, inputs, g, implementation, uses)
+    operands = [*inputs]
+    if square is not None:
+        operands[square] = with_stand_ins(inputs[square], SQUARE)
+    result = _record(eqn, operands, implementation, uses)
+    g = with_stand_ins(result, GRADIENT) if sparse_gradient else result
+    for position in range(2):
+        _record_gradient(eqn, operands, g, position, implementation, uses)
     return result
 
 
-def _record_gradients(
+def _record_gradient(
     eqn: JaxprEqn,
     inputs: Sequence[Any],
     g: Any,
+    position: int,
     implementation: Implementation | None,
     uses: set[FormUse],
 ) -> None:
-    """Adds the forms that the gradients of both operands use."""
+    """Adds the forms that the gradient of an operand uses."""
 
     def rule(site: Site, inputs: list[Any], state: None) -> tuple[list[Array], None]:
         return [_record(site.eqn, inputs, implementation, uses)], state
 
-    for position in range(2):
-        _gradient(eqn, inputs, g, position, rule)
+    _gradient(eqn, inputs, g, position, rule)
 
 
 def _record(

@@ -125,11 +125,12 @@ def _run_product(how: Acceleration, site: Site, inputs: Sequence[Any]) -> Array:
         if position is not None:
             dense[position] = masked_square(inputs[position])
         return bind(eqn, dense)[0]
-    if position is not None:
-        inputs = with_square(eqn, inputs, position, implementation)
     options = {"sparse_gradient": sparse_gradient}
     if how.uses is not None:
-        return record_uses(eqn, inputs, implementation, how.uses, **options)
+        return record_uses(eqn, inputs, implementation, how.uses, position, **options)
+    if position is not None:
+        inputs = with_square(eqn, inputs, position, implementation)
+    options["in_loop"] = bool(site.steps)
     return accelerated_product(eqn, inputs, implementation, rule, **options)
 
 

@@ -174,12 +174,16 @@ def _best_by_xla(w: Array, options: _Best) -> BestForms:
     w = jax.nn.relu(w) if squared_relu else w
     blocks = (-2, -1) if axis == -2 else (-1, -2)
     rows, columns = (i + w.ndim for i in blocks)
-    mask = best_transposable_mask(jnp.abs(w), pattern.n, pattern.m, (rows, columns))
+    mask = _best_mask(jnp.abs(w), pattern.n, pattern.m, (rows, columns))
     w = jnp.square(w) if squared_relu else w
     stored = NM(pattern.n, pattern.m)
     forms = _both_by_xla(w, mask, stored, dtype, axes)
     kept = jnp.where(mask, w, jnp.zeros((), w.dtype)) if options.kept else None
     return BestForms(forms, pack_mask(mask, rows), kept)
+
+
+# Traced once for a shape, whatever is compressed of it.
+_best_mask = jax.jit(best_transposable_mask, static_argnums=(1, 2, 3))
 
 
 @partial(jax.jit, static_argnames="options")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from tests.compressed.accelerated import BOTH, calls
+from tests.compressed.accelerated import BOTH, calls, primitives
 from tests.compressed.squared_relus import (
     HIDDEN,
     ROWS,
@@ -86,6 +86,28 @@ def test_random_gradients_are_within_rounding():
         assert error <= 0.02 * np.linalg.norm(exact), name
 
 
+@pytest.mark.parametrize(
+    ("implementation", "name"), [(None, "squared_relu_mask"), ("xla", "_best_by_xla")]
+)
+def test_equal_products_share_the_trace_of_their_search(implementation, name):
+    params, x = whole()
+
+    def fn(params, x):
+        for _ in range(3):
+            x = jax.nn.relu(x @ params["up"]) ** 2 @ params["down"]
+        return x
+
+    fast = js.accelerate(fn, None, activations=True, implementation=implementation)
+    closed = jax.make_jaxpr(fast)(params, x)
+    searches = [
+        id(eqn.params["jaxpr"])
+        for _, eqn in primitives(closed.jaxpr)
+        if eqn.params.get("name") == name
+    ]
+    assert len(searches) == 3
+    assert len({*searches}) == 1
+
+
 def test_batches_under_vmap():
     params, x = whole()
     fast = js.accelerate(loss, None, activations=True, implementation="xla")
@@ -118,15 +140,22 @@ def test_other_uses_keep_their_gradients():
 
 
 @pytest.mark.sweep
-def test_second_derivatives():
+@pytest.mark.parametrize("weights", [False, True])
+def test_second_derivatives(weights):
     params, x = whole()
+    plan = None
+    if weights:
+        plan = js.plan_sparsity(
+            params, [js.Rule("bias", None), js.Rule(".*", BOTH, axis=0)]
+        )
+        params = js.mask_params(params, js.create_masks(params, plan))
     _, _, _, kept = by_hand(params, x)
 
     def masked(params, x):
         square = lambda h: jnp.where(kept, jax.nn.relu(h) ** 2, 0)
         return loss(params, x, square=square)
 
-    fast = js.accelerate(loss, None, activations=True, implementation="xla")
+    fast = js.accelerate(loss, plan, activations=True, implementation="xla")
     # The gradient of a sum of gradients is linear in the weights, so it is exact.
     total = lambda fn: (
         lambda x: sum(

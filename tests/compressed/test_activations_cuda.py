@@ -10,6 +10,7 @@ import pytest
 
 import jaxsparse as js
 from jaxsparse._compressed.compress_both import compress_squared_relu
+from jaxsparse._compressed.squared_relu import squared_relu
 from tests.compressed.forms_oracle import best_masks, forms
 from tests.compressed.test_accelerate_cuda import kernels, signs
 from tests.gpu import needs_hopper
@@ -131,3 +132,23 @@ def test_squared_relus(dtype, axes):
         ):
             wide = (np.asarray(a).astype(np.float32) for a in (result, exact))
             np.testing.assert_array_equal(*wide)
+
+
+@needs_hopper
+def test_the_gradient_of_squares_is_exact():
+    rng = np.random.default_rng(0)
+    h, g = (rng.normal(size=(512, 336)).astype(ml_dtypes.bfloat16) for _ in range(2))
+    relu = np.maximum(h.astype(np.float32), 0)
+
+    @jax.jit
+    def gradient(h, g):
+        best = compress_squared_relu(h, (-2,), kept=True)
+        return jax.vjp(lambda h: squared_relu(h, best.kept, best.forms[0]), h)[1](g)[0]
+
+    kept = np.where(best_masks(relu), relu, 0)
+    wanted = (2 * kept * g.astype(np.float32)).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(*map(_wide, (gradient(h, g), wanted)))
+
+
+def _wide(x):
+    return np.asarray(x).astype(np.float32)
