@@ -78,12 +78,13 @@ class Ring {
     }
   }
   __device__ void wait() const { hopper::wait(full(stage_), parity_); }
-  // Signals to one block of the cluster that a warp has read this stage.
-  __device__ void release(int block) const {
+  // Signals to one block of the cluster that a warp has read the stage that is `back` before.
+  __device__ void release(int block, int back) const {
+    const int i = stage_ < back ? stage_ - back + F::kStages : stage_ - back;
     if constexpr (F::kSharers > 1) {
-      hopper::arrive_remote(hopper::address_in_block(empty(stage_), block));
+      hopper::arrive_remote(hopper::address_in_block(empty(i), block));
     } else {
-      hopper::arrive(empty(stage_));
+      hopper::arrive(empty(i));
     }
   }
 

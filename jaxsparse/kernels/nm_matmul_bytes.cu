@@ -70,9 +70,11 @@ ffi::Error choose(const Call& call, int64_t tile_rows, int64_t blocks) {
   switch (tile_rows + blocks) {
     case 32 + 1: return launch_tiles<T, V, Form<32, 14, 1>>(call);
     case 32 + 2: return launch_tiles<T, V, Form<32, 14, 1, 2>>(call);
+    case 32 + 3: return launch_tiles<T, V, Form<32, 14, 1, 3>>(call);
     case 32 + 4: return launch_tiles<T, V, Form<32, 14, 1, 4>>(call);
     case 64 + 1: return launch_tiles<T, V, Form<64, 11, 1>>(call);
     case 64 + 2: return launch_tiles<T, V, Form<64, 11, 1, 2>>(call);
+    case 64 + 3: return launch_tiles<T, V, Form<64, 11, 1, 3>>(call);
     case 64 + 4: return launch_tiles<T, V, Form<64, 11, 1, 4>>(call);
     case 128 + 1: return launch_tiles<T, V, Form<128, 8, 1>>(call);
     case 256 + 1: return launch_tiles<T, V, Form<256, 5, 1>>(call);

@@ -28,25 +28,40 @@ __device__ void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
 }
 
-// Adds the stages of a tile to the sums of this thread's warpgroup. While it fills its registers
-// for the next stage, tensor cores work for the other warpgroup.
+// Adds the stages of a tile to the sums of this thread's warpgroup. It has two sets of registers:
+// tensor cores work on one stage while those of the next are filled.
 template <typename V, typename F, typename Sum>
 __device__ void multiply(Ring<F>& ring, const Lane& mine, Steps steps,
                          Sum (&sums)[F::kRows / 2]) {
   using Product = hopper::SparseBytesProduct<V, F::kRows>;
   const int lane = threadIdx.x % 32;
-  for (int step = steps.begin; step < steps.end; ++step, ring.next()) {
+  const auto fill = [&](Fragments& fragments) {
     ring.wait();
-    Fragments fragments;
     mine.load(fragments, ring.values(), ring.indices());
+  };
+  const auto add = [&](const Fragments& fragments, bool is_first) {
     const uint64_t x = hopper::descriptor(ring.x());
     hopper::wgmma_fence();
     Product::add(sums, fragments.values[0], x, fragments.places[0]);
     Product::add(sums, fragments.values[1], x + (64 >> 4), fragments.places[1]);
     hopper::wgmma_commit();
-    hopper::wgmma_wait<0>();  // only then may the registers be written
-    if (lane < F::kSharers) ring.release(lane);
+    ring.next();
+    if (is_first) return;
+    hopper::wgmma_wait<1>();  // the stage before has been read
+    if (lane < F::kSharers) ring.release(lane, 2);
+  };
+  Fragments even, odd;
+  if (steps.begin == steps.end) return;
+  fill(even);
+  for (int step = steps.begin; step < steps.end; step += 2) {
+    add(even, step == steps.begin);
+    if (step + 1 == steps.end) break;
+    fill(odd);
+    add(odd, false);
+    if (step + 2 < steps.end) fill(even);
   }
+  hopper::wgmma_wait<0>();
+  if (lane < F::kSharers) ring.release(lane, 1);
 }
 
 // Adds the sums of all slices, always in the same order; only the first block has the result.
@@ -118,6 +133,7 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ M
     if (threadIdx.x == kConsumers) {
       for (int index = first; index < count; index += clusters) {
         const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, shape);
+#pragma unroll 1  // it has few registers
         for (int i = steps.begin; i < steps.end; ++i, ring.next()) ring.load(maps, tile, i);
       }
     }
