@@ -51,8 +51,8 @@ __device__ void multiply(Ring<F>& ring, const Lane& mine, Steps steps,
     if (lane < F::kSharers) ring.release(lane, 2);
   };
   Fragments even, odd;
-  if (steps.begin == steps.end) return;
-  fill(even);
+  const bool is_any = steps.begin < steps.end;
+  if (is_any) fill(even);
   for (int step = steps.begin; step < steps.end; step += 2) {
     add(even, step == steps.begin);
     if (step + 1 == steps.end) break;
@@ -61,7 +61,9 @@ __device__ void multiply(Ring<F>& ring, const Lane& mine, Steps steps,
     if (step + 2 < steps.end) fill(even);
   }
   hopper::wgmma_wait<0>();
-  if (lane < F::kSharers) ring.release(lane, 1);
+#pragma unroll
+  for (Sum& sum : sums) hopper::keep_behind(sum);
+  if (is_any && lane < F::kSharers) ring.release(lane, 1);
 }
 
 // Adds the sums of all slices, always in the same order; only the first block has the result.
