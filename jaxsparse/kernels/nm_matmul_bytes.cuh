@@ -100,7 +100,7 @@ __device__ void add_slices(uint32_t ring, Sum (&sums)[F::kRows / 2]) {
 
 template <typename T, typename V, typename F>
 __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ Maps maps,
-                                                       const Shape shape, T* y,
+                                                       const Shape shape,
                                                        const float* row_scales,
                                                        const float* out_scales) {
   extern __shared__ uint8_t memory[];
@@ -128,8 +128,9 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ M
         add_slices<F>(base, sums);  // the cluster has no other tile
         if (hopper::block_in_cluster() > 0) return;
       }
-      store<T, F>(y, base + F::kRing, tile, shape, scales, sums);
+      store<T, F>(maps.y, base + F::kRing, tile, scales, sums);
     }
+    if (threadIdx.x % 32 == 0) hopper::wait_stores<0>();
   } else {
     fewer_registers<40>();
     if (threadIdx.x == kConsumers) {
