@@ -90,7 +90,7 @@ class TileChoice(NamedTuple):
 
 #: What `kernels/nm_matmul_bytes.cu` compiles.
 TILES = (
-    *(TileChoice(rows, blocks) for rows in (32, 64) for blocks in (1, 2, 4)),
+    *(TileChoice(rows, blocks) for rows in (32, 64) for blocks in (1, 2, 3, 4)),
     *(TileChoice(128, 1), TileChoice(256, 1), TileChoice(256, 2)),
 )
 
@@ -113,7 +113,7 @@ def choose_tile(rows: int, out: int) -> TileChoice:
     if tiles > 132 and rows > 64:
         return TileChoice(128, 1)
     # More clusters than run at once would take twice as long.
-    blocks = next((n for n in (4, 2) if tiles <= MAX_CLUSTERS[n]), 1)
+    blocks = next((n for n in (4, 3, 2) if tiles <= MAX_CLUSTERS[n]), 1)
     return TileChoice(tile_rows, blocks)
 
 

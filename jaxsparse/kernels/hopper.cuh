@@ -173,6 +173,10 @@ __device__ inline uint32_t load_byte(uint32_t address) {
   return byte;
 }
 
+__device__ inline void store_word(uint32_t address, uint32_t word) {
+  asm volatile("st.shared::cta.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
+
 __device__ inline void store_transposed(uint32_t address, uint32_t a, uint32_t b, uint32_t c,
                                         uint32_t d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(

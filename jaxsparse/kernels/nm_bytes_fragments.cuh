@@ -32,6 +32,8 @@ class Lane {
     const int own = lane % 4;
     even_ = own < 2 ? 0x6420 : 0x2064;
     places_ = own % 2 ? 0x7531 : 0x6420;
+    // Opaque to the compiler, which would else compute them anew in each stage.
+    asm volatile("" : "+r"(values_), "+r"(indices_), "+r"(even_), "+r"(places_));
   }
 
   __device__ void load(Fragments& to, uint32_t values, uint32_t indices) const {

@@ -35,10 +35,18 @@ __device__ inline float2 load_pair(uint32_t address) {
   return v;
 }
 
-// Scales, rounds and stores a tile. A lane has two neighbouring outputs of two rows in every
-// eight: eight lanes write 32 bytes of a row, which needs neither shared memory nor a barrier.
+// Returns two neighbouring outputs of a row.
+template <typename T, typename Sum>
+__device__ uint32_t scaled(Sum low, Sum high, float of_row, float2 of_outs) {
+  return hopper::two<T>(static_cast<float>(low) * of_row * of_outs.x,
+                        static_cast<float>(high) * of_row * of_outs.y);
+}
+
+// Scales, rounds and stores a tile. Each warp has boxes of its 16 outputs, which TMA stores while
+// the next is filled. A lane has two neighbouring outputs of two rows in every eight; of every
+// four lanes, two begin with the second row, so that no two rows share their banks.
 template <typename T, typename F, typename Sum>
-__device__ void store(T* y, uint32_t scales_at, Tile tile, const Shape& shape,
+__device__ void store(const CUtensorMap& y, uint32_t scales_at, Tile tile,
                       const Scales<F>& scales, const Sum (&sums)[F::kRows / 2]) {
   const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t row_scales = scales_at + warpgroup * F::kRows * 4;
@@ -52,21 +60,26 @@ __device__ void store(T* y, uint32_t scales_at, Tile tile, const Shape& shape,
     }
   }
   hopper::sync_threads(1 + warpgroup, 128);
-  const int out = tile.out + warp * 16 + lane / 4 * 2, own_row = lane % 4 * 2;
-  if (out >= shape.out) return;
-  const int rows = shape.rows - tile.row * F::kRows - own_row;
-  T* to = y + static_cast<int64_t>(tile.row * F::kRows + own_row) * shape.out + out;
+  const uint32_t boxes = scales_at + F::kScales + warp * 2 * kBoxBytes;
+  const int own_row = lane % 4 * 2, begin = lane / 2 % 2;
 #pragma unroll
-  for (int eight = 0; eight < F::kRows; eight += 8, to += int64_t{8} * shape.out) {
-    const float2 of_rows = load_pair(row_scales + (eight + own_row) * 4);
+  for (int first = 0; first < F::kRows; first += kBoxRows) {
+    const uint32_t box = boxes + first / kBoxRows % 2 * kBoxBytes;
+    if (lane == 0) hopper::wait_stores<1>();  // of this box
+    __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const Sum* s = sums + eight / 2 + i;
-      const float of_row = i ? of_rows.y : of_rows.x;
-      const uint32_t two = hopper::two<T>(static_cast<float>(s[0]) * of_row * scales.outs.x,
-                                          static_cast<float>(s[2]) * of_row * scales.outs.y);
-      if (eight + i < rows) *reinterpret_cast<uint32_t*>(to + i * shape.out) = two;
+    for (int eight = 0; eight < kBoxRows; eight += 8) {
+      const float2 of_rows = load_pair(row_scales + (first + eight + own_row) * 4);
+      const Sum* s = sums + (first + eight) / 2;
+      const uint32_t even = scaled<T>(s[0], s[2], of_rows.x, scales.outs);
+      const uint32_t odd = scaled<T>(s[1], s[3], of_rows.y, scales.outs);
+      const uint32_t to = box + (eight + own_row) * kBoxRow + lane / 4 * 4;
+      hopper::store_word(to + begin * kBoxRow, begin ? odd : even);
+      hopper::store_word(to + (begin ^ 1) * kBoxRow, begin ? even : odd);
     }
+    hopper::fence_async();
+    __syncwarp();
+    if (lane == 0) hopper::store_2d(y, box, tile.out + warp * 16, tile.row * F::kRows + first);
   }
 }
 

@@ -9,11 +9,15 @@ namespace nm_bytes {
 using nm_matmul::Shape, nm_matmul::Tile;
 
 struct Maps {
-  CUtensorMap x, values, indices;
+  CUtensorMap x, values, indices, y;
 };
 
 constexpr int kConsumers = 256;  // threads: two warpgroups, of 64 outputs each
 constexpr int kThreads = kConsumers + 128;
+
+// What a store of a warp writes: 16 outputs, two bytes each, of some rows.
+constexpr int kBoxRows = 16, kBoxRow = 16 * 2, kBoxBytes = kBoxRows * kBoxRow;
+constexpr int kBoxes = kConsumers / 32 * 2 * kBoxBytes;  // bytes of all: each warp has two
 
 // The template parameters of a kernel. The blocks of a cluster either share their rows, or have
 // the same tile, and each a slice of its depth.
@@ -26,8 +30,8 @@ struct Form {
   static constexpr int kStage = kRows * kDepth + kValuesBytes + kIndicesBytes;
   static constexpr int kRing = kStages * kStage;
   static constexpr int kScales = 2 * kRows * 4;  // of rows, for each warpgroup
-  static constexpr int kBytes = 1024 + kRing + kScales + kStages * 16;
-  static_assert(kStage % 1024 == 0 && kRows % (8 * kSharers) == 0, "swizzled rows");
+  static constexpr int kBytes = 1024 + kRing + kScales + kBoxes + kStages * 16;
+  static_assert(kStage % 1024 == 0 && kScales % 128 == 0 && kRows % (8 * kSharers) == 0, "swizzled rows");
   static_assert(kSharers == 1 || kSlices == 1, "one kind of cluster");
   static_assert((kSlices - 1) * kRows * kOut * 4 <= kRing, "the ring takes the others' sums");
 };
@@ -49,7 +53,7 @@ template <typename F>
 class Ring {
  public:
   __device__ explicit Ring(uint32_t base)
-      : base_(base), barriers_(base + F::kRing + F::kScales) {}
+      : base_(base), barriers_(base + F::kRing + F::kScales + kBoxes) {}
 
   __device__ void init() const {
     for (int i = 0; i < F::kStages; ++i) {
@@ -78,12 +82,13 @@ class Ring {
     }
   }
   __device__ void wait() const { hopper::wait(full(stage_), parity_); }
-  // Signals to one block of the cluster that a warp has read this stage.
-  __device__ void release(int block) const {
+  // Signals to one block of the cluster that a warp has read the stage that is `back` before.
+  __device__ void release(int block, int back) const {
+    const int i = stage_ < back ? stage_ - back + F::kStages : stage_ - back;
     if constexpr (F::kSharers > 1) {
-      hopper::arrive_remote(hopper::address_in_block(empty(stage_), block));
+      hopper::arrive_remote(hopper::address_in_block(empty(i), block));
     } else {
-      hopper::arrive(empty(stage_));
+      hopper::arrive(empty(i));
     }
   }
 

@@ -9,14 +9,28 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+CUresult map_2d(launch::Encode encode, CUtensorMap* map, CUtensorMapDataType type, int bytes,
+                const void* data, uint64_t columns, uint64_t rows, uint32_t box_columns,
+                uint32_t box_rows, CUtensorMapSwizzle swizzle) {
+  const uint64_t sizes[] = {columns, rows}, strides[] = {columns * bytes};
+  const uint32_t box[] = {box_columns, box_rows}, steps[] = {1, 1};
+  return encode(map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
 // Encodes a matrix of bytes in row-major order that is moved in swizzled boxes of 128 columns.
-CUresult map_2d(launch::Encode encode, CUtensorMap* map, const void* data, uint64_t columns,
-                uint64_t rows, uint32_t box_rows) {
-  const uint64_t sizes[] = {columns, rows}, strides[] = {columns};
-  const uint32_t box[] = {128, box_rows}, steps[] = {1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(data), sizes, strides, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+CUresult map_bytes(launch::Encode encode, CUtensorMap* map, const void* data, uint64_t columns,
+                   uint64_t rows, uint32_t box_rows) {
+  return map_2d(encode, map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, data, columns, rows, 128, box_rows,
+                CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+// Encodes the result, which warps store in boxes of their 16 outputs.
+CUresult map_result(launch::Encode encode, CUtensorMap* map, const void* data, uint64_t out,
+                    uint64_t rows) {
+  return map_2d(encode, map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, data, out, rows, 16,
+                nm_bytes::kBoxRows, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
 struct Call {
@@ -38,9 +52,10 @@ ffi::Error map(const Call& call, nm_bytes::Maps* maps, nm_bytes::Shape* shape) {
   static_assert(F::kDepth == 128 && F::kOut == 128, "rows of boxes");
   const auto& c = call;
   const bool mapped =
-      !map_2d(encode, &maps->x, c.x, c.x_k, c.rows, F::kRows / F::kSharers) &&
-      !map_2d(encode, &maps->values, c.values, c.out, c.k / 2, F::kDepth / 2) &&
-      !map_2d(encode, &maps->indices, c.indices, c.out, c.k / 8, F::kDepth / 8);
+      !map_bytes(encode, &maps->x, c.x, c.x_k, c.rows, F::kRows / F::kSharers) &&
+      !map_bytes(encode, &maps->values, c.values, c.out, c.k / 2, F::kDepth / 2) &&
+      !map_bytes(encode, &maps->indices, c.indices, c.out, c.k / 8, F::kDepth / 8) &&
+      !map_result(encode, &maps->y, c.y, c.out, c.rows);
   if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
   *shape = {static_cast<int>(c.rows), static_cast<int>(c.out), tiles(c.k, F::kDepth),
             tiles(c.out, F::kOut), tiles(c.rows, F::kRows)};
@@ -61,7 +76,7 @@ ffi::Error launch_tiles(const Call& call) {
   // A cluster of slices has one tile; others have as many as there are.
   config.grid = dim3(F::kBlocks * (F::kSlices > 1 ? clusters : std::min(most, clusters)));
   return launch::run<kernel>(call.stream, call.device, config, maps, shape,
-                             static_cast<T*>(call.y), call.row_scales, call.out_scales);
+                             call.row_scales, call.out_scales);
 }
 
 template <typename T, typename V>
@@ -70,9 +85,11 @@ ffi::Error choose(const Call& call, int64_t tile_rows, int64_t blocks) {
   switch (tile_rows + blocks) {
     case 32 + 1: return launch_tiles<T, V, Form<32, 14, 1>>(call);
     case 32 + 2: return launch_tiles<T, V, Form<32, 14, 1, 2>>(call);
+    case 32 + 3: return launch_tiles<T, V, Form<32, 14, 1, 3>>(call);
     case 32 + 4: return launch_tiles<T, V, Form<32, 14, 1, 4>>(call);
     case 64 + 1: return launch_tiles<T, V, Form<64, 11, 1>>(call);
     case 64 + 2: return launch_tiles<T, V, Form<64, 11, 1, 2>>(call);
+    case 64 + 3: return launch_tiles<T, V, Form<64, 11, 1, 3>>(call);
     case 64 + 4: return launch_tiles<T, V, Form<64, 11, 1, 4>>(call);
     case 128 + 1: return launch_tiles<T, V, Form<128, 8, 1>>(call);
     case 256 + 1: return launch_tiles<T, V, Form<256, 5, 1>>(call);

@@ -28,25 +28,42 @@ __device__ void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
 }
 
-// Adds the stages of a tile to the sums of this thread's warpgroup. While it fills its registers
-// for the next stage, tensor cores work for the other warpgroup.
+// Adds the stages of a tile to the sums of this thread's warpgroup. It has two sets of registers:
+// tensor cores work on one stage while those of the next are filled.
 template <typename V, typename F, typename Sum>
 __device__ void multiply(Ring<F>& ring, const Lane& mine, Steps steps,
                          Sum (&sums)[F::kRows / 2]) {
   using Product = hopper::SparseBytesProduct<V, F::kRows>;
   const int lane = threadIdx.x % 32;
-  for (int step = steps.begin; step < steps.end; ++step, ring.next()) {
+  const auto fill = [&](Fragments& fragments) {
     ring.wait();
-    Fragments fragments;
     mine.load(fragments, ring.values(), ring.indices());
+  };
+  const auto add = [&](const Fragments& fragments, bool is_first) {
     const uint64_t x = hopper::descriptor(ring.x());
     hopper::wgmma_fence();
     Product::add(sums, fragments.values[0], x, fragments.places[0]);
     Product::add(sums, fragments.values[1], x + (64 >> 4), fragments.places[1]);
     hopper::wgmma_commit();
-    hopper::wgmma_wait<0>();  // only then may the registers be written
-    if (lane < F::kSharers) ring.release(lane);
+    ring.next();
+    if (is_first) return;
+    hopper::wgmma_wait<1>();  // the stage before has been read
+    if (lane < F::kSharers) ring.release(lane, 2);
+  };
+  Fragments even, odd;
+  const bool is_any = steps.begin < steps.end;
+  if (is_any) fill(even);
+  for (int step = steps.begin; step < steps.end; step += 2) {
+    add(even, step == steps.begin);
+    if (step + 1 == steps.end) break;
+    fill(odd);
+    add(odd, false);
+    if (step + 2 < steps.end) fill(even);
   }
+  hopper::wgmma_wait<0>();
+#pragma unroll
+  for (Sum& sum : sums) hopper::keep_behind(sum);
+  if (is_any && lane < F::kSharers) ring.release(lane, 1);
 }
 
 // Adds the sums of all slices, always in the same order; only the first block has the result.
@@ -83,7 +100,7 @@ __device__ void add_slices(uint32_t ring, Sum (&sums)[F::kRows / 2]) {
 
 template <typename T, typename V, typename F>
 __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ Maps maps,
-                                                       const Shape shape, T* y,
+                                                       const Shape shape,
                                                        const float* row_scales,
                                                        const float* out_scales) {
   extern __shared__ uint8_t memory[];
@@ -111,13 +128,15 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ M
         add_slices<F>(base, sums);  // the cluster has no other tile
         if (hopper::block_in_cluster() > 0) return;
       }
-      store<T, F>(y, base + F::kRing, tile, shape, scales, sums);
+      store<T, F>(maps.y, base + F::kRing, tile, scales, sums);
     }
+    if (threadIdx.x % 32 == 0) hopper::wait_stores<0>();
   } else {
     fewer_registers<40>();
     if (threadIdx.x == kConsumers) {
       for (int index = first; index < count; index += clusters) {
         const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, shape);
+#pragma unroll 1  // it has few registers
         for (int i = steps.begin; i < steps.end; ++i, ring.next()) ring.load(maps, tile, i);
       }
     }

@@ -18,6 +18,10 @@ struct SumOf<int8_t> {
   using type = int32_t;
 };
 
+// The compiler does not move reads of a sum before this, and so not before a wait for it.
+__device__ inline void keep_behind(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
+__device__ inline void keep_behind(int32_t& sum) { asm volatile("" : "+r"(sum)::"memory"); }
+
 // d += a b: a is 64 x 64 and 2:4 sparse, b is 64 x kColumns, and its columns are contiguous.
 // All lanes hold positions of a's values (in PTX: the metadata).
 template <typename V, int kColumns>
