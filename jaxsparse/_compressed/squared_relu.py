@@ -8,11 +8,13 @@ from 2**-7, below which squares are subnormal.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -67,17 +69,20 @@ def form_of(h: Float[Array, "rows k"], form: Compressed) -> Compressed:
     return form
 
 
-def _save_form(h: Array, form: Compressed) -> tuple[Compressed, Compressed]:
+def _save_form(h: Any, form: Any) -> tuple[Compressed, Compressed]:
+    h, form = jax.tree.map(lambda primal: primal.value, (h, form))
     form = form_of(h, form)
     return form, form
 
 
-def _scatter(form: Compressed, g: Compressed) -> tuple[Array, None]:
+def _scatter(form: Compressed, g: Compressed) -> tuple[Array | None, None]:
+    if isinstance(g.values, SymbolicZero):  # of a first derivative
+        return None, None
     by_relu, kept = _expand(g.values, form.indices), _roots(form) > 0
     return jnp.where(kept, by_relu, 0).reshape(form.shape), None
 
 
-form_of.defvjp(_save_form, _scatter)
+form_of.defvjp(_save_form, _scatter, symbolic_zeros=True)
 
 
 @jax.custom_vjp
