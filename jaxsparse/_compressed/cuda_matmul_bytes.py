@@ -1,7 +1,7 @@
 """Products of quantized rows and 2:4 weights of eight bits on Hopper's tensor cores.
 
-`kernels/nm_matmul_bytes.cuh` explains the kernel. Rows are quantized by XLA before, as
-`quantized_rows_matmul` does it. Under `vmap`, batches of rows become more rows, and
+`kernels/nm_matmul_bytes.cuh` explains the kernel. Rows are quantized by another before,
+as `quantized_rows_matmul` does it. Under `vmap`, batches of rows become more rows, and
 stacked weights are multiplied one after the other. Over automatic axes of a mesh each
 device multiplies its own shards; scales of rows are those of whole rows.
 """
@@ -20,11 +20,9 @@ from jaxtyping import Array, Float
 
 from jaxsparse._compressed import kernel_support
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.cuda_quantize_rows import cuda_quantize_rows
 from jaxsparse._compressed.kernel_choice import MAX_CLUSTERS
-from jaxsparse._compressed.quantized_matmul import (
-    multiply_quantized_rows,
-    quantize_rows,
-)
+from jaxsparse._compressed.quantized_matmul import multiply_quantized_rows
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import partition_contraction
 from jaxsparse.kernels import cuda_target
@@ -51,7 +49,8 @@ def cuda_matmul_bytes(
       rounded too. Sums of int8 are exact. Those of float8 are made in tensor cores that
       keep 14 bits of the largest term (measured by DeepSeek-V3, arXiv 2412.19437).
     """
-    rows, row_scales = quantize_rows(x, compressed.values.dtype)
+    dtype = compressed.values.dtype
+    rows, row_scales = cuda_quantize_rows(x, dtype, exported=exported)
     return multiply_rows(rows, row_scales, compressed, x.dtype, exported=exported)
 
 
