@@ -74,7 +74,7 @@ def _products(
 ) -> dict[str, Callable[[], object]]:
     """The products of one format."""
     x8, scales = jax.jit(quantize_rows, static_argnums=1)(x, FORMATS[name])
-    by_kernel = lambda x8, w: multiply_rows(x8, scales, w, x.dtype)
+    by_kernel = lambda x8, w: multiply_rows(x8, scales, [w], x.dtype)[0]
     quantizing = partial(js.nm_matmul, quantize_activations=True)
     wide = jnp.bfloat16 if name == "fp8" else jnp.int32
     by_rows = partial(
