@@ -1,9 +1,11 @@
 """Products of quantized rows and 2:4 weights of eight bits on Hopper's tensor cores.
 
 `kernels/nm_matmul_bytes.cuh` explains the kernel. Rows are quantized by another before,
-as `quantized_rows_matmul` does it. Under `vmap`, batches of rows become more rows, and
-stacked weights are multiplied one after the other. Over automatic axes of a mesh each
-device multiplies its own shards; scales of rows are those of whole rows.
+as `quantized_rows_matmul` does it, once for several weights. A few rows of float8 are
+multiplied by the kernel of `cuda_matmul` for few rows instead. Under `vmap`, batches of
+rows become more rows, and stacked weights are multiplied one after the other. Over
+automatic axes of a mesh each device multiplies its own shards; scales of rows are those
+of whole rows.
 """
 
 import math
@@ -50,7 +52,7 @@ def cuda_matmuls_bytes(
       x: `[..., k]`, for which `unsupported_reason` is empty.
       weights: weights of shapes `[k, out]`, at most `cuda_matmul.MAX_WEIGHTS`, all
         quantized to the same dtype.
-      exported: whether a program that is exported uses the kernel too, which must then
+      exported: whether a program that is exported uses the kernels too, which must then
         be registered wherever it runs.
 
     Returns:
@@ -59,8 +61,7 @@ def cuda_matmuls_bytes(
       of float8 are made in tensor cores that keep 14 bits of the largest term (measured
       by DeepSeek-V3, arXiv 2412.19437).
     """
-    rows, row_scales = cuda_quantize_rows(x, weights[0].values.dtype, exported=exported)
-    return multiply_rows(rows, row_scales, weights, x.dtype, exported=exported)
+    return _multiply(exported, x, *_arrays(weights))
 
 
 def multiply_rows(
@@ -71,17 +72,28 @@ def multiply_rows(
     *,
     exported: bool = False,
 ) -> list[Array]:
-    """Multiplies rows that are quantized.
+    """Multiplies rows that are quantized. `jax.vmap` of it fails.
 
     Args:
-      rows: `[..., k]`, of the dtype of the weights' values.
+      rows: `[..., k]`, of the dtype of the weights' values, or a few of them widened to
+        that of the results.
       row_scales: of the rows.
       weights: as of `cuda_matmuls_bytes`.
       dtype: of the results.
       exported: as of `cuda_matmuls_bytes`.
     """
-    arrays = [a for w in weights for a in (w.values, w.indices, w.scales)]
-    return _multiply(exported, dtype, rows, row_scales, *arrays)
+    axes = " ".join(f"r{i}" for i in range(rows.ndim - 1))
+    rules, contracted = [f"{axes} k", f"{axes} row"], ["k"]
+    for i in range(len(weights)):
+        rules += [f"values{i} out{i}", f"indices{i} out{i}", f"one out{i}"]
+        contracted += [f"values{i}", f"indices{i}"]
+    results = ", ".join(f"{axes} out{i}" for i in range(len(weights)))
+    multiply = partition_contraction(
+        partial(_multiply_shard, exported, dtype),
+        f"{', '.join(rules)} -> {results}",
+        contracted,
+    )
+    return multiply(rows, row_scales, *_arrays(weights))
 
 
 class TileChoice(NamedTuple):
@@ -124,47 +136,50 @@ def choose_tile(rows: int, out: int) -> TileChoice:
     return TileChoice(tile_rows, blocks)
 
 
-def _multiply(exported: bool, dtype: DTypeLike, *operands: Any) -> list[Array]:
-    """Multiplies rows and their scales by values, indices and scales of weights."""
-    axes = " ".join(f"r{i}" for i in range(jnp.ndim(operands[0]) - 1))
-    rules, contracted, each = [f"{axes} k", f"{axes} row"], ["k"], _split(operands[2:])
-    for i in range(len(each)):
-        rules += [f"values{i} out{i}", f"indices{i} out{i}", f"one out{i}"]
-        contracted += [f"values{i}", f"indices{i}"]
-    results = ", ".join(f"{axes} out{i}" for i in range(len(each)))
-    multiply_shard = partial(_multiply_shard, exported, dtype)
-    multiply = custom_vmap(
-        partition_contraction(
-            multiply_shard, f"{', '.join(rules)} -> {results}", contracted
-        )
-    )
-    multiply.def_vmap(partial(_multiply_batch, exported, dtype))
+def _multiply(exported: bool, *operands: ArrayLike) -> list[Array]:
+    """Quantizes rows and multiplies by values, indices and scales of weights."""
+    multiply = custom_vmap(partial(_quantize_and_multiply, exported))
+    multiply.def_vmap(partial(_multiply_batch, exported))
     return multiply(*operands)
 
 
-def _split(arrays: Sequence[Any]) -> list[Sequence[Any]]:
-    """Returns values, indices and scales of each weight."""
-    return [arrays[i : i + 3] for i in range(0, len(arrays), 3)]
+def _quantize_and_multiply(exported: bool, x: Array, *arrays: Array) -> list[Array]:
+    weights, dtype = _weights(x.dtype, arrays), arrays[0].dtype
+    has_few = not cuda_target.unavailable(kernel_support.library_of(NM(2, 4)))
+    is_few = math.prod(x.shape[:-1]) <= _MAX_WIDENED_ROWS and dtype != jnp.int8
+    options = {"widened": has_few and is_few, "exported": exported}
+    rows, row_scales = cuda_quantize_rows(x, dtype, **options)
+    return multiply_rows(rows, row_scales, weights, x.dtype, exported=exported)
+
+
+def _arrays(weights: Sequence[Compressed]) -> list[Any]:
+    """Returns values, indices and scales of each weight, one after the other."""
+    return [a for w in weights for a in (w.values, w.indices, w.scales)]
+
+
+def _weights(dtype: DTypeLike, arrays: Sequence[Array]) -> list[Compressed]:
+    """Returns the weights of such arrays."""
+    each = zip(arrays[::3], arrays[1::3], arrays[2::3], strict=True)
+    return [
+        Compressed(values, indices, NM(2, 4), -2, scales, jnp.dtype(dtype))
+        for values, indices, scales in each
+    ]
 
 
 def _multiply_batch(
-    exported: bool,
-    dtype: DTypeLike,
-    size: int,
-    batched: list[bool],
-    *arrays: ArrayLike,
+    exported: bool, size: int, batched: list[bool], *arrays: ArrayLike
 ) -> tuple[list[Array], list[bool]]:
     operands = [*map(jnp.asarray, arrays)]
-    out_batched = [True] * len(_split(operands[2:]))
-    if all(batched[:2]) and not any(batched[2:]):
-        return _multiply(exported, dtype, *operands), out_batched
+    out_batched = [True] * (len(operands) // 3)
+    if not any(batched[1:]):  # more rows
+        return _multiply(exported, *operands), out_batched
 
     def multiply_one(i: Array) -> list[Array]:  # what is not batched is not copied
         own = [
             lax.dynamic_index_in_dim(array, i, 0, False) if is_batched else array
             for array, is_batched in zip(operands, batched, strict=True)
         ]
-        return _multiply(exported, dtype, *own)
+        return _multiply(exported, *own)
 
     return lax.map(multiply_one, jnp.arange(size)), out_batched
 
@@ -173,8 +188,8 @@ def _multiply_shard(
     exported: bool, dtype: DTypeLike, rows: Array, row_scales: Array, *arrays: Array
 ) -> list[Array]:
     *leading, k = rows.shape
-    count, outs = math.prod(leading), [weight[0].shape[-1] for weight in _split(arrays)]
-    # Unlike whole arrays, shards may have any size, and vmap adds rows.
+    count, outs = math.prod(leading), [array.shape[-1] for array in arrays[::3]]
+    # Unlike whole arrays, shards may have any size.
     suits = all(out % 16 == 0 and out for out in outs)
     suits = suits and rows.size and count < kernel_support.MAX_SIZE
     by_xla = partial(_multiply_by_xla, dtype)
@@ -194,27 +209,19 @@ def _multiply_shard(
 def _multiply_by_xla(
     dtype: DTypeLike, rows: Array, row_scales: Array, *arrays: Array
 ) -> list[Array]:
-    weights = [
-        Compressed(values, indices, NM(2, 4), -2, scales, jnp.dtype(dtype))
-        for values, indices, scales in _split(arrays)
-    ]
-    return [
-        multiply_quantized_rows(rows, row_scales, weight).astype(dtype)
-        for weight in weights
-    ]
+    multiply = partial(multiply_quantized_rows, rows, row_scales)
+    return [multiply(weight).astype(dtype) for weight in _weights(dtype, arrays)]
 
 
 def _multiply_by_kernel(
     dtype: DTypeLike, rows: Array, row_scales: Array, *arrays: Array
 ) -> list[Array]:
-    weights = _split(arrays)
-    if rows.dtype != jnp.int8 and len(rows) <= _MAX_WIDENED_ROWS:
-        pattern, outs = NM(2, 4), [weight[0].shape[1] for weight in weights]
-        if not cuda_target.unavailable(kernel_support.library_of(pattern)):
-            choice = choose_kernel(*rows.shape, *outs, eight_bits=True)
-            wide = rows.astype(dtype)  # exact
-            options = {"scaled": True, "scaled_rows": True}
-            return launch(pattern, choice, wide, weights, row_scales, **options)
+    weights = [arrays[i : i + 3] for i in range(0, len(arrays), 3)]
+    if rows.dtype == dtype:
+        outs = [weight[0].shape[1] for weight in weights]
+        choice = choose_kernel(*rows.shape, *outs, eight_bits=True)
+        options = {"scaled": True, "scaled_rows": True}
+        return launch(NM(2, 4), choice, rows, weights, row_scales, **options)
     if rows.shape[1] % 16:  # rows are moved by 16 bytes
         rows = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % 16)))
     return [_multiply_one(dtype, rows, row_scales, *weight) for weight in weights]

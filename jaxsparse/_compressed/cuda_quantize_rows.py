@@ -1,8 +1,8 @@
 """Rows to eight bits by a kernel for NVIDIA's Hopper GPUs, in one pass.
 
-`kernels/quantize_rows.cuh` explains the kernel. Under `vmap`, batches of rows become
-more rows. Over automatic axes of a mesh each device quantizes its own rows; where rows
-are sharded themselves, XLA does, by the largest magnitudes of whole rows.
+`kernels/quantize_rows.cuh` explains the kernel. Over automatic axes of a mesh each
+device quantizes its own rows; where rows are sharded themselves, XLA does, by the
+largest magnitudes of whole rows.
 """
 
 import math
@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_batching import custom_vmap
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxsparse._compressed.kernel_support import MAX_SIZE
@@ -31,34 +30,31 @@ _MAX_THREADS = 1024
 
 
 def cuda_quantize_rows(
-    x: Float[Array, "... k"], dtype: DTypeLike, *, exported: bool = False
+    x: Float[Array, "... k"],
+    dtype: DTypeLike,
+    *,
+    widened: bool = False,
+    exported: bool = False,
 ) -> tuple[Array, Float[Array, "... 1"]]:
     """Quantizes on a GPU of compute capability 9.0, or by XLA on other devices.
 
     The kernel divides exactly, as CPUs do. XLA's scales on a GPU differ from that in
-    the last two bits, and now and then the rounding of a number with them.
+    the last two bits, and now and then the rounding of a number with them. `jax.vmap`
+    of it fails.
 
     Args:
       x: `[..., k]`, of bfloat16 or float16.
       dtype: int8 or float8_e4m3fn.
+      widened: whether to return numbers of float8 in the dtype of `x`, which holds
+        them.
       exported: whether a program that is exported uses the kernel too, which must then
         be registered wherever it runs.
 
     Returns:
       As `quantize_rows`: the rows, and their scales in float32.
     """
-    if cuda_target.unavailable(LIBRARY):
-        return quantize_rows(x, dtype)
-    quantize = custom_vmap(
-        partition_rows(partial(_quantize_shard, exported, dtype), x.ndim)
-    )
-
-    def quantize_batch(_size: int, _batched: list[bool], x: ArrayLike):
-        batch = cuda_quantize_rows(jnp.asarray(x), dtype, exported=exported)
-        return batch, (True, True)
-
-    quantize.def_vmap(quantize_batch)
-    return quantize(x)
+    quantize = partial(_quantize_shard, dtype, x.dtype if widened else dtype, exported)
+    return partition_rows(quantize, x.ndim)(x)
 
 
 def choose_threads(rows: int, k: int) -> int:
@@ -74,16 +70,23 @@ def choose_threads(rows: int, k: int) -> int:
 
 
 def _quantize_shard(
-    exported: bool, dtype: DTypeLike, mesh_axes: tuple[str, ...], x: Array
+    dtype: DTypeLike,
+    result: DTypeLike,
+    exported: bool,
+    mesh_axes: tuple[str, ...],
+    x: Array,
 ) -> tuple[Array, Array]:
-    by_xla = partial(quantize_rows, dtype=dtype, mesh_axes=mesh_axes)
+    def by_xla(x: Array) -> tuple[Array, Array]:
+        rows, scales = quantize_rows(x, dtype, mesh_axes)
+        return rows.astype(result), scales
+
     *leading, k = x.shape
     count = math.prod(leading)
     # Unlike whole arrays, shards may have any size.
     fits = x.size and k <= _VECTOR * _MAX_VECTORS * _MAX_THREADS and count < MAX_SIZE
-    if mesh_axes or not fits or k % _VECTOR:
+    if mesh_axes or not fits or k % _VECTOR or cuda_target.unavailable(LIBRARY):
         return by_xla(x)
-    kernel = partial(_quantize_by_kernel, dtype)
+    kernel = partial(_quantize_by_kernel, result)
     if not exported:
         kernel = partial(unless_exported, kernel, by_xla)
     rows, scales = lax.platform_dependent(
@@ -92,10 +95,10 @@ def _quantize_shard(
     return rows.reshape(x.shape), scales.reshape(*leading, 1)
 
 
-def _quantize_by_kernel(dtype: DTypeLike, x: Array) -> tuple[Array, Array]:
+def _quantize_by_kernel(result: DTypeLike, x: Array) -> tuple[Array, Array]:
     count, k = x.shape
     shapes = (
-        jax.ShapeDtypeStruct((count, k), dtype),
+        jax.ShapeDtypeStruct((count, k), result),
         jax.ShapeDtypeStruct((count, 1), jnp.float32),
     )
     quantize = jax.ffi.ffi_call(cuda_target.target(LIBRARY), shapes)

@@ -1,4 +1,5 @@
-// Rows of 16-bit floats to eight bits with a scale for each, as an XLA FFI call.
+// Rows of 16-bit floats to eight bits with a scale for each, as an XLA FFI call. Values of float8
+// are widened to the dtype of the rows if the result has it.
 #include "launch.cuh"
 #include "quantize_rows.cuh"
 #include "xla/ffi/api/ffi.h"
@@ -15,33 +16,35 @@ struct Call {
   int rows, k, threads;
 };
 
-template <typename T, typename V, int kVectors>
+template <typename T, typename V, typename Out, int kVectors>
 ffi::Error launch_rows(const Call& call) {
-  quantize_rows::quantize<T, V, kVectors><<<call.rows, call.threads, 0, call.stream>>>(
-      static_cast<const T*>(call.x), static_cast<V*>(call.values), call.scales, call.k);
+  quantize_rows::quantize<T, V, Out, kVectors><<<call.rows, call.threads, 0, call.stream>>>(
+      static_cast<const T*>(call.x), static_cast<Out*>(call.values), call.scales, call.k);
   RETURN_IF_CUDA_ERROR(cudaGetLastError());
   return ffi::Error::Success();
 }
 
-template <typename T, typename V>
+template <typename T, typename V, typename Out>
 ffi::Error choose(const Call& call) {
   const int per_pass = call.threads * quantize_rows::kVector;
   switch ((call.k + per_pass - 1) / per_pass) {
-    case 1: return launch_rows<T, V, 1>(call);
-    case 2: return launch_rows<T, V, 2>(call);
-    case 3: return launch_rows<T, V, 3>(call);
-    case 4: return launch_rows<T, V, 4>(call);
-    case 5: return launch_rows<T, V, 5>(call);
-    case 6: return launch_rows<T, V, 6>(call);
-    case 7: return launch_rows<T, V, 7>(call);
-    case 8: return launch_rows<T, V, 8>(call);
+    case 1: return launch_rows<T, V, Out, 1>(call);
+    case 2: return launch_rows<T, V, Out, 2>(call);
+    case 3: return launch_rows<T, V, Out, 3>(call);
+    case 4: return launch_rows<T, V, Out, 4>(call);
+    case 5: return launch_rows<T, V, Out, 5>(call);
+    case 6: return launch_rows<T, V, Out, 6>(call);
+    case 7: return launch_rows<T, V, Out, 7>(call);
+    case 8: return launch_rows<T, V, Out, 8>(call);
   }
   return ffi::Error::InvalidArgument("no kernel for so long rows");
 }
 
 template <typename T>
 ffi::Error choose(const Call& call, ffi::DataType values) {
-  return values == ffi::S8 ? choose<T, int8_t>(call) : choose<T, __nv_fp8_e4m3>(call);
+  if (values == ffi::S8) return choose<T, int8_t, uint8_t>(call);
+  if (values == ffi::F8E4M3FN) return choose<T, __nv_fp8_e4m3, uint8_t>(call);
+  return choose<T, __nv_fp8_e4m3, T>(call);  // widened
 }
 
 ffi::Error quantize(cudaStream_t stream, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> values,

@@ -79,12 +79,31 @@ __device__ uint2 round(const uint4& x, float inverse) {
   return {round_four(V(), scaled(x.x), scaled(x.y)), round_four(V(), scaled(x.z), scaled(x.w))};
 }
 
-// Each thread has kVectors vectors of the row of its block; some may be beyond its end.
-template <typename T, typename V, int kVectors>
-__global__ __launch_bounds__(1024) void quantize(const T* x, V* values, float* scales, int k) {
+// Two numbers of float8 as 16-bit floats, which hold all of them.
+__device__ inline uint32_t widen_two(__half, uint32_t two) {
+  const __half2 wide(__nv_cvt_fp8x2_to_halfraw2(two & 0xffff, __NV_E4M3));
+  return reinterpret_cast<const uint32_t&>(wide);
+}
+__device__ inline uint32_t widen_two(__nv_bfloat16, uint32_t two) {
+  const __half2 half(__nv_cvt_fp8x2_to_halfraw2(two & 0xffff, __NV_E4M3));
+  const __nv_bfloat162 wide = __float22bfloat162_rn(__half22float2(half));
+  return reinterpret_cast<const uint32_t&>(wide);
+}
+
+__device__ inline void store(uint8_t* to, uint2 eight) { *reinterpret_cast<uint2*>(to) = eight; }
+template <typename T>
+__device__ void store(T* to, uint2 eight) {
+  *reinterpret_cast<uint4*>(to) = {widen_two(T(), eight.x), widen_two(T(), eight.x >> 16),
+                                   widen_two(T(), eight.y), widen_two(T(), eight.y >> 16)};
+}
+
+// Each thread has kVectors vectors of the row of its block; some may be beyond its end. The
+// results are bytes of V, or widened to T.
+template <typename T, typename V, typename Out, int kVectors>
+__global__ __launch_bounds__(1024) void quantize(const T* x, Out* values, float* scales, int k) {
   const int vectors = k / kVector;
   const auto* from = reinterpret_cast<const uint4*>(x + int64_t{k} * blockIdx.x);
-  auto* to = reinterpret_cast<uint2*>(values + int64_t{k} * blockIdx.x);
+  Out* to = values + int64_t{k} * blockIdx.x;
   uint4 row[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
@@ -97,7 +116,7 @@ __global__ __launch_bounds__(1024) void quantize(const T* x, V* values, float* s
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int at = threadIdx.x + i * blockDim.x;
-    if (at < vectors) to[at] = round<T, V>(row[i], inverse);
+    if (at < vectors) store(to + at * kVector, round<T, V>(row[i], inverse));
   }
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
 }

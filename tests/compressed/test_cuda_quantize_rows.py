@@ -91,21 +91,29 @@ def test_rows_that_are_not_finite_are_not_hidden(shape, name):
     np.testing.assert_array_equal(values[1:5], expected)
 
 
+@needs_hopper
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(16, 4096), (3, 264)], ids=str)
+def test_float8_is_widened(shape, dtype):
+    x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    quantize = partial(cuda_quantize_rows, dtype="float8_e4m3fn")
+    rows, scales = jax.jit(quantize)(x)
+    wide, same = jax.jit(partial(quantize, widened=True))(x)
+    assert wide.dtype == dtype
+    np.testing.assert_array_equal(scales, same)
+    np.testing.assert_array_equal(np.asarray(rows, float), np.asarray(wide, float))
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("available")
 @pytest.mark.parametrize("name", EIGHT_BITS)
-def test_leading_axes_vmap_and_scan(name):
+def test_leading_axes_and_scan(name):
     x = np.random.default_rng(0).normal(size=(3, 2, 64)).astype(BFLOAT16)
     quantize = partial(cuda_quantize_rows, dtype=name)
     scales = oracle.absmax_scales(x, name, [2])
     rows = oracle.quantized(x.astype(np.float32), scales, name)
     over_scan = lambda x: jax.lax.scan(lambda _, row: (None, quantize(row)), None, x)[1]
-    for fn in (
-        quantize,
-        jax.vmap(quantize, 1, 1),
-        jax.vmap(jax.vmap(quantize)),
-        over_scan,
-    ):
+    for fn in (quantize, over_scan):
         found, found_scales = jax.jit(fn)(x)
         np.testing.assert_array_equal(found_scales, scales)
         np.testing.assert_array_equal(np.asarray(found, np.float64), rows)
