@@ -269,17 +269,12 @@ from tests.compressed.test_cuda_matmul_bytes import multiply, whole_numbers
 
 cuda_target.unavailable = lambda _: ""
 mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-x, stored, exact = whole_numbers(32, 64, 128, "int8")
 place = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
 product = jax.jit(multiply)
-for rows, columns, sent in (
-    (P("a"), P(None, "b"), []),
-    (P(), P(None, ("a", "b")), []),
-    (P(("a", "b")), P(), []),
-    (P(None, "b"), P(None, "a"), ["all-reduce"]),
-    (P(None, "a"), P("a"), ["all-reduce"]),  # k is sharded
-    (P(), P("a", "b"), ["all-reduce"]),
-):
+
+
+def check(count, name, rows, columns, sent):
+    x, stored, exact = whole_numbers(count, 64, 128, name)
     of_scales = P(None, *columns[1:])
     placed = jax.tree.map(place, jax.tree.leaves(stored), [columns, columns, of_scales])
     placed = jax.tree.unflatten(jax.tree.structure(stored), placed)
@@ -291,6 +286,15 @@ for rows, columns, sent in (
     result = np.asarray(product(place(x, rows), placed), float)
     error = abs(result - np.asarray(exact, float))
     assert (error <= 2**-6 * abs(np.asarray(exact, float)) + 0.5).all(), error.max()
+
+
+for count, name in ((32, "int8"), (8, "float8_e4m3fn")):
+    check(count, name, P("a"), P(None, "b"), [])
+    check(count, name, P(), P(None, ("a", "b")), [])
+    check(count, name, P(("a", "b")), P(), [])
+    check(count, name, P(None, "b"), P(None, "a"), ["all-reduce"])
+    check(count, name, P(None, "a"), P("a"), ["all-reduce"])  # k is sharded
+    check(count, name, P(), P("a", "b"), ["all-reduce"])
 """
 
 
