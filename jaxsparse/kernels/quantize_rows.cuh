@@ -100,7 +100,7 @@ __device__ void store(T* to, uint2 eight) {
 // Each thread has kVectors vectors of the row of its block; some may be beyond its end. The
 // results are bytes of V, or widened to T.
 template <typename T, typename V, typename Out, int kVectors>
-__global__ __launch_bounds__(1024) void quantize(const T* x, Out* values, float* scales, int k) {
+__global__ __launch_bounds__(kVectors > 8 ? 256 : 1024) void quantize(const T* x, Out* values, float* scales, int k) {
   const int vectors = k / kVector;
   const auto* from = reinterpret_cast<const uint4*>(x + int64_t{k} * blockIdx.x);
   Out* to = values + int64_t{k} * blockIdx.x;
