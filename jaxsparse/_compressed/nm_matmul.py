@@ -66,9 +66,9 @@ def nm_matmul(
         rows, otherwise `"xla"`, and in programs of `jax.export` always `"xla"`.
       quantize_activations: whether to quantize each row of `x` to the eight bits of the
         weight, by its largest magnitude. Sums are then in int32 for int8, and exact.
-        For float8, `"xla"` sums in float32; tensor cores, of `"cuda"`, cut off each
-        term 13 bits below the highest bit of the largest, once for every 64 inputs. The
-        gradient is that of the product without it.
+        For float8, they are in float32, but with more than 16 rows the tensor cores of
+        `"cuda"` cut off each term 13 bits below the highest bit of the largest, once
+        for every 64 inputs. The gradient is that of the product without it.
 
     Returns:
       `[..., out]`, of the dtype of `jnp.dot`, but int32 for narrower integers. For a

@@ -27,8 +27,7 @@ ffi::Error launch_rows(const Call& call) {
 template <typename T, typename V, typename Out>
 ffi::Error choose(const Call& call) {
   const int per_pass = call.threads * quantize_rows::kVector;
-  const int vectors = (call.k + per_pass - 1) / per_pass;
-  switch (vectors <= 8 ? vectors : vectors + vectors % 2) {
+  switch ((call.k + per_pass - 1) / per_pass) {
     case 1: return launch_rows<T, V, Out, 1>(call);
     case 2: return launch_rows<T, V, Out, 2>(call);
     case 3: return launch_rows<T, V, Out, 3>(call);
@@ -37,10 +36,6 @@ ffi::Error choose(const Call& call) {
     case 6: return launch_rows<T, V, Out, 6>(call);
     case 7: return launch_rows<T, V, Out, 7>(call);
     case 8: return launch_rows<T, V, Out, 8>(call);
-    case 10: return launch_rows<T, V, Out, 10>(call);
-    case 12: return launch_rows<T, V, Out, 12>(call);
-    case 14: return launch_rows<T, V, Out, 14>(call);
-    case 16: return launch_rows<T, V, Out, 16>(call);
   }
   return ffi::Error::InvalidArgument("no kernel for so long rows");
 }

@@ -2,7 +2,8 @@
 //
 // A block has one row, which stays in its registers between the search for its largest magnitude
 // and the rounding, so it is read once. Many blocks share a multiprocessor: some wait for memory
-// while others search and round.
+// while others search and round. Blocks that take several rows, and load the next one ahead, are
+// not faster.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -100,7 +101,7 @@ __device__ void store(T* to, uint2 eight) {
 // Each thread has kVectors vectors of the row of its block; some may be beyond its end. The
 // results are bytes of V, or widened to T.
 template <typename T, typename V, typename Out, int kVectors>
-__global__ __launch_bounds__(kVectors > 8 ? 256 : 1024) void quantize(const T* x, Out* values, float* scales, int k) {
+__global__ __launch_bounds__(1024) void quantize(const T* x, Out* values, float* scales, int k) {
   const int vectors = k / kVector;
   const auto* from = reinterpret_cast<const uint4*>(x + int64_t{k} * blockIdx.x);
   Out* to = values + int64_t{k} * blockIdx.x;
