@@ -6,9 +6,9 @@
 Random weights, masked once; "dense" multiplies the zeros, the other formats do not
 store them. A program runs all steps, so that what a call costs does not count. "floor"
 is the time of reading all weights and the cache once, at the bandwidth of a copy in the
-same run. "equal" counts the steps whose likeliest token is the dense model's, both
+same run. "equal" counts the steps whose likeliest token is the dense model's, all
 going on with the dense model's tokens; "differ" is how far the last logits are from the
-dense model's, relative to their norm. The last table has the pieces of a step, each
+dense model's, relative to their norm; another run of the dense model may differ, too. The last table has the pieces of a step, each
 timed alone. `--quick` takes seconds on a CPU, in float32.
 """
 
@@ -47,8 +47,9 @@ def prefill_rows(
     tokens = jax.random.randint(jax.random.key(1), shape, 0, sizes.vocabulary)
     fn = partial(prefill, size=sizes.head_size)
     programs = {name: compile_program(m, fn, tokens) for name, m in models.items()}
-    times, _ = medians({name: p.run for name, p in programs.items()}, rounds)
-    expected = programs["dense"].run()[0]
+    runs = {name: partial(p.run, tokens) for name, p in programs.items()}
+    times, _ = medians(runs, rounds)
+    expected = runs["dense"]()[0]
     for name, model in models.items():
         yield {
             "prompt": length,
@@ -56,7 +57,7 @@ def prefill_rows(
             "first token ms": times[name] * 1e3,
             "tokens/s": length / times[name],
             "speed-up": times["dense"] / times[name],
-            "differ": _difference(programs[name].run()[0], expected),
+            "differ": _difference(runs[name]()[0], expected),
             "weights GiB": nbytes(model.params) / 2**30,
             "peak GiB": programs[name].peak,
         }
@@ -79,20 +80,17 @@ def decode_rows(
     tokens = jax.random.randint(key, (batch,), 0, sizes.vocabulary)
     start = jnp.asarray(positions - steps)
     fn = partial(decode, size=sizes.head_size)
-    own = jnp.full((steps, batch), -1)
-    dense = compile_program(models["dense"], fn, cache, tokens, start, own)
-    expected, logits = dense.run()
-    programs = {"dense": dense}
-    for name, model in models.items():
-        if name != "dense":
-            args = (cache, tokens, start, expected)
-            programs[name] = compile_program(model, fn, *args)
-    times, _ = medians({name: p.run for name, p in programs.items()}, rounds)
+    args = (cache, tokens, start, jnp.full((steps, batch), -1))
+    programs = {name: compile_program(m, fn, *args) for name, m in models.items()}
+    expected, logits = programs["dense"].run(*args)
+    args = (*args[:-1], expected)
+    runs = {name: partial(p.run, *args) for name, p in programs.items()}
+    times, _ = medians(runs, rounds)
     for name, model in models.items():
         table = model.params["embedding"]  # a step reads one row for each sequence
         floor = (nbytes(model.params, cache) - table.nbytes) / bandwidth
         step = times[name] / steps
-        chosen, its_logits = programs[name].run()
+        chosen, its_logits = runs[name]()
         yield {
             "batch": batch,
             "weights": name,

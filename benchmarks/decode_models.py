@@ -20,9 +20,9 @@ class Model(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled program with its arguments, and the GiB that they take together."""
+    """A compiled function of what follows the parameters, and the GiB that it takes."""
 
-    run: Callable[[], Any]
+    run: Callable[..., Any]
     peak: float
 
 
@@ -55,7 +55,7 @@ def compile_program(model: Model, fn: Callable[..., Any], *args: Any) -> Program
     assert memory is not None
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     peak += memory.output_size_in_bytes
-    return Program(partial(compiled, model.params, *args), peak / 2**30)
+    return Program(partial(compiled, model.params), peak / 2**30)
 
 
 def nbytes(*trees: Any) -> int:

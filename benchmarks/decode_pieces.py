@@ -77,7 +77,9 @@ def piece_rows(
             for format, model in models.items()
         }
         fn = partial(_in_turn, piece.fn)
-        programs = {f: compile_program(part, fn, x).run for f, part in parts.items()}
+        programs = {
+            f: partial(compile_program(part, fn, x).run, x) for f, part in parts.items()
+        }
         times, _ = medians(programs, rounds)
         row: dict[str, Any] = {"batch": batch, "piece": name}
         for format, part in parts.items():
@@ -121,4 +123,4 @@ def _mix(sizes: Sizes, own: Cache, x: jax.Array) -> jax.Array:
     """Attention to the cache of one layer, from a scan or from a list."""
     keys, values = (array.reshape(array.shape[-4:]) for array in own)
     query = x.reshape(-1, sizes.heads, sizes.head_size)
-    return attend(query, keys, values, keys.shape[2])
+    return attend(query, keys, values, keys.shape[1] - 1)

@@ -1,7 +1,7 @@
 """A decoder of Llama's shapes in plain JAX, with a cache of keys and values.
 
 The layers are stacked arrays, which a scan goes through, or a list of dictionaries. The
-cache is alike: `[layers, batch, kv_heads, positions, size]`, or a list of such arrays
+cache is alike: `[layers, batch, positions, kv_heads, size]`, or a list of such arrays
 with one layer each.
 """
 
@@ -73,7 +73,7 @@ def _random_weight(key, shape, dtype):
 
 def random_cache(key, sizes: Sizes, batch: int, positions: int, dtype, unrolled: bool):
     """A full cache, whatever it says: `decode` overwrites its last positions."""
-    rest = (batch, sizes.kv_heads, positions, sizes.head_size)
+    rest = (batch, positions, sizes.kv_heads, sizes.head_size)
     stack = lambda key, layers: Cache(
         *(jax.random.normal(k, (layers, *rest), dtype) for k in jax.random.split(key))
     )
@@ -123,17 +123,23 @@ def rotate(x, turns):
 def attend(query, keys, values, position):
     """Attention `(batch, heads, size)` of one query to all up to its position.
 
-    Keys and values are `(batch, kv_heads, positions, size)`.
+    Keys and values are `(batch, positions, kv_heads, size)`.
     """
-    batch, kv_heads, positions, size = keys.shape
-    grouped = query.reshape(batch, kv_heads, -1, size)
-    scores = jnp.einsum(
-        "bkqd,bkpd->bkqp", grouped, keys, preferred_element_type=jnp.float32
+    seen = jnp.full(len(query), position + 1, jnp.int32)
+    mixed = jax.nn.dot_product_attention(
+        query[:, None],
+        keys,
+        values,
+        query_seq_lengths=jnp.ones_like(seen),
+        key_value_seq_lengths=seen,
+        implementation=_implementation(query),
     )
-    seen = jnp.arange(positions) <= position
-    chances = jax.nn.softmax(jnp.where(seen, scores * size**-0.5, -jnp.inf))
-    mixed = jnp.einsum("bkqp,bkpd->bkqd", chances.astype(values.dtype), values)
-    return mixed.reshape(query.shape)
+    return mixed[:, 0]
+
+
+def _implementation(query):
+    flash = jax.default_backend() == "gpu" and query.dtype.itemsize == 2
+    return "cudnn" if flash else "xla"
 
 
 def block(layer, x, turns, size: int, mix: Callable[..., tuple[Any, Any]]):
@@ -162,12 +168,10 @@ def prefill(params, tokens, *, size: int):
 
 def mix_causal(query, key, value):
     """Causal attention of a whole sequence to itself, and its keys and values."""
-    flash = jax.default_backend() == "gpu" and query.dtype.itemsize == 2
-    how = "cudnn" if flash else "xla"
     mixed = jax.nn.dot_product_attention(
-        query, key, value, is_causal=True, implementation=how
+        query, key, value, is_causal=True, implementation=_implementation(query)
     )
-    return mixed, Cache(key.swapaxes(1, 2), value.swapaxes(1, 2))
+    return mixed, Cache(key, value)
 
 
 def decode_step(params, cache, tokens, position, *, size: int):
@@ -193,10 +197,8 @@ def decode_step(params, cache, tokens, position, *, size: int):
 
 def _mix_cached(cache, layer, position, query, key, value):
     """Writes one position of one layer, where the cache lies, and attends to it."""
-    start = (layer, 0, 0, position, 0)
-    write = lambda old, new: lax.dynamic_update_slice(
-        old, new[None, ..., None, :], start
-    )
+    start = (layer, 0, position, 0, 0)
+    write = lambda old, new: lax.dynamic_update_slice(old, new[None, :, None], start)
     cache = Cache(write(cache.keys, key), write(cache.values, value))
     keys, values = (lax.dynamic_index_in_dim(x, layer, 0, False) for x in cache)
     return attend(query, keys, values, position), cache

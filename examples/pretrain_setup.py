@@ -55,7 +55,7 @@ SETTINGS = {
     "full": Setting(
         _config(4096, 2, 32, 14336, "cudnn"),
         jnp.bfloat16,
-        8,
+        32,
         1024,
         1200,
         3e-4,
