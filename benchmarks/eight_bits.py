@@ -4,8 +4,9 @@
         [--torch]
 
 "dense us" is the time of the dense product in bfloat16; the other columns say how many
-times as fast others are. "rows" takes bfloat16 rows and quantizes them. "kernel" takes
-rows in eight bits, as do "dense" in eight bits and "cuSPARSELt": with `--torch`,
+times as fast others are. "rows" takes bfloat16 rows and quantizes them; up to 16 of
+float8 are then multiplied by the kernel of weights alone. "kernel" takes rows in eight
+bits, as do "dense" in eight bits and "cuSPARSELt": with `--torch`,
 PyTorch's product with an algorithm that it has searched. Programs multiply by many
 weights in turn, more than a GPU's cache holds; the times are of one product.
 
