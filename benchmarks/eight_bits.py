@@ -4,10 +4,15 @@
         [--torch]
 
 "dense us" is the time of the dense product in bfloat16; the other columns say how many
-times as fast others are. "rows" takes bfloat16 rows and quantizes them. "kernel" takes
-rows in eight bits, as do "dense" in eight bits and "cuSPARSELt": with `--torch`,
+times as fast others are. "rows" takes bfloat16 rows and quantizes them; up to 16 of
+float8 are then multiplied by the kernel of weights alone. "kernel" takes rows in eight
+bits, as do "dense" in eight bits and "cuSPARSELt": with `--torch`,
 PyTorch's product with an algorithm that it has searched. Programs multiply by many
 weights in turn, more than a GPU's cache holds; the times are of one product.
+
+The second table has the microseconds of quantizing rows alone, by the kernel and by
+XLA. "floor us" is the time of reading them in bfloat16 and writing eight bits, at the
+bandwidth of a copy in the same run; few rows are in a GPU's cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +23,11 @@ import jax.numpy as jnp
 from jax import lax
 
 import jaxsparse as js
+from benchmarks.decode_models import copy_bandwidth
 from benchmarks.nm_matmul import cusparselt, in_turn, options, quantize, random_weight
 from benchmarks.timing import machine, medians, print_rows
 from jaxsparse._compressed.cuda_matmul_bytes import multiply_rows
+from jaxsparse._compressed.cuda_quantize_rows import cuda_quantize_rows
 from jaxsparse._compressed.quantized_matmul import quantize_rows
 
 
@@ -74,7 +81,7 @@ def _products(
 ) -> dict[str, Callable[[], object]]:
     """The products of one format."""
     x8, scales = jax.jit(quantize_rows, static_argnums=1)(x, FORMATS[name])
-    by_kernel = lambda x8, w: multiply_rows(x8, scales, w, x.dtype)
+    by_kernel = lambda x8, w: multiply_rows(x8, scales, [w], x.dtype)[0]
     quantizing = partial(js.nm_matmul, quantize_activations=True)
     wide = jnp.bfloat16 if name == "fp8" else jnp.int32
     by_rows = partial(
@@ -92,6 +99,30 @@ def _products(
     return fns
 
 
+def quantizing_rows(
+    rounds: int, shapes: tuple[tuple[int, int], ...], many: tuple[int, ...]
+) -> Iterator[dict]:
+    """Microseconds of quantizing rows, beside their bytes."""
+    bandwidth = copy_bandwidth(rounds)
+    for k in dict.fromkeys(k for k, _ in shapes):
+        for count in many:
+            keys = jax.random.split(jax.random.key(1), WEIGHTS)
+            xs = [jax.random.normal(key, (count, k), jnp.bfloat16) for key in keys]
+            loops = max(8, min(256, 16384 // count))
+            own = {
+                f"{name} {kind}": lambda _, x, fn=fn, dtype=dtype: fn(x, dtype)[0]
+                for name, dtype in FORMATS.items()
+                for kind, fn in (("us", cuda_quantize_rows), ("xla us", quantize_rows))
+            }
+            fns = {
+                name: partial(in_turn(fn, loops), None, xs) for name, fn in own.items()
+            }
+            times, _ = medians(fns, rounds)
+            each = {name: t / WEIGHTS / loops * 1e6 for name, t in times.items()}
+            floor = 3e6 * count * k / bandwidth
+            yield {"k": k, "rows": count, "floor us": floor, **each}
+
+
 @jax.jit
 def _values(weight: js.Compressed) -> jax.Array:
     """The eight bits of a weight with its zeros, transposed."""
@@ -104,7 +135,9 @@ def main():
     """Prints the table."""
     args = options(__doc__, SHAPES, ROWS).parse_args()
     print(machine())
-    print_rows(rows(args.rounds, tuple(args.weights), tuple(args.rows), args.torch))
+    shapes, many = tuple(args.weights), tuple(args.rows)
+    print_rows(rows(args.rounds, shapes, many, args.torch))
+    print_rows(quantizing_rows(args.rounds, shapes, many))
 
 
 if __name__ == "__main__":

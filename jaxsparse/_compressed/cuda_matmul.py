@@ -234,27 +234,38 @@ def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array
     weights = layout.split(arrays)
     outs = [weight[0].shape[1] for weight in weights]
     if layout.pattern.m != 4:
-        return _launch(layout, choose_expanding(*x.shape, *outs), x, weights)
+        return launch(layout.pattern, choose_expanding(*x.shape, *outs), x, weights)
     choose = partial(choose_kernel, *x.shape, eight_bits=layout.scaled)
-    launch = partial(_launch, layout, scaled=layout.scaled)
+    by_choice = partial(launch, layout.pattern, scaled=layout.scaled, scaled_rows=False)
     if choose(*outs).kernel != "few":
         weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
     if choose(*outs).kernel != "whole":
-        return launch(choose(*outs), x, weights)
+        return by_choice(choose(*outs), x, weights)
     each = zip(outs, weights, strict=True)
-    return [launch(choose(out), x, [weight])[0] for out, weight in each]
+    return [by_choice(choose(out), x, [weight])[0] for out, weight in each]
 
 
-def _launch(
-    layout: _Layout,
+def launch(
+    pattern: NM,
     choice: KernelChoice | ExpandingChoice,
     x: Array,
     weights: Sequence[Sequence[Array]],
+    *row_scales: Array,
     **options: bool,
 ) -> list[Array]:
+    """Calls a kernel for several weights.
+
+    Args:
+      pattern: that of all weights.
+      choice: which kernel.
+      x: `[rows, k]`.
+      weights: values, indices and perhaps scales of each weight.
+      *row_scales: of the rows, if they are quantized.
+      **options: what else the kernel is given.
+    """
     outs = [weight[0].shape[1] for weight in weights]
     multiply = jax.ffi.ffi_call(
-        cuda_target.target(library_of(layout.pattern)),
+        cuda_target.target(library_of(pattern)),
         [jax.ShapeDtypeStruct((len(x), out), x.dtype) for out in outs],
     )
     parameters = {
@@ -262,4 +273,4 @@ def _launch(
         for name, value in choice._asdict().items()
     }
     arrays = [array for weight in weights for array in weight]
-    return list(multiply(x, *arrays, **parameters, **options))
+    return list(multiply(x, *row_scales, *arrays, **parameters, **options))

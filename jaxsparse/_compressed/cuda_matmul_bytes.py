@@ -1,14 +1,17 @@
 """Products of quantized rows and 2:4 weights of eight bits on Hopper's tensor cores.
 
-`kernels/nm_matmul_bytes.cuh` explains the kernel. Rows are quantized by XLA before, as
-`quantized_rows_matmul` does it. Under `vmap`, batches of rows become more rows, and
-stacked weights are multiplied one after the other. Over automatic axes of a mesh each
-device multiplies its own shards; scales of rows are those of whole rows.
+`kernels/nm_matmul_bytes.cuh` explains the kernel. Rows are quantized by another before,
+as `quantized_rows_matmul` does it, once for several weights. A few rows of float8 are
+multiplied by the kernel of `cuda_matmul` for few rows instead. Under `vmap`, batches of
+rows become more rows, and stacked weights are multiplied one after the other. Over
+automatic axes of a mesh each device multiplies its own shards; scales of rows are those
+of whole rows.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +23,10 @@ from jaxtyping import Array, Float
 
 from jaxsparse._compressed import kernel_support
 from jaxsparse._compressed.compressed_array import Compressed
-from jaxsparse._compressed.kernel_choice import MAX_CLUSTERS
-from jaxsparse._compressed.quantized_matmul import (
-    multiply_quantized_rows,
-    quantize_rows,
-)
+from jaxsparse._compressed.cuda_matmul import launch
+from jaxsparse._compressed.cuda_quantize_rows import cuda_quantize_rows
+from jaxsparse._compressed.kernel_choice import MAX_CLUSTERS, choose_kernel
+from jaxsparse._compressed.quantized_matmul import multiply_quantized_rows
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import partition_contraction
 from jaxsparse.kernels import cuda_target
@@ -34,47 +36,64 @@ from jaxsparse.kernels.export import unless_exported
 LIBRARY = "nm_matmul_bytes"
 
 
+#: The most rows of float8 that are widened for the other kernel for few rows. It takes
+#: several weights at once; its sums are those of XLA. Those of int8 must be exact.
+_MAX_WIDENED_ROWS = 16
+
+
+# `jit` caches the functions that are created here, and their compilation.
 @partial(jax.jit, static_argnames="exported")
-def cuda_matmul_bytes(
-    x: Float[Array, "... k"], compressed: Compressed, *, exported: bool
-) -> Float[Array, "... out"]:
+def cuda_matmuls_bytes(
+    x: Float[Array, "... k"], weights: list[Compressed], *, exported: bool
+) -> list[Array]:
     """Multiplies on a GPU of compute capability 9.0, or by XLA on other devices.
 
     Args:
       x: `[..., k]`, for which `unsupported_reason` is empty.
-      compressed: a quantized weight of shape `[k, out]`.
-      exported: whether a program that is exported uses the kernel too, which must then
+      weights: weights of shapes `[k, out]`, at most `cuda_matmul.MAX_WEIGHTS`, all
+        quantized to the same dtype.
+      exported: whether a program that is exported uses the kernels too, which must then
         be registered wherever it runs.
 
     Returns:
-      `[..., out]`, rounded once. If `k` is sharded, the partial sum of each device is
-      rounded too. Sums of int8 are exact. Those of float8 are made in tensor cores that
-      keep 14 bits of the largest term (measured by DeepSeek-V3, arXiv 2412.19437).
+      For each weight `[..., out]`, rounded once. If `k` is sharded, the partial sum of
+      each device is rounded too. Sums of int8 are exact. Those of more than a few rows
+      of float8 are made in tensor cores that keep 14 bits of the largest term (measured
+      by DeepSeek-V3, arXiv 2412.19437).
     """
-    rows, row_scales = quantize_rows(x, compressed.values.dtype)
-    return multiply_rows(rows, row_scales, compressed, x.dtype, exported=exported)
+    return _multiply(exported, x, *_arrays(weights))
 
 
 def multiply_rows(
     rows: Array,
     row_scales: Float[Array, "... 1"],
-    compressed: Compressed,
+    weights: Sequence[Compressed],
     dtype: DTypeLike,
     *,
     exported: bool = False,
-) -> Float[Array, "... out"]:
-    """Multiplies rows that are quantized.
+) -> list[Array]:
+    """Multiplies rows that are quantized. `jax.vmap` of it fails.
 
     Args:
-      rows: `[..., k]`, of the dtype of the weight's values.
+      rows: `[..., k]`, of the dtype of the weights' values, or a few of them widened to
+        that of the results.
       row_scales: of the rows.
-      compressed: a quantized weight of shape `[k, out]`.
-      dtype: of the result.
-      exported: as of `cuda_matmul_bytes`.
+      weights: as of `cuda_matmuls_bytes`.
+      dtype: of the results.
+      exported: as of `cuda_matmuls_bytes`.
     """
-    assert compressed.scales is not None
-    weight = compressed.values, compressed.indices, compressed.scales
-    return _multiply(exported, dtype, rows, row_scales, *weight)
+    axes = " ".join(f"r{i}" for i in range(rows.ndim - 1))
+    rules, contracted = [f"{axes} k", f"{axes} row"], ["k"]
+    for i in range(len(weights)):
+        rules += [f"values{i} out{i}", f"indices{i} out{i}", f"one out{i}"]
+        contracted += [f"values{i}", f"indices{i}"]
+    results = ", ".join(f"{axes} out{i}" for i in range(len(weights)))
+    multiply = partition_contraction(
+        partial(_multiply_shard, exported, dtype),
+        f"{', '.join(rules)} -> {results}",
+        contracted,
+    )
+    return multiply(rows, row_scales, *_arrays(weights))
 
 
 class TileChoice(NamedTuple):
@@ -117,73 +136,98 @@ def choose_tile(rows: int, out: int) -> TileChoice:
     return TileChoice(tile_rows, blocks)
 
 
-def _multiply(exported: bool, dtype: DTypeLike, *operands: ArrayLike) -> Array:
-    """Multiplies rows and their scales by values, indices and scales of a weight."""
-    axes = " ".join(f"r{i}" for i in range(jnp.ndim(operands[0]) - 1))
-    rule = f"{axes} k, {axes} row, values out, indices out, one out -> {axes} out"
-    multiply_shard = partial(_multiply_shard, exported, dtype)
-    multiply = custom_vmap(
-        partition_contraction(multiply_shard, rule, ("k", "values", "indices"))
-    )
-    multiply.def_vmap(partial(_multiply_batch, exported, dtype))
+def _multiply(exported: bool, *operands: ArrayLike) -> list[Array]:
+    """Quantizes rows and multiplies by values, indices and scales of weights."""
+    multiply = custom_vmap(partial(_quantize_and_multiply, exported))
+    multiply.def_vmap(partial(_multiply_batch, exported))
     return multiply(*operands)
 
 
-def _multiply_batch(
-    exported: bool,
-    dtype: DTypeLike,
-    size: int,
-    batched: list[bool],
-    *arrays: ArrayLike,
-) -> tuple[Array, bool]:
-    operands = [*map(jnp.asarray, arrays)]
-    if all(batched[:2]) and not any(batched[2:]):
-        return _multiply(exported, dtype, *operands), True
+def _quantize_and_multiply(exported: bool, x: Array, *arrays: Array) -> list[Array]:
+    weights, dtype = _weights(x.dtype, arrays), arrays[0].dtype
+    has_few = not cuda_target.unavailable(kernel_support.library_of(NM(2, 4)))
+    is_few = math.prod(x.shape[:-1]) <= _MAX_WIDENED_ROWS and dtype != jnp.int8
+    options = {"widened": has_few and is_few, "exported": exported}
+    rows, row_scales = cuda_quantize_rows(x, dtype, **options)
+    return multiply_rows(rows, row_scales, weights, x.dtype, exported=exported)
 
-    def multiply_one(i: Array) -> Array:  # operands that are not batched are not copied
+
+def _arrays(weights: Sequence[Compressed]) -> list[Any]:
+    """Returns values, indices and scales of each weight, one after the other."""
+    return [a for w in weights for a in (w.values, w.indices, w.scales)]
+
+
+def _weights(dtype: DTypeLike, arrays: Sequence[Array]) -> list[Compressed]:
+    """Returns the weights of such arrays."""
+    each = zip(arrays[::3], arrays[1::3], arrays[2::3], strict=True)
+    return [
+        Compressed(values, indices, NM(2, 4), -2, scales, jnp.dtype(dtype))
+        for values, indices, scales in each
+    ]
+
+
+def _multiply_batch(
+    exported: bool, size: int, batched: list[bool], *arrays: ArrayLike
+) -> tuple[list[Array], list[bool]]:
+    operands = [*map(jnp.asarray, arrays)]
+    out_batched = [True] * (len(operands) // 3)
+    if not any(batched[1:]):  # more rows
+        return _multiply(exported, *operands), out_batched
+
+    def multiply_one(i: Array) -> list[Array]:  # what is not batched is not copied
         own = [
             lax.dynamic_index_in_dim(array, i, 0, False) if is_batched else array
             for array, is_batched in zip(operands, batched, strict=True)
         ]
-        return _multiply(exported, dtype, *own)
+        return _multiply(exported, *own)
 
-    return lax.map(multiply_one, jnp.arange(size)), True
+    return lax.map(multiply_one, jnp.arange(size)), out_batched
 
 
 def _multiply_shard(
-    exported: bool, dtype: DTypeLike, rows: Array, row_scales: Array, *weight: Array
-) -> Array:
+    exported: bool, dtype: DTypeLike, rows: Array, row_scales: Array, *arrays: Array
+) -> list[Array]:
     *leading, k = rows.shape
-    count, out = math.prod(leading), weight[0].shape[-1]
-    # Unlike whole arrays, shards may have any size, and vmap adds rows.
-    suits = out % 16 == 0 and rows.size and out and count < kernel_support.MAX_SIZE
+    count, outs = math.prod(leading), [array.shape[-1] for array in arrays[::3]]
+    # Unlike whole arrays, shards may have any size.
+    suits = all(out % 16 == 0 and out for out in outs)
+    suits = suits and rows.size and count < kernel_support.MAX_SIZE
     by_xla = partial(_multiply_by_xla, dtype)
     kernel = partial(_multiply_by_kernel, dtype)
     if not exported:
         kernel = partial(unless_exported, kernel, by_xla)
-    product = lax.platform_dependent(
+    products = lax.platform_dependent(
         rows.reshape(count, k),
         row_scales.reshape(count, 1),
-        *weight,
+        *arrays,
         cuda=kernel if suits else by_xla,
         default=by_xla,
     )
-    return product.reshape(*leading, out)
+    return [y.reshape(*leading, out) for y, out in zip(products, outs, strict=True)]
 
 
 def _multiply_by_xla(
-    dtype: DTypeLike,
-    rows: Array,
-    row_scales: Array,
-    values: Array,
-    indices: Array,
-    scales: Array,
-) -> Array:
-    weight = Compressed(values, indices, NM(2, 4), -2, scales, jnp.dtype(dtype))
-    return multiply_quantized_rows(rows, row_scales, weight).astype(dtype)
+    dtype: DTypeLike, rows: Array, row_scales: Array, *arrays: Array
+) -> list[Array]:
+    multiply = partial(multiply_quantized_rows, rows, row_scales)
+    return [multiply(weight).astype(dtype) for weight in _weights(dtype, arrays)]
 
 
 def _multiply_by_kernel(
+    dtype: DTypeLike, rows: Array, row_scales: Array, *arrays: Array
+) -> list[Array]:
+    weights = [arrays[i : i + 3] for i in range(0, len(arrays), 3)]
+    if rows.dtype == dtype:
+        outs = [weight[0].shape[1] for weight in weights]
+        choice = choose_kernel(*rows.shape, *outs, eight_bits=True)
+        options = {"scaled": True, "scaled_rows": True}
+        return launch(NM(2, 4), choice, rows, weights, row_scales, **options)
+    if rows.shape[1] % 16:  # rows are moved by 16 bytes
+        rows = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % 16)))
+    return [_multiply_one(dtype, rows, row_scales, *weight) for weight in weights]
+
+
+def _multiply_one(
     dtype: DTypeLike,
     rows: Array,
     row_scales: Array,
@@ -191,10 +235,8 @@ def _multiply_by_kernel(
     indices: Array,
     scales: Array,
 ) -> Array:
-    (count, k), out = rows.shape, values.shape[1]
+    count, out = len(rows), values.shape[1]
     tile = choose_tile(count, out)
-    if k % 16:  # rows are moved by 16 bytes
-        rows = jnp.pad(rows, ((0, 0), (0, -k % 16)))
     name = cuda_target.target(LIBRARY)
     multiply = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((count, out), dtype))
     return multiply(

@@ -36,13 +36,17 @@ def absmax_scales(
     The scale of zeros is one. That of a range with a NaN or an infinity is not finite,
     so such ranges do not go unseen.
     """
-    largest = jnp.max(jnp.abs(x), axis=tuple(axes), keepdims=True)
-    one = jnp.ones((), x.dtype)
-    limit = jnp.asarray(LARGEST[jnp.dtype(dtype).name], x.dtype)
+    return scales_of(jnp.max(jnp.abs(x), axis=tuple(axes), keepdims=True), dtype)
+
+
+def scales_of(largest: Float[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
+    """Returns the scales of ranges by their largest magnitudes."""
+    one = jnp.ones((), largest.dtype)
+    limit = jnp.asarray(LARGEST[jnp.dtype(dtype).name], largest.dtype)
     # By a constant, XLA would not divide but multiply by its rounded reciprocal.
     limits = jnp.where(largest == 0, one, limit)
     scales = jnp.where(largest == 0, one, largest) / limits
-    smallest = jnp.asarray(jnp.finfo(x.dtype).smallest_normal, x.dtype)
+    smallest = jnp.asarray(jnp.finfo(scales.dtype).smallest_normal, scales.dtype)
     return jnp.maximum(scales, smallest)  # a subnormal one might be flushed to zero
 
 

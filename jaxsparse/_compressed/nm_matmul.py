@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxsparse._compressed import cuda_matmul, cuda_matmul_bytes, kernel_support
+from jaxsparse._compressed import cuda_matmul, kernel_support
 from jaxsparse._compressed.check_arrays import require_fitting_arrays
 from jaxsparse._compressed.compressed_array import Compressed, decompress
+from jaxsparse._compressed.cuda_matmul_bytes import LIBRARY, cuda_matmuls_bytes
 from jaxsparse._compressed.eight_bits import is_wide_float
 from jaxsparse._compressed.quantized_matmul import (
     quantized_rows_matmul,
@@ -65,9 +66,9 @@ def nm_matmul(
         rows, otherwise `"xla"`, and in programs of `jax.export` always `"xla"`.
       quantize_activations: whether to quantize each row of `x` to the eight bits of the
         weight, by its largest magnitude. Sums are then in int32 for int8, and exact.
-        For float8, `"xla"` sums in float32; tensor cores, of `"cuda"`, cut off each
-        term 13 bits below the highest bit of the largest, once for every 64 inputs. The
-        gradient is that of the product without it.
+        For float8, they are in float32, but with more than 16 rows the tensor cores of
+        `"cuda"` cut off each term 13 bits below the highest bit of the largest, once
+        for every 64 inputs. The gradient is that of the product without it.
 
     Returns:
       `[..., out]`, of the dtype of `jnp.dot`, but int32 for narrower integers. For a
@@ -119,11 +120,11 @@ def nm_matmul(
     if compressed.is_quantized:
         _check_quantized(x, compressed)
     if quantize_activations:
-        _check_quantizes_rows(compressed)
+        check_quantizes_rows(compressed)
     x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
-    library = cuda_matmul_bytes.LIBRARY if quantize_activations else ""
+    library = LIBRARY if quantize_activations else ""
     reason = kernel_support.unsupported_reason(x, weight, library)
     if implementation == "cuda" and reason:
         raise ValueError(
@@ -152,7 +153,7 @@ def _check_quantized(x: Array, weight: Compressed) -> None:
         )
 
 
-def _check_quantizes_rows(weight: Compressed) -> None:
+def check_quantizes_rows(weight: Compressed) -> None:
     """Raises unless the weight fits quantized activations."""
     if not weight.is_quantized:
         raise ValueError(
@@ -194,7 +195,7 @@ def _matmul(
     if implementation != "xla":
         exported = implementation == "cuda"
         if quantize_activations:
-            return cuda_matmul_bytes.cuda_matmul_bytes(x, compressed, exported=exported)
+            return cuda_matmuls_bytes(x, [compressed], exported=exported)[0]
         return cuda_matmul.cuda_matmul(x, compressed, exported=exported)
     if quantize_activations:
         return quantized_rows_matmul(x, compressed)

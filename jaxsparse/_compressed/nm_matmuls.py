@@ -9,8 +9,10 @@ from jaxtyping import Array
 
 from jaxsparse._compressed import cuda_matmul, kernel_support
 from jaxsparse._compressed.compressed_array import Compressed
+from jaxsparse._compressed.cuda_matmul_bytes import LIBRARY, cuda_matmuls_bytes
 from jaxsparse._compressed.nm_matmul import (
     Implementation,
+    check_quantizes_rows,
     matmul_gradients,
     nm_matmul,
 )
@@ -27,6 +29,7 @@ def nm_matmuls(
 
     The kernel for few rows computes them in one launch, if they are stored alike. Every
     launch costs the time in which memory is idle, of which few rows need little more.
+    Activations are quantized once.
 
     Args:
       x: `[..., k]`.
@@ -37,8 +40,11 @@ def nm_matmuls(
     Returns:
       `[..., out]` for each weight.
     """
-    joint = len(weights) > 1 and implementation != "xla" and not quantize_activations
-    if not (joint and _have_kernel(x, weights)):
+    if quantize_activations:
+        for weight in weights:
+            check_quantizes_rows(weight)
+    joint = len(weights) > 1 and implementation != "xla"
+    if not (joint and _have_kernel(x, weights, quantize_activations)):
         alone = partial(
             nm_matmul,
             implementation=implementation,
@@ -50,33 +56,41 @@ def nm_matmuls(
     parts = [list(weights[i : i + most]) for i in range(0, len(weights), most)]
     products: list[Array] = []
     for part in parts:
-        products.extend(_matmuls(exported, x, part))
+        products.extend(_matmuls(exported, quantize_activations, x, part))
     return products
 
 
-def _have_kernel(x: Array, weights: Sequence[Compressed]) -> bool:
-    """Returns whether the kernel can multiply by all weights in one launch."""
+def _have_kernel(
+    x: Array, weights: Sequence[Compressed], quantize_activations: bool
+) -> bool:
+    """Returns whether one kernel can multiply by all weights."""
     stored = {
         (w.values.dtype, w.is_quantized, w.pattern.n, w.pattern.m) for w in weights
     }
     if len(stored) > 1 or any(weight.dtype != x.dtype for weight in weights):
         return False
-    return not any(kernel_support.unsupported_reason(x, weight) for weight in weights)
+    library = LIBRARY if quantize_activations else ""
+    reasons = (kernel_support.unsupported_reason(x, w, library) for w in weights)
+    return not any(reasons)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmuls(exported: bool, x: Array, weights: list[Compressed]) -> list[Array]:
-    return cuda_matmul.cuda_matmuls(x, weights, exported=exported)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _matmuls(
+    exported: bool, quantize_activations: bool, x: Array, weights: list[Compressed]
+) -> list[Array]:
+    multiply = cuda_matmuls_bytes if quantize_activations else cuda_matmul.cuda_matmuls
+    return multiply(x, weights, exported=exported)
 
 
 def _forward(
-    exported: bool, x: Array, weights: list[Compressed]
+    exported: bool, quantize_activations: bool, x: Array, weights: list[Compressed]
 ) -> tuple[list[Array], tuple[Array, list[Compressed]]]:
-    return _matmuls(exported, x, weights), (x, weights)
+    return _matmuls(exported, quantize_activations, x, weights), (x, weights)
 
 
 def _backward(
     _exported: bool,
+    _quantize_activations: bool,
     residuals: tuple[Array, list[Compressed]],
     gradients: list[Array],
 ) -> tuple[Array, list[Compressed]]:

@@ -1,5 +1,6 @@
 """Products with quantized weights by XLA, rounded as the kernel rounds them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxsparse._compressed.compressed_array import Compressed, decompress
-from jaxsparse._compressed.eight_bits import absmax_scales, round_to_eight_bits
+from jaxsparse._compressed.eight_bits import round_to_eight_bits, scales_of
 from jaxsparse._patterns import wide_float
 
 
@@ -48,16 +49,20 @@ def quantized_rows_matmul(
 
 
 def quantize_rows(
-    x: Float[Array, "... k"], dtype: DTypeLike
+    x: Float[Array, "... k"], dtype: DTypeLike, mesh_axes: Sequence[str] = ()
 ) -> tuple[Array, Float[Array, "... 1"]]:
     """Returns rows in eight bits and their float32 scales, by their largest magnitude.
 
     Args:
       x: of floats.
       dtype: int8 or float8_e4m3fn.
+      mesh_axes: those that shard `k`, where `x` is a shard.
     """
     wide = x.astype(jnp.float32)
-    scales = absmax_scales(wide, dtype, [-1])
+    largest = jnp.max(jnp.abs(wide), axis=-1, keepdims=True)
+    if mesh_axes:
+        largest = lax.pmax(largest, tuple(mesh_axes))
+    scales = scales_of(largest, dtype)
     return round_to_eight_bits(wide, scales, dtype), scales
 
 

@@ -9,6 +9,7 @@ from jaxsparse._sharding.partition import (
     map_explicit_shards as map_explicit_shards,
     map_shards as map_shards,
     partition_groups as partition_groups,
+    partition_rows as partition_rows,
     partition_unary as partition_unary,
 )
 from jaxsparse._sharding.reshard import (

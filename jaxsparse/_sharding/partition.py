@@ -7,6 +7,7 @@ lies within one shard. These functions tell it that groups are independent.
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -177,6 +178,35 @@ def partition_groups(
         need_replication_factors=tuple(inner),
         **{name: sizes[name] for name in unknown},
     )
+
+
+def partition_rows(
+    fn: Callable[[tuple[str, ...], Array], tuple[Array, Array]], ndim: int
+) -> Callable[..., Any]:
+    """Returns a function of rows that runs on each shard by itself.
+
+    The function has no batching rule: `jax.vmap` of it fails.
+
+    Args:
+      fn: takes the mesh axes that shard the rows themselves, and an array or a shard
+        of it over automatic axes, whose last axis are the rows. Returns an array of
+        its shape, and one with an axis of size one in place of the last.
+      ndim: the number of axes of the array.
+    """
+    leading = " ".join(f"r{i}" for i in range(ndim - 1))
+
+    def partition(mesh, arrays, _):
+        (x,) = arrays
+        # Without a mesh in JAX's sight there is no spec, and nothing is sharded.
+        *spec, last = [*getattr(x.sharding, "spec", ()), *[None] * ndim][:ndim]
+        if x.shape[-1] % math.prod(mesh.shape[axis] for axis in mesh_axes(last)):
+            last = None  # the parts would not be equal
+        along = NamedSharding(mesh, PartitionSpec(*spec, last))
+        across = NamedSharding(mesh, PartitionSpec(*spec, None))
+        return mesh, partial(fn, mesh_axes(last)), (along, across), (along,)
+
+    rule = f"{leading} k -> {leading} k, {leading} one"
+    return partitioned(partial(fn, ()), rule, partition)
 
 
 def _axis_factors(axes: str, sizes: dict[str, int]) -> list[list[str]]:

@@ -26,6 +26,7 @@ struct Call {
   cudaStream_t stream;
   int device;
   const void* x;
+  const float* row_scales;  // or null
   uint64_t rows, k;
   int64_t blocks;
   ffi::DataType type;  // of the values
@@ -33,13 +34,14 @@ struct Call {
   Operand weights[kMostWeights];
 };
 
-// Reads values, indices and perhaps scales of each weight.
+// Reads perhaps the scales of rows, then values, indices and perhaps scales of each weight.
 inline ffi::Error read(Call* call, ffi::AnyBuffer x, ffi::RemainingArgs arrays,
-                       ffi::RemainingRets results, bool scaled) {
+                       ffi::RemainingRets results, bool scaled, bool scaled_rows = false) {
   call->x = x.untyped_data(), call->rows = x.dimensions()[0], call->k = x.dimensions()[1];
   if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
   call->count = static_cast<int>(results.size());
   size_t next = 0;
+  if (scaled_rows) call->row_scales = arrays.get<ffi::Buffer<ffi::F32>>(next++)->typed_data();
   for (int i = 0; i < call->count; ++i) {
     Operand* weight = &call->weights[i];
     const ffi::AnyBuffer values = *arrays.get<ffi::AnyBuffer>(next++);
@@ -72,7 +74,8 @@ ffi::Error launch_few(const Call& call, int bytes) {
                                      tiles(call.rows, F::kRows),
                                      static_cast<int>(call.rows),
                                      static_cast<int>(call.k),
-                                     static_cast<const T*>(call.x)};
+                                     static_cast<const T*>(call.x),
+                                     call.row_scales};
   int out_tiles = 0;
   for (int i = 0; i < call.count; ++i) {
     const Operand& weight = call.weights[i];

@@ -25,6 +25,7 @@ struct Products {
   int ends[kMostWeights - 1];
   int row_tiles, rows, k;
   const T* x;
+  const float* row_scales;  // or null
   Weight<T, V> weights[kMostWeights];
 };
 
@@ -56,12 +57,13 @@ struct Place {
 template <typename T, typename V>
 struct Problem : Weight<T, V> {
   const T* x;
+  const float* row_scales;
   int rows, k, block_out, first_out, first_row;
 
   template <typename F>
   static __device__ Problem of(const Products<T, V>& all, F) {
     const Place place = Place::of(all.ends, all.row_tiles, F());
-    Problem p = {all.weights[place.weight], all.x, all.rows, all.k};
+    Problem p = {all.weights[place.weight], all.x, all.row_scales, all.rows, all.k};
     p.block_out = place.out;
     p.first_out = place.out + threadIdx.x / 32 % F::kWide * kOut;
     p.first_row = place.row;

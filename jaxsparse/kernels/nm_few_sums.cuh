@@ -99,6 +99,10 @@ class Sums {
   __device__ void store(int row, int out, float4 sum) const {
     out += p_.block_out;
     if (out >= p_.out) return;
+    if (p_.row_scales) {
+      const float scale = p_.row_scales[p_.first_row + row];
+      sum.x *= scale, sum.y *= scale, sum.z *= scale, sum.w *= scale;
+    }
     if (p_.scales) {
       const float4 scale = *reinterpret_cast<const float4*>(p_.scales + out);
       sum.x *= scale.x, sum.y *= scale.y, sum.z *= scale.z, sum.w *= scale.w;

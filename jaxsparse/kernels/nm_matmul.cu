@@ -164,11 +164,15 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, 
 ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
                    ffi::RemainingArgs arrays, ffi::RemainingRets results,
                    std::string_view kernel, int64_t tile_rows, int64_t blocks, int64_t warps,
-                   int64_t wide, bool scaled) {
+                   int64_t wide, bool scaled, bool scaled_rows) {
   Call call = {stream, device};
   call.blocks = blocks;
-  if (ffi::Error error = nm_call::read(&call, x, arrays, results, scaled); error.failure()) {
+  if (ffi::Error error = nm_call::read(&call, x, arrays, results, scaled, scaled_rows);
+      error.failure()) {
     return error;
+  }
+  if (scaled_rows && kernel != "few") {
+    return ffi::Error::InvalidArgument("no kernel for so many rows with scales");
   }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
   return x.element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, kernel, tile_rows, warps, wide)
@@ -182,12 +186,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul, product,
                                   .Ctx<ffi::PlatformStream<cudaStream_t>>()
                                   .Ctx<ffi::DeviceOrdinal>()
                                   .Arg<ffi::AnyBuffer>()  // x
-                                  .RemainingArgs()  // values, indices, perhaps scales of each
+                                  .RemainingArgs()  // perhaps scales of rows; values, indices,
+                                                    // perhaps scales of each
                                   .RemainingRets()  // one product for each weight
                                   .Attr<std::string_view>("kernel")
                                   .Attr<int64_t>("tile_rows")
                                   .Attr<int64_t>("blocks")
                                   .Attr<int64_t>("warps")
                                   .Attr<int64_t>("wide")
-                                  .Attr<bool>("scaled"),
+                                  .Attr<bool>("scaled")
+                                  .Attr<bool>("scaled_rows"),
                               {ffi::Traits::kCmdBufferCompatible});
