@@ -6,10 +6,11 @@
 Random weights, masked once; "dense" multiplies the zeros, the other formats do not
 store them. A program runs all steps, so that what a call costs does not count. "floor"
 is the time of reading all weights and the cache once, at the bandwidth of a copy in the
-same run. "equal" counts the steps whose likeliest token is the dense model's, all
-going on with the dense model's tokens; "differ" is how far the last logits are from the
-dense model's, relative to their norm; another run of the dense model may differ, too. The last table has the pieces of a step, each
-timed alone. `--quick` takes seconds on a CPU, in float32.
+same run. "equal" counts the steps whose likeliest token is the dense model's, all going
+on with the dense model's tokens; "differ" is how far the last logits are from the dense
+model's, relative to their norm; another run of the dense model may differ, too. The
+last table has the pieces of a step, each timed alone. `--quick` takes seconds on a CPU,
+in float32.
 """
 
 import argparse
