@@ -148,6 +148,8 @@ def _move_of(
       eqn: the equation.
       inputs: its inputs as arrays.
     """
+    if not eqn.outvars:  # such as a debug print
+        return None
     shape = var_shape(eqn.outvars[0])
     match eqn.primitive.name, eqn.params:
         case "transpose", {"permutation": permutation}:

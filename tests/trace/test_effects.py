@@ -90,8 +90,15 @@ def test_results_are_those_without(fn, params):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_are_those_without(params):
-    fn = lambda params, x: _forward(params, x, _callback)
+def _see_weight(params, x):
+    _callback(params["up"])
+    return _forward(params, x)
+
+
+@pytest.mark.parametrize(
+    "fn", [lambda params, x: _forward(params, x, _callback), _see_weight]
+)
+def test_gradients_are_those_without(fn, params):
     rules = [js.Rule(".*", RULES, axis=0)]
     params = js.mask_params(params, js.create_masks(params, rules))
     loss = lambda fn: lambda params: jnp.mean(fn(params, X) ** 2)
