@@ -74,7 +74,6 @@ def test_attention_in_nnx_and_results_of_any_structure():
     agree(fn, params, normal(2, 5, 16))
 
 
-@pytest.mark.sweep
 def test_results_that_are_no_arrays_are_returned_as_they_are():
     fn = lambda p, x, mode: (x @ p["w"], {"mode": mode, "n": 3, "none": None})
     weight, x = normal(16, 16), normal(2, 16)
@@ -87,6 +86,7 @@ def test_results_that_are_no_arrays_are_returned_as_they_are():
     assert type(others["n"]) is int
 
 
+@pytest.mark.sweep
 def test_convolutions_and_embeddings_are_decompressed():
     params = {"conv": normal(3, 3, 8, 16), "table": normal(16, 8, seed=1)}
 
