@@ -2,9 +2,9 @@
 
 `relu(h)**2` has the gradient `2 * relu(h)`, and in bfloat16 the square root of a
 rounded square is the number again: rounding moves the square by at most half a unit,
-and so the root by less than half of its own. The product that follows keeps a form of
-the squares anyway, for the gradient of its weight. Of float16 the same is true only
-from 2**-7, below which squares are subnormal.
+and so the root by less than half of its own. Below 2**-63 squares are subnormal, and
+such gradients may become zero; in float16 that would begin at 2**-7. The product that
+follows keeps a form of the squares anyway, for the gradient of its weight.
 """
 
 from dataclasses import replace

@@ -34,7 +34,7 @@ def with_changes(
 
 
 def change_variables(
-    changes: Mapping[int, Any], *args: PyTree, **kwargs: PyTree
+    changes: Mapping[int, Any], /, *args: PyTree, **kwargs: PyTree
 ) -> None:
     """Makes the changes that `with_changes(fn)` found, in other copies of arguments."""
     variables = _variables((args, kwargs))

@@ -80,9 +80,9 @@ def compress(
 ) -> None:
     """Store sparse tensors without their zeros, in a smaller file.
 
-    FILE is what prune wrote, and the options are those of prune. The compressed tensors
-    are in memory. OUT is for jaxsparse.load_sparse, or for jaxsparse.open_torch if FILE
-    has PyTorch's names; other libraries can't use it.
+    FILE is what prune wrote, and the options are those of prune. All that is written is
+    in memory before. OUT is for jaxsparse.load_sparse, or for jaxsparse.open_torch if
+    FILE has PyTorch's names; other libraries can't use it.
     """
     leaves = open_leaves(file)
     check_prunable(leaves)
@@ -183,9 +183,11 @@ def _print(
 
 
 def _how(leaf: LeafPlan, x: np.ndarray | Compressed) -> str:
-    if is_compressed(x) and x.is_quantized:
-        return f"{leaf.decision}, in {x.values.dtype}"
-    return leaf.decision
+    if leaf.pattern is None:
+        return leaf.decision
+    if not is_compressed(x):
+        return f"with its zeros: {leaf.pattern} is not in groups of 4, 8 or 16"
+    return f"{leaf.decision}, in {x.values.dtype}" if x.is_quantized else leaf.decision
 
 
 def _as_json(

@@ -89,6 +89,17 @@ def test_names_without_a_meaning_need_a_rule(run, tmp_path):
     assert_same_bits(np.asarray(js.load_sparse(path)["x"].values), values)
 
 
+def test_other_groups_keep_their_zeros(run, tmp_path):
+    weight = pruned(weights((16, 32)), 1, 2, 1)
+    safetensors.numpy.save_file({"up.weight": weight}, tmp_path / "a.safetensors")
+    path = tmp_path / "b.safetensors"
+    args = ("compress", tmp_path / "a.safetensors", "-o", path)
+    done = run(*args, "--pattern", "1:2")
+    assert done.code == 0
+    assert "with its zeros: 1:2 is not in groups of 4, 8 or 16" in done.out
+    assert_same_bits(safetensors.numpy.load_file(path)["up.weight"], weight)
+
+
 def test_a_folder_becomes_a_file(run, sparse, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
