@@ -24,9 +24,8 @@ def test_logits_after_steps_are_those_of_a_longer_prompt(unrolled):
     tokens = jax.random.randint(jax.random.key(1), (3, 12), 0, SIZES.vocabulary)
     expected, cache = prefill(params, tokens)
     # The last four positions are overwritten, and two remain that nothing sees.
-    spoil = lambda x: jnp.pad(
-        x.at[..., 8:, :].set(9.0), [(0, 0)] * 3 + [(0, 2), (0, 0)]
-    )
+    rows = [(0, 2), (0, 0), (0, 0)]
+    spoil = lambda x: jnp.pad(x.at[..., 8:, :, :].set(9.0), [(0, 0)] * 2 + rows)
     cache = jax.tree.map(spoil, cache)
     given = jnp.pad(tokens[:, 9:].T, ((0, 1), (0, 0)))
     chosen, last = decode(params, cache, tokens[:, 8], 8, given)
