@@ -112,8 +112,9 @@ def accelerate(
         computes gradients of squared ReLUs, or multiplies such a ReLU by other arrays,
         instead of the function inside; the implementation is `"cuda"`, and there are no
         such ReLUs; the plan or the masks do not fit the parameters; a concrete weight,
-        or its mask, has more than `n` weights in a group; or the implementation is not
-        available for a product.
+        or its mask, has more than `n` weights in a group; the implementation is not
+        available for a product; or `fn` changes a variable of NNX that the arguments
+        hold more than once.
 
     >>> from jaxsparse import Rule, create_masks, mask_params
     >>> loss = lambda params, x: jnp.sum((x @ params["w"]) ** 2)

@@ -94,8 +94,9 @@ def sparse_apply(
 
     Raises:
       ValueError: the implementation is unknown. When called: a compressed leaf does not
-        match the plan, its arrays do not fit each other, or the implementation or
-        quantized activations are not available for a matmul.
+        match the plan, its arrays do not fit each other, the implementation or
+        quantized activations are not available for a matmul, or `fn` changes a variable
+        of NNX that the arguments hold more than once.
 
     >>> from jaxsparse import compress_params
     >>> params = {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}

@@ -4,6 +4,7 @@ A traced function has copies of its arguments. What it changes in them would be 
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,8 +37,21 @@ def with_changes(
 def change_variables(
     changes: Mapping[int, Any], /, *args: PyTree, **kwargs: PyTree
 ) -> None:
-    """Makes the changes that `with_changes(fn)` found, in other copies of arguments."""
+    """Makes the changes that `with_changes(fn)` found, in other copies of arguments.
+
+    Raises:
+      ValueError: a variable that changes is passed twice. As copies, neither sees what
+        happens to the other.
+    """
     variables = _variables((args, kwargs))
+    passed = Counter(map(id, variables))
+    for i, value in changes.items():
+        if passed[id(variables[i])] > 1:
+            raise ValueError(
+                f"fn changes a {type(variables[i]).__name__} of shape "
+                f"{getattr(value, 'shape', ())} that its arguments hold more than once: pass it "
+                "once, or without what shares it"
+            )
     for i, value in changes.items():
         variables[i].set_raw_value(value)
 

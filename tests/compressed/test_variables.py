@@ -99,3 +99,19 @@ def test_variables_of_other_arguments_are_changed_too():
         y = run(small, jnp.ones((1, 32)), changes=count)
         np.testing.assert_array_equal(y, 16.0 * i)
         assert count[...] == i
+
+
+def test_a_variable_that_changes_is_passed_once():
+    def fn(params, first, second, x):
+        first[...] += 1
+        return second[...] * (x @ params["w"])
+
+    params = {"w": jnp.ones((32, 16))}
+    small = js.compress_params(params, [js.Rule("w", "2:4", axis=0)])
+    count, other = nnx.Variable(jnp.zeros(2)), nnx.Variable(jnp.ones(()))
+    run = js.sparse_apply(fn)
+    run(small, count, other, jnp.ones((1, 32)))
+    with pytest.raises(ValueError, match=r"Variable of shape \(\) .* more than once"):
+        run(small, other, other, jnp.ones((1, 32)))
+    np.testing.assert_array_equal(count[...], 1)
+    assert other[...] == 1
