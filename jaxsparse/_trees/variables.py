@@ -49,8 +49,8 @@ def change_variables(
         if passed[id(variables[i])] > 1:
             raise ValueError(
                 f"fn changes a {type(variables[i]).__name__} of shape "
-                f"{getattr(value, 'shape', ())} that its arguments hold more than once: pass it "
-                "once, or without what shares it"
+                f"{getattr(value, 'shape', ())} that its arguments hold more than "
+                "once: pass it once, or without what shares it"
             )
     for i, value in changes.items():
         variables[i].set_raw_value(value)
