@@ -31,7 +31,8 @@ struct Form {
   static constexpr int kRing = kStages * kStage;
   static constexpr int kScales = 2 * kRows * 4;  // of rows, for each warpgroup
   static constexpr int kBytes = 1024 + kRing + kScales + kBoxes + kStages * 16;
-  static_assert(kStage % 1024 == 0 && kScales % 128 == 0 && kRows % (8 * kSharers) == 0, "swizzled rows");
+  static_assert(kStage % 1024 == 0 && kScales % 128 == 0 && kRows % (8 * kSharers) == 0,
+                "swizzled rows");
   static_assert(kSharers == 1 || kSlices == 1, "one kind of cluster");
   static_assert((kSlices - 1) * kRows * kOut * 4 <= kRing, "the ring takes the others' sums");
 };
