@@ -6,9 +6,9 @@
 "dense us" is the time of the dense product in bfloat16; the other columns say how many
 times as fast others are. "rows" takes bfloat16 rows and quantizes them; up to 16 of
 float8 are then multiplied by the kernel of weights alone. "kernel" takes rows in eight
-bits, as do "dense" in eight bits and "cuSPARSELt": with `--torch`,
-PyTorch's product with an algorithm that it has searched. Programs multiply by many
-weights in turn, more than a GPU's cache holds; the times are of one product.
+bits, as do "dense" in eight bits and "cuSPARSELt", with `--torch`: PyTorch's product by
+an algorithm that it has searched. Programs multiply by many weights in turn, more than
+a GPU's cache holds; the times are of one product.
 
 The second table has the microseconds of quantizing rows alone, by the kernel and by
 XLA. "floor us" is the time of reading them in bfloat16 and writing eight bits, at the

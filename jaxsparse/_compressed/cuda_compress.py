@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
@@ -20,7 +19,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxsparse._patterns import NM, pack_mask, packed_axis, unpack_mask
 from jaxsparse._sharding import is_automatic, partition_groups
 from jaxsparse.kernels import cuda_target
-from jaxsparse.kernels.export import unless_exported
+from jaxsparse.kernels.export import kernel_on_gpu
 
 
 _KERNEL = "compress_both"
@@ -167,9 +166,7 @@ def _compress_shard(
     if not _suits(w.shape):
         return by_xla(w, *mask)
     kernel = partial(_compress_by_kernel, source, dtype, axes, kept)
-    return lax.platform_dependent(
-        w, *mask, cuda=partial(unless_exported, kernel, by_xla), default=by_xla
-    )
+    return kernel_on_gpu(kernel, by_xla, w, *mask)
 
 
 def _compress_by_kernel(

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 from jaxtyping import Array
@@ -34,13 +33,14 @@ from jaxsparse._compressed.kernel_support import (
     library_of,
     multiple_of_k,
 )
+from jaxsparse._compressed.map_stacks import map_stacks
 from jaxsparse._compressed.packed_form import unpack_form, unpack_transposed
 from jaxsparse._compressed.quantized_matmul import weight_only_matmul
 from jaxsparse._compressed.xla_matmul import xla_matmul
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import Spare, partition_contraction
 from jaxsparse.kernels import cuda_target
-from jaxsparse.kernels.export import unless_exported
+from jaxsparse.kernels.export import kernel_on_gpu
 
 
 #: The most weights of one launch.
@@ -155,11 +155,10 @@ def _spare(weight: Compressed, transposed: bool) -> Spare:
 def _multiply_batch(
     layout: _Layout, size: int, batched: list[bool], *arrays: ArrayLike
 ) -> tuple[list[Array], list[bool]]:
-    x, *others = map(jnp.asarray, arrays)
-    weights, batched_weights = layout.split(others), layout.split(batched[1:])
     out_batched = [True] * layout.weights
 
-    def multiply(x: Array, weights: Any) -> list[Array]:
+    def multiply(x: Array, *others: Array) -> list[Array]:
+        weights = layout.split(others)
         compressed = [
             _weight(layout, x, *weight) for weight in weights[: layout.weights]
         ]
@@ -172,22 +171,9 @@ def _multiply_batch(
             exported=layout.exported,
         )
 
-    if not any(map(any, batched_weights)):
-        return multiply(x, weights), out_batched
-
-    def multiply_one(i: Array) -> list[Array]:
-        def own(array: Array, is_batched: bool) -> Array:  # others are not copied
-            if not is_batched:
-                return array
-            return lax.dynamic_index_in_dim(array, i, 0, False)
-
-        mine = [
-            list(map(own, weight, flags))
-            for weight, flags in zip(weights, batched_weights, strict=True)
-        ]
-        return multiply(own(x, batched[0]), mine)
-
-    return lax.map(multiply_one, jnp.arange(size)), out_batched
+    if not any(batched[1:]):  # more rows
+        return multiply(*map(jnp.asarray, arrays)), out_batched
+    return map_stacks(multiply, size, batched, arrays), out_batched
 
 
 def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
@@ -199,14 +185,11 @@ def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     suits = suits and rows.shape[1] % multiple_of_k(layout.pattern) == 0
     if not layout.exported:
         suits = suits and not decompresses(layout.pattern, len(rows))
-    by_xla, kernel = (
-        partial(fn, layout) for fn in (_multiply_by_xla, _multiply_by_kernel)
-    )
-    if not layout.exported:
-        kernel = partial(unless_exported, kernel, by_xla)
-    products = lax.platform_dependent(
-        rows, *arrays, cuda=kernel if suits else by_xla, default=by_xla
-    )
+    multiply = by_xla = partial(_multiply_by_xla, layout)
+    if suits:
+        kernel = partial(_multiply_by_kernel, layout)
+        multiply = partial(kernel_on_gpu, kernel, by_xla, exported=layout.exported)
+    products = multiply(rows, *arrays)
     shapes = [(*x.shape[:-1], out) for out in outs]
     return [y.reshape(shape) for y, shape in zip(products, shapes, strict=True)]
 

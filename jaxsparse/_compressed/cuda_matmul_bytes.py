@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
@@ -26,11 +25,12 @@ from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.cuda_matmul import launch
 from jaxsparse._compressed.cuda_quantize_rows import cuda_quantize_rows
 from jaxsparse._compressed.kernel_choice import MAX_CLUSTERS, choose_kernel
+from jaxsparse._compressed.map_stacks import map_stacks
 from jaxsparse._compressed.quantized_matmul import multiply_quantized_rows
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import partition_contraction
 from jaxsparse.kernels import cuda_target
-from jaxsparse.kernels.export import unless_exported
+from jaxsparse.kernels.export import kernel_on_gpu
 
 
 LIBRARY = "nm_matmul_bytes"
@@ -169,19 +169,10 @@ def _weights(dtype: DTypeLike, arrays: Sequence[Array]) -> list[Compressed]:
 def _multiply_batch(
     exported: bool, size: int, batched: list[bool], *arrays: ArrayLike
 ) -> tuple[list[Array], list[bool]]:
-    operands = [*map(jnp.asarray, arrays)]
-    out_batched = [True] * (len(operands) // 3)
+    multiply, out_batched = partial(_multiply, exported), [True] * (len(arrays) // 3)
     if not any(batched[1:]):  # more rows
-        return _multiply(exported, *operands), out_batched
-
-    def multiply_one(i: Array) -> list[Array]:  # what is not batched is not copied
-        own = [
-            lax.dynamic_index_in_dim(array, i, 0, False) if is_batched else array
-            for array, is_batched in zip(operands, batched, strict=True)
-        ]
-        return _multiply(exported, *own)
-
-    return lax.map(multiply_one, jnp.arange(size)), out_batched
+        return multiply(*arrays), out_batched
+    return map_stacks(multiply, size, batched, arrays), out_batched
 
 
 def _multiply_shard(
@@ -193,16 +184,11 @@ def _multiply_shard(
     suits = all(out % 16 == 0 and out for out in outs)
     suits = suits and rows.size and count < kernel_support.MAX_SIZE
     by_xla = partial(_multiply_by_xla, dtype)
-    kernel = partial(_multiply_by_kernel, dtype)
-    if not exported:
-        kernel = partial(unless_exported, kernel, by_xla)
-    products = lax.platform_dependent(
-        rows.reshape(count, k),
-        row_scales.reshape(count, 1),
-        *arrays,
-        cuda=kernel if suits else by_xla,
-        default=by_xla,
-    )
+    multiply = by_xla
+    if suits:
+        kernel = partial(_multiply_by_kernel, dtype)
+        multiply = partial(kernel_on_gpu, kernel, by_xla, exported=exported)
+    products = multiply(rows.reshape(count, k), row_scales.reshape(count, 1), *arrays)
     return [y.reshape(*leading, out) for y, out in zip(products, outs, strict=True)]
 
 

@@ -11,7 +11,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -19,7 +18,7 @@ from jaxsparse._compressed.kernel_support import MAX_SIZE
 from jaxsparse._compressed.quantized_matmul import quantize_rows
 from jaxsparse._sharding import partition_rows
 from jaxsparse.kernels import cuda_target
-from jaxsparse.kernels.export import unless_exported
+from jaxsparse.kernels.export import kernel_on_gpu
 
 
 LIBRARY = "quantize_rows"
@@ -84,11 +83,7 @@ def _quantize_shard(
     if mesh_axes or not fits or k % _VECTOR or cuda_target.unavailable(LIBRARY):
         return by_xla(x)
     kernel = partial(_quantize_by_kernel, result)
-    if not exported:
-        kernel = partial(unless_exported, kernel, by_xla)
-    rows, scales = lax.platform_dependent(
-        x.reshape(count, k), cuda=kernel, default=by_xla
-    )
+    rows, scales = kernel_on_gpu(kernel, by_xla, x.reshape(count, k), exported=exported)
     return rows.reshape(x.shape), scales.reshape(*leading, 1)
 
 

@@ -10,7 +10,7 @@ from jaxsparse._compressed.compress_both import compress_both
 from jaxsparse._compressed.compressed_array import Compressed, decompress
 from jaxsparse._patterns import NM
 from jaxsparse.kernels import cuda_target
-from jaxsparse.kernels.export import unless_exported
+from jaxsparse.kernels.export import kernel_on_gpu
 
 
 #: For sixteen rows of the weight there are so many of values, and one of indices.
@@ -80,10 +80,8 @@ def unpack_transposed(
         return values, indices
 
     suits = out % 8 == 0 and packed.size and k <= _MAX_ROWS
-    kernel = by_kernel if suits and not cuda_target.unavailable(_KERNEL) else by_xla
-    values, indices = lax.platform_dependent(
-        packed,
-        cuda=lambda packed: unless_exported(kernel, by_xla, packed),
-        default=by_xla,
-    )
+    if suits and not cuda_target.unavailable(_KERNEL):
+        values, indices = kernel_on_gpu(by_kernel, by_xla, packed)
+    else:
+        values, indices = by_xla(packed)
     return Compressed(values, indices, NM(2, 4), -2)

@@ -108,7 +108,7 @@ def save_leaves(
     path: Path,
     leaves: Mapping[str, Any],
     *,
-    max_file_bytes: int,
+    max_file_bytes: int = 5 * 10**9,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Saves leaves by path, with more metadata; otherwise like `save_sparse`."""

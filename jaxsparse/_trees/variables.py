@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
 
@@ -50,10 +51,17 @@ def change_variables(
             raise ValueError(
                 f"fn changes a {type(variables[i]).__name__} of shape "
                 f"{getattr(value, 'shape', ())} that its arguments hold more than "
-                "once: pass it once, or without what shares it"
+                f"once, as {_places(variables[i], args, kwargs)}: pass it once, or "
+                "without what shares it"
             )
     for i, value in changes.items():
         variables[i].set_raw_value(value)
+
+
+def _places(variable: Any, args: PyTree, kwargs: PyTree) -> str:
+    """Returns where among the arguments a variable is, such as `[0]['scale']`."""
+    nodes, _ = tree_flatten_with_path((args, kwargs), is_leaf=is_variable)
+    return " and ".join(keystr(path[1:]) for path, node in nodes if node is variable)
 
 
 def _variables(tree: PyTree) -> list[Any]:

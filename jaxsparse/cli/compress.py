@@ -1,6 +1,5 @@
 """The command `compress`."""
 
-import math
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -37,6 +36,7 @@ from jaxsparse.cli.options import (
 from jaxsparse.cli.progress import with_progress
 from jaxsparse.cli.prune import ForceOption
 from jaxsparse.cli.prune_output import check_prunable, checked_output
+from jaxsparse.cli.prune_report import planned_as_json
 from jaxsparse.cli.totals import totals
 
 
@@ -80,9 +80,9 @@ def compress(
 ) -> None:
     """Store sparse tensors without their zeros, in a smaller file.
 
-    FILE is what prune wrote, and the options are those of prune. All that is written is
-    in memory before. OUT is for jaxsparse.load_sparse, or for jaxsparse.open_torch if
-    FILE has PyTorch's names; other libraries can't use it.
+    FILE is what prune wrote, and the options are those of prune. OUT is held in memory
+    before it is written. It is for jaxsparse.load_sparse, or for jaxsparse.open_torch
+    if FILE has PyTorch's names; other libraries can't use it.
     """
     leaves = open_leaves(file)
     check_prunable(leaves)
@@ -109,7 +109,7 @@ def compress(
         weight = leaves.read(name)
         zeros[name] = count_zeros(weight)
         stored[name] = _compressed(weight, plan[name], quantize)
-    save_leaves(output, stored, max_file_bytes=5 * 10**9, metadata=_metadata(leaves))
+    save_leaves(output, stored, metadata=_metadata(leaves))
     written = index_of(output) if index_of(output).exists() else output
     if json:
         print_json(_as_json(leaves, written, plan, stored))
@@ -152,12 +152,6 @@ def _metadata(leaves: Leaves) -> dict[str, str]:
     }
 
 
-def _nbytes(x: np.ndarray | Compressed) -> int:
-    return sum(
-        math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(x)
-    )
-
-
 def _print(
     leaves: Leaves,
     output: Path,
@@ -167,7 +161,8 @@ def _print(
     plain: bool,
 ) -> None:
     total = totals(leaves, zeros)
-    small, dense = sum(map(_nbytes, stored.values())), sum(leaves.bytes_of.values())
+    small = sum(x.nbytes for x in stored.values())
+    dense = sum(leaves.bytes_of.values())
     print_table(
         ("tensor", "shape", "stored"),
         (
@@ -201,14 +196,10 @@ def _as_json(
         "output": str(output),
         "leaves": [
             {
-                "leaf": leaf.path,
-                "shape": list(leaf.shape or ()),
-                "pattern": None if leaf.pattern is None else str(leaf.pattern),
-                "axis": leaf.axis,
-                "reason": leaf.reason,
+                **planned_as_json(leaf),
                 "compressed": is_compressed(stored[leaf.path]),
                 "dense_bytes": leaves.bytes_of[leaf.path],
-                "bytes": _nbytes(stored[leaf.path]),
+                "bytes": stored[leaf.path].nbytes,
             }
             for leaf in plan.leaves
         ],

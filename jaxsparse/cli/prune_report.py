@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsparse._channels import PermutedGroup
-from jaxsparse._plans import Plan, count_text
+from jaxsparse._plans import LeafPlan, Plan, count_text
 from jaxsparse._reports import LeafError
 from jaxsparse._trees import bytes_text, shape_text, weights_text
 from jaxsparse.cli.calibrate import Calibration
@@ -66,6 +66,17 @@ def _total_cells(leaves: Leaves, plan: Plan, total: Totals) -> tuple[str, ...]:
     )
 
 
+def planned_as_json(leaf: LeafPlan) -> dict[str, Any]:
+    """Returns the plan of a tensor, as for JSON."""
+    return {
+        "leaf": leaf.path,
+        "shape": list(leaf.shape or ()),
+        "pattern": None if leaf.pattern is None else str(leaf.pattern),
+        "axis": leaf.axis,
+        "reason": leaf.reason,
+    }
+
+
 def pruned_as_json(
     leaves: Leaves,
     output: Path | None,
@@ -92,11 +103,7 @@ def pruned_as_json(
         "permuted": None if gains is None else gains_as_json(gains),
         "leaves": [
             {
-                "leaf": leaf.path,
-                "shape": list(leaf.shape or ()),
-                "pattern": None if leaf.pattern is None else str(leaf.pattern),
-                "axis": leaf.axis,
-                "reason": leaf.reason,
+                **planned_as_json(leaf),
                 "error": error_of.get(leaf.path),
                 "magnitude_error": magnitude_error_of.get(leaf.path),
             }

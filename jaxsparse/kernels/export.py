@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jax.typing import ArrayLike
@@ -30,6 +31,22 @@ def unless_exported(kernel: _Fn, portable: _Fn, *operands: ArrayLike) -> Any:
     portable_jaxpr, shapes = jax.make_jaxpr(portable, return_shape=True)(*operands)
     results = _choice.bind(*operands, kernel=kernel_jaxpr, portable=portable_jaxpr)
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+
+def kernel_on_gpu(
+    kernel: _Fn, portable: _Fn, *operands: ArrayLike, exported: bool = False
+) -> Any:
+    """Returns `kernel(*operands)` on NVIDIA's GPUs, elsewhere `portable(*operands)`.
+
+    Args:
+      kernel: as in `unless_exported`.
+      portable: as in `unless_exported`.
+      *operands: arrays.
+      exported: whether a program that is exported uses the kernel too.
+    """
+    if not exported:
+        kernel = partial(unless_exported, kernel, portable)
+    return lax.platform_dependent(*operands, cuda=kernel, default=portable)
 
 
 _choice = Primitive("unless_exported")

@@ -111,7 +111,10 @@ def test_a_variable_that_changes_is_passed_once():
     count, other = nnx.Variable(jnp.zeros(2)), nnx.Variable(jnp.ones(()))
     run = js.sparse_apply(fn)
     run(small, count, other, jnp.ones((1, 32)))
-    with pytest.raises(ValueError, match=r"Variable of shape \(\) .* more than once"):
+    words = (
+        r"Variable of shape \(\) .* more than once, as \[1\] and \[2\]: pass it once"
+    )
+    with pytest.raises(ValueError, match=words):
         run(small, other, other, jnp.ones((1, 32)))
     np.testing.assert_array_equal(count[...], 1)
     assert other[...] == 1
