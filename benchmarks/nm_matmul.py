@@ -1,12 +1,14 @@
 """Products with compressed weights against the dense product, in bfloat16.
 
     python -m benchmarks.nm_matmul [--rounds N] [--weights 4096x4096 ...] [--rows 1 ...]
-        [--pattern 8:16] [--torch]
+        [--pattern 8:16] [--torch] [--experts 8]
 
 Each program multiplies by many weights in turn, more than a GPU's cache holds; the
 times are of one product. "int8" and "fp8" are 2:4 weights of eight bits with bfloat16
 activations; "xla" decompresses on the fly; "cuSPARSELt", with `--torch`, is PyTorch's,
-with weights that it has compressed and an algorithm that it has searched.
+with weights that it has compressed and an algorithm that it has searched. With
+`--experts` the products are of a stack of weights, each by rows of its own; "in a loop"
+multiplies by one after the other.
 """
 
 import argparse
@@ -73,13 +75,53 @@ def rows(
             }
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
+def stack_rows(
+    rounds: int = 5,
+    shapes: tuple[tuple[int, int], ...] = SHAPES[2:3],
+    many: tuple[int, ...] = ROWS[:-1],
+    experts: int = 8,
+    pattern: str = "2:4",
+) -> Iterator[dict]:
+    """As `rows` for a stack of weights, each with rows of its own."""
+    one_by_one = lambda x, w: lax.map(lambda pair: js.nm_matmul(*pair), (x, w))
+    for k, out in shapes:
+        keys = jax.random.split(jax.random.key(0), experts)
+        random = partial(random_weight, k=k, out=out, pattern=pattern)
+        stored = lax.map(random, keys)
+        fns = {
+            "dense": (partial(jnp.einsum, "erk,eko->ero"), js.decompress(stored)),
+            "jaxsparse": (jax.vmap(js.nm_matmul), stored),
+            "in a loop": (one_by_one, stored),
+        }
+        for name, dtype in EIGHT if pattern == "2:4" else ():
+            quantized = lax.map(partial(quantize, dtype=dtype), stored)
+            fns[name] = (jax.vmap(js.nm_matmul), quantized)
+        choose = choose_kernel if pattern == "2:4" else choose_expanding
+        for count in many:
+            x = jax.random.normal(keys[0], (experts, count, k), jnp.bfloat16)
+            loops = _loops(count)
+            runs = {
+                name: partial(in_turn(fn, loops), x, [weight])
+                for name, (fn, weight) in fns.items()
+            }
+            times, _ = medians(runs, rounds)
+            others = {n: times["dense"] / t for n, t in times.items() if n != "dense"}
+            yield {
+                "weights": f"{experts}x{k}x{out}",
+                "rows": count,
+                "dense us": times["dense"] / loops * 1e6,
+                **others,
+                "kernel": "-".join(map(str, choose(count, k, out, stack=experts))),
+            }
+
+
+@partial(jax.jit, static_argnames=("k", "out", "pattern"))
 def random_weight(key: jax.Array, k: int, out: int, pattern: str) -> js.Compressed:
     """A compressed weight."""
     return js.compress(jax.random.normal(key, (k, out), jnp.bfloat16), pattern)
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(jax.jit, static_argnames="dtype")
 def quantize(weight: js.Compressed, dtype: str) -> js.Compressed:
     """The weight in eight bits."""
     return js.quantize_compressed(weight, dtype)
@@ -98,7 +140,7 @@ def in_turn(multiply: Callable, loops: int) -> Callable:
         for weight in weights:
             here, weight, total = lax.optimization_barrier((x, weight, total))
             product = lax.optimization_barrier(multiply(here, weight))
-            firsts.append(product[0, 0].astype(jnp.float32))
+            firsts.append(product.ravel()[0].astype(jnp.float32))
         return total + sum(firsts)
 
     @jax.jit
@@ -165,10 +207,14 @@ def main():
     """Prints the table."""
     parser = options(__doc__, SHAPES, ROWS)
     parser.add_argument("--pattern", default="2:4", choices=("2:4", "4:8", "8:16"))
+    parser.add_argument("--experts", type=int, help="how many weights are stacked")
     args = parser.parse_args()
     print(machine())
-    shapes, many = tuple(args.weights), tuple(args.rows)
-    print_rows(rows(args.rounds, shapes, many, args.torch, args.pattern))
+    sizes = args.rounds, tuple(args.weights), tuple(args.rows)
+    if args.experts:
+        print_rows(stack_rows(*sizes, args.experts, args.pattern))
+    else:
+        print_rows(rows(*sizes, args.torch, args.pattern))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 Weights of 2:4 are multiplied by sparse tensor cores, those of 4:8 and 8:16 expanded in
 registers for few rows. `choose_kernel` and `choose_expanding` select the kernel and its
 tiles; `kernels/*.cuh` explain how they work.
-Under `vmap`, batches of `x` become more rows, and stacked weights are multiplied one
-after the other. Over automatic axes of a mesh each device multiplies its own shards.
+Under `vmap`, batches of `x` become more rows, and stacked weights, such as experts, are
+multiplied in one launch. Over automatic axes of a mesh each device multiplies its own
+shards.
 Values of eight bits are widened in registers for few rows, otherwise by XLA before.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from jaxsparse._compressed.compressed_array import Compressed
@@ -29,11 +31,11 @@ from jaxsparse._compressed.kernel_choice import (
 )
 from jaxsparse._compressed.kernel_support import (
     MAX_SIZE,
+    MAX_STACK,
     decompresses,
     library_of,
     multiple_of_k,
 )
-from jaxsparse._compressed.map_stacks import map_stacks
 from jaxsparse._compressed.packed_form import unpack_form, unpack_transposed
 from jaxsparse._compressed.quantized_matmul import weight_only_matmul
 from jaxsparse._compressed.xla_matmul import xla_matmul
@@ -56,6 +58,8 @@ class _Layout(NamedTuple):
       scaled: whether they have scales.
       transposed: whether a packed weight that follows is the transposed one.
       exported: whether a program that is exported uses the kernel too.
+      stack: the number of leading axes of all arrays that stack weights, with the rows
+        of each, by `vmap`.
     """
 
     pattern: NM
@@ -63,6 +67,7 @@ class _Layout(NamedTuple):
     scaled: bool
     transposed: bool
     exported: bool
+    stack: int = 0
 
     def split(self, arrays: Sequence[Any]) -> list[Sequence[Any]]:
         """Returns the arrays of each weight."""
@@ -111,40 +116,46 @@ def cuda_matmuls(
       For each weight `[..., out]`, accumulated in float32 and rounded once. If `k` is
       sharded, the partial sum of each device is rounded too.
     """
-    axes = " ".join(f"r{i}" for i in range(x.ndim - 1))
     pattern, scaled = weights[0].pattern, weights[0].is_quantized
     layout = _Layout(pattern, len(weights), scaled, transposed, exported)
     group_bytes = max(1, pattern.m // 8)
-    arrays, rules, contracted = [], [f"{axes} k"], ["k"]
-    for i, weight in enumerate(weights):
+    arrays = []
+    for weight in weights:
         size, out = weight.indices.shape
         by_group = (size // group_bytes, group_bytes, out)  # shards cut no group
         arrays += [weight.values, weight.indices.reshape(by_group)]
-        rules += [f"values{i} out{i}", f"indices{i} bytes out{i}"]
-        contracted += [f"values{i}", f"indices{i}"]
         if layout.scaled:
             arrays.append(weight.scales)
-            rules.append(f"one out{i}")
-    results = ", ".join(f"{axes} out{i}" for i in range(len(weights)))
+    return _multiply(layout, x, *arrays, *([] if packed is None else [packed]))
+
+
+def _multiply(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
+    """Multiplies by the arrays of each weight, which a packed one may follow."""
+    stack = " ".join(f"s{i}" for i in range(layout.stack))
+    rows = " ".join(f"r{i}" for i in range(x.ndim - 1 - layout.stack))
+    rules, contracted = [f"{stack} {rows} k"], ["k"]
+    for i in range(layout.weights):
+        rules += [f"{stack} values{i} out{i}", f"{stack} indices{i} bytes out{i}"]
+        contracted += [f"values{i}", f"indices{i}"]
+        if layout.scaled:
+            rules.append(f"{stack} one out{i}")
+    results = ", ".join(f"{stack} {rows} out{i}" for i in range(layout.weights))
     rule = f"{', '.join(rules)} -> {results}"
-    multiply_shard = partial(_multiply_shard, layout)
-    spare = None
-    if packed is not None:
-        arrays.append(packed)
-        spare = _spare(weights[0], transposed)
+    has_packed = len(arrays) >= len(rules)
+    spare = _spare(arrays[0].dtype, layout.transposed) if has_packed else None
     multiply = custom_vmap(
-        partition_contraction(multiply_shard, rule, contracted, spare)
+        partition_contraction(partial(_multiply_shard, layout), rule, contracted, spare)
     )
     multiply.def_vmap(partial(_multiply_batch, layout))
     return multiply(x, *arrays)
 
 
-def _spare(weight: Compressed, transposed: bool) -> Spare:
+def _spare(dtype: DTypeLike, transposed: bool) -> Spare:
     """Returns how a packed weight, or the transposed one, stands in for a weight."""
 
     def restore(packed: Array) -> tuple[Array, Array]:
         unpack = unpack_transposed if transposed else unpack_form
-        restored = unpack(packed, weight.dtype)
+        restored = unpack(packed, dtype)
         return restored.values, restored.indices[:, None]  # a byte for each two groups
 
     if transposed:
@@ -153,38 +164,39 @@ def _spare(weight: Compressed, transposed: bool) -> Spare:
 
 
 def _multiply_batch(
-    layout: _Layout, size: int, batched: list[bool], *arrays: ArrayLike
+    layout: _Layout, size: int, batched: list[bool], *operands: ArrayLike
 ) -> tuple[list[Array], list[bool]]:
     out_batched = [True] * layout.weights
-
-    def multiply(x: Array, *others: Array) -> list[Array]:
-        weights = layout.split(others)
-        compressed = [
-            _weight(layout, x, *weight) for weight in weights[: layout.weights]
-        ]
-        packed = [array for arrays in weights[layout.weights :] for array in arrays]
-        return cuda_matmuls(
-            x,
-            compressed,
-            *packed,
-            transposed=layout.transposed,
-            exported=layout.exported,
-        )
-
+    x, *arrays = map(jnp.asarray, operands)
     if not any(batched[1:]):  # more rows
-        return multiply(*map(jnp.asarray, arrays)), out_batched
-    return map_stacks(multiply, size, batched, arrays), out_batched
+        products = _multiply(layout, jnp.moveaxis(x, 0, layout.stack), *arrays)
+        return [jnp.moveaxis(y, layout.stack, 0) for y in products], out_batched
+
+    def stacked(array: Array, is_batched: bool) -> Array:
+        return array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
+
+    own = [x, *itertools.chain(*layout.split(arrays)[: layout.weights])]  # not packed
+    products = _multiply(
+        layout._replace(stack=layout.stack + 1),
+        *map(stacked, own, batched[: len(own)]),
+    )
+    return products, out_batched
 
 
 def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    stack, inner = x.shape[: layout.stack], x.shape[layout.stack : -1]
+    size, count, k = math.prod(stack), math.prod(inner), x.shape[-1]
+    merged = (size,) if stack else ()
+    rows = x.reshape(*merged, count, k)
+    if stack:
+        arrays = tuple(a.reshape(size, *a.shape[layout.stack :]) for a in arrays)
     outs = [weight[0].shape[-1] for weight in layout.split(arrays)]
-    # Unlike whole arrays, shards may have any size, and vmap adds rows.
-    suits = all(out % 16 == 0 and out for out in outs)
-    suits = suits and rows.size and len(rows) < MAX_SIZE
-    suits = suits and rows.shape[1] % multiple_of_k(layout.pattern) == 0
+    # Unlike whole arrays, shards may have any size, and vmap adds rows and stacks.
+    suits = all(out % 16 == 0 and out for out in outs) and rows.size
+    suits = suits and size * max(count, k, *outs) < MAX_SIZE and size <= MAX_STACK
+    suits = suits and k % multiple_of_k(layout.pattern) == 0
     if not layout.exported:
-        suits = suits and not decompresses(layout.pattern, len(rows))
+        suits = suits and not decompresses(layout.pattern, count)
     multiply = by_xla = partial(_multiply_by_xla, layout)
     if suits:
         kernel = partial(_multiply_by_kernel, layout)
@@ -201,24 +213,29 @@ def _weight(
     by_group: Array,
     scales: Array | None = None,
 ) -> Compressed:
-    groups, group_bytes, out = by_group.shape
-    indices = by_group.reshape(groups * group_bytes, out)
+    *stack, groups, group_bytes, out = by_group.shape
+    indices = by_group.reshape(*stack, groups * group_bytes, out)
     dtype = None if scales is None else x.dtype
     return Compressed(values, indices, layout.pattern, -2, scales, dtype)
 
 
 def _multiply_by_xla(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     multiply = weight_only_matmul if layout.scaled else xla_matmul
+    if layout.stack:
+        multiply = jax.vmap(multiply)
     weights = layout.split(arrays)
     return [multiply(x, _weight(layout, x, *weight)) for weight in weights]
 
 
 def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     weights = layout.split(arrays)
-    outs = [weight[0].shape[1] for weight in weights]
+    outs = [weight[0].shape[-1] for weight in weights]
+    *stack, rows, k = x.shape
+    options = {"stack": math.prod(stack)}
     if layout.pattern.m != 4:
-        return launch(layout.pattern, choose_expanding(*x.shape, *outs), x, weights)
-    choose = partial(choose_kernel, *x.shape, eight_bits=layout.scaled)
+        choice = choose_expanding(rows, k, *outs, **options)
+        return launch(layout.pattern, choice, x, weights)
+    choose = partial(choose_kernel, rows, k, eight_bits=layout.scaled, **options)
     by_choice = partial(launch, layout.pattern, scaled=layout.scaled, scaled_rows=False)
     if choose(*outs).kernel != "few":
         weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
@@ -241,15 +258,15 @@ def launch(
     Args:
       pattern: that of all weights.
       choice: which kernel.
-      x: `[rows, k]`.
-      weights: values, indices and perhaps scales of each weight.
+      x: `[rows, k]`, or a stack of them.
+      weights: values, indices and perhaps scales of each weight, or of stacks.
       *row_scales: of the rows, if they are quantized.
       **options: what else the kernel is given.
     """
-    outs = [weight[0].shape[1] for weight in weights]
+    outs = [weight[0].shape[-1] for weight in weights]
     multiply = jax.ffi.ffi_call(
         cuda_target.target(library_of(pattern)),
-        [jax.ShapeDtypeStruct((len(x), out), x.dtype) for out in outs],
+        [jax.ShapeDtypeStruct((*x.shape[:-1], out), x.dtype) for out in outs],
     )
     parameters = {
         name: np.int64(value) if isinstance(value, int) else value

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array
 
 from jaxsparse._compressed import kernel_support
 from jaxsparse._compressed.compressed_array import Compressed, is_compressed
-from jaxsparse._compressed.lax_ops import reshape, transpose
+from jaxsparse._compressed.lax_ops import repeat_scales, reshape, transpose
 from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._compressed.nm_matmuls import nm_matmuls
 from jaxsparse._sharding import is_automatic
@@ -21,12 +22,14 @@ from jaxsparse._trace import var_shape
 
 
 class _Operands(NamedTuple):
-    """The operands of a `dot_general` and their contracted axes."""
+    """The operands of a `dot_general`, their contracted axes and their batch axes."""
 
     weight: Any
     x: Any
     weight_axes: tuple[int, ...]
     x_axes: tuple[int, ...]
+    weight_batch: tuple[int, ...]
+    x_batch: tuple[int, ...]
 
 
 class Matmul(NamedTuple):
@@ -35,7 +38,7 @@ class Matmul(NamedTuple):
     Attributes:
       operands: the weight, the other operand, and their contracted axes, of which the
         group axis is the last.
-      matrix: the weight as `[k, out]`.
+      matrix: the weight as `[k, out]`, after its batch axes.
       weight_is_rhs: whether the weight is the right operand.
     """
 
@@ -44,26 +47,28 @@ class Matmul(NamedTuple):
     weight_is_rhs: bool
 
     def rows(self) -> Array:
-        """Returns the other operand as `[..., k]`."""
-        _, x, _, x_axes = self.operands
-        outer = [i for i in range(x.ndim) if i not in x_axes]
-        rows = x.transpose((*outer, *x_axes))
-        return rows.reshape(*rows.shape[: len(outer)], self.matrix.shape[0])
+        """Returns the other operand as `[..., k]`, its batch axes first."""
+        _, x, _, x_axes, _, batch = self.operands
+        outer = [i for i in range(x.ndim) if i not in (*x_axes, *batch)]
+        rows = x.transpose((*batch, *outer, *x_axes))
+        return rows.reshape(*rows.shape[: -len(x_axes)], self.matrix.shape[-2])
 
     def decompresses(self) -> bool:
         """Returns whether XLA computes it by default, since it has too many rows."""
-        x, (k, _) = self.operands.x, self.matrix.shape
-        return kernel_support.decompresses(self.matrix.pattern, x.size // max(k, 1))
+        inputs = math.prod(self.matrix.shape[:-1])
+        rows = self.operands.x.size // max(inputs, 1)
+        return kernel_support.decompresses(self.matrix.pattern, rows)
 
     def output(self, product: Array) -> Array:
         """Returns the product `[..., out]` as the equation does."""
-        weight, _, weight_axes, _ = self.operands
-        outer = product.ndim - 1
-        outputs = [n for i, n in enumerate(weight.shape) if i not in weight_axes]
+        weight, _, weight_axes, _, batch, _ = self.operands
+        taken = {*weight_axes, *batch}
+        outer = range(len(batch), product.ndim - 1)
+        outputs = [n for i, n in enumerate(weight.shape) if i not in taken]
         product = product.reshape(*product.shape[:-1], *outputs)
         if self.weight_is_rhs:
             return product
-        return jnp.moveaxis(product, range(outer), range(-outer, 0))
+        return jnp.moveaxis(product, outer, range(-len(outer), 0))
 
 
 class MatmulOptions(NamedTuple):
@@ -81,9 +86,9 @@ def dot_generals(
     """Computes `dot_general`s by `nm_matmul`, or returns None to decompress instead.
 
     The kernel takes any contracted axes that include the group axis, and any other
-    axes, as in the projections of attention. If the kernel is not used, of weights that
-    are not quantized only products by a matrix are computed here: XLA shards the others
-    better by itself.
+    axes, as in the projections of attention, and stacks along batch axes, as of
+    experts. If the kernel is not used, of weights that are not quantized only products
+    by a matrix are computed here: XLA shards the others better by itself.
 
     Args:
       eqns: the equations. Those that contract the same axes of the same array run in
@@ -104,7 +109,8 @@ def dot_generals(
         matmul = _wanted_matmul(eqn, lhs, rhs, options)
         if matmul is not None:
             x = lhs if matmul.weight_is_rhs else rhs
-            alike.setdefault((id(x), matmul.operands.x_axes), {})[i] = matmul
+            axes = matmul.operands.x_axes, matmul.operands.x_batch
+            alike.setdefault((id(x), axes), {})[i] = matmul
     for matmuls in alike.values():
         results = multiply([*matmuls.values()], options)
         for i, result in zip(matmuls, results, strict=True):
@@ -145,12 +151,13 @@ def find_matmul(
 ) -> tuple[Matmul | None, str]:
     """Returns a `dot_general` as a product by `nm_matmul`, or None and why not."""
     lhs, rhs = jax.tree.map(jnp.asarray, (lhs, rhs))
-    (lhs_axes, rhs_axes), _ = eqn.params["dimension_numbers"]
     weight_is_rhs = is_compressed(rhs)
-    if weight_is_rhs:
-        operands = _Operands(rhs, lhs, tuple(rhs_axes), tuple(lhs_axes))
-    else:
-        operands = _Operands(lhs, rhs, tuple(lhs_axes), tuple(rhs_axes))
+    order = -1 if weight_is_rhs else 1
+    contracted, batch = (
+        [tuple(axes) for axes in both[::order]]
+        for both in eqn.params["dimension_numbers"]
+    )
+    operands = _Operands(*(lhs, rhs)[::order], *contracted, *batch)
     if reason := _unsupported_reason(eqn, operands, options):
         return None, reason
     operands = _move_group_axis_last(operands)
@@ -176,7 +183,10 @@ def transposed_matrix(matmul: Matmul, other: Compressed) -> Compressed | None:
 def multiply(matmuls: Sequence[Matmul], options: MatmulOptions) -> list[Array]:
     """Computes products of the same rows by `nm_matmul`, in one launch if possible."""
     weights = [matmul.matrix for matmul in matmuls]
-    products = nm_matmuls(matmuls[0].rows(), weights, **options._asdict())
+    multiply_rows = partial(nm_matmuls, **options._asdict())
+    for _ in matmuls[0].operands.x_batch:
+        multiply_rows = jax.vmap(multiply_rows)
+    products = multiply_rows(matmuls[0].rows(), weights)
     return [m.output(y) for m, y in zip(matmuls, products, strict=True)]
 
 
@@ -199,12 +209,10 @@ def _unsupported_reason(
     eqn: JaxprEqn, operands: _Operands, options: MatmulOptions
 ) -> str:
     """Returns why `nm_matmul` cannot compute the product, or an empty string."""
-    weight, x, weight_axes, _ = operands
+    weight, x, weight_axes = operands[:3]
     params, output = eqn.params, cast(Any, eqn.outvars[0].aval)
     if is_compressed(x):
         return "both operands are compressed"
-    if params["dimension_numbers"][1][0]:
-        return "the product has batch axes"
     if weight.axis + weight.ndim not in weight_axes:
         return "groups lie along an axis that is not contracted"
     # nm_matmul returns int32 for narrower integers, dot_general their own dtype.
@@ -234,7 +242,8 @@ def _is_left_open(sharding: Any) -> bool:
 
 
 def _is_matrix_product(operands: _Operands) -> bool:
-    return operands.weight.ndim == 2 and len(operands.weight_axes) == 1
+    weight, _, weight_axes, _, batch, _ = operands
+    return weight.ndim == 2 and len(weight_axes) == 1 and not batch
 
 
 def _is_met_by_float32(precision: Any, dtype: Any) -> bool:
@@ -246,22 +255,34 @@ def _is_met_by_float32(precision: Any, dtype: Any) -> bool:
 
 def _move_group_axis_last(operands: _Operands) -> _Operands:
     """Returns the operands with the group axis last among the contracted axes."""
-    weight, x, weight_axes, x_axes = operands
+    weight, weight_axes = operands.weight, operands.weight_axes
     i = weight_axes.index(weight.axis + weight.ndim)
 
     def move(axes: tuple[int, ...]) -> tuple[int, ...]:
         return (*axes[:i], *axes[i + 1 :], axes[i])
 
-    return _Operands(weight, x, move(weight_axes), move(x_axes))
+    return operands._replace(
+        weight_axes=move(weight_axes), x_axes=move(operands.x_axes)
+    )
 
 
 def _as_matrix(operands: _Operands) -> Compressed | None:
-    """Returns the weight as `[k, out]`, its contracted axes merged into `k`."""
-    weight, axes = operands.weight, operands.weight_axes
-    permutation = (*axes, *(i for i in range(weight.ndim) if i not in axes))
+    """Returns the weight as `[k, out]`, its contracted axes merged into `k`.
+
+    Its batch axes are the first.
+    """
+    weight, _, axes, _, batch, _ = operands
+    first = (*batch, *axes)
+    permutation = (*first, *(i for i in range(weight.ndim) if i not in first))
     if permutation != tuple(range(weight.ndim)):
         weight = transpose(weight, permutation)
     if _is_matrix_product(operands):
         return weight
-    k = math.prod(weight.shape[: len(axes)])
-    return reshape(weight, (k, math.prod(weight.shape[len(axes) :])))
+
+    def merge(weight: Compressed) -> Compressed | None:
+        k = math.prod(weight.shape[: len(axes)])
+        return reshape(weight, (k, math.prod(weight.shape[len(axes) :])))
+
+    for _ in batch:
+        merge = jax.vmap(merge)
+    return merge(repeat_scales(weight, len(batch)))

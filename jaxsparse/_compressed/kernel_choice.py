@@ -33,9 +33,11 @@ _FEW_ROWS, _FEW_ROWS_OF_EIGHT_BITS = 16, 64
 
 
 def choose_kernel(
-    rows: int, k: int, *outs: int, eight_bits: bool = False
+    rows: int, k: int, *outs: int, eight_bits: bool = False, stack: int = 1
 ) -> KernelChoice:
     """Returns the kernel of 2:4 for `[rows, k]` by `[k, out]` on 132 multiprocessors.
+
+    Of a stack of such products all tiles count, as those of several weights do.
 
     With few rows, the time is that of reading the weight. All multiprocessors must then
     read, so several blocks share a tile as long as each has its own multiprocessor.
@@ -47,7 +49,8 @@ def choose_kernel(
     """
 
     def count_tiles(tile_rows: int, tile_out: int) -> int:
-        return -(-rows // tile_rows) * sum(-(-out // tile_out) for out in outs)
+        across = sum(-(-out // tile_out) for out in outs)
+        return stack * -(-rows // tile_rows) * across
 
     def choose_blocks(tiles: int, min_k: int, candidates: tuple[int, ...]) -> int:
         for blocks in candidates:
@@ -113,7 +116,7 @@ class ExpandingChoice(NamedTuple):
     wide: int
 
 
-def choose_expanding(rows: int, k: int, *outs: int) -> ExpandingChoice:
+def choose_expanding(rows: int, k: int, *outs: int, stack: int = 1) -> ExpandingChoice:
     """Returns how 4:8 and 8:16 weights are multiplied on 132 multiprocessors.
 
     Each block has a multiprocessor for itself. Wide tiles share the rows that they
@@ -123,7 +126,8 @@ def choose_expanding(rows: int, k: int, *outs: int) -> ExpandingChoice:
     tile_rows = 8 if rows <= 8 else 16
 
     def count_tiles(wide: int) -> int:
-        return -(-rows // tile_rows) * sum(-(-out // (64 * wide)) for out in outs)
+        across = sum(-(-out // (64 * wide)) for out in outs)
+        return stack * -(-rows // tile_rows) * across
 
     wide = 1 if count_tiles(1) <= MAX_CLUSTERS[2] else 2
     for blocks in (4, 2):

@@ -17,6 +17,9 @@ _LIBRARIES = {(2, 4): "nm_matmul", (4, 8): "nm_expand", (8, 16): "nm_expand"}
 #: The kernel counts in 32 bits; smaller sizes fit even when rounded up to whole tiles.
 MAX_SIZE = 2**31 - 2**16
 
+#: The most matrices of a stack; a grid of blocks has four of them for each.
+MAX_STACK = (2**16 - 1) // 4
+
 #: More rows of 4:8 and 8:16 would take more than two passes over the weight.
 _MAX_EXPANDED_ROWS = 32
 
@@ -26,11 +29,11 @@ def unsupported_reason(x: Array, compressed: Compressed, library: str = "") -> s
 
     Args:
       x: `[..., k]`.
-      compressed: a weight of shape `[k, out]`.
+      compressed: a weight of shape `[k, out]`, or a stack of them.
       library: that of another kernel for quantized weights.
     """
-    k, out = compressed.shape
-    if compressed.is_quantized and compressed.scales.shape[0] != 1:
+    *stack, k, out = compressed.shape
+    if compressed.is_quantized and compressed.scales.shape[-2] != 1:
         return f"the weight has scales of shape {compressed.scales.shape}, not (1, out)"
     pattern = compressed.pattern
     if (pattern.n, pattern.m) not in _LIBRARIES:
@@ -39,10 +42,12 @@ def unsupported_reason(x: Array, compressed: Compressed, library: str = "") -> s
         return f"the pattern is {pattern}, and the weight is quantized"
     if x.dtype not in (jnp.bfloat16, jnp.float16):
         return f"the dtype is {x.dtype}, not bfloat16 or float16"
-    if not all(isinstance(size, int) for size in (*x.shape, k, out)):
+    if not all(isinstance(size, int) for size in (*x.shape, *stack, k, out)):
         return "a size is symbolic"
-    if max(math.prod(x.shape[:-1]), k, out) >= MAX_SIZE:
+    if max(math.prod(x.shape[:-1]), math.prod(stack) * max(k, out)) >= MAX_SIZE:
         return f"the kernel counts in 32 bits, but x has shape {x.shape}"
+    if math.prod(stack) > MAX_STACK:
+        return f"the stack has {math.prod(stack)} weights, more than {MAX_STACK}"
     multiple = multiple_of_k(pattern)
     if k % multiple or out % 16:
         return f"the weight's sizes {(k, out)} are not multiples of {multiple} and 16"

@@ -52,6 +52,14 @@ def reshape(weight: Compressed, shape: tuple[int, ...]) -> Compressed | None:
     )
 
 
+def repeat_scales(weight: Compressed, axes: int) -> Compressed:
+    """Returns the weight with scales along so many leading axes of all its arrays."""
+    if not weight.is_quantized:
+        return weight
+    shape = (*weight.shape[:axes], *weight.scales.shape[axes:])
+    return replace(weight, scales=jnp.broadcast_to(weight.scales, shape))
+
+
 def reshapes_row_major(eqn: JaxprEqn) -> bool:
     """Returns whether an equation reshapes in row-major order, without a sharding."""
     name, params = eqn.primitive.name, eqn.params

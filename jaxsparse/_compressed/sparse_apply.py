@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._compressed.check_arrays import require_fitting_arrays
@@ -25,6 +24,7 @@ from jaxsparse._compressed.compressed_array import (
 from jaxsparse._compressed.dot_general import MatmulOptions, dot_generals
 from jaxsparse._compressed.eight_bits import is_wide_float
 from jaxsparse._compressed.lax_ops import (
+    repeat_scales,
     reshape,
     reshapes_row_major,
     transpose,
@@ -232,7 +232,4 @@ def _scannable(x: Any) -> Any:
         return x
     if x.axis == -x.ndim:
         return decompress(x)
-    if not x.is_quantized:
-        return x
-    scales = jnp.broadcast_to(x.scales, (x.shape[0], *x.scales.shape[1:]))
-    return replace(x, scales=scales)
+    return repeat_scales(x, 1)

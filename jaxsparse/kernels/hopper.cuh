@@ -89,11 +89,28 @@ __device__ inline void load_3d(uint32_t to, const CUtensorMap& map, uint32_t bar
       : "memory");
 }
 
+__device__ inline void load_4d(uint32_t to, const CUtensorMap& map, uint32_t barrier, int c0,
+                               int c1, int c2, int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
 __device__ inline void store_2d(const CUtensorMap& map, uint32_t from, int c0, int c1) {
   asm volatile(
       "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];\n"
       "cp.async.bulk.commit_group;" ::"l"(&map),
       "r"(from), "r"(c0), "r"(c1)
+      : "memory");
+}
+
+__device__ inline void store_3d(const CUtensorMap& map, uint32_t from, int c0, int c1, int c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];\n"
+      "cp.async.bulk.commit_group;" ::"l"(&map),
+      "r"(from), "r"(c0), "r"(c1), "r"(c2)
       : "memory");
 }
 

@@ -27,17 +27,20 @@ struct Call {
   int device;
   const void* x;
   const float* row_scales;  // or null
-  uint64_t rows, k;
+  uint64_t matrices, rows, k;  // of a stack, or one; and the sizes of each
   int64_t blocks;
   ffi::DataType type;  // of the values
   int count;  // of the weights
   Operand weights[kMostWeights];
 };
 
-// Reads perhaps the scales of rows, then values, indices and perhaps scales of each weight.
+// Reads perhaps the scales of rows, then values, indices and perhaps scales of each weight. All of
+// them, x and the products may have another first axis, of stacked matrices.
 inline ffi::Error read(Call* call, ffi::AnyBuffer x, ffi::RemainingArgs arrays,
                        ffi::RemainingRets results, bool scaled, bool scaled_rows = false) {
-  call->x = x.untyped_data(), call->rows = x.dimensions()[0], call->k = x.dimensions()[1];
+  const auto sizes = x.dimensions();
+  call->x = x.untyped_data(), call->rows = sizes[sizes.size() - 2], call->k = sizes.back();
+  call->matrices = sizes.size() == 3 ? sizes[0] : 1;
   if (results.size() > kMostWeights) return ffi::Error::InvalidArgument("too many weights");
   call->count = static_cast<int>(results.size());
   size_t next = 0;
@@ -45,8 +48,8 @@ inline ffi::Error read(Call* call, ffi::AnyBuffer x, ffi::RemainingArgs arrays,
   for (int i = 0; i < call->count; ++i) {
     Operand* weight = &call->weights[i];
     const ffi::AnyBuffer values = *arrays.get<ffi::AnyBuffer>(next++);
-    weight->values = values.untyped_data();
-    weight->out = values.dimensions()[1], call->type = values.element_type();
+    weight->values = values.untyped_data(), call->type = values.element_type();
+    weight->out = values.dimensions().back();
     weight->indices = arrays.get<ffi::AnyBuffer>(next++)->untyped_data();
     if (scaled) weight->scales = arrays.get<ffi::Buffer<ffi::F32>>(next++)->typed_data();
     weight->y = (*results.get<ffi::AnyBuffer>(i))->untyped_data();
@@ -85,7 +88,7 @@ ffi::Error launch_few(const Call& call, int bytes) {
     out_tiles += tiles(weight.out, F::kBlockOut);
     if (i < call.count - 1) products.ends[i] = out_tiles;
   }
-  const dim3 grid(out_tiles * products.row_tiles, 1, F::kBlocks);
+  const dim3 grid(out_tiles * products.row_tiles, call.matrices, F::kBlocks);
   const launch::Launch launch = {grid, dim3(1, 1, F::kBlocks), F::kThreads, bytes};
   return launch::run<kernel>(call.stream, call.device, launch, products);
 }

@@ -1,4 +1,5 @@
-// The matmul of few dense rows and 4:8 or 8:16 sparse weights, as an XLA FFI call.
+// The matmul of few dense rows and 4:8 or 8:16 sparse weights, or of stacks of both, as an XLA FFI
+// call.
 #include <cuda_runtime.h>
 
 #include <climits>
@@ -12,14 +13,14 @@ namespace {
 namespace ffi = xla::ffi;
 using nm_call::Call, nm_call::Operand, nm_call::tiles;
 
-// Encodes an array of two or three axes, the fastest first. The strides are those of all axes but
+// Encodes an array of two to four axes, the fastest first. The strides are those of all axes but
 // the first, in bytes.
 template <int kAxes>
 bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data,
             const uint64_t (&sizes)[kAxes], const uint64_t (&strides)[kAxes - 1],
             const uint32_t (&box)[kAxes], CUtensorMapSwizzle swizzle) {
   static const launch::Encode encode = launch::find_encode();
-  const uint32_t steps[] = {1, 1, 1};
+  const uint32_t steps[] = {1, 1, 1, 1};
   return encode && !encode(map, type, kAxes, const_cast<void*>(data), sizes, strides, box, steps,
                            CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
@@ -31,10 +32,12 @@ bool map(const Call& call, const Operand& from, nm_expand::Weight<T>* to,
          CUtensorMapDataType type) {
   const uint64_t out = from.out, groups = call.k / 16, row = out * sizeof(T);
   to->y = static_cast<T*>(from.y), to->out = static_cast<int>(out);
-  return encode<3>(&to->values, type, from.values, {out, groups, 8}, {8 * row, row},
-                   {nm_few::kOut, nm_few::kStep / 16, 8}, CU_TENSOR_MAP_SWIZZLE_128B) &&
-         encode<2>(&to->masks, CU_TENSOR_MAP_DATA_TYPE_UINT8, from.indices, {out, 2 * groups},
-                   {out}, {nm_few::kOut, nm_few::kStep / 8}, CU_TENSOR_MAP_SWIZZLE_64B);
+  return encode<4>(&to->values, type, from.values, {out, groups, 8, call.matrices},
+                   {8 * row, row, 8 * groups * row}, {nm_few::kOut, nm_few::kStep / 16, 8, 1},
+                   CU_TENSOR_MAP_SWIZZLE_128B) &&
+         encode<2>(&to->masks, CU_TENSOR_MAP_DATA_TYPE_UINT8, from.indices,
+                   {out, call.matrices * 2 * groups}, {out}, {nm_few::kOut, nm_few::kStep / 8},
+                   CU_TENSOR_MAP_SWIZZLE_64B);
 }
 
 template <typename T, typename F>
@@ -46,8 +49,9 @@ ffi::Error launch_few(const Call& call) {
   nm_expand::Products<T> products = {};
   products.rows = static_cast<int>(call.rows), products.k = static_cast<int>(call.k);
   products.row_tiles = tiles(call.rows, F::kRows);
-  bool mapped = encode<2>(&products.x, type, call.x, {call.k, call.rows}, {call.k * sizeof(T)},
-                          {nm_few::kStep, F::kRows}, CU_TENSOR_MAP_SWIZZLE_128B);
+  bool mapped = encode<2>(&products.x, type, call.x, {call.k, call.matrices * call.rows},
+                          {call.k * sizeof(T)}, {nm_few::kStep, F::kRows},
+                          CU_TENSOR_MAP_SWIZZLE_128B);
   for (int& end : products.ends) end = INT_MAX;
   int out_tiles = 0;
   for (int i = 0; i < call.count; ++i) {
@@ -56,7 +60,7 @@ ffi::Error launch_few(const Call& call) {
     if (i < call.count - 1) products.ends[i] = out_tiles;
   }
   if (!mapped) return ffi::Error::Internal("the driver encodes no tensor map");
-  const dim3 grid(out_tiles * products.row_tiles, 1, F::kBlocks);
+  const dim3 grid(out_tiles * products.row_tiles, call.matrices, F::kBlocks);
   const launch::Launch launch = {grid, dim3(1, 1, F::kBlocks), F::kThreads, kBytes};
   return launch::run<nm_expand::product<T, F>>(call.stream, call.device, launch, products);
 }

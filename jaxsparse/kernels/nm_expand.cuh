@@ -32,7 +32,7 @@ struct Weight {
   int out;
 };
 
-// The products of x with several weights in one launch, as in nm_few::Products.
+// The products of x with several weights, or of stacks, in one launch, as in nm_few::Products.
 template <typename T>
 struct Products {
   CUtensorMap x;
@@ -193,16 +193,17 @@ class Ring {
   }
   __device__ void copy(int slot, int step) const {
     hopper::expect_bytes(full(slot), kStageBytes<F>);
+    // Beyond the k of a matrix its values are zero, and its masks may be those of the next.
 #pragma unroll
     for (int i = 0; i < F::kWide; ++i) {
       const int out = place_.out + i * kOut;
-      hopper::load_3d(hopper::shared_address(memory_.values[team_][slot][i]), from_.values,
-                      full(slot), out, step * (kStep / 16), 0);
+      hopper::load_4d(hopper::shared_address(memory_.values[team_][slot][i]), from_.values,
+                      full(slot), out, step * (kStep / 16), 0, blockIdx.y);
       hopper::load_2d(hopper::shared_address(memory_.masks[team_][slot][i]), from_.masks,
-                      full(slot), out, step * (kStep / 8));
+                      full(slot), out, blockIdx.y * (all_.k / 8) + step * (kStep / 8));
     }
     hopper::load_2d(hopper::shared_address(memory_.x[team_][slot]), all_.x, full(slot),
-                    step * kStep, place_.row);
+                    step * kStep, blockIdx.y * all_.rows + place_.row);
   }
   __device__ void wait(int slot, int phase) const { hopper::wait(full(slot), phase); }
   // Called by all warps of the team; the first thread then waits for the others, and copies.
@@ -243,6 +244,7 @@ __global__ __launch_bounds__(F::kThreads, 1) void product(
   nm_few::Problem<T, T> p = {};
   p.y = all.weights[place.weight].y, p.out = all.weights[place.weight].out;
   p.rows = all.rows, p.k = all.k, p.block_out = place.out, p.first_row = place.row;
+  p.row = blockIdx.y * all.rows + place.row;
   const int warp = threadIdx.x / 32, team = warp / F::kWide, member = warp % F::kWide;
   const int steps = (p.k + kStep - 1) / kStep, last = (blockIdx.z + 1) * steps / F::kBlocks;
   int step = blockIdx.z * steps / F::kBlocks + team;

@@ -53,8 +53,9 @@ class Reader {
   __device__ Reader(const Problem<T, V>& p, int k) : p_(p) {
     // Beyond the last output the last 16 are copied again, and their sums are not stored.
     const int out = min(p.first_out + chunk(), p.out - 16);
-    values_ = p.values + static_cast<int64_t>(k / 2 + row()) * p.out + out;
-    indices_ = p.indices + static_cast<int64_t>(k / 8 + row()) * p.out + out;
+    const int first = blockIdx.y * (p.k / 8) + k / 8;  // of the indices, over all matrices
+    values_ = p.values + static_cast<int64_t>(4 * first + row()) * p.out + out;
+    indices_ = p.indices + static_cast<int64_t>(first + row()) * p.out + out;
   }
   __device__ void next() {
     values_ = hopper::further(values_, p_.out, F::kParts * kStep / 2);

@@ -19,7 +19,8 @@ struct Weight {
 };
 
 // The products of x with several weights in one launch: the tiles of one weight follow those of
-// another. `ends` are where the tiles of all weights but the last one end.
+// another. `ends` are where the tiles of all weights but the last one end. Each array may be a
+// stack of matrices, one for each blockIdx.y, as long as their rows together count in 32 bits.
 template <typename T, typename V>
 struct Products {
   int ends[kMostWeights - 1];
@@ -59,6 +60,7 @@ struct Problem : Weight<T, V> {
   const T* x;
   const float* row_scales;
   int rows, k, block_out, first_out, first_row;
+  int row;  // the first one, counted over all matrices
 
   template <typename F>
   static __device__ Problem of(const Products<T, V>& all, F) {
@@ -67,6 +69,7 @@ struct Problem : Weight<T, V> {
     p.block_out = place.out;
     p.first_out = place.out + threadIdx.x / 32 % F::kWide * kOut;
     p.first_row = place.row;
+    p.row = blockIdx.y * all.rows + place.row;
     return p;
   }
 };
@@ -76,7 +79,7 @@ template <int kRows, typename T, typename V>
 __device__ void copy_x(uint32_t to, const Problem<T, V>& p, int k) {
   const int row = threadIdx.x % 32 / 8, chunk = threadIdx.x % 8, at = k + chunk * 8;
   const int left = at < p.k ? p.rows - p.first_row - row : 0;
-  const T* from = p.x + static_cast<int64_t>(p.first_row + row) * p.k + at;
+  const T* from = p.x + static_cast<int64_t>(p.row + row) * p.k + at;
 #pragma unroll
   for (int i = 0; i < kRows; i += 4) {
     const int place = chunk ^ (row + i % 8);  // the row modulo 8, since `row` is at most 3

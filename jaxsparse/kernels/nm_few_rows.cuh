@@ -41,8 +41,9 @@ class Reader {
   __device__ Reader(const Problem<T, T>& p, int k) : p_(p) {
     // Beyond the last output the last eight are loaded again, and their sums are not stored.
     const int out = min(p.first_out + static_cast<int>(threadIdx.x) % 32 / 4 * 8, p.out - 8);
-    values_ = p.values + static_cast<int64_t>(k / 2 + pair()) * p.out + out;
-    indices_ = p.indices + static_cast<int64_t>(k / 8 + pair()) * p.out + out;
+    const int row = blockIdx.y * (p.k / 8) + k / 8;  // of the indices, over all matrices
+    values_ = p.values + static_cast<int64_t>(4 * row + pair()) * p.out + out;
+    indices_ = p.indices + static_cast<int64_t>(row + pair()) * p.out + out;
   }
   __device__ void next() {
     values_ = value(F::kParts * kStep / 2);

@@ -104,10 +104,11 @@ class Sums {
       sum.x *= scale, sum.y *= scale, sum.z *= scale, sum.w *= scale;
     }
     if (p_.scales) {
-      const float4 scale = *reinterpret_cast<const float4*>(p_.scales + out);
+      const float* scales = p_.scales + blockIdx.y * p_.out;
+      const float4 scale = *reinterpret_cast<const float4*>(scales + out);
       sum.x *= scale.x, sum.y *= scale.y, sum.z *= scale.z, sum.w *= scale.w;
     }
-    T* to = p_.y + static_cast<int64_t>(p_.first_row + row) * p_.out + out;
+    T* to = p_.y + static_cast<int64_t>(p_.row + row) * p_.out + out;
     *reinterpret_cast<uint2*>(to) = {hopper::two<T>(sum.x, sum.y),
                                      hopper::two<T>(sum.z, sum.w)};
   }

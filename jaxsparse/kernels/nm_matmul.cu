@@ -1,4 +1,4 @@
-// The matmuls of dense rows and 2:4 sparse weights, as an XLA FFI call.
+// The matmuls of dense rows and 2:4 sparse weights, or of stacks of both, as an XLA FFI call.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -23,20 +23,24 @@ static_assert(nm_call::kMostWeights == nm_matmul::kMostWeights);
 template <typename T, typename F, int kSharers = 1>
 ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
                nm_matmul::Shape* shape) {
-  using nm_matmul::map_2d, nm_matmul::map_indices;
+  using nm_matmul::map_2d, nm_matmul::map_3d, nm_matmul::map_indices;
   static const launch::Encode encode = launch::find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
   const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const bool mapped =
-      !map_2d(encode, &maps->x, type, call.x, call.k, call.rows, F::kRows / kSharers) &&
-      !map_2d(encode, &maps->values, type, weight.values, weight.out, call.k / 2, 32) &&
-      !map_indices(encode, &maps->indices, weight.indices, weight.out, call.k / 8, F::kOut,
-                   F::kDepth, F::kBox) &&
-      !map_2d(encode, &maps->y, type, weight.y, weight.out, call.rows, nm_matmul::kStoreRows);
+      !map_2d(encode, &maps->x, type, call.x, call.k, call.matrices * call.rows,
+              F::kRows / kSharers) &&
+      !map_3d(encode, &maps->values, type, weight.values, weight.out, call.k / 2, call.matrices,
+              32) &&
+      !map_indices(encode, &maps->indices, weight.indices, weight.out,
+                   call.matrices * call.k / 8, F::kOut, F::kDepth, F::kBox) &&
+      !map_3d(encode, &maps->y, type, weight.y, weight.out, call.rows, call.matrices,
+              nm_matmul::kStoreRows);
   if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
   *shape = {static_cast<int>(call.rows), static_cast<int>(weight.out), tiles(call.k, F::kDepth),
-            tiles(weight.out, F::kOut), tiles(call.rows, F::kRows)};
+            tiles(weight.out, F::kOut), tiles(call.rows, F::kRows),
+            static_cast<int>(call.matrices), static_cast<int>(call.k / 8)};
   return ffi::Error::Success();
 }
 
@@ -66,7 +70,7 @@ ffi::Error launch_split(const Call& call) {
     out_tiles += shape.out_tiles;
   }
   products.count = call.count;
-  const dim3 grid(out_tiles, shape.row_tiles, kBlocks);
+  const dim3 grid(out_tiles, shape.row_tiles, shape.matrices * kBlocks);
   const Launch launch = {grid, dim3(1, 1, kBlocks), nm_matmul::kThreads, F::bytes(0)};
   return run<nm_matmul::split<T, F, kBlocks>>(call.stream, call.device, launch, products, shape);
 }
@@ -84,7 +88,7 @@ ffi::Error launch_whole(const Call& call) {
   int most = 0;
   RETURN_IF_CUDA_ERROR(launch::most_clusters<kernel>(call.device, launch, &most));
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");
-  const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles;
+  const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles * shape.matrices;
   launch.grid = dim3(kSharers * std::min(most, clusters));
   return run<kernel>(call.stream, call.device, launch, maps, shape, call.weights[0].scales);
 }

@@ -1,4 +1,5 @@
-// y[rows, out] = x[rows, k] w, for a compressed w[k, out] that is 2:4 sparse along k. There are
+// y[rows, out] = x[rows, k] w, for a compressed w[k, out] that is 2:4 sparse along k, or for each
+// matrix of a stack. What lies beyond the k of one matrix is zero, not the next one. There are
 // two kernels, `whole` and `split`; those for few rows are in nm_few_rows.cuh and nm_few_bytes.cuh.
 //
 // Tensor cores take the sparse operand on the left, so the transposed matmul is computed: a tile
@@ -34,28 +35,31 @@ class Ring {
   __device__ void next() {
     if (++stage_ == F::kStages) stage_ = 0, parity_ ^= 1;
   }
-  __device__ void load(const Maps& maps, Tile tile, int step) const {
+  __device__ void load(const Maps& maps, const Shape& shape, Tile tile, int step) const {
     hopper::wait(empty(stage_), parity_ ^ 1);
     const uint32_t barrier = full(stage_);
     hopper::expect_bytes(barrier, F::kStage);
     const int k = step * F::kDepth;
+    const int row = tile.matrix * shape.rows + tile.row * F::kRows;
+    // Rows and indices of the next matrix may follow: those rows are not stored, and the values of
+    // those indices are zero.
+    const int index_row = tile.matrix * shape.index_rows + k / 8;
     for (int i = 0; i < 2; ++i) {
       const int out = F::kHalves == 1 ? 64 * i : 0, depth = F::kHalves == 2 ? 32 * i : 0;
-      hopper::load_2d(values(i), maps.values, barrier, tile.out + out, k / 2 + depth);
+      hopper::load_3d(values(i), maps.values, barrier, tile.out + out, k / 2 + depth, tile.matrix);
     }
     if constexpr (F::kBox == F::kOut) {
-      hopper::load_2d(indices(), maps.indices, barrier, tile.out, k / 8);
+      hopper::load_2d(indices(), maps.indices, barrier, tile.out, index_row);
     } else {
-      hopper::load_3d(indices(), maps.indices, barrier, 0, k / 8, tile.out / F::kBox);
+      hopper::load_3d(indices(), maps.indices, barrier, 0, index_row, tile.out / F::kBox);
     }
     if constexpr (kSharers > 1) {
       constexpr int kPart = F::kRows / kSharers;
       const int first = hopper::block_in_cluster() * kPart;
-      hopper::load_2d(x(0) + first * 128, maps.x, barrier, k, tile.row * F::kRows + first,
-                      (1 << kSharers) - 1);
+      hopper::load_2d(x(0) + first * 128, maps.x, barrier, k, row + first, (1 << kSharers) - 1);
     } else {
       for (int i = 0; i < F::kHalves; ++i) {
-        hopper::load_2d(x(i), maps.x, barrier, k + 64 * i, tile.row * F::kRows);
+        hopper::load_2d(x(i), maps.x, barrier, k + 64 * i, row);
       }
     }
   }
@@ -138,7 +142,8 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Map
   const uint32_t base = aligned_base();
   Ring<F, kSharers> ring(base, F::kOutbox);
   prepare(ring, maps);
-  const int count = (shape.out_tiles + kSharers - 1) / kSharers * shape.row_tiles;
+  const int across = (shape.out_tiles + kSharers - 1) / kSharers;
+  const int count = across * shape.row_tiles * shape.matrices;
   const int first = blockIdx.x / kSharers, clusters = gridDim.x / kSharers;
   if (threadIdx.x < kConsumers) {
     for (int index = first; index < count; index += clusters) {
@@ -152,7 +157,9 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Map
   } else if (threadIdx.x == kConsumers) {
     for (int index = first; index < count; index += clusters) {
       const Tile tile = tile_at<F, kSharers>(index, shape);
-      for (int step = 0; step < shape.steps; ++step, ring.next()) ring.load(maps, tile, step);
+      for (int step = 0; step < shape.steps; ++step, ring.next()) {
+        ring.load(maps, shape, tile, step);
+      }
     }
   }
   // No block exits while others load into its memory or arrive at its barriers.
@@ -177,7 +184,7 @@ struct Products {
 };
 
 // For few tiles: the blocks of a cluster share one tile, and each has a part of k. The tiles of
-// one weight follow those of another.
+// one weight follow those of another, and the clusters of one matrix those of another.
 template <typename T, typename F, int kBlocks>
 __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
     const __grid_constant__ Products<T> all, Shape shape) {
@@ -193,19 +200,21 @@ __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
   const Weight<T>& weight = all.weights[i];
   shape.out = weight.out;
   prepare(ring, weight.maps);
-  const Tile tile = {out_tile * F::kOut, static_cast<int>(blockIdx.y)};
-  const int first = blockIdx.z * shape.steps / kBlocks;
-  const int last = (blockIdx.z + 1) * shape.steps / kBlocks;
+  const int part = blockIdx.z % kBlocks, matrix = blockIdx.z / kBlocks;
+  const Tile tile = {out_tile * F::kOut, static_cast<int>(blockIdx.y), matrix};
+  const int first = part * shape.steps / kBlocks, last = (part + 1) * shape.steps / kBlocks;
   if (threadIdx.x < kConsumers) {
     float sums[F::kRows / 2] = {};
     multiply<T, F>(ring, last - first, sums);
     hopper::sync_threads(3, kConsumers);  // the ring is empty
     leave<F>(base, sums);
   } else if (threadIdx.x == kConsumers) {
-    for (int step = first; step < last; ++step, ring.next()) ring.load(weight.maps, tile, step);
+    for (int step = first; step < last; ++step, ring.next()) {
+      ring.load(weight.maps, shape, tile, step);
+    }
   }
   hopper::sync_cluster();
-  add_up<T, F, kBlocks>(base, weight.y, weight.scales, tile, shape);
+  add_up<T, F, kBlocks>(base, weight.y, weight.scales, tile, part, shape);
   hopper::sync_cluster();  // no block exits while others read its sums
 }
 

@@ -28,7 +28,7 @@ __device__ void store(const CUtensorMap& y, uint32_t outbox, Tile tile,
     hopper::fence_async();
     hopper::sync_threads(1 + warpgroup, 128);
     if (threadIdx.x % 128 == 0) {
-      hopper::store_2d(y, box, tile.out + 64 * warpgroup, tile.row * kRows + first);
+      hopper::store_3d(y, box, tile.out + 64 * warpgroup, tile.row * kRows + first, tile.matrix);
     }
   }
 }
@@ -38,6 +38,7 @@ template <int kRows>
 __device__ void scale(float (&sums)[kRows / 2], const float* scales, Tile tile,
                       const Shape& shape) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  scales += tile.matrix * shape.out;
   float two[2];
   for (int i = 0; i < 2; ++i) {
     two[i] = scales[min(tile.out + warp * 16 + lane / 4 + 8 * i, shape.out - 1)];
@@ -61,10 +62,11 @@ __device__ void leave(uint32_t base, const float (&sums)[F::kRows / 2]) {
 
 // Adds up the sums of all blocks of the cluster in order; each block stores a part of y.
 template <typename T, typename F, int kBlocks>
-__device__ void add_up(uint32_t base, T* y, const float* scales, Tile tile, const Shape& shape) {
+__device__ void add_up(uint32_t base, T* y, const float* scales, Tile tile, int part,
+                       const Shape& shape) {
   constexpr int kPairs = F::kRows * F::kOut / 2, kParts = kBlocks * F::kHalves;
-  for (int pair = blockIdx.z * kThreads + threadIdx.x; pair < kPairs;
-       pair += kBlocks * kThreads) {
+  if (scales) scales += tile.matrix * shape.out;
+  for (int pair = part * kThreads + threadIdx.x; pair < kPairs; pair += kBlocks * kThreads) {
     const int local_row = pair / (F::kOut / 2), local_out = pair % (F::kOut / 2) * 2;
     const int at = local_row * F::kSumsRow + local_out;
     float2 parts[kParts];  // all loads are issued before the first is used
@@ -78,7 +80,7 @@ __device__ void add_up(uint32_t base, T* y, const float* scales, Tile tile, cons
     const int row = tile.row * F::kRows + local_row, out = tile.out + local_out;
     if (row < shape.rows && out < shape.out) {
       if (scales) parts[0].x *= scales[out], parts[0].y *= scales[out + 1];
-      const int64_t to = static_cast<int64_t>(row) * shape.out + out;
+      const int64_t to = static_cast<int64_t>(tile.matrix * shape.rows + row) * shape.out + out;
       *reinterpret_cast<uint32_t*>(y + to) = hopper::two<T>(parts[0].x, parts[0].y);
     }
   }

@@ -35,12 +35,14 @@ struct Maps {
   CUtensorMap x, values, indices, y;
 };
 
+// Of one matrix of a stack; their rows together count in 32 bits.
 struct Shape {
-  int rows, out, steps, out_tiles, row_tiles;
+  int rows, out, steps, out_tiles, row_tiles, matrices;
+  int index_rows;  // of the indices
 };
 
 struct Tile {
-  int out, row;
+  int out, row, matrix;
 };
 
 // Returns the tile of this block. The tiles of a cluster are neighbours with the same rows. Tiles
@@ -49,11 +51,13 @@ template <typename F, int kSharers>
 __device__ Tile tile_at(int index, const Shape& shape) {
   constexpr int kBand = 16 / kSharers;
   const int across = (shape.out_tiles + kSharers - 1) / kSharers;
+  const int matrix = index / (across * shape.row_tiles);
+  index -= matrix * across * shape.row_tiles;
   const int per_band = kBand * shape.row_tiles, band = index / per_band;
   const int width = min(kBand, across - band * kBand), within = index % per_band;
   int out_tile = (band * kBand + within % width) * kSharers;
   if (kSharers > 1) out_tile += hopper::block_in_cluster();
-  return {out_tile * F::kOut, within / width};
+  return {out_tile * F::kOut, within / width, matrix};
 }
 
 }  // namespace nm_matmul
