@@ -234,6 +234,22 @@ def test_batch_axes_may_be_anywhere(order, implementation):
     np.testing.assert_array_equal(jax.jit(run)(small, x), wanted)
 
 
+@pytest.mark.usefixtures("available")
+def test_what_a_stack_does_not_fit_is_said():
+    x = jax.ShapeDtypeStruct((2, 4, 64), np.float16)
+    stored = js.compress(np.ones((2, 64, 24), np.float16), axis=1)
+    fn = lambda w, x: jnp.einsum("etd,edf->etf", x, w)
+    assert count_launches(js.sparse_apply(fn), stored, x) == 0  # decompressed
+    with pytest.raises(ValueError, match=r"'cuda' .*: .* \(64, 24\) are not multiples"):
+        jax.eval_shape(js.sparse_apply(fn, implementation="cuda"), stored, x)
+    x = jax.ShapeDtypeStruct((2**14, 1, 64), np.float16)
+    many = jax.eval_shape(
+        lambda w: js.compress(jnp.repeat(w, 2**14, 0), axis=1),
+        jnp.ones((1, 64, 32), np.float16),
+    )
+    assert count_launches(vmapped, x, many) == 0  # more than a grid has
+
+
 SHARDED = """
 import jax
 import numpy as np

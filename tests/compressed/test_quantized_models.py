@@ -92,6 +92,22 @@ def attention(params, x):
     return jnp.einsum("bthk,hkd->btd", jnp.tanh(heads), params["out"])
 
 
+@pytest.mark.parametrize("contracted", [(), (0,)])
+@pytest.mark.parametrize("quantize_activations", [False, True])
+def test_experts(quantize_activations, contracted):
+    weight, x = js.compress(normal(3, 16, 8), axis=1), normal(3, 5, 16)
+    small = js.quantize_compressed(weight, contracted=(*contracted, 1))
+    fn = lambda w, x: jnp.einsum("etd,edf->etf", x, w)
+    run = js.sparse_apply(fn, quantize_activations=quantize_activations)
+    if quantize_activations:
+        scales = oracle.absmax_scales(x, "int8", [-1])
+        rows = oracle.quantized(x, scales, "int8") * scales
+    else:
+        rows = np.float64(x)
+    expected = rows @ np.float64(js.decompress(small))
+    np.testing.assert_allclose(jax.jit(run)(small, x), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("quantize_activations", [False, True])
 def test_projections_of_attention(quantize_activations):
@@ -173,13 +189,11 @@ def test_gradients_flow_through_a_model():
 
 
 def test_what_cannot_quantize_activations_says_so():
-    params, x = {"w": normal(2, 16, 8)}, normal(2, 5, 16)
-    batched = lambda params, x: jnp.einsum("ebd,edk->ebk", x, params["w"])
-    plan = planned(batched, params, x)
-    small = js.compress_params(params, plan, quantize="int8")
-    run = js.sparse_apply(batched, plan, quantize_activations=True)
-    with pytest.raises(ValueError, match=r"cannot be quantized: .*batch axes.*False"):
-        run(small, x)
+    small = {"w": js.quantize_compressed(js.compress(normal(2, 16, 16), axis=1))}
+    across = lambda params, x: jnp.einsum("ebk,edk->ebd", x, params["w"])
+    run = js.sparse_apply(across, quantize_activations=True)
+    with pytest.raises(ValueError, match=r"be quantized: .* not contracted; .*False"):
+        run(small, normal(2, 5, 16))
     heads = js.quantize_compressed(js.compress(normal(2, 16, 8), axis=1))
     summed = lambda params, x: jnp.einsum("bhk,hko->bo", x, params["w"])
     run = js.sparse_apply(summed, quantize_activations=True)
@@ -188,4 +202,4 @@ def test_what_cannot_quantize_activations_says_so():
     plain = {"w": js.compress(normal(16, 8))}
     run = js.sparse_apply(lambda p, x: x @ p["w"], quantize_activations=True)
     with pytest.raises(ValueError, match=r"\(16, 8\) .* is not quantized"):
-        run(plain, x)
+        run(plain, normal(5, 16))
