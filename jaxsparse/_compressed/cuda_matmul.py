@@ -9,7 +9,6 @@ shards.
 Values of eight bits are widened in registers for few rows, otherwise by XLA before.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -175,7 +174,8 @@ def _multiply_batch(
     def stacked(array: Array, is_batched: bool) -> Array:
         return array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
 
-    own = [x, *itertools.chain(*layout.split(arrays)[: layout.weights])]  # not packed
+    weights = layout.split(arrays)[: layout.weights]  # not packed
+    own = [x, *(array for weight in weights for array in weight)]
     products = _multiply(
         layout._replace(stack=layout.stack + 1),
         *map(stacked, own, batched[: len(own)]),
@@ -191,8 +191,10 @@ def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     if stack:
         arrays = tuple(a.reshape(size, *a.shape[layout.stack :]) for a in arrays)
     outs = [weight[0].shape[-1] for weight in layout.split(arrays)]
-    # Unlike whole arrays, shards may have any size, and vmap adds rows and stacks.
-    suits = all(out % 16 == 0 and out for out in outs) and rows.size
+    # Unlike whole arrays, shards may have any size, and vmap adds rows and stacks, of
+    # perhaps symbolic sizes.
+    suits = isinstance(size, int) and isinstance(count, int) and rows.size
+    suits = suits and all(out % 16 == 0 and out for out in outs)
     suits = suits and size * max(count, k, *outs) < MAX_SIZE and size <= MAX_STACK
     suits = suits and k % multiple_of_k(layout.pattern) == 0
     if not layout.exported:

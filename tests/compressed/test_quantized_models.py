@@ -103,8 +103,8 @@ def test_experts(quantize_activations, contracted):
         scales = oracle.absmax_scales(x, "int8", [-1])
         rows = oracle.quantized(x, scales, "int8") * scales
     else:
-        rows = np.float64(x)
-    expected = rows @ np.float64(js.decompress(small))
+        rows = np.asarray(x, np.float64)
+    expected = rows @ np.asarray(js.decompress(small), np.float64)
     np.testing.assert_allclose(jax.jit(run)(small, x), expected, rtol=1e-4, atol=1e-5)
 
 
