@@ -47,7 +47,8 @@ def nm_matmul(
     Args:
       x: `[..., k]`, with any leading axes.
       compressed: a weight of shape `[k, out]` with groups along its first axis. For a
-        stack of weights use `jax.vmap`, mapped over the first axis of all its arrays.
+        stack of weights use `jax.vmap`, mapped over the first axis of all its arrays:
+        a kernel multiplies them in one launch.
         Compress a kernel with more than two axes as a matrix.
       transposed: the same weight as `[out, k]` with groups along its first axis, as a
         transposable mask allows: `compress(w.T, mask=mask.T, axis=0)`. The gradient of
