@@ -102,8 +102,8 @@ def cuda_matmuls(
     Args:
       x: `[..., k]`, for which `unsupported_reason` is empty.
       weights: at most `MAX_WEIGHTS` weights of shapes `[k, out]`, of the same pattern
-        and dtype, or all quantized to the same dtype. All kernels but `"whole"`
-        multiply them in one launch.
+        and dtype, or all quantized to the same dtype. They are multiplied in one
+        launch.
       packed: the only weight by `pack_form`. Where devices must be sent the weight,
         this array is sent instead, in one collective.
       transposed: whether it is the transposed weight, `[out, k]` with groups along
@@ -237,14 +237,11 @@ def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array
     if layout.pattern.m != 4:
         choice = choose_expanding(rows, k, *outs, **options)
         return launch(layout.pattern, choice, x, weights)
-    choose = partial(choose_kernel, rows, k, eight_bits=layout.scaled, **options)
-    by_choice = partial(launch, layout.pattern, scaled=layout.scaled, scaled_rows=False)
-    if choose(*outs).kernel != "few":
+    choice = choose_kernel(rows, k, *outs, eight_bits=layout.scaled, **options)
+    if choice.kernel != "few":
         weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
-    if choose(*outs).kernel != "whole":
-        return by_choice(choose(*outs), x, weights)
-    each = zip(outs, weights, strict=True)
-    return [by_choice(choose(out), x, [weight])[0] for out, weight in each]
+    flags = {"scaled": layout.scaled, "scaled_rows": False}
+    return launch(layout.pattern, choice, x, weights, **flags)
 
 
 def launch(

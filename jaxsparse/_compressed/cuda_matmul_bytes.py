@@ -8,6 +8,7 @@ automatic axes of a mesh each device multiplies its own shards; scales of rows a
 of whole rows.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -114,18 +115,19 @@ TILES = (
 )
 
 
-def choose_tile(rows: int, out: int) -> TileChoice:
-    """Returns the tile for `[rows, k]` by `[k, out]` on 132 multiprocessors.
+def choose_tile(rows: int, *outs: int) -> TileChoice:
+    """Returns the tile for `[rows, k]` by each `[k, out]` on 132 multiprocessors.
 
     The larger a tile, the less is read for its work; but all multiprocessors must have
     one, or a slice of one.
     """
-    out_tiles = -(-out // 128)
+    out_tiles = sum(-(-out // 128) for out in outs)
+    pairs = sum(-(-out // 256) for out in outs)
     for tile_rows in (256, 128):
         tiles = out_tiles * -(-rows // tile_rows)
         if rows > tile_rows // 2 and tiles >= 100:
             # A tile without a neighbour leaves the second block idle.
-            paired = tile_rows == 256 and 20 * (out_tiles % 2) <= out_tiles
+            paired = tile_rows == 256 and 20 * (2 * pairs - out_tiles) <= out_tiles
             return TileChoice(tile_rows, 2 if paired else 1)
     tile_rows = 32 if rows <= 32 else 64
     tiles = out_tiles * -(-rows // tile_rows)
@@ -210,27 +212,11 @@ def _multiply_by_kernel(
         return launch(NM(2, 4), choice, rows, weights, row_scales, **options)
     if rows.shape[1] % 16:  # rows are moved by 16 bytes
         rows = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % 16)))
-    return [_multiply_one(dtype, rows, row_scales, *weight) for weight in weights]
-
-
-def _multiply_one(
-    dtype: DTypeLike,
-    rows: Array,
-    row_scales: Array,
-    values: Array,
-    indices: Array,
-    scales: Array,
-) -> Array:
-    count, out = len(rows), values.shape[1]
-    tile = choose_tile(count, out)
-    name = cuda_target.target(LIBRARY)
-    multiply = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((count, out), dtype))
-    return multiply(
-        rows,
-        values,
-        indices,
-        row_scales,
-        scales,
-        tile_rows=np.int64(tile.tile_rows),
-        blocks=np.int64(tile.blocks),
+    count, outs = len(rows), [weight[0].shape[1] for weight in weights]
+    tile = choose_tile(count, *outs)
+    multiply = jax.ffi.ffi_call(
+        cuda_target.target(LIBRARY),
+        [jax.ShapeDtypeStruct((count, out), dtype) for out in outs],
     )
+    parameters = {name: np.int64(value) for name, value in tile._asdict().items()}
+    return list(multiply(rows, row_scales, *itertools.chain(*weights), **parameters))

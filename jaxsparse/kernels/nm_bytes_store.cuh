@@ -12,10 +12,10 @@ template <typename F>
 struct Scales {
   static constexpr int kRows = (F::kRows + 127) / 128;  // of each thread
 
-  __device__ Scales(const float* of_rows, const float* of_outs, Tile tile, const Shape& shape) {
+  __device__ Scales(const float* of_rows, const Weight& weight, Tile tile, const Shape& shape) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int out = min(tile.out + warp * 16 + lane / 4 * 2, shape.out - 2);
-    outs = *reinterpret_cast<const float2*>(of_outs + out);
+    const int out = min(tile.out + warp * 16 + lane / 4 * 2, weight.out - 2);
+    outs = *reinterpret_cast<const float2*>(weight.scales + out);
     for (int i = 0; i < kRows; ++i) {
       const int row = tile.row * F::kRows + i * 128 + threadIdx.x % 128;
       rows[i] = of_rows[min(row, shape.rows - 1)];

@@ -6,11 +6,7 @@
 
 namespace nm_bytes {
 
-using nm_matmul::Shape, nm_matmul::Tile;
-
-struct Maps {
-  CUtensorMap x, values, indices, y;
-};
+using nm_matmul::Maps, nm_matmul::Products, nm_matmul::Shape, nm_matmul::Tile, nm_matmul::Weight;
 
 constexpr int kConsumers = 256;  // threads: two warpgroups, of 64 outputs each
 constexpr int kThreads = kConsumers + 128;

@@ -19,7 +19,7 @@ struct Operand {
   const void *values, *indices;
   const float* scales;  // or null
   void* y;
-  uint64_t out;
+  uint64_t kept, out;  // of the values: rows of one matrix, and columns
 };
 
 struct Call {
@@ -49,7 +49,8 @@ inline ffi::Error read(Call* call, ffi::AnyBuffer x, ffi::RemainingArgs arrays,
     Operand* weight = &call->weights[i];
     const ffi::AnyBuffer values = *arrays.get<ffi::AnyBuffer>(next++);
     weight->values = values.untyped_data(), call->type = values.element_type();
-    weight->out = values.dimensions().back();
+    const auto shape = values.dimensions();
+    weight->kept = shape[shape.size() - 2], weight->out = shape.back();
     weight->indices = arrays.get<ffi::AnyBuffer>(next++)->untyped_data();
     if (scaled) weight->scales = arrays.get<ffi::Buffer<ffi::F32>>(next++)->typed_data();
     weight->y = (*results.get<ffi::AnyBuffer>(i))->untyped_data();

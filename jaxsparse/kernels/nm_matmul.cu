@@ -20,9 +20,8 @@ using nm_call::Call, nm_call::Operand, nm_call::tiles, nm_call::with_blocks;
 
 static_assert(nm_call::kMostWeights == nm_matmul::kMostWeights);
 
-template <typename T, typename F, int kSharers = 1>
-ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
-               nm_matmul::Shape* shape) {
+template <typename T, typename F, int kSharers>
+ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps) {
   using nm_matmul::map_2d, nm_matmul::map_3d, nm_matmul::map_indices;
   static const launch::Encode encode = launch::find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
@@ -37,10 +36,24 @@ ffi::Error map(const Call& call, const Operand& weight, nm_matmul::Maps* maps,
                    call.matrices * call.k / 8, F::kOut, F::kDepth, F::kBox) &&
       !map_3d(encode, &maps->y, type, weight.y, weight.out, call.rows, call.matrices,
               nm_matmul::kStoreRows);
-  if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
-  *shape = {static_cast<int>(call.rows), static_cast<int>(weight.out), tiles(call.k, F::kDepth),
-            tiles(weight.out, F::kOut), tiles(call.rows, F::kRows),
+  return mapped ? ffi::Error::Success()
+                : ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
+}
+
+template <typename T, typename F, int kSharers>
+ffi::Error map_all(const Call& call, nm_matmul::Products* products, nm_matmul::Shape* shape) {
+  products->count = call.count;
+  *shape = {static_cast<int>(call.rows), tiles(call.k, F::kDepth), tiles(call.rows, F::kRows),
             static_cast<int>(call.matrices), static_cast<int>(call.k / 8)};
+  for (int i = 0; i < call.count; ++i) {
+    const Operand& from = call.weights[i];
+    nm_matmul::Weight& weight = products->weights[i];
+    weight.y = from.y, weight.scales = from.scales, weight.out = static_cast<int>(from.out);
+    shape->groups += tiles(from.out, F::kOut * kSharers);
+    if (ffi::Error error = map<T, F, kSharers>(call, from, &weight.maps); error.failure()) {
+      return error;
+    }
+  }
   return ffi::Error::Success();
 }
 
@@ -57,30 +70,19 @@ ffi::Error launch_few(const Call& call) {
 
 template <typename T, typename F, int kBlocks>
 ffi::Error launch_split(const Call& call) {
-  nm_matmul::Products<T> products;
+  nm_matmul::Products products;
   nm_matmul::Shape shape;
-  int out_tiles = 0;
-  for (int i = 0; i < call.count; ++i) {
-    const Operand& from = call.weights[i];
-    nm_matmul::Weight<T>& weight = products.weights[i];
-    if (ffi::Error error = map<T, F>(call, from, &weight.maps, &shape); error.failure()) {
-      return error;
-    }
-    weight.y = static_cast<T*>(from.y), weight.scales = from.scales, weight.out = shape.out;
-    out_tiles += shape.out_tiles;
-  }
-  products.count = call.count;
-  const dim3 grid(out_tiles, shape.row_tiles, shape.matrices * kBlocks);
+  if (ffi::Error error = map_all<T, F, 1>(call, &products, &shape); error.failure()) return error;
+  const dim3 grid(shape.groups, shape.row_tiles, shape.matrices * kBlocks);
   const Launch launch = {grid, dim3(1, 1, kBlocks), nm_matmul::kThreads, F::bytes(0)};
   return run<nm_matmul::split<T, F, kBlocks>>(call.stream, call.device, launch, products, shape);
 }
 
 template <typename T, typename F, int kSharers>
 ffi::Error launch_whole(const Call& call) {
-  nm_matmul::Maps maps;
+  nm_matmul::Products products;
   nm_matmul::Shape shape;
-  if (ffi::Error error = map<T, F, kSharers>(call, call.weights[0], &maps, &shape);
-      error.failure()) {
+  if (ffi::Error error = map_all<T, F, kSharers>(call, &products, &shape); error.failure()) {
     return error;
   }
   constexpr auto kernel = nm_matmul::whole<T, F, kSharers>;
@@ -88,9 +90,9 @@ ffi::Error launch_whole(const Call& call) {
   int most = 0;
   RETURN_IF_CUDA_ERROR(launch::most_clusters<kernel>(call.device, launch, &most));
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster of two blocks");
-  const int clusters = tiles(shape.out_tiles, kSharers) * shape.row_tiles * shape.matrices;
+  const int clusters = shape.groups * shape.row_tiles * shape.matrices;
   launch.grid = dim3(kSharers * std::min(most, clusters));
-  return run<kernel>(call.stream, call.device, launch, maps, shape, call.weights[0].scales);
+  return run<kernel>(call.stream, call.device, launch, products, shape);
 }
 
 template <typename T, int kRows, int kWarps, int kWide, int... kChoices>
@@ -156,13 +158,13 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, 
       case 128: return split<T, 128, 128, 4, 1, 2, 3, 4>(call);
       case 256: return split<T, 256, 128, 5, 1, 2, 3>(call);
     }
-  } else if (kernel == "whole" && call.count == 1) {
+  } else if (kernel == "whole") {
     switch (tile_rows) {
       case 128: return whole<T, 128, 8, 1>(call);
       case 256: return whole<T, 256, 5, 1, 2>(call);
     }
   }
-  return ffi::Error::InvalidArgument("no kernel for so many rows or weights");
+  return ffi::Error::InvalidArgument("no kernel for so many rows");
 }
 
 ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,

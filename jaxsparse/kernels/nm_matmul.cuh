@@ -137,26 +137,27 @@ __device__ void prepare(const Ring<F, kSharers>& ring, const Maps& maps) {
 
 // For many tiles: each block computes several, and loads the next while it stores one.
 template <typename T, typename F, int kSharers>
-__global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Maps maps,
-                                                     const Shape shape, const float* scales) {
+__global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Products all,
+                                                     const Shape shape) {
   const uint32_t base = aligned_base();
   Ring<F, kSharers> ring(base, F::kOutbox);
-  prepare(ring, maps);
-  const int across = (shape.out_tiles + kSharers - 1) / kSharers;
-  const int count = across * shape.row_tiles * shape.matrices;
+  prepare(ring, all.weights[0].maps);
+  const int count = shape.groups * shape.row_tiles * shape.matrices;
   const int first = blockIdx.x / kSharers, clusters = gridDim.x / kSharers;
   if (threadIdx.x < kConsumers) {
     for (int index = first; index < count; index += clusters) {
       float sums[F::kRows / 2] = {};
       multiply<T, F>(ring, shape.steps, sums);
-      const Tile tile = tile_at<F, kSharers>(index, shape);
-      if (scales) scale<F::kRows>(sums, scales, tile, shape);
-      store<T, F::kRows>(maps.y, base + F::kRing, tile, sums);
+      const Tile tile = tile_at<F, kSharers>(index, all, shape);
+      const Weight& weight = all.weights[tile.weight];
+      if (weight.scales) scale<F::kRows>(sums, weight, tile);
+      store<T, F::kRows>(weight.maps.y, base + F::kRing, tile, sums);
     }
     if (threadIdx.x % 128 == 0) hopper::wait_stores<0>();
   } else if (threadIdx.x == kConsumers) {
     for (int index = first; index < count; index += clusters) {
-      const Tile tile = tile_at<F, kSharers>(index, shape);
+      const Tile tile = tile_at<F, kSharers>(index, all, shape);
+      const Maps& maps = all.weights[tile.weight].maps;
       for (int step = 0; step < shape.steps; ++step, ring.next()) {
         ring.load(maps, shape, tile, step);
       }
@@ -166,42 +167,19 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Map
   if (kSharers > 1) hopper::sync_cluster();
 }
 
-constexpr int kMostWeights = 4;
-
-// A weight of the products of x that are computed in one launch.
-template <typename T>
-struct Weight {
-  Maps maps;
-  T* y;
-  const float* scales;
-  int out;
-};
-
-template <typename T>
-struct Products {
-  Weight<T> weights[kMostWeights];
-  int count;
-};
-
-// For few tiles: the blocks of a cluster share one tile, and each has a part of k. The tiles of
-// one weight follow those of another, and the clusters of one matrix those of another.
+// For few tiles: the blocks of a cluster share one tile, and each has a part of k. The clusters of
+// one matrix follow those of another.
 template <typename T, typename F, int kBlocks>
 __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
-    const __grid_constant__ Products<T> all, Shape shape) {
+    const __grid_constant__ Products all, const Shape shape) {
   static_assert(F::kHalves * F::kSums * 4 <= F::kRing, "the sums take the ring's place");
   const uint32_t base = aligned_base();
   Ring<F> ring(base, 0);
-  int out_tile = blockIdx.x, i = 0;
-  for (; i < all.count - 1; ++i) {
-    const int tiles = (all.weights[i].out + F::kOut - 1) / F::kOut;
-    if (out_tile < tiles) break;
-    out_tile -= tiles;
-  }
-  const Weight<T>& weight = all.weights[i];
-  shape.out = weight.out;
+  Tile tile = {0, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z) / kBlocks};
+  find_weight<F, 1>(tile, blockIdx.x, all);
+  const Weight& weight = all.weights[tile.weight];
   prepare(ring, weight.maps);
-  const int part = blockIdx.z % kBlocks, matrix = blockIdx.z / kBlocks;
-  const Tile tile = {out_tile * F::kOut, static_cast<int>(blockIdx.y), matrix};
+  const int part = blockIdx.z % kBlocks;
   const int first = part * shape.steps / kBlocks, last = (part + 1) * shape.steps / kBlocks;
   if (threadIdx.x < kConsumers) {
     float sums[F::kRows / 2] = {};
@@ -214,7 +192,7 @@ __global__ __launch_bounds__(kThreads, F::kRows > 128 ? 1 : 2) void split(
     }
   }
   hopper::sync_cluster();
-  add_up<T, F, kBlocks>(base, weight.y, weight.scales, tile, part, shape);
+  add_up<T, F, kBlocks>(base, weight, tile, part, shape.rows);
   hopper::sync_cluster();  // no block exits while others read its sums
 }
 

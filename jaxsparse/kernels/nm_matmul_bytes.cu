@@ -1,13 +1,15 @@
-// The matmul of dense rows and a 2:4 sparse weight, both of eight bits, as an XLA FFI call.
+// The matmuls of dense rows and 2:4 sparse weights, all of eight bits, as an XLA FFI call.
 #include <algorithm>
 
 #include "launch.cuh"
+#include "nm_call.cuh"
 #include "nm_matmul_bytes.cuh"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
+using nm_call::Call, nm_call::Operand, nm_call::tiles;
 
 CUresult map_2d(launch::Encode encode, CUtensorMap* map, CUtensorMapDataType type, int bytes,
                 const void* data, uint64_t columns, uint64_t rows, uint32_t box_columns,
@@ -33,50 +35,43 @@ CUresult map_result(launch::Encode encode, CUtensorMap* map, const void* data, u
                 nm_bytes::kBoxRows, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
-struct Call {
-  cudaStream_t stream;
-  int device;
-  const void *x, *values, *indices;
-  const float *row_scales, *out_scales;
-  void* y;
-  uint64_t rows, x_k, k, out;  // rows of x may be longer than k, by zeros
-  ffi::DataType type;          // of the values
-};
-
-int tiles(uint64_t size, int tile) { return static_cast<int>((size + tile - 1) / tile); }
-
 template <typename F>
-ffi::Error map(const Call& call, nm_bytes::Maps* maps, nm_bytes::Shape* shape) {
+ffi::Error map(const Call& call, const Operand& weight, nm_bytes::Maps* maps) {
   static const launch::Encode encode = launch::find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
   static_assert(F::kDepth == 128 && F::kOut == 128, "rows of boxes");
-  const auto& c = call;
+  const uint64_t k = weight.kept * 2;  // rows of x may be longer, by zeros
   const bool mapped =
-      !map_bytes(encode, &maps->x, c.x, c.x_k, c.rows, F::kRows / F::kSharers) &&
-      !map_bytes(encode, &maps->values, c.values, c.out, c.k / 2, F::kDepth / 2) &&
-      !map_bytes(encode, &maps->indices, c.indices, c.out, c.k / 8, F::kDepth / 8) &&
-      !map_result(encode, &maps->y, c.y, c.out, c.rows);
-  if (!mapped) return ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
-  *shape = {static_cast<int>(c.rows), static_cast<int>(c.out), tiles(c.k, F::kDepth),
-            tiles(c.out, F::kOut), tiles(c.rows, F::kRows)};
-  return ffi::Error::Success();
+      !map_bytes(encode, &maps->x, call.x, call.k, call.rows, F::kRows / F::kSharers) &&
+      !map_bytes(encode, &maps->values, weight.values, weight.out, k / 2, F::kDepth / 2) &&
+      !map_bytes(encode, &maps->indices, weight.indices, weight.out, k / 8, F::kDepth / 8) &&
+      !map_result(encode, &maps->y, weight.y, weight.out, call.rows);
+  return mapped ? ffi::Error::Success()
+                : ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
 }
 
 template <typename T, typename V, typename F>
 ffi::Error launch_tiles(const Call& call) {
-  nm_bytes::Maps maps;
-  nm_bytes::Shape shape;
-  if (ffi::Error error = map<F>(call, &maps, &shape); error.failure()) return error;
+  nm_bytes::Products products;
+  products.count = call.count;
+  nm_bytes::Shape shape = {static_cast<int>(call.rows), tiles(2 * call.weights[0].kept, F::kDepth),
+                           tiles(call.rows, F::kRows), 1};
+  for (int i = 0; i < call.count; ++i) {
+    const Operand& from = call.weights[i];
+    nm_bytes::Weight& weight = products.weights[i];
+    weight.scales = from.scales, weight.out = static_cast<int>(from.out);
+    shape.groups += tiles(from.out, F::kOut * F::kSharers);
+    if (ffi::Error error = map<F>(call, from, &weight.maps); error.failure()) return error;
+  }
   constexpr auto kernel = nm_bytes::product<T, V, F>;
   launch::Launch config = {dim3(F::kBlocks), dim3(F::kBlocks), nm_bytes::kThreads, F::kBytes};
   int most = 0;
   RETURN_IF_CUDA_ERROR(launch::most_clusters<kernel>(call.device, config, &most));
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster");
-  const int clusters = tiles(shape.out_tiles, F::kSharers) * shape.row_tiles;
+  const int clusters = shape.groups * shape.row_tiles;
   // A cluster of slices has one tile; others have as many as there are.
   config.grid = dim3(F::kBlocks * (F::kSlices > 1 ? clusters : std::min(most, clusters)));
-  return launch::run<kernel>(call.stream, call.device, config, maps, shape,
-                             call.row_scales, call.out_scales);
+  return launch::run<kernel>(call.stream, call.device, config, products, shape, call.row_scales);
 }
 
 template <typename T, typename V>
@@ -104,18 +99,17 @@ ffi::Error choose(const Call& call, int64_t tile_rows, int64_t blocks) {
                               : choose<T, __nv_fp8_e4m3>(call, tile_rows, blocks);
 }
 
-ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x, ffi::AnyBuffer values,
-                   ffi::AnyBuffer indices, ffi::Buffer<ffi::F32> row_scales,
-                   ffi::Buffer<ffi::F32> out_scales, ffi::Result<ffi::AnyBuffer> y,
-                   int64_t tile_rows, int64_t blocks) {
-  Call call = {stream, device, x.untyped_data(), values.untyped_data(), indices.untyped_data()};
-  call.row_scales = row_scales.typed_data(), call.out_scales = out_scales.typed_data();
-  call.y = y->untyped_data(), call.type = values.element_type();
-  call.rows = x.dimensions()[0], call.x_k = x.dimensions()[1];
-  call.k = 2 * values.dimensions()[0], call.out = values.dimensions()[1];
+ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
+                   ffi::RemainingArgs arrays, ffi::RemainingRets results, int64_t tile_rows,
+                   int64_t blocks) {
+  Call call = {stream, device};
+  if (ffi::Error error = nm_call::read(&call, x, arrays, results, true, true); error.failure()) {
+    return error;
+  }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
-  return y->element_type() == ffi::BF16 ? choose<__nv_bfloat16>(call, tile_rows, blocks)
-                                        : choose<__half>(call, tile_rows, blocks);
+  const ffi::DataType type = (*results.get<ffi::AnyBuffer>(0))->element_type();
+  return type == ffi::BF16 ? choose<__nv_bfloat16>(call, tile_rows, blocks)
+                           : choose<__half>(call, tile_rows, blocks);
 }
 
 }  // namespace
@@ -124,12 +118,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_nm_matmul_bytes, product,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::PlatformStream<cudaStream_t>>()
                                   .Ctx<ffi::DeviceOrdinal>()
-                                  .Arg<ffi::AnyBuffer>()         // x
-                                  .Arg<ffi::AnyBuffer>()         // values
-                                  .Arg<ffi::AnyBuffer>()         // indices
-                                  .Arg<ffi::Buffer<ffi::F32>>()  // scales of rows
-                                  .Arg<ffi::Buffer<ffi::F32>>()  // scales of outputs
-                                  .Ret<ffi::AnyBuffer>()         // y
+                                  .Arg<ffi::AnyBuffer>()  // x
+                                  .RemainingArgs()  // scales of rows; values, indices and scales
+                                                    // of each weight
+                                  .RemainingRets()  // one product for each weight
                                   .Attr<int64_t>("tile_rows")
                                   .Attr<int64_t>("blocks"),
                               {ffi::Traits::kCmdBufferCompatible});

@@ -99,43 +99,45 @@ __device__ void add_slices(uint32_t ring, Sum (&sums)[F::kRows / 2]) {
 }
 
 template <typename T, typename V, typename F>
-__global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ Maps maps,
+__global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ Products all,
                                                        const Shape shape,
-                                                       const float* row_scales,
-                                                       const float* out_scales) {
+                                                       const float* row_scales) {
   extern __shared__ uint8_t memory[];
   const uint32_t base = (hopper::shared_address(memory) + 1023) & ~1023u;
   Ring<F> ring(base);
   if (threadIdx.x == 0) ring.init();
   if (threadIdx.x == kConsumers) {
+    const Maps& maps = all.weights[0].maps;
     hopper::prefetch(maps.values);
     hopper::prefetch(maps.indices);
     hopper::prefetch(maps.x);
   }
   F::kBlocks > 1 ? hopper::sync_cluster() : __syncthreads();
-  const int count = (shape.out_tiles + F::kSharers - 1) / F::kSharers * shape.row_tiles;
+  const int count = shape.groups * shape.row_tiles;
   const int first = blockIdx.x / F::kBlocks, clusters = gridDim.x / F::kBlocks;
   const Steps steps = Steps::of<F>(shape);
   if (threadIdx.x < kConsumers) {
     more_registers<232>();
     const Lane mine;
     for (int index = first; index < count; index += clusters) {
-      const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, shape);
-      const Scales<F> scales(row_scales, out_scales, tile, shape);
+      const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, all, shape);
+      const Weight& weight = all.weights[tile.weight];
+      const Scales<F> scales(row_scales, weight, tile, shape);
       typename hopper::SumOf<V>::type sums[F::kRows / 2] = {};
       multiply<V, F>(ring, mine, steps, sums);
       if constexpr (F::kSlices > 1) {
         add_slices<F>(base, sums);  // the cluster has no other tile
         if (hopper::block_in_cluster() > 0) return;
       }
-      store<T, F>(maps.y, base + F::kRing, tile, scales, sums);
+      store<T, F>(weight.maps.y, base + F::kRing, tile, scales, sums);
     }
     if (threadIdx.x % 32 == 0) hopper::wait_stores<0>();
   } else {
     fewer_registers<40>();
     if (threadIdx.x == kConsumers) {
       for (int index = first; index < count; index += clusters) {
-        const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, shape);
+        const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, all, shape);
+        const Maps& maps = all.weights[tile.weight].maps;
 #pragma unroll 1  // it has few registers
         for (int i = steps.begin; i < steps.end; ++i, ring.next()) ring.load(maps, tile, i);
       }

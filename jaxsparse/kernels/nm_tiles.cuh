@@ -35,29 +35,61 @@ struct Maps {
   CUtensorMap x, values, indices, y;
 };
 
-// Of one matrix of a stack; their rows together count in 32 bits.
+constexpr int kMostWeights = 4;
+
+// A weight of the products of x that are computed in one launch.
+struct Weight {
+  Maps maps;
+  void* y;
+  const float* scales;  // of the outputs, or null
+  int out;
+};
+
+struct Products {
+  Weight weights[kMostWeights];
+  int count;
+};
+
+// What the products have in common. There may be stacks of matrices, whose rows together count in
+// 32 bits.
 struct Shape {
-  int rows, out, steps, out_tiles, row_tiles, matrices;
-  int index_rows;  // of the indices
+  int rows, steps, row_tiles, matrices;
+  int index_rows;  // of the indices of one matrix
+  int groups;      // of tiles of all weights that share their rows
 };
 
 struct Tile {
-  int out, row, matrix;
+  int out, row, matrix, weight;
 };
+
+// Sets the output and the weight of a tile. The tiles of one weight follow those of another, in
+// groups of kSharers.
+template <typename F, int kSharers>
+__device__ void find_weight(Tile& tile, int group, const Products& all) {
+  constexpr int kOut = F::kOut * kSharers;
+  int i = 0;
+  for (; i < all.count - 1; ++i) {
+    const int groups = (all.weights[i].out + kOut - 1) / kOut;
+    if (group < groups) break;
+    group -= groups;
+  }
+  tile.weight = i, tile.out = group * kOut;
+  if (kSharers > 1) tile.out += hopper::block_in_cluster() * F::kOut;
+}
 
 // Returns the tile of this block. The tiles of a cluster are neighbours with the same rows. Tiles
 // that run at the same time share rows and outputs, so that they hit the L2 cache.
 template <typename F, int kSharers>
-__device__ Tile tile_at(int index, const Shape& shape) {
+__device__ Tile tile_at(int index, const Products& all, const Shape& shape) {
   constexpr int kBand = 16 / kSharers;
-  const int across = (shape.out_tiles + kSharers - 1) / kSharers;
-  const int matrix = index / (across * shape.row_tiles);
-  index -= matrix * across * shape.row_tiles;
+  Tile tile;
+  tile.matrix = index / (shape.groups * shape.row_tiles);
+  index -= tile.matrix * shape.groups * shape.row_tiles;
   const int per_band = kBand * shape.row_tiles, band = index / per_band;
-  const int width = min(kBand, across - band * kBand), within = index % per_band;
-  int out_tile = (band * kBand + within % width) * kSharers;
-  if (kSharers > 1) out_tile += hopper::block_in_cluster();
-  return {out_tile * F::kOut, within / width, matrix};
+  const int width = min(kBand, shape.groups - band * kBand), within = index % per_band;
+  tile.row = within / width;
+  find_weight<F, kSharers>(tile, band * kBand + within % width, all);
+  return tile;
 }
 
 }  // namespace nm_matmul

@@ -31,6 +31,8 @@ SHAPES = [
     (64, 4104, (1040, 144, 16)),
     (200, 520, (2320, 272)),
     (300, 264, (6992, 400)),
+    (1000, 136, (6992, 5008, 16, 400)),  # an odd number of tiles, and two blocks share
+    (100, 264, (5008, 400, 6992)),
 ]
 
 multiply_all = lambda weights, x: [x @ w for w in weights]

@@ -92,6 +92,41 @@ def test_whole_numbers_are_exact(shape, name):
 
 
 @needs_hopper
+@pytest.mark.parametrize("name", EIGHT_BITS)
+@pytest.mark.parametrize(
+    ("rows", "k", "outs"),
+    [
+        (40, 264, (400, 16, 2320)),
+        (200, 392, (2320, 272, 144)),
+        (300, 1544, (4112, 4112, 16)),
+        (1000, 136, (6992, 5008, 16, 400)),  # an odd number of tiles, two blocks share
+    ],
+)
+def test_products_of_one_input_are_exact(rows, k, outs, name):
+    x, _, _ = whole_numbers(rows, k, 16, name)
+    stored, exact = [], []
+    for i, out in enumerate(outs):
+        rng = np.random.default_rng(i)
+        weight = rng.integers(-3, 4, (k, out))
+        mask, scales = (
+            random_mask(rng, weight.shape, 2, 4, 0),
+            2.0 ** (i - np.ones(out)),
+        )
+        stored.append(quantized(weight, mask, scales, name, BFLOAT16))
+        exact.append(x.astype(np.float64) @ masked(weight, mask) * scales)
+    multiply_all = lambda weights, x: [x @ weight for weight in weights]
+    run = js.sparse_apply(
+        multiply_all, implementation="cuda", quantize_activations=True
+    )
+    launched = jax.jit(run).lower(stored, x).as_text().count("nm_matmul_bytes")
+    assert launched == 1
+    for result, wanted in zip(jax.jit(run)(stored, x), exact, strict=True):
+        np.testing.assert_array_equal(
+            result, wanted.astype(np.float32).astype(BFLOAT16)
+        )
+
+
+@needs_hopper
 @pytest.mark.parametrize("tile", cuda_matmul_bytes.TILES, ids=str)
 @pytest.mark.parametrize("name", EIGHT_BITS)
 def test_every_tile_is_exact(name, tile, monkeypatch):
