@@ -27,9 +27,9 @@ def nm_matmuls(
 ) -> list[Array]:
     """Returns `nm_matmul` of one input by each of several weights.
 
-    The kernel for few rows computes them in one launch, if they are stored alike. Every
-    launch costs the time in which memory is idle, of which few rows need little more.
-    Activations are quantized once.
+    A kernel computes them in one launch, if they are stored alike. Every launch costs
+    the time in which memory is idle, of which few rows need little more; with many, a
+    small weight alone would leave multiprocessors idle. Activations are quantized once.
 
     Args:
       x: `[..., k]`.
