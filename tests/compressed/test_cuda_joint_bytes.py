@@ -42,7 +42,7 @@ def test_whole_numbers_by_several_weights_are_exact(shape, name):
 @pytest.mark.usefixtures("available")
 @pytest.mark.parametrize("name", EIGHT_BITS)
 def test_rows_of_several_products_are_quantized_once(name):
-    """Few rows of float8 are widened for the kernel that takes several weights."""
+    """Few rows of float8 are widened for the other kernel."""
     run = js.sparse_apply(multiply_all, quantize_activations=True)
     problems = [whole_numbers(6, 64, out, name, seed=out) for out in (32, 48, 16)]
     x, weights = problems[0][0], [stored for _, stored, _ in problems]
