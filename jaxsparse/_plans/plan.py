@@ -263,7 +263,8 @@ def _check_leaf(plan: Plan, path: str, shape: tuple[int, ...]) -> None:
             "tree with plan_sparsity",
             path=path,
         )
-    if planned.shape != shape:
+    is_number = planned.shape is None and shape == ()  # which `jit` makes an array
+    if planned.shape != shape and not is_number:
         raise PlanError(
             f"the plan was made for a leaf {path!r} of shape {planned.shape}, this one "
             f"has shape {shape}: make a plan for this tree with plan_sparsity",
