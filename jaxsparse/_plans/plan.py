@@ -251,7 +251,10 @@ def _fit(plan: Plan, leaves: Mapping[str, Any], *, part: bool) -> Plan:
         return Plan(tuple(leaf for leaf in plan.leaves if leaf.path in leaves))
     missing = [leaf.path for leaf in plan.sparse if leaf.path not in leaves]
     if missing:
-        raise PlanError(f"the plan prunes {missing}, which this tree does not have")
+        raise PlanError(
+            f"the plan prunes {missing}, which this tree does not have: give the whole "
+            f"tree, or plan with Rule({missing[0]!r}, None)"
+        )
     return plan
 
 
