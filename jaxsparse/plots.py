@@ -55,7 +55,8 @@ def plot_leaves(report: SparsityReport, *, ax: Any = None) -> Any:
         )
     lines = alike({leaf.path: leaf for leaf in pruned})
     if ax is None:
-        ax = _axes((6.4, 1.1 + 0.28 * len(lines)))
+        width = max(6.4, 3.5 + 0.09 * max(map(len, lines)))  # room beside the paths
+        ax = _axes((width, 1.1 + 0.28 * len(lines)))
     kinds = (("magnitude_kept", "magnitude kept"), ("masked", "pruned"))
     for (name, label), color in zip(kinds, ("tab:blue", "tab:orange"), strict=True):
         points = [
@@ -184,7 +185,8 @@ def plot_flip_rate(
         )
     ax = _axes((6.4, 3.2)) if ax is None else ax
     # A rate is that of the last change of masks, and holds until the next one.
-    ax.plot(steps, 100 * rates, drawstyle="steps-post")
+    marker = "o" if len(rates) == 1 else None
+    ax.plot(steps, 100 * rates, drawstyle="steps-post", marker=marker)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("step")
     ax.set_ylabel("weights flipped (%)")

@@ -16,7 +16,7 @@ from jaxsparse._channels.locations import Location, interleaved_atoms, locations
 from jaxsparse._channels.parts import Parts, atoms_of, fix
 from jaxsparse._channels.propagate import Flow, read_graph
 from jaxsparse._channels.separate import separate_atoms
-from jaxsparse._trace import graph_of, trace
+from jaxsparse._trace import BoundJaxpr, Graph, graph_of, trace
 from jaxsparse._trees import PyTree, array_shapes, flatten
 
 
@@ -43,7 +43,7 @@ def channel_groups(
 
     Returns:
       The groups, in the order of the leaves. Axes of size 1 are in none, nor are leaves
-      that `fn` does not use.
+      that `fn` does not read.
 
     Raises:
       ValueError: two leaves have the same path, or a size is a symbol. Errors that `fn`
@@ -74,7 +74,7 @@ def find_groups(
     """As `channel_groups`, for a tuple of arguments."""
     program = trace(fn, params, args, kwargs)
     shapes = array_shapes(flatten(params).by_path)
-    graph = graph_of(program.bound)
+    graph = _graph(program.bound, len(shapes))
     for value in graph.values:
         if not all(isinstance(size, int | np.integer) for size in value.shape):
             raise ValueError(
@@ -84,11 +84,27 @@ def find_groups(
     return ChannelGroups(tuple(_groups(flow, list(shapes))))
 
 
+def _graph(bound: BoundJaxpr, leaves: int) -> Graph:
+    """Returns the graph of a program whose first inputs are leaves.
+
+    A leaf that no result needs may belong to the model: in training batch statistics
+    are only updated. What is computed from it shows which channels it has.
+    """
+    graph = graph_of(bound)
+    idle = set(range(leaves)) - _used(graph)
+    return graph_of(bound, idle) if idle else graph
+
+
+def _used(graph: Graph) -> set[int]:
+    """Returns the numbers of the values that steps or results use."""
+    return {*graph.outputs, *(i for step in graph.steps for i in step.operands)}
+
+
 def _groups(flow: Flow, paths: Sequence[str]) -> list[ChannelGroup]:
     parts, graph = flow.record.parts, flow.graph
     leaves = {flow.values[i].axes for i in range(len(paths))}
     settle_families(parts, flow.record.regions, leaves)
-    used = {*graph.outputs, *(i for step in graph.steps for i in step.operands)}
+    used = _used(graph)
     locations: dict[int, list[tuple[str, Location]]] = {}
     for i, path in enumerate(paths):
         if i not in used:

@@ -1,14 +1,16 @@
 """Rules of matmuls and convolutions."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._channels.groups import ChannelRole
-from jaxsparse._channels.parts import fix, mix, new_atom, product
+from jaxsparse._channels.parts import fix, mark, mix, new_atom, product
+from jaxsparse._channels.reductions import NORMALISED
 from jaxsparse._channels.unify import unify
-from jaxsparse._channels.value import Record, Value, mixed_axes
+from jaxsparse._channels.value import Record, Value, mixed_axes, sizes_of
 from jaxsparse._trace import var_shape
 
 
@@ -46,9 +48,31 @@ def _dot(
         free.append([x for i, x in enumerate(value.axes) if i not in inner])
         _note(record, value, [value.axes[i] for i in contracted[k]], "input")
         _note(record, value, free[k], "output")
+    if _is_sum(left, right, [math.prod(sizes_of(record, axes)) for axes in free]):
+        for axis in sums:
+            mark(record.parts, axis, "kept", NORMALISED)
     output = (*batches, *free[0], *free[1])
     record.regions.append((*output, *sums))
     return Value(output, distinct=_distinct((left, right), output))
+
+
+def _is_sum(left: Value, right: Value, free: Sequence[int]) -> bool:
+    """Returns whether a product is what `(x * y).sum(...)` or `x.mean(...)` could be.
+
+    It is if no axes are free, as for the squares of a norm, or if it is one with a
+    constant, such as `x @ jnp.full((size, 1), 1 / size)`. Products of activations with
+    weights, or of queries with keys, are something else.
+
+    Args:
+      left: an operand.
+      right: the other operand.
+      free: for each of them the product of the sizes of its free axes.
+    """
+    weights = [bool(value.leaves) for value in (left, right)]
+    constant = any(value.leaves == frozenset() for value in (left, right))
+    if any(weights):
+        return all(weights) and free == [1, 1]
+    return constant or free == [1, 1]
 
 
 def _distinct(operands: Sequence[Value], output: Sequence[int]) -> frozenset[int]:

@@ -16,6 +16,9 @@ from jaxsparse._channels.value import (
 from jaxsparse._trace import var_shape
 
 
+#: Why no channel is taken out that is summed up.
+NORMALISED = "normalised over"
+
 #: What goes along an axis in order.
 CUMULATIVE = frozenset(["cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"])
 
@@ -29,7 +32,7 @@ def reduce_axes(
     """Sums axes up. Without one of its channels a norm has other statistics."""
     value, gone = operands[0], eqn.params["axes"]
     for i in gone:
-        mark(record.parts, value.axes[i], "kept", "normalised over")
+        mark(record.parts, value.axes[i], "kept", NORMALISED)
     return [Value(tuple(axis for i, axis in enumerate(value.axes) if i not in gone))]
 
 

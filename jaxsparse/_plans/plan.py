@@ -251,7 +251,10 @@ def _fit(plan: Plan, leaves: Mapping[str, Any], *, part: bool) -> Plan:
         return Plan(tuple(leaf for leaf in plan.leaves if leaf.path in leaves))
     missing = [leaf.path for leaf in plan.sparse if leaf.path not in leaves]
     if missing:
-        raise PlanError(f"the plan prunes {missing}, which this tree does not have")
+        raise PlanError(
+            f"the plan prunes {missing}, which this tree does not have: give the whole "
+            f"tree, or plan with Rule({missing[0]!r}, None)"
+        )
     return plan
 
 
@@ -263,7 +266,8 @@ def _check_leaf(plan: Plan, path: str, shape: tuple[int, ...]) -> None:
             "tree with plan_sparsity",
             path=path,
         )
-    if planned.shape != shape:
+    is_number = planned.shape is None and shape == ()  # which `jit` makes an array
+    if planned.shape != shape and not is_number:
         raise PlanError(
             f"the plan was made for a leaf {path!r} of shape {planned.shape}, this one "
             f"has shape {shape}: make a plan for this tree with plan_sparsity",

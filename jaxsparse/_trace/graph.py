@@ -1,6 +1,6 @@
 """A program as one graph of steps, its calls, loops and branches inlined."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -83,9 +83,15 @@ class Graph(NamedTuple):
     decisions: list[Decision]
 
 
-def graph_of(bound: BoundJaxpr) -> Graph:
-    """Returns the graph of a jaxpr. The bodies of loops are in it once."""
-    builder = _Builder([], [], {}, {}, [])
+def graph_of(bound: BoundJaxpr, keep: Iterable[int] = ()) -> Graph:
+    """Returns the graph of a jaxpr. The bodies of loops are in it once.
+
+    Args:
+      bound: the jaxpr.
+      keep: the numbers of inputs. What is computed from them is in the graph though no
+        result needs it.
+    """
+    builder = _Builder([], [], {}, {}, [], set(keep))
     inputs = [builder.value(var.aval) for var in bound.jaxpr.invars]
     outputs = _inline(bound, inputs, builder, ())
     steps = [
@@ -111,6 +117,7 @@ class _Builder(NamedTuple):
       loops: the operands of the joins at the start of loops, by index of the step.
       constants: the literals and constant arrays, by number.
       decisions: what decides between branches and ends loops.
+      kept: the values that stay though no result needs them.
     """
 
     steps: list[Step]
@@ -118,6 +125,7 @@ class _Builder(NamedTuple):
     loops: dict[int, tuple[int, ...]]
     constants: dict[int, Any]
     decisions: list[Decision]
+    kept: set[int]
 
     def value(self, value: Any) -> int:
         """Adds a value like this one and returns its number."""
@@ -134,15 +142,23 @@ class _Builder(NamedTuple):
     def move(self, name: str, operands: Sequence[int], like: Any, path: Path) -> int:
         """Adds a move with one output and returns the output's number."""
         output = self.value(like)
-        self.steps.append(Step(name, tuple(operands), (output,), None, path))
+        self.add(Step(name, tuple(operands), (output,), None, path))
         return output
+
+    def add(self, step: Step) -> None:
+        """Adds a step. What is computed from kept values is kept."""
+        self.steps.append(step)
+        if self.kept.intersection(step.operands):
+            self.kept.update(step.outputs)
 
 
 def _inline(
     bound: BoundJaxpr, args: Sequence[int], builder: _Builder, path: Path
 ) -> list[int]:
     rule = partial(_equation, builder=builder, path=path)
-    return interpret(bound, args, rule, builder.constant)
+    return interpret(
+        bound, args, rule, builder.constant, keep=builder.kept.__contains__
+    )
 
 
 def _equation(
@@ -153,7 +169,7 @@ def _equation(
         return _control_flow(eqn, flow, inputs, builder, path)
     outputs = tuple(builder.value(var.aval) for var in eqn.outvars)
     path = step_into(path, eqn)
-    builder.steps.append(Step(eqn.primitive.name, tuple(inputs), outputs, eqn, path))
+    builder.add(Step(eqn.primitive.name, tuple(inputs), outputs, eqn, path))
     return outputs
 
 

@@ -194,6 +194,7 @@ def interpret(
     constant: Callable[[Any], Any] = lambda value: value,
     *,
     effects: bool = False,
+    keep: Callable[[Any], bool] = lambda _: False,
 ) -> list[Any]:
     """Evaluates a jaxpr equation by equation, on values of any type.
 
@@ -204,6 +205,8 @@ def interpret(
       constant: converts a literal or a constant array to a value of that type.
       effects: whether the rule is also called for what only equations without outputs
         need, such as a debug print. To an analysis that means nothing.
+      keep: whether the rule is also called for all that is computed from an input of
+        this value, though no output needs it.
 
     Returns:
       The values of the outputs.
@@ -211,7 +214,8 @@ def interpret(
     jaxpr = bound.jaxpr
     env = dict(zip(jaxpr.constvars, map(constant, bound.consts), strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
-    live, last_use = _liveness(jaxpr, effects)
+    kept = [var for var, arg in zip(jaxpr.invars, args, strict=True) if keep(arg)]
+    live, last_use = _liveness(jaxpr, effects, kept)
 
     def read(var):
         return constant(var.val) if isinstance(var, core.Literal) else env[var]
@@ -251,14 +255,21 @@ def _scan(eqn: JaxprEqn) -> Scan:
     )
 
 
-def _liveness(jaxpr: Any, effects: bool) -> tuple[list[int], dict[int, list[Any]]]:
+def _liveness(
+    jaxpr: Any, effects: bool, kept: Sequence[Any]
+) -> tuple[list[int], dict[int, list[Any]]]:
     """Returns the equations that are needed, and the variables that each uses last.
 
-    Needed is what outputs depend on, and what has effects. A derivative traced by JAX
-    contains the whole forward pass, needed or not.
+    Needed is what outputs depend on, what has effects, and what depends on variables
+    that are kept. A derivative traced by JAX contains the whole forward pass, needed or
+    not.
     """
     variables = lambda vs: [v for v in vs if not isinstance(v, core.Literal)]
-    needed = set(variables(jaxpr.outvars))
+    needed = set(kept)
+    for eqn in jaxpr.eqns if kept else ():
+        if needed.intersection(variables(eqn.invars)):
+            needed.update(eqn.outvars)
+    needed.update(variables(jaxpr.outvars))
     live: list[int] = []
     last_use: dict[int, list[Any]] = {}
     for i, eqn in reversed(list(enumerate(jaxpr.eqns))):

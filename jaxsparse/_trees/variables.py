@@ -3,6 +3,7 @@
 A traced function has copies of its arguments. What it changes in them would be lost.
 """
 
+import operator
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -26,11 +27,11 @@ def with_changes(
 
     def run(*args: Any, **kwargs: Any) -> tuple[Any, dict[int, Any]]:
         variables = _variables((args, kwargs))
-        before = [variable.get_raw_value() for variable in variables]
+        before = [jax.tree.flatten(x.get_raw_value()) for x in variables]
         result = fn(*args, **kwargs)
-        after = [variable.get_raw_value() for variable in variables]
+        after = [x.get_raw_value() for x in variables]
         pairs = enumerate(zip(before, after, strict=True))
-        return result, {i: new for i, (old, new) in pairs if new is not old}
+        return result, {i: new for i, (old, new) in pairs if _differs(new, *old)}
 
     return run
 
@@ -62,6 +63,12 @@ def _places(variable: Any, args: PyTree, kwargs: PyTree) -> str:
     """Returns where among the arguments a variable is, such as `[0]['scale']`."""
     nodes, _ = tree_flatten_with_path((args, kwargs), is_leaf=is_variable)
     return " and ".join(keystr(path[1:]) for path, node in nodes if node is variable)
+
+
+def _differs(value: PyTree, leaves: list[Any], structure: Any) -> bool:
+    """Whether a value has not these very leaves: `nnx.capture` fills dicts in place."""
+    new_leaves, new_structure = jax.tree.flatten(value)
+    return new_structure != structure or any(map(operator.is_not, new_leaves, leaves))
 
 
 def _variables(tree: PyTree) -> list[Any]:

@@ -210,6 +210,45 @@ def test_taking_out_is_refused_where_channels_are_normalised_over():
     assert kept[4] == ""  # a router's softmax goes over the experts
 
 
+def _norm_by(squares):
+    return lambda p, x: (h := x @ p["up"]) * lax.rsqrt(squares(h)) @ p["down"]
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        _norm_by(lambda h: (h * h).mean(-1, keepdims=True)),
+        _norm_by(lambda h: jnp.einsum("bc,bc->b", h, h)[:, None] / 12),
+        _norm_by(lambda h: jax.vmap(jnp.vdot)(h, h * 2)[:, None]),
+        _norm_by(lambda h: (h[:, None] @ h[:, :, None])[:, 0]),
+        _norm_by(lambda h: (h * h) @ jnp.full((12, 1), 1 / 12)),
+        lambda p, x: x @ (p["up"] / jnp.einsum("ic,ic->i", p["up"], p["up"])[:, None])
+        @ p["down"],
+    ],
+)  # fmt: skip
+def test_a_matmul_that_is_a_sum_over_channels_normalises_as_well(fn):
+    (group,) = channel_groups(
+        fn, {"up": shape(3, 12), "down": shape(12, 2)}, shape(4, 3)
+    ).of("up", 1)
+    assert (group.fixed, group.kept) == ("", "normalised over")
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda p, x: jnp.einsum("ac,bc->ab", x @ p["up"], x @ p["down"].T),
+        lambda p, x: jnp.tanh(x[0] @ p["up"]) @ p["down"][:, 0],  # one output, no batch
+        lambda p, x: x @ (p["up"] @ p["down"]),
+        lambda p, x: (jnp.zeros((4, 12)) @ p["down"], x @ p["up"] @ p["down"]),
+    ],
+)
+def test_other_matmuls_may_lose_channels(fn):
+    (group,) = channel_groups(
+        fn, {"up": shape(3, 12), "down": shape(12, 3)}, shape(4, 3)
+    ).of("up", 1)
+    assert (group.fixed, group.kept) == ("", "")
+
+
 def test_a_leaf_that_is_not_used_is_in_no_group():
     fn = lambda p, x: x @ p["w"]
     params = {"w": shape(4, 3), "other": shape(4, 3)}

@@ -86,6 +86,35 @@ def test_sparse_apply_keeps_the_cache_of_attention(jit):
     js.check_sparsity(nnx.state(small, nnx.Param), plan)
 
 
+class _Sowing(nnx.Module):
+    def __init__(self, rngs):
+        self.up = nnx.Linear(32, 64, rngs=rngs)
+        self.down = nnx.Linear(64, 32, rngs=rngs)
+
+    def __call__(self, x):
+        hidden = nnx.relu(self.up(x))
+        self.sow(nnx.Intermediate, "hidden", hidden)
+        return self.down(hidden)
+
+
+@pytest.mark.parametrize("jit", [lambda fn: fn, nnx.jit])
+def test_what_is_sowed_is_captured(jit):
+    x = jax.random.normal(jax.random.key(0), (4, 32))
+    plan = [js.Rule(".*kernel", "2:4", axis=0), js.Rule(".*", None)]
+    module = _Sowing(nnx.Rngs(0))
+    module = js.mask_params(module, js.create_masks(module, plan))
+    small = js.compress_params(module, plan)
+    hidden = np.maximum(x @ module.up.kernel[...] + module.up.bias[...], 0)
+    for fn, model in [
+        (js.sparse_apply(_call, plan), small),
+        (js.accelerate(_call, plan), module),
+        (js.accelerate(_call, plan, implementation="xla"), module),
+    ]:
+        _, captured = jit(nnx.capture(fn, nnx.Intermediate))(model, x)
+        (value,) = captured["hidden"].get_raw_value()
+        np.testing.assert_allclose(value, hidden, rtol=1e-5, atol=1e-6)
+
+
 def test_variables_of_other_arguments_are_changed_too():
     def fn(params, x, *, changes):
         changes[...] += 1

@@ -1,6 +1,9 @@
 """Trees that also hold leaves which are not arrays."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 import jaxsparse as js
@@ -47,3 +50,25 @@ def test_a_variable_that_holds_arrays_is_refused_with_the_remedy(more):
     plan = js.plan_sparsity({**held, **tree(a__kernel=(16, 8))})
     assert [leaf.path for leaf in plan.sparse] == ["a/kernel"]
     assert "\n2 leaves" in str(plan)
+
+
+def test_numbers_are_arrays_in_a_step_that_is_compiled():
+    params = {"w": jnp.arange(1.0, 9)[:, None], "rate": 0.5}
+    fn = lambda params, x: (x @ params["w"]).sum() * params["rate"]
+    rules = [js.Rule("w", "2:4", sizes=None)]
+    x = jnp.ones((1, 8))
+    plan = js.plan_sparsity(params, rules, fn=fn, args=(x,), dense_head=False)
+    tx = js.wrap_optimizer(optax.sgd(1.0), plan)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(fn)(params, x), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for rate, kept in [(0.5 - 36, 0.5), (0.5 - 36 - 20, 0.5 - 35.5)]:
+        params, state = step(params, state)
+        weights = [0, 0, 3 - kept, 4 - kept, 0, 0, 7 - kept, 8 - kept]
+        np.testing.assert_array_equal(params["w"][:, 0], weights)
+        assert params["rate"] == rate
+    js.check_sparsity(params, plan)

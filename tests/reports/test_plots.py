@@ -39,6 +39,25 @@ def test_plots_draw_what_they_are_given():
         np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [10, 50], [20, 25]])
 
 
+def test_long_paths_leave_room_for_the_points():
+    path = "transformer/blocks/layer_0/attention_with_a_long_name/query_and_key/kernel"
+    report = js.sparsity_report({path: jnp.ones((16, 8))}, [js.Rule(path, "2:4")])
+    ax = plots.plot_leaves(report)
+    figure = ax.figure
+    figure.draw_without_rendering()
+    inches = figure.dpi_scale_trans.inverted()
+    assert ax.get_window_extent().transformed(inches).width > 2.5
+    for text in (*ax.get_legend().get_texts(), *ax.get_yticklabels()):
+        box = text.get_window_extent().transformed(inches)
+        assert box.x0 >= 0
+        assert box.x1 <= figure.get_figwidth()
+
+
+def test_one_flip_rate_is_seen():
+    ax = plots.plot_flip_rate([{"flip_rate": 0.5}])
+    assert ax.get_lines()[0].get_marker() == "o"
+
+
 def test_plots_say_what_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
     with pytest.raises(ImportError, match="python -m pip install matplotlib"):
