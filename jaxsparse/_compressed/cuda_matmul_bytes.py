@@ -3,9 +3,9 @@
 `kernels/nm_matmul_bytes.cuh` explains the kernel. Rows are quantized by another before,
 as `quantized_rows_matmul` does it, once for several weights. A few rows of float8 are
 multiplied by the kernel of `cuda_matmul` for few rows instead. Under `vmap`, batches of
-rows become more rows, and stacked weights are multiplied one after the other. Over
-automatic axes of a mesh each device multiplies its own shards; scales of rows are those
-of whole rows.
+rows become more rows, and stacked weights, such as experts, are multiplied in one
+launch. Over automatic axes of a mesh each device multiplies its own shards; scales of
+rows are those of whole rows.
 """
 
 import itertools
@@ -26,7 +26,6 @@ from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.cuda_matmul import launch
 from jaxsparse._compressed.cuda_quantize_rows import cuda_quantize_rows
 from jaxsparse._compressed.kernel_choice import MAX_CLUSTERS, choose_kernel
-from jaxsparse._compressed.map_stacks import map_stacks
 from jaxsparse._compressed.quantized_matmul import multiply_quantized_rows
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import partition_contraction
@@ -62,7 +61,7 @@ def cuda_matmuls_bytes(
       of float8 are made in tensor cores that keep 14 bits of the largest term (measured
       by DeepSeek-V3, arXiv 2412.19437).
     """
-    return _multiply(exported, x, *_arrays(weights))
+    return _multiply(exported, 0, x, *_arrays(weights))
 
 
 def multiply_rows(
@@ -71,6 +70,7 @@ def multiply_rows(
     weights: Sequence[Compressed],
     dtype: DTypeLike,
     *,
+    stack: int = 0,
     exported: bool = False,
 ) -> list[Array]:
     """Multiplies rows that are quantized. `jax.vmap` of it fails.
@@ -81,16 +81,20 @@ def multiply_rows(
       row_scales: of the rows.
       weights: as of `cuda_matmuls_bytes`.
       dtype: of the results.
+      stack: the number of leading axes of all arrays that stack weights, with the rows
+        of each.
       exported: as of `cuda_matmuls_bytes`.
     """
-    axes = " ".join(f"r{i}" for i in range(rows.ndim - 1))
+    first = " ".join(f"s{i}" for i in range(stack))
+    axes = f"{first} {' '.join(f'r{i}' for i in range(rows.ndim - 1 - stack))}"
     rules, contracted = [f"{axes} k", f"{axes} row"], ["k"]
     for i in range(len(weights)):
-        rules += [f"values{i} out{i}", f"indices{i} out{i}", f"one out{i}"]
+        own = f"values{i} out{i}", f"indices{i} out{i}", f"one out{i}"
+        rules += [f"{first} {axes_of}" for axes_of in own]
         contracted += [f"values{i}", f"indices{i}"]
     results = ", ".join(f"{axes} out{i}" for i in range(len(weights)))
     multiply = partition_contraction(
-        partial(_multiply_shard, exported, dtype),
+        partial(_multiply_shard, exported, stack, dtype),
         f"{', '.join(rules)} -> {results}",
         contracted,
     )
@@ -115,14 +119,16 @@ TILES = (
 )
 
 
-def choose_tile(rows: int, *outs: int) -> TileChoice:
+def choose_tile(rows: int, *outs: int, stack: int = 1) -> TileChoice:
     """Returns the tile for `[rows, k]` by each `[k, out]` on 132 multiprocessors.
+
+    Of a stack of such products all tiles count.
 
     The larger a tile, the less is read for its work; but all multiprocessors must have
     one, or a slice of one.
     """
-    out_tiles = sum(-(-out // 128) for out in outs)
-    pairs = sum(-(-out // 256) for out in outs)
+    out_tiles = stack * sum(-(-out // 128) for out in outs)
+    pairs = stack * sum(-(-out // 256) for out in outs)
     for tile_rows in (256, 128):
         tiles = out_tiles * -(-rows // tile_rows)
         if rows > tile_rows // 2 and tiles >= 100:
@@ -138,20 +144,23 @@ def choose_tile(rows: int, *outs: int) -> TileChoice:
     return TileChoice(tile_rows, blocks)
 
 
-def _multiply(exported: bool, *operands: ArrayLike) -> list[Array]:
+def _multiply(exported: bool, stack: int, *operands: ArrayLike) -> list[Array]:
     """Quantizes rows and multiplies by values, indices and scales of weights."""
-    multiply = custom_vmap(partial(_quantize_and_multiply, exported))
-    multiply.def_vmap(partial(_multiply_batch, exported))
+    multiply = custom_vmap(partial(_quantize_and_multiply, exported, stack))
+    multiply.def_vmap(partial(_multiply_batch, exported, stack))
     return multiply(*operands)
 
 
-def _quantize_and_multiply(exported: bool, x: Array, *arrays: Array) -> list[Array]:
+def _quantize_and_multiply(
+    exported: bool, stack: int, x: Array, *arrays: Array
+) -> list[Array]:
     weights, dtype = _weights(x.dtype, arrays), arrays[0].dtype
     has_few = not cuda_target.unavailable(kernel_support.library_of(NM(2, 4)))
-    is_few = math.prod(x.shape[:-1]) <= _MAX_WIDENED_ROWS and dtype != jnp.int8
+    is_few = math.prod(x.shape[stack:-1]) <= _MAX_WIDENED_ROWS and dtype != jnp.int8
     options = {"widened": has_few and is_few, "exported": exported}
     rows, row_scales = cuda_quantize_rows(x, dtype, **options)
-    return multiply_rows(rows, row_scales, weights, x.dtype, exported=exported)
+    multiply = partial(multiply_rows, stack=stack, exported=exported)
+    return multiply(rows, row_scales, weights, x.dtype)
 
 
 def _arrays(weights: Sequence[Compressed]) -> list[Any]:
@@ -169,29 +178,46 @@ def _weights(dtype: DTypeLike, arrays: Sequence[Array]) -> list[Compressed]:
 
 
 def _multiply_batch(
-    exported: bool, size: int, batched: list[bool], *arrays: ArrayLike
+    exported: bool, stack: int, size: int, batched: list[bool], *operands: ArrayLike
 ) -> tuple[list[Array], list[bool]]:
-    multiply, out_batched = partial(_multiply, exported), [True] * (len(arrays) // 3)
+    x, *arrays = map(jnp.asarray, operands)
+    out_batched = [True] * (len(arrays) // 3)
     if not any(batched[1:]):  # more rows
-        return multiply(*arrays), out_batched
-    return map_stacks(multiply, size, batched, arrays), out_batched
+        products = _multiply(exported, stack, jnp.moveaxis(x, 0, stack), *arrays)
+        return [jnp.moveaxis(y, stack, 0) for y in products], out_batched
+    pairs = zip((x, *arrays), batched, strict=True)
+    stacked = (a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in pairs)
+    return _multiply(exported, stack + 1, *stacked), out_batched
 
 
 def _multiply_shard(
-    exported: bool, dtype: DTypeLike, rows: Array, row_scales: Array, *arrays: Array
+    exported: bool,
+    stack: int,
+    dtype: DTypeLike,
+    rows: Array,
+    row_scales: Array,
+    *arrays: Array,
 ) -> list[Array]:
-    *leading, k = rows.shape
-    count, outs = math.prod(leading), [array.shape[-1] for array in arrays[::3]]
-    # Unlike whole arrays, shards may have any size.
-    suits = all(out % 16 == 0 and out for out in outs)
-    suits = suits and rows.size and count < kernel_support.MAX_SIZE
+    first, inner, k = rows.shape[:stack], rows.shape[stack:-1], rows.shape[-1]
+    size, count = math.prod(first), math.prod(inner)
+    merged = (size,) if stack else ()
+    outs = [array.shape[-1] for array in arrays[::3]]
+    # Unlike whole arrays, shards may have any size, and vmap adds rows and stacks.
+    suits = all(out % 16 == 0 and out for out in outs) and rows.size
+    suits = suits and size * max(count, k, *outs) < kernel_support.MAX_SIZE
+    suits = suits and size <= kernel_support.MAX_STACK
     by_xla = partial(_multiply_by_xla, dtype)
-    multiply = by_xla
+    multiply = by_xla = jax.vmap(by_xla) if stack else by_xla
     if suits:
         kernel = partial(_multiply_by_kernel, dtype)
         multiply = partial(kernel_on_gpu, kernel, by_xla, exported=exported)
-    products = multiply(rows.reshape(count, k), row_scales.reshape(count, 1), *arrays)
-    return [y.reshape(*leading, out) for y, out in zip(products, outs, strict=True)]
+    products = multiply(
+        rows.reshape(*merged, count, k),
+        row_scales.reshape(*merged, count, 1),
+        *(array.reshape(*merged, *array.shape[stack:]) for array in arrays),
+    )
+    shapes = [(*first, *inner, out) for out in outs]
+    return [y.reshape(shape) for y, shape in zip(products, shapes, strict=True)]
 
 
 def _multiply_by_xla(
@@ -205,18 +231,19 @@ def _multiply_by_kernel(
     dtype: DTypeLike, rows: Array, row_scales: Array, *arrays: Array
 ) -> list[Array]:
     weights = [arrays[i : i + 3] for i in range(0, len(arrays), 3)]
+    outs = [weight[0].shape[-1] for weight in weights]
+    *stack, count, k = rows.shape
+    options = {"stack": math.prod(stack)}
     if rows.dtype == dtype:
-        outs = [weight[0].shape[1] for weight in weights]
-        choice = choose_kernel(*rows.shape, *outs, eight_bits=True)
-        options = {"scaled": True, "scaled_rows": True}
-        return launch(NM(2, 4), choice, rows, weights, row_scales, **options)
-    if rows.shape[1] % 16:  # rows are moved by 16 bytes
-        rows = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % 16)))
-    count, outs = len(rows), [weight[0].shape[1] for weight in weights]
-    tile = choose_tile(count, *outs)
+        choice = choose_kernel(count, k, *outs, eight_bits=True, **options)
+        flags = {"scaled": True, "scaled_rows": True}
+        return launch(NM(2, 4), choice, rows, weights, row_scales, **flags)
+    if k % 16:  # rows are moved by 16 bytes
+        rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -k % 16)])
+    tile = choose_tile(count, *outs, **options)
     multiply = jax.ffi.ffi_call(
         cuda_target.target(LIBRARY),
-        [jax.ShapeDtypeStruct((count, out), dtype) for out in outs],
+        [jax.ShapeDtypeStruct((*stack, count, out), dtype) for out in outs],
     )
     parameters = {name: np.int64(value) for name, value in tile._asdict().items()}
     return list(multiply(rows, row_scales, *itertools.chain(*weights), **parameters))

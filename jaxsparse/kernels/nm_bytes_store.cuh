@@ -15,10 +15,10 @@ struct Scales {
   __device__ Scales(const float* of_rows, const Weight& weight, Tile tile, const Shape& shape) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int out = min(tile.out + warp * 16 + lane / 4 * 2, weight.out - 2);
-    outs = *reinterpret_cast<const float2*>(weight.scales + out);
+    outs = *reinterpret_cast<const float2*>(weight.scales + tile.matrix * weight.out + out);
     for (int i = 0; i < kRows; ++i) {
       const int row = tile.row * F::kRows + i * 128 + threadIdx.x % 128;
-      rows[i] = of_rows[min(row, shape.rows - 1)];
+      rows[i] = of_rows[tile.matrix * shape.rows + min(row, shape.rows - 1)];
     }
   }
 
@@ -79,7 +79,9 @@ __device__ void store(const CUtensorMap& y, uint32_t scales_at, Tile tile,
     }
     hopper::fence_async();
     __syncwarp();
-    if (lane == 0) hopper::store_2d(y, box, tile.out + warp * 16, tile.row * F::kRows + first);
+    if (lane == 0) {
+      hopper::store_3d(y, box, tile.out + warp * 16, tile.row * F::kRows + first, tile.matrix);
+    }
   }
 }
 

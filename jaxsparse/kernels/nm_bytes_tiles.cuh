@@ -62,20 +62,24 @@ class Ring {
   __device__ void next() {
     if (++stage_ == F::kStages) stage_ = 0, parity_ ^= 1;
   }
-  __device__ void load(const Maps& maps, Tile tile, int step) const {
+  __device__ void load(const Maps& maps, const Shape& shape, Tile tile, int step) const {
     constexpr int kPart = F::kRows / F::kSharers;
     hopper::wait(empty(stage_), parity_ ^ 1);
     const uint32_t barrier = full(stage_);
     hopper::expect_bytes(barrier, F::kStage);
     const int k = step * F::kDepth;
-    hopper::load_2d(values(), maps.values, barrier, tile.out, k / 2);
-    hopper::load_2d(indices(), maps.indices, barrier, tile.out, k / 8);
+    const int row = tile.matrix * shape.rows + tile.row * F::kRows;
+    // Rows and indices of the next matrix may follow: those rows are not stored, and the values of
+    // those indices are zero.
+    const int index_row = tile.matrix * shape.index_rows + k / 8;
+    hopper::load_3d(values(), maps.values, barrier, tile.out, k / 2, tile.matrix);
+    hopper::load_2d(indices(), maps.indices, barrier, tile.out, index_row);
     if constexpr (F::kSharers > 1) {
       const int first = hopper::block_in_cluster() * kPart;
-      hopper::load_2d(x() + first * F::kDepth, maps.x, barrier, k, tile.row * F::kRows + first,
+      hopper::load_2d(x() + first * F::kDepth, maps.x, barrier, k, row + first,
                       (1 << F::kSharers) - 1);
     } else {
-      hopper::load_2d(x(), maps.x, barrier, k, tile.row * F::kRows);
+      hopper::load_2d(x(), maps.x, barrier, k, row);
     }
   }
   __device__ void wait() const { hopper::wait(full(stage_), parity_); }

@@ -100,7 +100,7 @@ class Sums {
     out += p_.block_out;
     if (out >= p_.out) return;
     if (p_.row_scales) {
-      const float scale = p_.row_scales[p_.first_row + row];
+      const float scale = p_.row_scales[p_.row + row];
       sum.x *= scale, sum.y *= scale, sum.z *= scale, sum.w *= scale;
     }
     if (p_.scales) {

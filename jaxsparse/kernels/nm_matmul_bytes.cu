@@ -1,4 +1,5 @@
-// The matmuls of dense rows and 2:4 sparse weights, all of eight bits, as an XLA FFI call.
+// The matmuls of dense rows and 2:4 sparse weights, or of stacks of both, all of eight bits, as an
+// XLA FFI call.
 #include <algorithm>
 
 #include "launch.cuh"
@@ -11,28 +12,22 @@ namespace {
 namespace ffi = xla::ffi;
 using nm_call::Call, nm_call::Operand, nm_call::tiles;
 
-CUresult map_2d(launch::Encode encode, CUtensorMap* map, CUtensorMapDataType type, int bytes,
-                const void* data, uint64_t columns, uint64_t rows, uint32_t box_columns,
-                uint32_t box_rows, CUtensorMapSwizzle swizzle) {
-  const uint64_t sizes[] = {columns, rows}, strides[] = {columns * bytes};
-  const uint32_t box[] = {box_columns, box_rows}, steps[] = {1, 1};
-  return encode(map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+// Encodes a matrix of two axes, or a stack of matrices with three.
+CUresult map_axes(int axes, launch::Encode encode, CUtensorMap* map, CUtensorMapDataType type,
+                  int bytes, const void* data, const uint64_t (&sizes)[3], uint32_t box_columns,
+                  uint32_t box_rows, CUtensorMapSwizzle swizzle) {
+  const uint64_t row = sizes[0] * bytes, strides[] = {row, row * sizes[1]};
+  const uint32_t box[] = {box_columns, box_rows, 1}, steps[] = {1, 1, 1};
+  return encode(map, type, axes, const_cast<void*>(data), sizes, strides, box, steps,
                 CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-// Encodes a matrix of bytes in row-major order that is moved in swizzled boxes of 128 columns.
-CUresult map_bytes(launch::Encode encode, CUtensorMap* map, const void* data, uint64_t columns,
-                   uint64_t rows, uint32_t box_rows) {
-  return map_2d(encode, map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, data, columns, rows, 128, box_rows,
-                CU_TENSOR_MAP_SWIZZLE_128B);
-}
-
-// Encodes the result, which warps store in boxes of their 16 outputs.
-CUresult map_result(launch::Encode encode, CUtensorMap* map, const void* data, uint64_t out,
-                    uint64_t rows) {
-  return map_2d(encode, map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, data, out, rows, 16,
-                nm_bytes::kBoxRows, CU_TENSOR_MAP_SWIZZLE_NONE);
+// Encodes bytes in row-major order that are moved in swizzled boxes of 128 columns.
+CUresult map_bytes(int axes, launch::Encode encode, CUtensorMap* map, const void* data,
+                   const uint64_t (&sizes)[3], uint32_t box_rows) {
+  return map_axes(axes, encode, map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, data, sizes, 128, box_rows,
+                  CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
 template <typename F>
@@ -40,12 +35,16 @@ ffi::Error map(const Call& call, const Operand& weight, nm_bytes::Maps* maps) {
   static const launch::Encode encode = launch::find_encode();
   if (!encode) return ffi::Error::Internal("the driver has no cuTensorMapEncodeTiled");
   static_assert(F::kDepth == 128 && F::kOut == 128, "rows of boxes");
-  const uint64_t k = weight.kept * 2;  // rows of x may be longer, by zeros
+  const uint64_t kept = weight.kept, index_rows = kept / 4, out = weight.out;
+  const uint64_t n = call.matrices;
+  // Rows of x may be longer than those of the weight, by zeros. Warps store boxes of 16 outputs.
   const bool mapped =
-      !map_bytes(encode, &maps->x, call.x, call.k, call.rows, F::kRows / F::kSharers) &&
-      !map_bytes(encode, &maps->values, weight.values, weight.out, k / 2, F::kDepth / 2) &&
-      !map_bytes(encode, &maps->indices, weight.indices, weight.out, k / 8, F::kDepth / 8) &&
-      !map_result(encode, &maps->y, weight.y, weight.out, call.rows);
+      !map_bytes(2, encode, &maps->x, call.x, {call.k, n * call.rows}, F::kRows / F::kSharers) &&
+      !map_bytes(3, encode, &maps->values, weight.values, {out, kept, n}, F::kDepth / 2) &&
+      !map_bytes(2, encode, &maps->indices, weight.indices, {out, n * index_rows},
+                 F::kDepth / 8) &&
+      !map_axes(3, encode, &maps->y, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, weight.y,
+                {out, call.rows, n}, 16, nm_bytes::kBoxRows, CU_TENSOR_MAP_SWIZZLE_NONE);
   return mapped ? ffi::Error::Success()
                 : ffi::Error::Internal("cuTensorMapEncodeTiled refused an array");
 }
@@ -54,8 +53,10 @@ template <typename T, typename V, typename F>
 ffi::Error launch_tiles(const Call& call) {
   nm_bytes::Products products;
   products.count = call.count;
-  nm_bytes::Shape shape = {static_cast<int>(call.rows), tiles(2 * call.weights[0].kept, F::kDepth),
-                           tiles(call.rows, F::kRows), 1};
+  const uint64_t k = 2 * call.weights[0].kept;
+  nm_bytes::Shape shape = {static_cast<int>(call.rows), tiles(k, F::kDepth),
+                           tiles(call.rows, F::kRows), static_cast<int>(call.matrices),
+                           static_cast<int>(k / 8)};
   for (int i = 0; i < call.count; ++i) {
     const Operand& from = call.weights[i];
     nm_bytes::Weight& weight = products.weights[i];
@@ -68,7 +69,7 @@ ffi::Error launch_tiles(const Call& call) {
   int most = 0;
   RETURN_IF_CUDA_ERROR(launch::most_clusters<kernel>(call.device, config, &most));
   if (most < 1) return ffi::Error::Internal("the GPU has no room for a cluster");
-  const int clusters = shape.groups * shape.row_tiles;
+  const int clusters = shape.groups * shape.row_tiles * shape.matrices;
   // A cluster of slices has one tile; others have as many as there are.
   config.grid = dim3(F::kBlocks * (F::kSlices > 1 ? clusters : std::min(most, clusters)));
   return launch::run<kernel>(call.stream, call.device, config, products, shape, call.row_scales);

@@ -1,5 +1,6 @@
-// y[rows, out] = x[rows, k] w, where both have eight bits and w[k, out] is compressed 2:4 along k.
-// Sums are multiplied by the scales of their row and output, and rounded once.
+// y[rows, out] = x[rows, k] w, where both have eight bits and w[k, out] is compressed 2:4 along k, or
+// for each matrix of a stack. Sums are multiplied by the scales of their row and output, and rounded
+// once.
 //
 // Tensor cores take the sparse operand on the left, so the transposed matmul is computed: a tile
 // is 128 outputs by kRows rows. One warp fills a ring of stages by TMA; two warpgroups multiply,
@@ -113,7 +114,7 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ P
     hopper::prefetch(maps.x);
   }
   F::kBlocks > 1 ? hopper::sync_cluster() : __syncthreads();
-  const int count = shape.groups * shape.row_tiles;
+  const int count = shape.groups * shape.row_tiles * shape.matrices;
   const int first = blockIdx.x / F::kBlocks, clusters = gridDim.x / F::kBlocks;
   const Steps steps = Steps::of<F>(shape);
   if (threadIdx.x < kConsumers) {
@@ -139,7 +140,9 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ P
         const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, all, shape);
         const Maps& maps = all.weights[tile.weight].maps;
 #pragma unroll 1  // it has few registers
-        for (int i = steps.begin; i < steps.end; ++i, ring.next()) ring.load(maps, tile, i);
+        for (int i = steps.begin; i < steps.end; ++i, ring.next()) {
+          ring.load(maps, shape, tile, i);
+        }
       }
     }
     __syncwarp();
