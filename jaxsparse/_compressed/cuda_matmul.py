@@ -12,6 +12,7 @@ Values of eight bits are widened in registers for few rows, otherwise by XLA bef
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -165,22 +166,34 @@ def _spare(dtype: DTypeLike, transposed: bool) -> Spare:
 def _multiply_batch(
     layout: _Layout, size: int, batched: list[bool], *operands: ArrayLike
 ) -> tuple[list[Array], list[bool]]:
-    out_batched = [True] * layout.weights
+    """Multiplies by stacks of weights, and apart by weights that all share."""
     x, *arrays = map(jnp.asarray, operands)
-    if not any(batched[1:]):  # more rows
-        products = _multiply(layout, jnp.moveaxis(x, 0, layout.stack), *arrays)
-        return [jnp.moveaxis(y, layout.stack, 0) for y in products], out_batched
-
-    def stacked(array: Array, is_batched: bool) -> Array:
-        return array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
-
-    weights = layout.split(arrays)[: layout.weights]  # not packed
-    own = [x, *(array for weight in weights for array in weight)]
-    products = _multiply(
-        layout._replace(stack=layout.stack + 1),
-        *map(stacked, own, batched[: len(own)]),
-    )
+    weights, flags = layout.split(arrays), layout.split(batched[1:])
+    products: list[Array] = []
+    out_batched: list[bool] = []
+    numbers = range(layout.weights)
+    for is_stacked, group in groupby(numbers, lambda i: any(flags[i])):
+        indices = [*group]
+        own = layout._replace(weights=len(indices))
+        if is_stacked:
+            own = own._replace(stack=layout.stack + 1)
+            pairs = chain(*(zip(weights[i], flags[i], strict=True) for i in indices))
+            stacks = [_stacked(size, *pair) for pair in [(x, batched[0]), *pairs]]
+            products += _multiply(own, *stacks)
+        else:  # more rows
+            rows = jnp.moveaxis(x, 0, layout.stack) if batched[0] else x
+            packed = weights[layout.weights :]
+            each = [*(weights[i] for i in indices), *packed]
+            more = _multiply(own, rows, *chain(*each))
+            if batched[0]:
+                more = [jnp.moveaxis(y, layout.stack, 0) for y in more]
+            products += more
+        out_batched += [is_stacked or batched[0]] * len(indices)
     return products, out_batched
+
+
+def _stacked(size: int, array: Array, is_batched: bool) -> Array:
+    return array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
 
 
 def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +47,8 @@ def partition_contraction(
       fn: takes arrays, or shards of them over automatic axes, and returns an array, or
         a list of arrays of one dtype.
       rule: the Shardy rule that names the axes, such as
-        `"rows k, values out -> rows out"`.
+        `"rows k, values out -> rows out"`. Every shard needs those in full that are
+        neither contracted nor in the results.
       contracted: the axes that the results lack, in the order of the operands. Equal
         parts of them belong together, and the results for all parts add up to the
         whole results. If these axes are sharded, each shard computes its part, and an
@@ -58,6 +60,8 @@ def partition_contraction(
     """
     sides = rule.split("->")
     names, result_names = ([axes.split() for axes in x.split(",")] for x in sides)
+    others = {*contracted, *chain(*result_names)}
+    whole_axes = [axis for axis in dict.fromkeys(chain(*names)) if axis not in others]
     if spare is not None:
         rule = f"{sides[0]}, {spare.axes} -> {sides[1]}"
 
@@ -73,7 +77,7 @@ def partition_contraction(
         common = None
         if results[0].dtype != jnp.float16:
             common = _common_entry(entries, sizes, contracted, mesh)
-        entries |= dict.fromkeys(contracted, common)
+        entries |= dict.fromkeys(contracted, common) | dict.fromkeys(whole_axes)
 
         def place(axes: list[str]) -> NamedSharding:
             return NamedSharding(mesh, PartitionSpec(*map(entries.get, axes)))
@@ -99,7 +103,13 @@ def partition_contraction(
         return mesh, fn_and_sum, outputs, tuple(needed)
 
     whole = lambda *operands: fn(*operands[: len(names)])
-    return partitioned(whole, rule, partition, reduction_factors=tuple(contracted))
+    return partitioned(
+        whole,
+        rule,
+        partition,
+        reduction_factors=tuple(contracted),
+        need_replication_factors=tuple(whole_axes),
+    )
 
 
 def _choose_moved(

@@ -195,6 +195,7 @@ for pattern, k, rows, columns, sent in (
     ((8, 16), 64, P(None, "b"), P("b"), ["all-reduce"]),
     ((4, 8), 64, P(None, "a"), P("a", "b"), ["all-reduce"]),
     ((8, 16), 48, P(None, "b"), P("b"), ["all-gather"]),  # three groups of 16
+    ((8, 16), 64, P(), P(("a", "b")), ["all-gather", "all-reduce"]),  # half groups
     ((4, 8), 48, P(None, "b"), P("b"), ["all-reduce"]),
 ):
     args = whole_numbers(rng, (8,), k, 128, pattern, ml_dtypes.bfloat16)

@@ -147,6 +147,27 @@ def test_any_vmap_over_weights_is_one_launch(name):
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("available")
+@pytest.mark.parametrize("name", [None, "int8"])
+def test_a_weight_that_all_share_is_not_stacked(name):
+    x, stored, _ = whole_numbers(6, 3, 64, 32, ml_dtypes.bfloat16, name)
+    other, shared, _ = whole_numbers(1, 3, 64, 48, ml_dtypes.bfloat16, name)
+    shared = jax.tree.map(lambda array: array[0], shared)
+    one = np.asarray(js.decompress(shared), np.float64)
+    each = np.asarray(jax.vmap(js.decompress)(stored), np.float64)
+    both = js.sparse_apply(lambda weights, x: [x @ w for w in weights])
+    for axis, rows in ((0, x), (None, other[0])):
+        fn = jax.vmap(both, ([None, 0, None], axis))
+        args = [shared, stored, shared], rows
+        assert count_launches(fn, *args) == 3
+        for y, w in zip(jax.jit(fn)(*args), [one, each, one], strict=True):
+            wanted = np.broadcast_to(rows.astype(np.float64) @ w, y.shape)
+            np.testing.assert_array_equal(y, wanted)
+        text = jax.jit(fn).lower(*args).as_text()
+        assert "6x32x48" not in text  # the stored values of `shared`, six times
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("available")
 def test_gradients_are_those_of_each_product():
     # d sum(x w c) is c w' for x and, at the positions of the values, x' c for w.
     x, stored, _ = whole_numbers(3, 4, 64, 32, ml_dtypes.bfloat16)
