@@ -26,8 +26,13 @@ def pytest_configure(config):
         os.environ.setdefault("XLA_FLAGS", xla_flags.QUICK)
     # The cores are busy with other tests: threads of LAPACK would wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if config.getoption("markexpr") != "gpu":
+    starts_workers = config.getoption("numprocesses", None) and not _is_worker(config)
+    if config.getoption("markexpr") != "gpu" and not starts_workers:
         _read_programs_again(config)
+
+
+def _is_worker(config):
+    return hasattr(config, "workerinput")
 
 
 def _read_programs_again(config):
