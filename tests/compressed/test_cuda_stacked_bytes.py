@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
 from jaxsparse._compressed import cuda_matmul_bytes
@@ -15,7 +16,7 @@ from tests.compressed.test_cuda_matmul_bytes import (
     multiply,
     whole_numbers,
 )
-from tests.gpu import needs_hopper
+from tests.gpu import needs_gpus, needs_hopper
 from tests.sharding.eight_devices import run_on_eight_devices
 
 
@@ -84,6 +85,16 @@ def test_any_vmap_over_weights_is_one_launch(name):
     products = partial(js.sparse_apply, quantize_activations=True)
     run = products(lambda w, x: jnp.einsum("etd,edf->etf", x, w))
     np.testing.assert_array_equal(jax.jit(run)(stored, x), exact)
+
+
+@needs_gpus(2)
+@pytest.mark.parametrize("rows", [5, 200])
+def test_each_gpu_multiplies_by_its_own_experts(rows):
+    x, stored, exact = stacked_numbers(6, rows, 136, 400, "int8")
+    mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Auto,))
+    place = partial(jax.device_put, device=NamedSharding(mesh, P("a")))
+    args = jax.tree.map(place, (x, stored))
+    np.testing.assert_array_equal(jax.jit(vmapped)(*args), exact)
 
 
 SHARDED = """
