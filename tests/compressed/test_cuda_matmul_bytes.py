@@ -130,7 +130,7 @@ def test_products_of_one_input_are_exact(rows, k, outs, name):
 @pytest.mark.parametrize("tile", cuda_matmul_bytes.TILES, ids=str)
 @pytest.mark.parametrize("name", EIGHT_BITS)
 def test_every_tile_is_exact(name, tile, monkeypatch):
-    monkeypatch.setattr(cuda_matmul_bytes, "choose_tile", lambda *_: tile)
+    monkeypatch.setattr(cuda_matmul_bytes, "choose_tile", lambda *_, **__: tile)
     x, stored, exact = whole_numbers(700, 1544, 2448, name)
     jax.clear_caches()
     np.testing.assert_array_equal(multiply(x, stored), exact)
