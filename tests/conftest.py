@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _half_of_many(items):
-    """Half of the cases of each test with more than four, drawn by its name.
+    """Half of the cases of each test with more than two, drawn by its name.
 
     Without `--sweeps` all cases of a quick test run; with it they run a second time, on
     another Python. Sweeps with `whole=True` run all: they have little in common.
@@ -74,7 +74,7 @@ def _half_of_many(items):
     for item in items:
         if not _is_whole(item):
             cases[item.nodeid.partition("[")[0]].append(item)
-    many = {name: some for name, some in cases.items() if len(some) > 4}
+    many = {name: some for name, some in cases.items() if len(some) > 2}
     draws = (Random(name).sample(some, len(some) // 2) for name, some in many.items())
     return list(chain.from_iterable(draws))
 

@@ -267,7 +267,7 @@ for name, (up, down, rows) in cases.items():
 """
 
 
-@pytest.mark.sweep(keep=["cuda-bfloat16-remat"])
+@pytest.mark.sweep(keep=["cuda-bfloat16-remat"], full=["unrolled"])
 @pytest.mark.parametrize(
     ("implementation", "dtype", "layers"),
     [

@@ -55,6 +55,7 @@ def _assert_same(states, expected):
         np.testing.assert_allclose(state, target, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.sweep(keep=["lambda"])
 @pytest.mark.parametrize("implementation", [None, "xla"])
 @pytest.mark.parametrize(
     "transform", [nnx.value_and_grad, lambda f: nnx.jit(nnx.grad(f))]
@@ -71,6 +72,7 @@ def test_accelerate_keeps_statistics_and_counts(implementation, transform):
     assert any((a != b).any() for a, b in zip(before, _states(module), strict=True))
 
 
+@pytest.mark.sweep(keep=["jit"])
 @pytest.mark.parametrize("jit", [lambda fn: fn, nnx.jit])
 def test_sparse_apply_keeps_the_cache_of_attention(jit):
     tokens = jax.random.normal(jax.random.key(0), (3, 1, 1, 32))
@@ -97,6 +99,7 @@ class _Sowing(nnx.Module):
         return self.down(hidden)
 
 
+@pytest.mark.sweep(keep=["jit"])
 @pytest.mark.parametrize("jit", [lambda fn: fn, nnx.jit])
 def test_what_is_sowed_is_captured(jit):
     x = jax.random.normal(jax.random.key(0), (4, 32))
