@@ -2,7 +2,6 @@ import os
 from collections import defaultdict
 from itertools import chain
 from random import Random
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
@@ -26,28 +25,6 @@ def pytest_configure(config):
         os.environ.setdefault("XLA_FLAGS", xla_flags.QUICK)
     # The cores are busy with other tests: threads of LAPACK would wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    starts_workers = config.getoption("numprocesses", None) and not _is_worker(config)
-    if config.getoption("markexpr") != "gpu" and not starts_workers:
-        _read_programs_again(config)
-
-
-def _is_worker(config):
-    return hasattr(config, "workerinput")
-
-
-def _read_programs_again(config):
-    """A program that was compiled before in this process is read from a file.
-
-    Each test has functions of its own, so that JAX compiles what it has compiled for
-    another one. Processes do not share the files, which JAX does not write atomically.
-    """
-    import jax
-
-    folder = TemporaryDirectory(prefix="programs")
-    config.add_cleanup(folder.cleanup)
-    jax.config.update("jax_compilation_cache_dir", folder.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_collection_modifyitems(config, items):
