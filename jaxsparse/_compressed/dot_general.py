@@ -226,7 +226,8 @@ def _unsupported_reason(
     if not jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
         return f"the dtype is {x.dtype}"
     if not x.dtype == weight.dtype == output.dtype:
-        return f"the product of {x.dtype} and {weight.dtype} must be {output.dtype}"
+        dtypes = f"{x.dtype}, {weight.dtype} and {output.dtype}"
+        return f"the input, the weight and the product have dtypes {dtypes}, not one"
     if not _is_left_open(params["out_sharding"]):
         return "the product specifies an output sharding"
     automatic = is_automatic(x) and is_automatic(weight.values)
