@@ -26,6 +26,7 @@ class Operands(NamedTuple):
 
 
 def is_matrix_product(operands: Operands) -> bool:
+    """Returns whether the weight is a matrix with one contracted axis."""
     weight, _, weight_axes, _, batch, _ = operands
     return weight.ndim == 2 and len(weight_axes) == 1 and not batch
 
@@ -46,8 +47,8 @@ def move_group_axis_last(operands: Operands) -> Operands:
 def stack_axes(operands: Operands) -> tuple[int, ...]:
     """Returns the output axes that the weight has before its contracted axes.
 
-    For few rows, as of heads or of experts that have the same rows, it is better to
-    copy those for each matrix of a stack than to transpose the weight.
+    Few rows, as of heads or of experts that have the same rows, are better copied for
+    each matrix of a stack than the weight transposed: both are written and read again.
     """
     weight, x, axes, _, batch, _ = operands
     stack = tuple(i for i in range(min(axes)) if i not in batch)
@@ -55,7 +56,7 @@ def stack_axes(operands: Operands) -> tuple[int, ...]:
     out = math.prod(n for i, n in enumerate(weight.shape) if i not in taken)
     if not all(isinstance(size, int) for size in (*x.shape, *weight.shape)):
         return ()
-    return stack if out % 16 == 0 and operands.rows() <= out else ()
+    return stack if out % 16 == 0 and 2 * operands.rows() <= out else ()
 
 
 def as_matrix(operands: Operands, stack: tuple[int, ...]) -> Compressed | None:
