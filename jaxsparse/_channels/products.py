@@ -37,18 +37,20 @@ def _dot(
     record: Record,
 ) -> Value:
     """Returns the product, in which the axes `gone` of the second operand are not."""
+    sums = [left.axes[i] for i in contracted[0]]
+    alike = sums == [right.axes[i] for i in contracted[1]]
     for one, other in (contracted, batch):
         for i, j in zip(one, other, strict=True):
             unify(record.parts, left.axes[i], right.axes[j])
     batches = [left.axes[i] for i in batch[0]]
-    sums = [left.axes[i] for i in contracted[0]]
     free: list[list[int]] = []
     for k, value in enumerate((left, right)):
         inner = {*contracted[k], *batch[k], *(gone if k else ())}
         free.append([x for i, x in enumerate(value.axes) if i not in inner])
         _note(record, value, [value.axes[i] for i in contracted[k]], "input")
         _note(record, value, free[k], "output")
-    if _is_sum(left, right, [math.prod(sizes_of(record, axes)) for axes in free]):
+    sizes = [math.prod(sizes_of(record, axes)) for axes in free]
+    if _is_sum(left, right, sizes, alike):
         for axis in sums:
             mark(record.parts, axis, "kept", NORMALISED)
     output = (*batches, *free[0], *free[1])
@@ -56,7 +58,7 @@ def _dot(
     return Value(output, distinct=_distinct((left, right), output))
 
 
-def _is_sum(left: Value, right: Value, free: Sequence[int]) -> bool:
+def _is_sum(left: Value, right: Value, free: Sequence[int], alike: bool) -> bool:
     """Returns whether a product is what `(x * y).sum(...)` or `x.mean(...)` could be.
 
     It is if no axes are free, as for the squares of a norm, or if it is one with a
@@ -67,12 +69,14 @@ def _is_sum(left: Value, right: Value, free: Sequence[int]) -> bool:
       left: an operand.
       right: the other operand.
       free: for each of them the product of the sizes of its free axes.
+      alike: whether the same axes are summed up in both, as in the square of a norm,
+        but not in the product of one query with one key.
     """
     weights = [bool(value.leaves) for value in (left, right)]
     constant = any(value.leaves == frozenset() for value in (left, right))
     if any(weights):
         return all(weights) and free == [1, 1]
-    return constant or free == [1, 1]
+    return constant or (alike and free == [1, 1])
 
 
 def _distinct(operands: Sequence[Value], output: Sequence[int]) -> frozenset[int]:

@@ -1,6 +1,5 @@
 """`dot_general`s with compressed weights as products by `nm_matmul`."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -14,22 +13,18 @@ from jaxtyping import Array
 
 from jaxsparse._compressed import kernel_support
 from jaxsparse._compressed.compressed_array import Compressed, is_compressed
-from jaxsparse._compressed.lax_ops import repeat_scales, reshape, transpose
+from jaxsparse._compressed.lax_ops import reshape, transpose
+from jaxsparse._compressed.matmul_operands import (
+    Operands,
+    as_matrix,
+    is_matrix_product,
+    move_group_axis_last,
+    stack_axes,
+)
 from jaxsparse._compressed.nm_matmul import Implementation
 from jaxsparse._compressed.nm_matmuls import nm_matmuls
 from jaxsparse._sharding import is_automatic
 from jaxsparse._trace import var_shape
-
-
-class _Operands(NamedTuple):
-    """The operands of a `dot_general`, their contracted axes and their batch axes."""
-
-    weight: Any
-    x: Any
-    weight_axes: tuple[int, ...]
-    x_axes: tuple[int, ...]
-    weight_batch: tuple[int, ...]
-    x_batch: tuple[int, ...]
 
 
 class Matmul(NamedTuple):
@@ -38,11 +33,13 @@ class Matmul(NamedTuple):
     Attributes:
       operands: the weight, the other operand, and their contracted axes, of which the
         group axis is the last.
-      matrix: the weight as `[k, out]`, after its batch axes.
+      stack: further axes of the weight that stack matrices, for the same rows.
+      matrix: the weight as `[k, out]`, after its batch axes and those.
       weight_is_rhs: whether the weight is the right operand.
     """
 
-    operands: _Operands
+    operands: Operands
+    stack: tuple[int, ...]
     matrix: Compressed
     weight_is_rhs: bool
 
@@ -55,20 +52,18 @@ class Matmul(NamedTuple):
 
     def decompresses(self) -> bool:
         """Returns whether XLA computes it by default, since it has too many rows."""
-        inputs = math.prod(self.matrix.shape[:-1])
-        rows = self.operands.x.size // max(inputs, 1)
-        return kernel_support.decompresses(self.matrix.pattern, rows)
+        pattern, rows = self.matrix.pattern, self.operands.rows()
+        return kernel_support.decompresses(pattern, rows)
 
     def output(self, product: Array) -> Array:
         """Returns the product `[..., out]` as the equation does."""
         weight, _, weight_axes, _, batch, _ = self.operands
-        taken = {*weight_axes, *batch}
-        outer = range(len(batch), product.ndim - 1)
+        taken = {*weight_axes, *batch, *self.stack}
+        outer = range(len(batch) + len(self.stack), product.ndim - 1)
         outputs = [n for i, n in enumerate(weight.shape) if i not in taken]
         product = product.reshape(*product.shape[:-1], *outputs)
-        if self.weight_is_rhs:
-            return product
-        return jnp.moveaxis(product, outer, range(-len(outer), 0))
+        first = len(batch) if self.weight_is_rhs else -len(outer)
+        return jnp.moveaxis(product, outer, range(first, first + len(outer)))
 
 
 class MatmulOptions(NamedTuple):
@@ -110,7 +105,8 @@ def dot_generals(
         if matmul is not None:
             x = lhs if matmul.weight_is_rhs else rhs
             axes = matmul.operands.x_axes, matmul.operands.x_batch
-            alike.setdefault((id(x), axes), {})[i] = matmul
+            stack = matmul.matrix.shape[:-2]
+            alike.setdefault((id(x), axes, stack), {})[i] = matmul
     for matmuls in alike.values():
         results = multiply([*matmuls.values()], options)
         for i, result in zip(matmuls, results, strict=True):
@@ -126,7 +122,7 @@ def _wanted_matmul(
     Raises:
       ValueError: as `dot_generals`.
     """
-    matmul, reason = find_matmul(eqn, lhs, rhs, options)
+    matmul, reason = find_matmul(eqn, lhs, rhs, options, stacks=True)
     if matmul is None:
         if options.implementation == "cuda":
             raise ValueError(cuda_unavailable(eqn, reason))
@@ -137,7 +133,7 @@ def _wanted_matmul(
             )
         return None
     operands, matrix = matmul.operands, matmul.matrix
-    if options.implementation != "cuda" and not _is_matrix_product(operands):
+    if options.implementation != "cuda" and not is_matrix_product(operands):
         uses_xla = options.implementation == "xla"
         uses_xla = uses_xla or matmul.decompresses()
         uses_xla = uses_xla or kernel_support.unsupported_reason(operands.x, matrix)
@@ -147,9 +143,17 @@ def _wanted_matmul(
 
 
 def find_matmul(
-    eqn: JaxprEqn, lhs: Any, rhs: Any, options: MatmulOptions
+    eqn: JaxprEqn, lhs: Any, rhs: Any, options: MatmulOptions, *, stacks: bool = False
 ) -> tuple[Matmul | None, str]:
-    """Returns a `dot_general` as a product by `nm_matmul`, or None and why not."""
+    """Returns a `dot_general` as a product by `nm_matmul`, or None and why not.
+
+    Args:
+      eqn: the equation.
+      lhs: its left operand.
+      rhs: its right operand.
+      options: as in `nm_matmul`.
+      stacks: whether axes of the weight may stack matrices for the same rows.
+    """
     lhs, rhs = jax.tree.map(jnp.asarray, (lhs, rhs))
     weight_is_rhs = is_compressed(rhs)
     order = -1 if weight_is_rhs else 1
@@ -157,14 +161,15 @@ def find_matmul(
         [tuple(axes) for axes in both[::order]]
         for both in eqn.params["dimension_numbers"]
     )
-    operands = _Operands(*(lhs, rhs)[::order], *contracted, *batch)
+    operands = Operands(*(lhs, rhs)[::order], *contracted, *batch)
     if reason := _unsupported_reason(eqn, operands, options):
         return None, reason
-    operands = _move_group_axis_last(operands)
-    matrix = _as_matrix(operands)
+    operands = move_group_axis_last(operands)
+    stack = stack_axes(operands) if stacks else ()
+    matrix = as_matrix(operands, stack)
     if matrix is None:
         return None, "codes of an axis of the weight end within a byte"
-    return Matmul(operands, matrix, weight_is_rhs), ""
+    return Matmul(operands, stack, matrix, weight_is_rhs), ""
 
 
 def transposed_matrix(matmul: Matmul, other: Compressed) -> Compressed | None:
@@ -184,6 +189,8 @@ def multiply(matmuls: Sequence[Matmul], options: MatmulOptions) -> list[Array]:
     """Computes products of the same rows by `nm_matmul`, in one launch if possible."""
     weights = [matmul.matrix for matmul in matmuls]
     multiply_rows = partial(nm_matmuls, **options._asdict())
+    for _ in matmuls[0].stack:
+        multiply_rows = jax.vmap(multiply_rows, (None, 0))
     for _ in matmuls[0].operands.x_batch:
         multiply_rows = jax.vmap(multiply_rows)
     products = multiply_rows(matmuls[0].rows(), weights)
@@ -206,7 +213,7 @@ def _describe_product(eqn: JaxprEqn) -> str:
 
 
 def _unsupported_reason(
-    eqn: JaxprEqn, operands: _Operands, options: MatmulOptions
+    eqn: JaxprEqn, operands: Operands, options: MatmulOptions
 ) -> str:
     """Returns why `nm_matmul` cannot compute the product, or an empty string."""
     weight, x, weight_axes = operands[:3]
@@ -219,11 +226,12 @@ def _unsupported_reason(
     if not jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
         return f"the dtype is {x.dtype}"
     if not x.dtype == weight.dtype == output.dtype:
-        return f"the product of {x.dtype} and {weight.dtype} must be {output.dtype}"
+        dtypes = f"{x.dtype}, {weight.dtype} and {output.dtype}"
+        return f"the input, the weight and the product have dtypes {dtypes}, not one"
     if not _is_left_open(params["out_sharding"]):
         return "the product specifies an output sharding"
     automatic = is_automatic(x) and is_automatic(weight.values)
-    if not (automatic or _is_matrix_product(operands)):
+    if not (automatic or is_matrix_product(operands)):
         return "a mesh has axes that are not automatic"
     precision = params["precision"]
     exact = options.quantize_activations  # products of eight bits are
@@ -241,48 +249,8 @@ def _is_left_open(sharding: Any) -> bool:
     return all(axis_type is AxisType.Auto for axis_type in types)
 
 
-def _is_matrix_product(operands: _Operands) -> bool:
-    weight, _, weight_axes, _, batch, _ = operands
-    return weight.ndim == 2 and len(weight_axes) == 1 and not batch
-
-
 def _is_met_by_float32(precision: Any, dtype: Any) -> bool:
     """Returns whether exact products, accumulated in float32, meet the precision."""
     precisions = precision if isinstance(precision, tuple) else (precision,)
     are_enums = all(isinstance(p, lax.Precision) for p in precisions)
     return are_enums and dtype in (jnp.bfloat16, jnp.float16)
-
-
-def _move_group_axis_last(operands: _Operands) -> _Operands:
-    """Returns the operands with the group axis last among the contracted axes."""
-    weight, weight_axes = operands.weight, operands.weight_axes
-    i = weight_axes.index(weight.axis + weight.ndim)
-
-    def move(axes: tuple[int, ...]) -> tuple[int, ...]:
-        return (*axes[:i], *axes[i + 1 :], axes[i])
-
-    return operands._replace(
-        weight_axes=move(weight_axes), x_axes=move(operands.x_axes)
-    )
-
-
-def _as_matrix(operands: _Operands) -> Compressed | None:
-    """Returns the weight as `[k, out]`, its contracted axes merged into `k`.
-
-    Its batch axes are the first.
-    """
-    weight, _, axes, _, batch, _ = operands
-    first = (*batch, *axes)
-    permutation = (*first, *(i for i in range(weight.ndim) if i not in first))
-    if permutation != tuple(range(weight.ndim)):
-        weight = transpose(weight, permutation)
-    if _is_matrix_product(operands):
-        return weight
-
-    def merge(weight: Compressed) -> Compressed | None:
-        k = math.prod(weight.shape[: len(axes)])
-        return reshape(weight, (k, math.prod(weight.shape[len(axes) :])))
-
-    for _ in batch:
-        merge = jax.vmap(merge)
-    return merge(repeat_scales(weight, len(batch)))

@@ -285,7 +285,7 @@ def _check_like(
         if _describe(leaf, with_pattern) != _describe(spec, with_pattern):
             cause = (
                 f"leaf {path!r} is {_describe(spec)}, but in `like` it is "
-                f"{_describe(leaf)}"
+                f"{_describe(leaf)}: give the tree that was saved, as arrays or shapes"
             )
             raise SparseFileError(file, cause)
 

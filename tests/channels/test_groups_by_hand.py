@@ -237,6 +237,7 @@ def test_a_matmul_that_is_a_sum_over_channels_normalises_as_well(fn):
     "fn",
     [
         lambda p, x: jnp.einsum("ac,bc->ab", x @ p["up"], x @ p["down"].T),
+        lambda p, x: jnp.einsum("ac,ac->a", x @ p["up"], x @ p["down"].T),  # one key
         lambda p, x: jnp.tanh(x[0] @ p["up"]) @ p["down"][:, 0],  # one output, no batch
         lambda p, x: x @ (p["up"] @ p["down"]),
         lambda p, x: (jnp.zeros((4, 12)) @ p["down"], x @ p["up"] @ p["down"]),

@@ -115,7 +115,7 @@ def test_products_over_any_axes(shape, groups, contracted, on_the_right):
         ),
         (
             lambda w, x: jnp.dot(x, w[:, 0], preferred_element_type=jnp.float32),
-            "product of float16 and float16 must be float32",
+            "dtypes float16, float16 and float32, not one",
         ),
         (
             lambda w, x: jnp.dot(x, w.reshape(16, 16).T),

@@ -153,7 +153,7 @@ def test_leaves_that_are_no_arrays_stay_with_the_module(path):
         ),
         (
             lambda t: t.update(step=jnp.ones(())),
-            "'step' is int32.., but in `like` it is float32",
+            "'step' is int32.., but in `like` it is float32.*: give the tree",
         ),
         (
             lambda t: t["mlp"].update(kernel=stored(0, n=1)),
