@@ -60,8 +60,8 @@ def partition_contraction(
     """
     sides = rule.split("->")
     names, result_names = ([axes.split() for axes in x.split(",")] for x in sides)
-    others = {*contracted, *chain(*result_names)}
-    whole_axes = [axis for axis in dict.fromkeys(chain(*names)) if axis not in others]
+    partial = {*contracted, *chain(*result_names)}  # axes of which a shard has a part
+    inner = tuple(axis for axis in dict.fromkeys(chain(*names)) if axis not in partial)
     if spare is not None:
         rule = f"{sides[0]}, {spare.axes} -> {sides[1]}"
 
@@ -77,7 +77,7 @@ def partition_contraction(
         common = None
         if results[0].dtype != jnp.float16:
             common = _common_entry(entries, sizes, contracted, mesh)
-        entries |= dict.fromkeys(contracted, common) | dict.fromkeys(whole_axes)
+        entries |= dict.fromkeys(contracted, common) | dict.fromkeys(inner)
 
         def place(axes: list[str]) -> NamedSharding:
             return NamedSharding(mesh, PartitionSpec(*map(entries.get, axes)))
@@ -103,13 +103,11 @@ def partition_contraction(
         return mesh, fn_and_sum, outputs, tuple(needed)
 
     whole = lambda *operands: fn(*operands[: len(names)])
-    return partitioned(
-        whole,
-        rule,
-        partition,
-        reduction_factors=tuple(contracted),
-        need_replication_factors=tuple(whole_axes),
-    )
+    factors = {
+        "reduction_factors": tuple(contracted),
+        "need_replication_factors": inner,
+    }
+    return partitioned(whole, rule, partition, **factors)
 
 
 def _choose_moved(
