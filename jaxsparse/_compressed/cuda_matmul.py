@@ -12,7 +12,7 @@ Values of eight bits are widened in registers for few rows, otherwise by XLA bef
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
+from jaxsparse._compressed.batched_products import multiply_batch
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.kernel_choice import (
     ExpandingChoice,
@@ -166,34 +167,19 @@ def _spare(dtype: DTypeLike, transposed: bool) -> Spare:
 def _multiply_batch(
     layout: _Layout, size: int, batched: list[bool], *operands: ArrayLike
 ) -> tuple[list[Array], list[bool]]:
-    """Multiplies by stacks of weights, and apart by weights that all share."""
     x, *arrays = map(jnp.asarray, operands)
-    weights, flags = layout.split(arrays), layout.split(batched[1:])
-    products: list[Array] = []
-    out_batched: list[bool] = []
-    numbers = range(layout.weights)
-    for is_stacked, group in groupby(numbers, lambda i: any(flags[i])):
-        indices = [*group]
-        own = layout._replace(weights=len(indices))
-        if is_stacked:
-            own = own._replace(stack=layout.stack + 1)
-            pairs = chain(*(zip(weights[i], flags[i], strict=True) for i in indices))
-            stacks = [_stacked(size, *pair) for pair in [(x, batched[0]), *pairs]]
-            products += _multiply(own, *stacks)
-        else:  # more rows
-            rows = jnp.moveaxis(x, 0, layout.stack) if batched[0] else x
-            packed = weights[layout.weights :]
-            each = [*(weights[i] for i in indices), *packed]
-            more = _multiply(own, rows, *chain(*each))
-            if batched[0]:
-                more = [jnp.moveaxis(y, layout.stack, 0) for y in more]
-            products += more
-        out_batched += [is_stacked or batched[0]] * len(indices)
-    return products, out_batched
+    weights = layout.split(arrays)
+    packed = [*chain(*weights[layout.weights :])]  # of the only weight, not stacked
 
+    def multiply(
+        stack: int, rows: Array, weights: Sequence[Sequence[Array]]
+    ) -> list[Array]:
+        own = layout._replace(weights=len(weights), stack=stack)
+        more = packed if stack == layout.stack else ()
+        return _multiply(own, rows, *chain(*weights), *more)
 
-def _stacked(size: int, array: Array, is_batched: bool) -> Array:
-    return array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
+    weights = weights[: layout.weights]
+    return multiply_batch(multiply, layout.stack, size, x, weights, batched)
 
 
 def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:

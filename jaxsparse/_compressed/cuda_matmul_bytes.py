@@ -22,6 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from jaxsparse._compressed import kernel_support
+from jaxsparse._compressed.batched_products import multiply_batch
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.cuda_matmul import launch
 from jaxsparse._compressed.cuda_quantize_rows import cuda_quantize_rows
@@ -181,13 +182,14 @@ def _multiply_batch(
     exported: bool, stack: int, size: int, batched: list[bool], *operands: ArrayLike
 ) -> tuple[list[Array], list[bool]]:
     x, *arrays = map(jnp.asarray, operands)
-    out_batched = [True] * (len(arrays) // 3)
-    if not any(batched[1:]):  # more rows
-        products = _multiply(exported, stack, jnp.moveaxis(x, 0, stack), *arrays)
-        return [jnp.moveaxis(y, stack, 0) for y in products], out_batched
-    pairs = zip((x, *arrays), batched, strict=True)
-    stacked = (a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in pairs)
-    return _multiply(exported, stack + 1, *stacked), out_batched
+
+    def multiply(
+        stack: int, rows: Array, weights: Sequence[Sequence[Array]]
+    ) -> list[Array]:
+        return _multiply(exported, stack, rows, *itertools.chain(*weights))
+
+    weights = [arrays[i : i + 3] for i in range(0, len(arrays), 3)]
+    return multiply_batch(multiply, stack, size, x, weights, batched)
 
 
 def _multiply_shard(
@@ -202,8 +204,10 @@ def _multiply_shard(
     size, count = math.prod(first), math.prod(inner)
     merged = (size,) if stack else ()
     outs = [array.shape[-1] for array in arrays[::3]]
-    # Unlike whole arrays, shards may have any size, and vmap adds rows and stacks.
-    suits = all(out % 16 == 0 and out for out in outs) and rows.size
+    # Unlike whole arrays, shards may have any size, and vmap adds rows and stacks, of
+    # perhaps symbolic sizes.
+    suits = isinstance(size, int) and isinstance(count, int) and rows.size
+    suits = suits and all(out % 16 == 0 and out for out in outs)
     suits = suits and size * max(count, k, *outs) < kernel_support.MAX_SIZE
     suits = suits and size <= kernel_support.MAX_STACK
     by_xla = partial(_multiply_by_xla, dtype)

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
 from tests.compressed.layout_oracle import as_compressed, masked, random_mask
+from tests.compressed.test_cuda_stacks import whole_numbers
 from tests.gpu import needs_gpus
 
 
@@ -54,6 +55,16 @@ def test_products_are_made_where_the_shards_are(rows, columns, sent):
     exact = x.astype(int) @ masked(weight, mask).astype(int)
     product = jax.jit(js.nm_matmul)(on_gpus, stored)
     np.testing.assert_array_equal(np.asarray(product).astype(int), exact)
+
+
+@needs_gpus(2)
+@pytest.mark.parametrize("rows", [5, 200])
+def test_each_gpu_multiplies_by_its_own_experts(rows):
+    x, stored, exact = whole_numbers(6, rows, 136, 400, ml_dtypes.bfloat16)
+    args = placed((x, stored), P("m"))
+    multiply = jax.vmap(js.nm_matmul)
+    assert not collectives(multiply, *args)
+    np.testing.assert_array_equal(jax.jit(multiply)(*args), exact)
 
 
 @needs_gpus(2)

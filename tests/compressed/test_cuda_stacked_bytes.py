@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import jaxsparse as js
 from jaxsparse._compressed import cuda_matmul_bytes
 from tests.compressed.test_cuda_matmul_bytes import (
+    BFLOAT16,
     EIGHT_BITS,
     multiply,
     whole_numbers,
@@ -95,6 +96,30 @@ def test_each_gpu_multiplies_by_its_own_experts(rows):
     place = partial(jax.device_put, device=NamedSharding(mesh, P("a")))
     args = jax.tree.map(place, (x, stored))
     np.testing.assert_array_equal(jax.jit(vmapped)(*args), exact)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("available")
+def test_a_weight_that_all_share_is_not_stacked():
+    x, stored, exact = stacked_numbers(6, 20, 64, 32, "int8")
+    _, shared, _ = whole_numbers(20, 64, 48, "int8")
+    both = lambda weights, x: [x @ weight for weight in weights]
+    run = js.sparse_apply(both, quantize_activations=True)
+    fn = jax.vmap(run, ([None, 0], 0))
+    products = jax.jit(fn)([shared, stored], x)
+    one = x.astype(np.float64) @ np.asarray(js.decompress(shared), np.float64)
+    wanted = one.astype(np.float32).astype(BFLOAT16), exact
+    for y, product in zip(products, wanted, strict=True):
+        np.testing.assert_array_equal(y, product)
+    assert "6x32x48" not in jax.jit(fn).lower([shared, stored], x).as_text()
+
+
+@pytest.mark.usefixtures("available")
+@pytest.mark.parametrize("name", EIGHT_BITS)
+def test_there_may_be_no_experts(name):
+    x, stored, _ = stacked_numbers(2, 20, 64, 32, name)
+    none = jax.tree.map(lambda array: array[:0], (x, stored))
+    assert jax.jit(vmapped)(*none).shape == (0, 20, 32)
 
 
 SHARDED = """

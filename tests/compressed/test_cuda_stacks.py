@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
 from jaxsparse._compressed.kernel_choice import choose_kernel
@@ -16,7 +15,7 @@ from tests.compressed.layout_oracle import as_compressed, masked, random_mask
 from tests.compressed.products import assert_product, problem
 from tests.compressed.test_cuda_joint import count_launches
 from tests.compressed.test_cuda_quantized import quantized
-from tests.gpu import needs_gpus, needs_hopper
+from tests.gpu import needs_hopper
 from tests.sharding.eight_devices import run_on_eight_devices
 
 
@@ -251,16 +250,6 @@ def test_what_a_stack_does_not_fit_is_said():
         jnp.ones((1, 64, 32), np.float16),
     )
     assert count_launches(vmapped, x, many) == 0  # more than a grid has
-
-
-@needs_gpus(2)
-@pytest.mark.parametrize("rows", [5, 200])
-def test_each_gpu_multiplies_by_its_own_experts(rows):
-    x, stored, exact = whole_numbers(6, rows, 136, 400, ml_dtypes.bfloat16)
-    mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Auto,))
-    place = partial(jax.device_put, device=NamedSharding(mesh, P("a")))
-    args = jax.tree.map(place, (x, stored))
-    np.testing.assert_array_equal(jax.jit(vmapped)(*args), exact)
 
 
 SHARDED = """
