@@ -98,6 +98,7 @@ def sparse_apply(
         quantized activations are not available for a matmul, or `fn` changes a variable
         of NNX that the arguments hold more than once.
 
+    >>> import jax.numpy as jnp
     >>> from jaxsparse import compress_params
     >>> params = {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)}
     >>> fn = lambda params, x: x @ params["kernel"] + params["bias"]
