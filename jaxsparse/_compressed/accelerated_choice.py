@@ -112,8 +112,6 @@ def choose(
                 continue
             pair = (x, compressed) if position else (compressed, x)
             matmul, reason = dot_general.find_matmul(eqn, *pair, options)
-            if eqn.params["dimension_numbers"][1][0]:
-                matmul, reason = None, "the product has batch axes"
             slow = matmul is not None and not implementation and matmul.decompresses()
             if matmul is not None and implementation != "xla" and not slow:
                 operands = matmul.operands.x, matmul.matrix

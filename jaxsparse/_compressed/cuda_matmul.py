@@ -31,9 +31,8 @@ from jaxsparse._compressed.kernel_choice import (
     choose_kernel,
 )
 from jaxsparse._compressed.kernel_support import (
-    MAX_SIZE,
-    MAX_STACK,
     decompresses,
+    fits,
     library_of,
     multiple_of_k,
 )
@@ -190,11 +189,7 @@ def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     if stack:
         arrays = tuple(a.reshape(size, *a.shape[layout.stack :]) for a in arrays)
     outs = [weight[0].shape[-1] for weight in layout.split(arrays)]
-    # Unlike whole arrays, shards may have any size, and vmap adds rows and stacks, of
-    # perhaps symbolic sizes.
-    suits = isinstance(size, int) and isinstance(count, int) and rows.size
-    suits = suits and all(out % 16 == 0 and out for out in outs)
-    suits = suits and size * max(count, k, *outs) < MAX_SIZE and size <= MAX_STACK
+    suits = fits(size, count, k, outs)
     suits = suits and k % multiple_of_k(layout.pattern) == 0
     if not layout.exported:
         suits = suits and not decompresses(layout.pattern, count)

@@ -204,15 +204,9 @@ def _multiply_shard(
     size, count = math.prod(first), math.prod(inner)
     merged = (size,) if stack else ()
     outs = [array.shape[-1] for array in arrays[::3]]
-    # Unlike whole arrays, shards may have any size, and vmap adds rows and stacks, of
-    # perhaps symbolic sizes.
-    suits = isinstance(size, int) and isinstance(count, int) and rows.size
-    suits = suits and all(out % 16 == 0 and out for out in outs)
-    suits = suits and size * max(count, k, *outs) < kernel_support.MAX_SIZE
-    suits = suits and size <= kernel_support.MAX_STACK
     by_xla = partial(_multiply_by_xla, dtype)
     multiply = by_xla = jax.vmap(by_xla) if stack else by_xla
-    if suits:
+    if kernel_support.fits(size, count, k, outs):
         kernel = partial(_multiply_by_kernel, dtype)
         multiply = partial(kernel_on_gpu, kernel, by_xla, exported=exported)
     products = multiply(

@@ -152,7 +152,8 @@ def find_matmul(
       lhs: its left operand.
       rhs: its right operand.
       options: as in `nm_matmul`.
-      stacks: whether axes of the weight may stack matrices for the same rows.
+      stacks: whether axes of the weight may stack matrices: batch axes, or others for
+        the same rows.
     """
     lhs, rhs = jax.tree.map(jnp.asarray, (lhs, rhs))
     weight_is_rhs = is_compressed(rhs)
@@ -162,6 +163,8 @@ def find_matmul(
         for both in eqn.params["dimension_numbers"]
     )
     operands = Operands(*(lhs, rhs)[::order], *contracted, *batch)
+    if operands.x_batch and not stacks:
+        return None, "the product has batch axes"
     if reason := _unsupported_reason(eqn, operands, options):
         return None, reason
     operands = move_group_axis_last(operands)

@@ -1,6 +1,7 @@
 """Which products Hopper's kernels compute, and why they cannot compute others."""
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -54,6 +55,25 @@ def unsupported_reason(x: Array, compressed: Compressed, library: str = "") -> s
     if not (is_automatic(x) and is_automatic(compressed.values)):
         return "a mesh has axes that are not automatic"
     return cuda_target.unavailable(library or library_of(pattern))
+
+
+def fits(stack: int, rows: int, k: int, outs: Sequence[int]) -> bool:
+    """Returns whether a kernel can multiply by shards of weights of these sizes.
+
+    Unlike whole arrays, shards may have any size, and `vmap` adds rows and stacks, of
+    perhaps symbolic sizes.
+
+    Args:
+      stack: the number of matrices, each with rows of its own.
+      rows: those of each.
+      k: the inputs.
+      outs: the outputs of each weight.
+    """
+    if not all(isinstance(size, int) for size in (stack, rows)):
+        return False
+    if not (stack and rows and k) or any(not out or out % 16 for out in outs):
+        return False
+    return stack * max(rows, k, *outs) < MAX_SIZE and stack <= MAX_STACK
 
 
 def decompresses(pattern: NM, rows: int) -> bool:
