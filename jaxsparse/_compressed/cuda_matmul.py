@@ -6,7 +6,7 @@ tiles; `kernels/*.cuh` explain how they work.
 Under `vmap`, batches of `x` become more rows, and stacked weights, such as experts, are
 multiplied in one launch. Over automatic axes of a mesh each device multiplies its own
 shards.
-Values of eight bits are widened in registers for few rows, otherwise by XLA before.
+Values of eight bits are widened in registers.
 """
 
 import math
@@ -25,12 +25,16 @@ from jaxtyping import Array
 from jaxsparse._compressed.batched_products import multiply_batch
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.kernel_choice import (
+    FEW_ROWS,
     ExpandingChoice,
     KernelChoice,
+    TileChoice,
     choose_expanding,
     choose_kernel,
+    choose_tile,
 )
 from jaxsparse._compressed.kernel_support import (
+    MIXED,
     decompresses,
     fits,
     library_of,
@@ -228,19 +232,22 @@ def _multiply_by_kernel(layout: _Layout, x: Array, *arrays: Array) -> list[Array
     outs = [weight[0].shape[-1] for weight in weights]
     *stack, rows, k = x.shape
     options = {"stack": math.prod(stack)}
+    library = library_of(layout.pattern)
     if layout.pattern.m != 4:
         choice = choose_expanding(rows, k, *outs, **options)
-        return launch(layout.pattern, choice, x, weights)
+        return launch(library, choice, x.dtype, x, weights)
+    if layout.scaled and rows > FEW_ROWS:
+        choice = choose_tile(rows, k, *outs, **options)
+        return launch(MIXED, choice, x.dtype, x, weights)
     choice = choose_kernel(rows, k, *outs, eight_bits=layout.scaled, **options)
-    if choice.kernel != "few":
-        weights = [(w[0].astype(x.dtype), *w[1:]) for w in weights]  # exact
     flags = {"scaled": layout.scaled, "scaled_rows": False}
-    return launch(layout.pattern, choice, x, weights, **flags)
+    return launch(library, choice, x.dtype, x, weights, **flags)
 
 
 def launch(
-    pattern: NM,
-    choice: KernelChoice | ExpandingChoice,
+    library: str,
+    choice: KernelChoice | ExpandingChoice | TileChoice,
+    dtype: DTypeLike,
     x: Array,
     weights: Sequence[Sequence[Array]],
     *row_scales: Array,
@@ -249,8 +256,9 @@ def launch(
     """Calls a kernel for several weights.
 
     Args:
-      pattern: that of all weights.
-      choice: which kernel.
+      library: that of the kernel.
+      choice: which of its kernels.
+      dtype: of the products.
       x: `[rows, k]`, or a stack of them.
       weights: values, indices and perhaps scales of each weight, or of stacks.
       *row_scales: of the rows, if they are quantized.
@@ -258,8 +266,8 @@ def launch(
     """
     outs = [weight[0].shape[-1] for weight in weights]
     multiply = jax.ffi.ffi_call(
-        cuda_target.target(library_of(pattern)),
-        [jax.ShapeDtypeStruct((*x.shape[:-1], out), x.dtype) for out in outs],
+        cuda_target.target(library),
+        [jax.ShapeDtypeStruct((*x.shape[:-1], out), dtype) for out in outs],
     )
     parameters = {
         name: np.int64(value) if isinstance(value, int) else value

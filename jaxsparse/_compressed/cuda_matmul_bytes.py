@@ -12,11 +12,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
@@ -26,7 +25,7 @@ from jaxsparse._compressed.batched_products import multiply_batch
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.cuda_matmul import launch
 from jaxsparse._compressed.cuda_quantize_rows import cuda_quantize_rows
-from jaxsparse._compressed.kernel_choice import MAX_CLUSTERS, choose_kernel
+from jaxsparse._compressed.kernel_choice import choose_kernel, choose_tile
 from jaxsparse._compressed.quantized_matmul import multiply_quantized_rows
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import partition_contraction
@@ -100,49 +99,6 @@ def multiply_rows(
         contracted,
     )
     return multiply(rows, row_scales, *_arrays(weights))
-
-
-class TileChoice(NamedTuple):
-    """The rows of `x` in a tile of 128 outputs, and how many blocks work together.
-
-    Two blocks of 256 rows share what they read of them; blocks of fewer rows have the
-    same tile, and slices of `k`.
-    """
-
-    tile_rows: int
-    blocks: int
-
-
-#: What `kernels/nm_matmul_bytes.cu` compiles.
-TILES = (
-    *(TileChoice(rows, blocks) for rows in (32, 64) for blocks in (1, 2, 3, 4)),
-    *(TileChoice(128, 1), TileChoice(256, 1), TileChoice(256, 2)),
-)
-
-
-def choose_tile(rows: int, *outs: int, stack: int = 1) -> TileChoice:
-    """Returns the tile for `[rows, k]` by each `[k, out]` on 132 multiprocessors.
-
-    Of a stack of such products all tiles count.
-
-    The larger a tile, the less is read for its work; but all multiprocessors must have
-    one, or a slice of one.
-    """
-    out_tiles = stack * sum(-(-out // 128) for out in outs)
-    pairs = stack * sum(-(-out // 256) for out in outs)
-    for tile_rows in (256, 128):
-        tiles = out_tiles * -(-rows // tile_rows)
-        if rows > tile_rows // 2 and tiles >= 100:
-            # A tile without a neighbour leaves the second block idle.
-            paired = tile_rows == 256 and 20 * (2 * pairs - out_tiles) <= out_tiles
-            return TileChoice(tile_rows, 2 if paired else 1)
-    tile_rows = 32 if rows <= 32 else 64
-    tiles = out_tiles * -(-rows // tile_rows)
-    if tiles > 132 and rows > 64:
-        return TileChoice(128, 1)
-    # More clusters than run at once would take twice as long.
-    blocks = next((n for n in (4, 3, 2) if tiles <= MAX_CLUSTERS[n]), 1)
-    return TileChoice(tile_rows, blocks)
 
 
 def _multiply(exported: bool, stack: int, *operands: ArrayLike) -> list[Array]:
@@ -235,13 +191,9 @@ def _multiply_by_kernel(
     if rows.dtype == dtype:
         choice = choose_kernel(count, k, *outs, eight_bits=True, **options)
         flags = {"scaled": True, "scaled_rows": True}
-        return launch(NM(2, 4), choice, rows, weights, row_scales, **flags)
+        library = kernel_support.library_of(NM(2, 4))
+        return launch(library, choice, dtype, rows, weights, row_scales, **flags)
     if k % 16:  # rows are moved by 16 bytes
         rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -k % 16)])
-    tile = choose_tile(count, *outs, **options)
-    multiply = jax.ffi.ffi_call(
-        cuda_target.target(LIBRARY),
-        [jax.ShapeDtypeStruct((*stack, count, out), dtype) for out in outs],
-    )
-    parameters = {name: np.int64(value) for name, value in tile._asdict().items()}
-    return list(multiply(rows, row_scales, *itertools.chain(*weights), **parameters))
+    tile = choose_tile(count, k, *outs, **options)
+    return launch(LIBRARY, tile, dtype, rows, weights, row_scales)

@@ -28,8 +28,8 @@ class KernelChoice(NamedTuple):
 MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
 
 
-#: The most rows of kernel `"few"`. It is the only one that reads eight bits.
-_FEW_ROWS, _FEW_ROWS_OF_EIGHT_BITS = 16, 64
+#: The most rows of kernel `"few"`.
+FEW_ROWS = 16
 
 
 def choose_kernel(
@@ -43,9 +43,9 @@ def choose_kernel(
     read, so several blocks share a tile as long as each has its own multiprocessor.
     With many rows, tiles of 256 by 128 need the least time for their work, if there are
     enough of them. If there are more tiles than multiprocessors, the cache is the
-    limit, so two blocks share what they read. Values of eight bits are read once for
-    each tile of rows, up to where that takes longer than to widen them for the other
-    kernels. Measured on an H100 by `benchmarks.nm_matmul`, few rows on an H200.
+    limit, so two blocks share what they read. Only few rows have a kernel here for
+    values of eight bits; others have `choose_tile`. Measured on an H100 by
+    `benchmarks.nm_matmul`, few rows on an H200.
     """
 
     def count_tiles(tile_rows: int, tile_out: int) -> int:
@@ -62,8 +62,8 @@ def choose_kernel(
         blocks = choose_blocks(count_tiles(tile_rows, tile_out), 128, (4, 3, 2))
         return KernelChoice("split", tile_rows, blocks)
 
-    if rows <= (_FEW_ROWS_OF_EIGHT_BITS if eight_bits else _FEW_ROWS):
-        tile_rows = 8 if rows <= 8 else 16 if rows <= 16 or 32 < rows <= 48 else 32
+    if rows <= FEW_ROWS:
+        tile_rows = 8 if rows <= 8 else 16
         tiles = count_tiles(tile_rows, 64)
         return _choose_few(tile_rows, tiles, k, eight_bits=eight_bits)
     if rows <= 32:
@@ -93,12 +93,12 @@ def _choose_few(
     """
     most_pairs = 66 if eight_bits else 132
     for blocks, most in ((4, 30), (2, most_pairs)):
-        if tiles <= most and k >= 512 * blocks and (tile_rows <= 16 or blocks == 2):
+        if tiles <= most and k >= 512 * blocks:
             break
     else:
         blocks = 1
     warps = 16 if tiles * blocks <= 132 and not eight_bits else 8
-    wide = 2 if tiles > 264 and tile_rows <= 16 else 1
+    wide = 2 if tiles > 264 else 1
     return KernelChoice("few", tile_rows, blocks, warps, wide)
 
 
@@ -135,3 +135,63 @@ def choose_expanding(rows: int, k: int, *outs: int, stack: int = 1) -> Expanding
         if fits and (blocks == 2 or wide == 1):
             return ExpandingChoice(tile_rows, blocks, wide)
     return ExpandingChoice(tile_rows, 1, wide)
+
+
+class TileChoice(NamedTuple):
+    """The tiles of 128 outputs of a product with a weight of eight bits.
+
+    Attributes:
+      tile_rows: the rows of `x` in a tile.
+      sharers: the blocks of a cluster that share what they read of `x`.
+      slices: the blocks of a cluster that have the same tile, and slices of `k`.
+    """
+
+    tile_rows: int
+    sharers: int = 1
+    slices: int = 1
+
+
+#: What `kernels/nm_matmul_mixed.cu` and `nm_matmul_bytes.cu` compile.
+TILES = (
+    *(TileChoice(rows, 1, slices) for rows in (32, 64, 128) for slices in (1, 2, 3)),
+    *(TileChoice(256, sharers) for sharers in (1, 2)),
+)
+
+#: By its rows, how long a tile takes for one of `k`, in nanoseconds.
+_TILE_TIMES = {32: 2.6, 64: 2.9, 128: 4.0, 256: 7.0}
+
+#: How long each tile takes besides, and for each row each slice after the first.
+_TILE_START, _SLICE_TIME = 4000, 20
+
+
+def choose_tile(rows: int, k: int, *outs: int, stack: int = 1) -> TileChoice:
+    """Returns the tile for `[rows, k]` by each `[k, out]` on 132 multiprocessors.
+
+    It is that of the least estimated time. The larger a tile, the less is read for its
+    work; but all multiprocessors must have one, or a slice of one. The times were
+    measured on an H200 for `x` of 16 bits; one of eight takes 0.5 to 0.7 of them.
+
+    Args:
+      rows: those of `x`, or of each of a stack of matrices.
+      k: the inputs.
+      *outs: the outputs of each weight.
+      stack: the number of matrices.
+    """
+
+    def count(tile_rows: int, tile_out: int) -> int:
+        across = sum(-(-out // tile_out) for out in outs)
+        return stack * -(-rows // tile_rows) * across
+
+    def estimate(tile_rows: int, slices: int) -> float:
+        at_once = MAX_CLUSTERS[slices] if slices > 1 else 132
+        waves = -(-count(tile_rows, 128) // at_once)
+        own = _TILE_START + k / slices * _TILE_TIMES[tile_rows]
+        return waves * (own + (slices - 1) * tile_rows * _SLICE_TIME)
+
+    alone = [tile for tile in TILES if tile.sharers == 1]
+    best = min(alone, key=lambda tile: estimate(tile.tile_rows, tile.slices))
+    # A tile without a neighbour leaves the second block idle.
+    tiles = count(256, 128)
+    if best.tile_rows == 256 and tiles > 132 and 40 * count(256, 256) <= 21 * tiles:
+        return TileChoice(256, sharers=2)
+    return best

@@ -15,6 +15,9 @@ from jaxsparse.kernels import cuda_target
 #: By the n and m of a pattern, the library that has its kernels.
 _LIBRARIES = {(2, 4): "nm_matmul", (4, 8): "nm_expand", (8, 16): "nm_expand"}
 
+#: The library for many rows of 16 bits and weights of eight.
+MIXED = "nm_matmul_mixed"
+
 #: The kernel counts in 32 bits; smaller sizes fit even when rounded up to whole tiles.
 MAX_SIZE = 2**31 - 2**16
 
@@ -54,7 +57,10 @@ def unsupported_reason(x: Array, compressed: Compressed, library: str = "") -> s
         return f"the weight's sizes {(k, out)} are not multiples of {multiple} and 16"
     if not (is_automatic(x) and is_automatic(compressed.values)):
         return "a mesh has axes that are not automatic"
-    return cuda_target.unavailable(library or library_of(pattern))
+    libraries = [library or library_of(pattern)]
+    if compressed.is_quantized and not library:
+        libraries.append(MIXED)
+    return next(filter(None, map(cuda_target.unavailable, libraries)), "")
 
 
 def fits(stack: int, rows: int, k: int, outs: Sequence[int]) -> bool:

@@ -7,7 +7,7 @@
 namespace nm_bytes {
 
 // The scales that a thread loads while the sums are made: of its two outputs, and of some rows,
-// which its warpgroup shares.
+// which its warpgroup shares. Without those of rows they are 1.
 template <typename F>
 struct Scales {
   static constexpr int kRows = (F::kRows + 127) / 128;  // of each thread
@@ -18,7 +18,8 @@ struct Scales {
     outs = *reinterpret_cast<const float2*>(weight.scales + tile.matrix * weight.out + out);
     for (int i = 0; i < kRows; ++i) {
       const int row = tile.row * F::kRows + i * 128 + threadIdx.x % 128;
-      rows[i] = of_rows[tile.matrix * shape.rows + min(row, shape.rows - 1)];
+      const int at = tile.matrix * shape.rows + min(row, shape.rows - 1);
+      rows[i] = of_rows ? of_rows[at] : 1;
     }
   }
 

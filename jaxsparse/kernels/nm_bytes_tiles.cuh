@@ -15,15 +15,20 @@ constexpr int kThreads = kConsumers + 128;
 constexpr int kBoxRows = 16, kBoxRow = 16 * 2, kBoxBytes = kBoxRows * kBoxRow;
 constexpr int kBoxes = kConsumers / 32 * 2 * kBoxBytes;  // bytes of all: each warp has two
 
-// The template parameters of a kernel. The blocks of a cluster either share their rows, or have
-// the same tile, and each a slice of its depth.
-template <int kRows_, int kStages_, int kSharers_, int kSlices_ = 1>
+constexpr int kRowBytes = 128;  // of a row of x, in a stage
+
+// The template parameters of a kernel, whose x has elements X. The blocks of a cluster either share
+// their rows, or have the same tile, and each a slice of its depth. A stage of small tiles has
+// several parts, since the time of a stage is that of its synchronisation.
+template <typename X, int kRows_, int kParts_, int kStages_, int kSharers_ = 1, int kSlices_ = 1>
 struct Form {
   static constexpr int kRows = kRows_, kStages = kStages_;
   static constexpr int kSharers = kSharers_, kSlices = kSlices_, kBlocks = kSharers * kSlices;
-  static constexpr int kOut = 128, kDepth = 128;  // of k, in a stage
+  static constexpr int kParts = kParts_;
+  static constexpr int kPartDepth = kRowBytes / sizeof(X), kDepth = kParts * kPartDepth;  // of k
+  static constexpr int kOut = 128;
   static constexpr int kValuesBytes = kDepth / 2 * kOut, kIndicesBytes = kDepth / 8 * kOut;
-  static constexpr int kStage = kRows * kDepth + kValuesBytes + kIndicesBytes;
+  static constexpr int kStage = kParts * kRows * kRowBytes + kValuesBytes + kIndicesBytes;
   static constexpr int kRing = kStages * kStage;
   static constexpr int kScales = 2 * kRows * 4;  // of rows, for each warpgroup
   static constexpr int kBytes = 1024 + kRing + kScales + kBoxes + kStages * 16;
@@ -74,12 +79,15 @@ class Ring {
     const int index_row = tile.matrix * shape.index_rows + k / 8;
     hopper::load_3d(values(), maps.values, barrier, tile.out, k / 2, tile.matrix);
     hopper::load_2d(indices(), maps.indices, barrier, tile.out, index_row);
-    if constexpr (F::kSharers > 1) {
-      const int first = hopper::block_in_cluster() * kPart;
-      hopper::load_2d(x() + first * F::kDepth, maps.x, barrier, k, row + first,
-                      (1 << F::kSharers) - 1);
-    } else {
-      hopper::load_2d(x(), maps.x, barrier, k, row);
+    for (int part = 0; part < F::kParts; ++part) {
+      const int column = k + part * F::kPartDepth;
+      if constexpr (F::kSharers > 1) {
+        const int first = hopper::block_in_cluster() * kPart;
+        hopper::load_2d(x(part) + first * kRowBytes, maps.x, barrier, column, row + first,
+                        (1 << F::kSharers) - 1);
+      } else {
+        hopper::load_2d(x(part), maps.x, barrier, column, row);
+      }
     }
   }
   __device__ void wait() const { hopper::wait(full(stage_), parity_); }
@@ -93,9 +101,15 @@ class Ring {
     }
   }
 
-  __device__ uint32_t x() const { return base_ + stage_ * F::kStage; }
-  __device__ uint32_t values() const { return x() + F::kRows * F::kDepth; }
-  __device__ uint32_t indices() const { return values() + F::kValuesBytes; }
+  __device__ uint32_t x(int part) const {
+    return base_ + stage_ * F::kStage + part * F::kRows * kRowBytes;
+  }
+  __device__ uint32_t values(int part = 0) const {
+    return x(F::kParts) + part * (F::kValuesBytes / F::kParts);
+  }
+  __device__ uint32_t indices(int part = 0) const {
+    return values(F::kParts) + part * (F::kIndicesBytes / F::kParts);
+  }
 
  private:
   __device__ uint32_t full(int i) const { return barriers_ + 16 * i; }

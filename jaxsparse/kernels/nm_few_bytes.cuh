@@ -23,13 +23,11 @@ struct Stage {
   uint8_t x[F::kRows * kStep * 2];
 };
 
-// Two resident blocks have less shared memory each.
-template <typename F>
-constexpr int kStages = F::kResident == 1 ? 4 : 3;
+constexpr int kStages = 3;  // of each warp
 
 template <typename F>
 union WarpMemory {
-  Stage<F> stages[kStages<F>];
+  Stage<F> stages[kStages];
   WarpSums<F> sums;  // when all steps are done
 };
 
@@ -128,7 +126,7 @@ template <typename T, typename V, typename F>
 __global__ __launch_bounds__(F::kThreads, F::kResident) void product(
     const __grid_constant__ Products<T, V> all) {
   const auto p = Problem<T, V>::of(all, F());
-  constexpr int kSlots = kStages<F>, kAhead = kSlots - 1;
+  constexpr int kSlots = kStages, kAhead = kSlots - 1;
   extern __shared__ __align__(128) uint8_t shared[];
   auto& memory = *reinterpret_cast<Memory<F>*>(shared);
   const int warp = threadIdx.x / 32, part = warp / F::kWide;

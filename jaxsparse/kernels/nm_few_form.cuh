@@ -36,7 +36,7 @@ template <int kRows_, int kBlocks_, int kWarps_, int kWide_>
 struct Form {
   static constexpr int kRows = kRows_, kBlocks = kBlocks_, kWarps = kWarps_, kWide = kWide_;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kResident = kRows > 16 ? 1 : 16 / kWarps;
+  static constexpr int kResident = 16 / kWarps;
   static constexpr int kParts = kWarps / kWide, kBlockOut = kOut * kWide;
 };
 

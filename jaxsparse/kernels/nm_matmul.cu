@@ -48,7 +48,7 @@ ffi::Error map_all(const Call& call, nm_matmul::Products* products, nm_matmul::S
   for (int i = 0; i < call.count; ++i) {
     const Operand& from = call.weights[i];
     nm_matmul::Weight& weight = products->weights[i];
-    weight.y = from.y, weight.scales = from.scales, weight.out = static_cast<int>(from.out);
+    weight.y = from.y, weight.out = static_cast<int>(from.out);
     shape->groups += tiles(from.out, F::kOut * kSharers);
     if (ffi::Error error = map<T, F, kSharers>(call, from, &weight.maps); error.failure()) {
       return error;
@@ -114,18 +114,13 @@ ffi::Error few_of_halves(const Call& call) {
 template <typename T, int kRows>
 ffi::Error few(const Call& call, int64_t warps, int64_t wide) {
   const bool bytes = call.type == ffi::S8 || call.type == ffi::F8E4M3FN;
-  if constexpr (kRows > 16) {
-    if (bytes) return few_of_bytes<T, kRows, 8, 1, 1, 2>(call);
-    return ffi::Error::InvalidArgument("no kernel for so many rows of 16 bits");
-  } else {
-    if (bytes) {
-      return wide == 2 ? few_of_bytes<T, kRows, 8, 2, 1>(call)
-                       : few_of_bytes<T, kRows, 8, 1, 1, 2, 4>(call);
-    }
-    if (warps == 16) return few_of_halves<T, kRows, 16, 1, 1, 2, 4>(call);
-    return wide == 2 ? few_of_halves<T, kRows, 8, 2, 1>(call)
-                     : few_of_halves<T, kRows, 8, 1, 1, 2>(call);
+  if (bytes) {
+    return wide == 2 ? few_of_bytes<T, kRows, 8, 2, 1>(call)
+                     : few_of_bytes<T, kRows, 8, 1, 1, 2, 4>(call);
   }
+  if (warps == 16) return few_of_halves<T, kRows, 16, 1, 1, 2, 4>(call);
+  return wide == 2 ? few_of_halves<T, kRows, 8, 2, 1>(call)
+                   : few_of_halves<T, kRows, 8, 1, 1, 2>(call);
 }
 
 template <typename T, int kRows, int kOut, int kStages, int... kChoices>
@@ -149,7 +144,6 @@ ffi::Error choose(const Call& call, std::string_view kernel, int64_t tile_rows, 
     switch (tile_rows) {
       case 8: return few<T, 8>(call, warps, wide);
       case 16: return few<T, 16>(call, warps, wide);
-      case 32: return few<T, 32>(call, warps, wide);  // of eight bits
     }
   } else if (kernel == "split") {
     switch (tile_rows) {
@@ -177,7 +171,7 @@ ffi::Error product(cudaStream_t stream, int32_t device, ffi::AnyBuffer x,
       error.failure()) {
     return error;
   }
-  if (scaled_rows && kernel != "few") {
+  if (scaled && kernel != "few") {
     return ffi::Error::InvalidArgument("no kernel for so many rows with scales");
   }
   RETURN_IF_CUDA_ERROR(cudaSetDevice(device));

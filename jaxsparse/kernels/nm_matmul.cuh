@@ -6,8 +6,7 @@
 // is kOut outputs by kRows rows. One warp fills a ring of stages by TMA, two warpgroups multiply,
 // 64 outputs each. Values and indices are loaded in the layout in which they are stored, with
 // contiguous outputs. A byte of indices has the format that tensor cores expect: two groups of
-// four, the first in the low bits. If there are scales, sums are multiplied by that of their
-// output before they are rounded.
+// four, the first in the low bits.
 #pragma once
 
 #include "hopper.cuh"
@@ -150,7 +149,6 @@ __global__ __launch_bounds__(kThreads, 1) void whole(const __grid_constant__ Pro
       multiply<T, F>(ring, shape.steps, sums);
       const Tile tile = tile_at<F, kSharers>(index, all, shape);
       const Weight& weight = all.weights[tile.weight];
-      if (weight.scales) scale<F::kRows>(sums, weight, tile);
       store<T, F::kRows>(weight.maps.y, base + F::kRing, tile, sums);
     }
     if (threadIdx.x % 128 == 0) hopper::wait_stores<0>();

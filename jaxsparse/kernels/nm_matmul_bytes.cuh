@@ -1,6 +1,6 @@
-// y[rows, out] = x[rows, k] w, where both have eight bits and w[k, out] is compressed 2:4 along k, or
-// for each matrix of a stack. Sums are multiplied by the scales of their row and output, and rounded
-// once.
+// y[rows, out] = x[rows, k] w, where w[k, out] has eight bits and is compressed 2:4 along k, or for
+// each matrix of a stack. x has eight bits too, or 16, to which w is widened. Sums are multiplied by
+// the scales of their output, and perhaps of their row, and rounded once.
 //
 // Tensor cores take the sparse operand on the left, so the transposed matmul is computed: a tile
 // is 128 outputs by kRows rows. One warp fills a ring of stages by TMA; two warpgroups multiply,
@@ -11,10 +11,8 @@
 #pragma once
 
 #include "hopper.cuh"
-#include "nm_bytes_fragments.cuh"
 #include "nm_bytes_store.cuh"
 #include "nm_bytes_tiles.cuh"
-#include "sparse_bytes.cuh"
 #include "sparse_product.cuh"
 
 namespace nm_bytes {
@@ -31,27 +29,30 @@ __device__ void fewer_registers() {
 
 // Adds the stages of a tile to the sums of this thread's warpgroup. It has two sets of registers:
 // tensor cores work on one stage while those of the next are filled.
-template <typename V, typename F, typename Sum>
+template <typename Lane, typename F>
 __device__ void multiply(Ring<F>& ring, const Lane& mine, Steps steps,
-                         Sum (&sums)[F::kRows / 2]) {
-  using Product = hopper::SparseBytesProduct<V, F::kRows>;
+                         typename Lane::Sum (&sums)[F::kRows / 2]) {
+  using Fragments = typename Lane::Fragments;
   const int lane = threadIdx.x % 32;
-  const auto fill = [&](Fragments& fragments) {
+  using Parts = Fragments[F::kParts];
+  const auto fill = [&](Parts& parts) {
     ring.wait();
-    mine.load(fragments, ring.values(), ring.indices());
+#pragma unroll
+    for (int i = 0; i < F::kParts; ++i) mine.load(parts[i], ring.values(i), ring.indices(i));
   };
-  const auto add = [&](const Fragments& fragments, bool is_first) {
-    const uint64_t x = hopper::descriptor(ring.x());
+  const auto add = [&](const Parts& parts, bool is_first) {
     hopper::wgmma_fence();
-    Product::add(sums, fragments.values[0], x, fragments.places[0]);
-    Product::add(sums, fragments.values[1], x + (64 >> 4), fragments.places[1]);
+#pragma unroll
+    for (int i = 0; i < F::kParts; ++i) {
+      Lane::template add<F::kRows>(sums, parts[i], hopper::descriptor(ring.x(i)));
+    }
     hopper::wgmma_commit();
     ring.next();
     if (is_first) return;
     hopper::wgmma_wait<1>();  // the stage before has been read
     if (lane < F::kSharers) ring.release(lane, 2);
   };
-  Fragments even, odd;
+  Parts even, odd;
   const bool is_any = steps.begin < steps.end;
   if (is_any) fill(even);
   for (int step = steps.begin; step < steps.end; step += 2) {
@@ -63,7 +64,7 @@ __device__ void multiply(Ring<F>& ring, const Lane& mine, Steps steps,
   }
   hopper::wgmma_wait<0>();
 #pragma unroll
-  for (Sum& sum : sums) hopper::keep_behind(sum);
+  for (auto& sum : sums) hopper::keep_behind(sum);
   if (is_any && lane < F::kSharers) ring.release(lane, 1);
 }
 
@@ -99,7 +100,7 @@ __device__ void add_slices(uint32_t ring, Sum (&sums)[F::kRows / 2]) {
   }
 }
 
-template <typename T, typename V, typename F>
+template <typename T, typename Lane, typename F>
 __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ Products all,
                                                        const Shape shape,
                                                        const float* row_scales) {
@@ -124,8 +125,8 @@ __global__ __launch_bounds__(kThreads, 1) void product(const __grid_constant__ P
       const Tile tile = nm_matmul::tile_at<F, F::kSharers>(index, all, shape);
       const Weight& weight = all.weights[tile.weight];
       const Scales<F> scales(row_scales, weight, tile, shape);
-      typename hopper::SumOf<V>::type sums[F::kRows / 2] = {};
-      multiply<V, F>(ring, mine, steps, sums);
+      typename Lane::Sum sums[F::kRows / 2] = {};
+      multiply<Lane, F>(ring, mine, steps, sums);
       if constexpr (F::kSlices > 1) {
         add_slices<F>(base, sums);  // the cluster has no other tile
         if (hopper::block_in_cluster() > 0) return;

@@ -1,4 +1,4 @@
-// How the kernels for many rows scale, add up, round and store the sums of a tile.
+// How the kernels for many rows add up, round and store the sums of a tile.
 #pragma once
 
 #include "hopper.cuh"
@@ -33,19 +33,6 @@ __device__ void store(const CUtensorMap& y, uint32_t outbox, Tile tile,
   }
 }
 
-// Multiplies the sums of a tile by the scales of their outputs.
-template <int kRows>
-__device__ void scale(float (&sums)[kRows / 2], const Weight& weight, Tile tile) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const float* scales = weight.scales + tile.matrix * weight.out;
-  float two[2];
-  for (int i = 0; i < 2; ++i) {
-    two[i] = scales[min(tile.out + warp * 16 + lane / 4 + 8 * i, weight.out - 1)];
-  }
-#pragma unroll
-  for (int i = 0; i < kRows / 2; ++i) sums[i] *= two[i / 2 % 2];
-}
-
 // Writes the sums of this block to shared memory, for the other blocks of the cluster.
 template <typename F>
 __device__ void leave(uint32_t base, const float (&sums)[F::kRows / 2]) {
@@ -64,7 +51,6 @@ template <typename T, typename F, int kBlocks>
 __device__ void add_up(uint32_t base, const Weight& weight, Tile tile, int part, int rows) {
   constexpr int kPairs = F::kRows * F::kOut / 2, kParts = kBlocks * F::kHalves;
   T* y = static_cast<T*>(weight.y);
-  const float* scales = weight.scales ? weight.scales + tile.matrix * weight.out : nullptr;
   for (int pair = part * kThreads + threadIdx.x; pair < kPairs; pair += kBlocks * kThreads) {
     const int local_row = pair / (F::kOut / 2), local_out = pair % (F::kOut / 2) * 2;
     const int at = local_row * F::kSumsRow + local_out;
@@ -78,7 +64,6 @@ __device__ void add_up(uint32_t base, const Weight& weight, Tile tile, int part,
     for (int i = 1; i < kParts; ++i) parts[0].x += parts[i].x, parts[0].y += parts[i].y;
     const int row = tile.row * F::kRows + local_row, out = tile.out + local_out;
     if (row < rows && out < weight.out) {
-      if (scales) parts[0].x *= scales[out], parts[0].y *= scales[out + 1];
       const int64_t to = static_cast<int64_t>(tile.matrix * rows + row) * weight.out + out;
       *reinterpret_cast<uint32_t*>(y + to) = hopper::two<T>(parts[0].x, parts[0].y);
     }

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
 from jaxsparse._compressed import cuda_matmul_bytes
+from jaxsparse._compressed.kernel_choice import TILES, choose_tile
 from tests.compressed import quantization_oracle as oracle
 from tests.compressed.layout_oracle import masked, random_mask
 from tests.gpu import needs_gpus, needs_hopper
@@ -127,7 +128,7 @@ def test_products_of_one_input_are_exact(rows, k, outs, name):
 
 
 @needs_hopper
-@pytest.mark.parametrize("tile", cuda_matmul_bytes.TILES, ids=str)
+@pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("name", EIGHT_BITS)
 def test_every_tile_is_exact(name, tile, monkeypatch):
     monkeypatch.setattr(cuda_matmul_bytes, "choose_tile", lambda *_, **__: tile)
@@ -229,10 +230,26 @@ def test_leading_axes_vmap_scan_and_gradients(name):
 
 @pytest.mark.sweep
 @settings(max_examples=300, deadline=None)
-@given(st.integers(1, 10**5), st.integers(1, 4000))
-def test_every_shape_has_a_tile(rows, sixteens):
-    tile = cuda_matmul_bytes.choose_tile(rows, 16 * sixteens)
-    assert tile in cuda_matmul_bytes.TILES
+@given(st.integers(1, 10**5), st.integers(1, 4000), st.integers(1, 4000))
+def test_every_shape_has_a_tile(rows, eights, sixteens):
+    assert choose_tile(rows, 8 * eights, 16 * sixteens) in TILES
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "outs", "fastest"),
+    [
+        (32, 8192, (8192,), (32, 1, 2)),
+        (64, 4096, (14336,), (64, 1, 1)),
+        (64, 14336, (4096,), (64, 1, 3)),
+        (128, 8192, (8192,), (128, 1, 2)),
+        (256, 14336, (4096,), (128, 1, 2)),
+        (2048, 4096, (14336,), (256, 2, 1)),
+        (2048, 4096, (7168, 7168), (256, 2, 1)),
+    ],
+)
+def test_the_tile_is_the_one_measured_to_be_fastest(rows, k, outs, fastest):
+    """On an H200, of all tiles, with `x` of 16 bits (and of eight within 4 %)."""
+    assert choose_tile(rows, k, *outs) == fastest
 
 
 SHARDED = """

@@ -11,6 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
 from jaxsparse import NM, Compressed
+from jaxsparse._compressed import cuda_matmul
+from jaxsparse._compressed.kernel_choice import TILES
 from tests.compressed.layout_oracle import compressed, masked, random_mask
 from tests.compressed.test_cuda_matmul import SHAPES
 from tests.gpu import needs_gpus, needs_hopper
@@ -53,6 +55,19 @@ def test_whole_numbers_are_exact(shape, dtype, name):
     x, stored, exact = whole_numbers(*shape, name, dtype)
     result = js.nm_matmul(x, stored, implementation="cuda")
     np.testing.assert_array_equal(result, exact.astype(np.float32).astype(dtype))
+
+
+@needs_hopper
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("name", EIGHT_BITS)
+def test_every_tile_is_exact(name, dtype, tile, monkeypatch):
+    monkeypatch.setattr(cuda_matmul, "choose_tile", lambda *_, **__: tile)
+    x, stored, exact = whole_numbers(700, 1544, 2448, name, dtype)
+    jax.clear_caches()
+    result = js.nm_matmul(x, stored, implementation="cuda")
+    np.testing.assert_array_equal(result, exact.astype(np.float32).astype(dtype))
+    jax.clear_caches()
 
 
 @needs_hopper

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
-from jaxsparse._compressed import cuda_matmul_bytes
+from jaxsparse._compressed.kernel_choice import choose_tile
 from tests.compressed.test_cuda_matmul_bytes import (
     BFLOAT16,
     EIGHT_BITS,
@@ -63,8 +63,8 @@ def test_nothing_of_another_weight_is_used(shape):
 
 
 def test_the_tiles_of_all_weights_are_counted():
-    choose = cuda_matmul_bytes.choose_tile
-    assert choose(300, 512, stack=28) == choose(300, 512 * 28) != choose(300, 512)
+    whole = choose_tile(300, 4096, 512 * 28)
+    assert choose_tile(300, 4096, 512, stack=28) == whole != choose_tile(300, 4096, 512)
 
 
 @pytest.mark.gpu

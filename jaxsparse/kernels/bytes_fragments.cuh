@@ -1,4 +1,4 @@
-// From bytes of a stage to the registers of a sparse wgmma.
+// From bytes of a stage to the registers of a sparse wgmma of eight bits.
 //
 // Tensor cores want four bytes of one output in a register, consecutive along k, but in memory
 // outputs are consecutive. `ldmatrix.trans` moves pairs of bytes: from rows of 16 outputs it
@@ -8,27 +8,32 @@
 // tensor cores' tile.
 #pragma once
 
-#include "hopper.cuh"
+#include "shared_matrices.cuh"
+#include "sparse_registers.cuh"
 
 namespace nm_bytes {
 
-// A lane's values and their positions, for the two wgmma of a stage of 128 inputs.
-struct Fragments {
-  uint32_t values[2][4], places[2];
-};
-
-// What a lane reads: rows of a matrix of 128 outputs, whose rows are swizzled.
-class Lane {
+// What a lane multiplies, of values V and rows of the same type.
+template <typename V>
+class BytesLane {
  public:
-  __device__ Lane() {
+  using Row = V;
+  using Sum = typename hopper::SumOf<V>::type;
+
+  // A lane's values and their positions, for the two wgmma of a stage of 128 inputs.
+  struct Fragments {
+    uint32_t values[2][4], places[2];
+  };
+
+  __device__ BytesLane() {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     // Row 2 t + j of matrix m goes to the lanes t of every four. Their places of k are 4 t to
     // 4 t + 3, two from either matrix, in an order by which no two rows share their banks.
     const int m = lane / 8, t = lane / 2 % 4, j = lane % 2;
     const int k = m / 2 * 16 + t * 4 + (m % 2 ^ t / 2) * 2 + j;
-    values_ = address(k, warp);
+    values_ = swizzled(k, warp);
     // Of every four lanes, the first two have the positions of the first 32 inputs.
-    indices_ = address(m / 2 * 8 + t / 2 * 4 + m % 2 * 2 + j, warp);
+    indices_ = swizzled(m / 2 * 8 + t / 2 * 4 + m % 2 * 2 + j, warp);
     const int own = lane % 4;
     even_ = own < 2 ? 0x6420 : 0x2064;
     places_ = own % 2 ? 0x7531 : 0x6420;
@@ -56,17 +61,14 @@ class Lane {
     }
   }
 
- private:
-  __device__ static uint32_t address(int row, int chunk) {
-    return row * 128 + ((chunk ^ row % 8) << 4);
-  }
-  __device__ static void load_transposed(uint32_t (&to)[4], uint32_t address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
+  template <int kRows>
+  __device__ static void add(Sum (&sums)[kRows / 2], const Fragments& fragments, uint64_t x) {
+    using Product = hopper::RegistersProduct<V, kRows, 0>;
+    Product::add(sums, fragments.values[0], x, fragments.places[0]);
+    Product::add(sums, fragments.values[1], x + (64 >> 4), fragments.places[1]);
   }
 
+ private:
   uint32_t values_, indices_, even_, places_;
 };
 
