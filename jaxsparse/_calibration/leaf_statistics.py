@@ -217,40 +217,6 @@ def _statistics_of(
     return leaf
 
 
-def check_products(path: str, statistics: LeafStatistics) -> None:
-    """Raises unless second moments were collected.
-
-    Raises:
-      ValueError: only mean squares were.
-    """
-    if statistics.moments.ndim == 2:
-        raise ValueError(
-            f"the statistics of leaf {path!r} of shape {statistics.columns.shape} are "
-            "mean squares only; this needs "
-            "collect_statistics(..., statistic='second_moment')"
-        )
-
-
-def check_updatable(path: str, weight: Any) -> None:
-    """Raises unless the weights of a leaf can be updated.
-
-    Raises:
-      TypeError: the weights are not floats.
-      ValueError: a weight is NaN or infinite, and would spread to others.
-    """
-    if not jnp.issubdtype(weight.dtype, jnp.floating):
-        raise TypeError(
-            f"leaf {path!r} of shape {weight.shape} has dtype {weight.dtype}, and only "
-            "floats can be updated: keep it dense by a rule"
-        )
-    if not jnp.isfinite(weight).all():
-        raise ValueError(
-            f"leaf {path!r} of shape {weight.shape} has weights that are not finite, "
-            "which would spread to the weights that compensate for them: replace them, "
-            "or keep the leaf dense by a rule"
-        )
-
-
 def warn_of_few_tokens(statistics: Mapping[str, LeafStatistics]) -> None:
     """Warns if weights would be fitted to fewer than four tokens for each input.
 

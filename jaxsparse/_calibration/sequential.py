@@ -186,7 +186,7 @@ _Done = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _arrays(params: PyTree) -> list[Any]:
-    return [leaf for leaf in flatten(params)[0].values() if is_array(leaf)]
+    return [leaf for leaf in flatten(params).by_path.values() if is_array(leaf)]
 
 
 def _held_out_batches(

@@ -10,10 +10,8 @@ from jaxsparse._calibration import (
     SHRINKAGE,
     LeafStatistics,
     Shrinkage,
-    check_held_out,
-    check_products,
     check_shrinkage,
-    check_updatable,
+    match_second_moments,
     match_statistics,
     warn_of_few_tokens,
     warn_of_starved,
@@ -254,18 +252,12 @@ def _measured(
             "plan_sparsity(params, Unstructured(0.5), fn=fn, args=args, "
             "dense_head=False)"
         )
-    shapes = {
-        member.path: leaves.by_path[member.path].shape
-        for group in groups
-        for member in group.members
-        if member.path in statistics
-    }
-    by_path = match_statistics(shapes, statistics)
-    for path in consumers:
-        check_products(path, by_path[path])
-        check_updatable(path, leaves.by_path[path])
-    check_held_out(by_path, shrinkage)
-    return by_path
+    members = {member.path for group in groups for member in group.members}
+    others = members & statistics.keys() - consumers
+    refitted = {path: x for path, x in leaves.by_path.items() if path in consumers}
+    shapes = {path: x.shape for path, x in leaves.by_path.items() if path in others}
+    by_path = match_second_moments(refitted, statistics, shrinkage)
+    return by_path | match_statistics(shapes, statistics)
 
 
 def _consumers(groups: Sequence[ChannelGroup]) -> set[str]:
