@@ -111,7 +111,7 @@ def sparse_apply(
     fn_with_changes = with_changes(fn)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
-        leaves, _ = flatten(params, is_leaf=is_compressed)
+        leaves = flatten(params, is_leaf=is_compressed).by_path
         shapes = as_dense_shapes(params)
         _check_compressed(leaves, None if plan is None else plan_for(shapes, plan))
         arrays_of, complete = split_results(fn_with_changes)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from jaxsparse._calibration import (
     SequentialResult,
@@ -16,9 +15,9 @@ from jaxsparse._calibration import (
 )
 from jaxsparse._masks import (
     SearchResult,
+    mask_leaf,
     search_masks,
 )
-from jaxsparse._patterns import as_bool
 from jaxsparse._plans import LeafPlan
 from jaxsparse._trees import (
     PyTree,
@@ -110,14 +109,14 @@ def calibration_report(
     kernel  16x8   16      0.637  0.637      2:4 along axis 0
     """
     sparse = result.plan.sparse
-    before, after = flatten(params)[0], flatten(result.params)[0]
+    before, after = flatten(params).by_path, flatten(result.params).by_path
     shapes = {leaf.path: leaf.shape for leaf in sparse}
     by_path = match_statistics(shapes, statistics)
     magnitude = search_masks(before, sparse)
     errors = {
         path: (
             output_error(before[path], after[path], leaf),
-            output_error(before[path], _masked(before[path], magnitude[path]), leaf),
+            output_error(before[path], mask_leaf(before[path], magnitude[path]), leaf),
             jnp.sum(leaf.tokens),
             jnp.sum(starved_problems(leaf)),
             None
@@ -151,11 +150,6 @@ def _leaf_error(
         int(starved),
         None if held_out is None else float(held_out),
     )
-
-
-@jax.jit
-def _masked(leaf: Array, mask: Array) -> Array:
-    return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
 def _cells(leaf: LeafError, held_out: bool) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
       first, with 4, starts at (0, 0)
     """
     plan = plan_for(as_dense_shapes(params), plan)
-    leaves, _ = flatten(params, is_leaf=is_compressed)
+    leaves = flatten(params, is_leaf=is_compressed).by_path
     for planned in plan.sparse:
         require_stored_values(planned.path, leaves[planned.path])
     mismatches = {

@@ -66,7 +66,7 @@ def sparsity(params: PyTree) -> Float32[Array, ""]:
     >>> print(sparsity({"kernel": jnp.eye(4)}))
     0.75
     """
-    leaves, _ = flatten(params, is_leaf=is_compressed)
+    leaves = flatten(params, is_leaf=is_compressed).by_path
     weights = [leaf for leaf in leaves.values() if is_numeric(leaf)]
     total = sum(math.prod(leaf.shape) for leaf in weights)
     stored = [leaf.values if is_compressed(leaf) else leaf for leaf in weights]

@@ -57,7 +57,7 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
     nonfinite: 0.000
     sparsity/kernel: 0.008
     """
-    leaves, _ = flatten(params)
+    leaves = flatten(params).by_path
     masks = match_masks(leaves, get_masks(opt_state))
     masked = {path: mask for path, mask in masks.items() if mask is not None}
     sizes = {path: math.prod(leaves[path].shape) for path in masked}

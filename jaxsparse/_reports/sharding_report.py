@@ -92,7 +92,7 @@ def sharding_report(params: PyTree, plan: PlanLike = "2:4") -> ShardingReport:
     >>> leaf.instead == PartitionSpec(None, "data")
     True
     """
-    leaves, _ = flatten(params)
+    leaves = flatten(params).by_path
     planned = plan_for(params, plan).sparse
     return ShardingReport(tuple(_report(leaf, leaves[leaf.path]) for leaf in planned))
 

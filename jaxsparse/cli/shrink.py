@@ -87,9 +87,9 @@ def shrink(
         refit = open_refit(leaves, partial(load_tokens, data, leaves.path))
     elif any(value is not None for value in (samples, length, seed)):
         raise ValueError("--samples, --length and --seed need --calibrate")
-    if dry_run or output is None:
+    if dry_run:
         output = None
-    else:
+    if output is not None:
         write_smaller(leaves, smaller, output, refit, replace=force, verbose=verbose)
     if json:
         print_json(_as_json(leaves, output, smaller))
