@@ -61,8 +61,8 @@ from jaxsparse.cli.permute import (
 from jaxsparse.cli.progress import progress
 from jaxsparse.cli.prune_output import (
     check_prunable,
-    checked_output,
     files_left_out,
+    output_to_write,
     write_changed,
 )
 from jaxsparse.cli.prune_report import print_pruned, pruned_as_json
@@ -116,10 +116,7 @@ def prune(
     leaves = open_leaves(file)
     check_prunable(leaves)
     data = checked_data(leaves, method, calibrate, samples, length, seed)
-    if output is not None:
-        output = checked_output(leaves, output, force)
-    elif not dry_run:
-        raise ValueError("give --output OUT, or --dry-run to write nothing")
+    output = output_to_write(leaves, output, force=force, dry_run=dry_run)
     plan = plan_leaves(
         leaves,
         pattern,
@@ -138,9 +135,9 @@ def prune(
     permuted = Permuted((), {})
     if model is not None and calibration is None:
         permuted = permute_blocks(leaves, plan, model, verbose=verbose)
-    if dry_run or output is None:
+    if output is None:
         zeros = {leaf.path: pruned_weights(leaf) for leaf in plan.leaves}
-        output, done = None, _Done(zeros, {}, permuted.gains)
+        done = _Done(zeros, {}, permuted.gains)
     else:
         done = _prune(
             leaves, output, plan, calibration, permuted, replace=force, verbose=verbose
