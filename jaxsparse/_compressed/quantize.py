@@ -203,7 +203,10 @@ def _kept_importances(weight: Compressed, importances: ArrayLike, kind: str) -> 
         with jax.ensure_compile_time_eval():
             is_valid = bool(jnp.all(jnp.isfinite(importances) & (importances >= 0)))
         if not is_valid:
-            raise ValueError(f"{given} have values that are negative or not finite")
+            raise ValueError(
+                f"{given} have values that are negative or not finite: give mean "
+                "squares, such as those of input_importances"
+            )
     values = jax.ShapeDtypeStruct(weight.values.shape, jnp.float32)
     # Decompressing is linear; its transpose gathers the positions of the values.
     gather_values = jax.linear_transpose(

@@ -210,7 +210,7 @@ def match_entries(
         if mask is not None and path not in leaves and not part:
             raise ValueError(
                 f"mask {path!r} of shape {mask.shape} has no leaf in this tree, whose "
-                f"leaves are {list(leaves)}"
+                f"leaves are {list(leaves)}: give the masks of this tree"
             )
     return matched
 
