@@ -1,5 +1,6 @@
 """Statistics of one leaf's inputs, and checks that they fit a plan and its weights."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -104,11 +105,11 @@ class LeafStatistics:
           move: takes an array of the shape of the leaf and permutes inputs, problems,
             or outputs of all inputs alike, as `permute_channels` does.
         """
-        size = self.columns.num_problems * self.columns.inputs_per_problem
-        shape = (self.columns.num_problems, self.columns.inputs_per_problem, 1)
-        whole = (*shape[:2], self.columns.outputs_per_problem)
-        numbers = jnp.broadcast_to(jnp.arange(size).reshape(shape), whole)
-        moved = self.columns.to_matrices(move(self.columns.from_matrices(numbers)))
+        shape = (self.columns.num_problems, self.columns.inputs_per_problem)
+        numbers = self.columns.spread_inputs(
+            jnp.arange(math.prod(shape)).reshape(shape)
+        )
+        moved = self.columns.to_matrices(move(numbers))
         problem, inputs = jnp.divmod(moved[:, :, 0], shape[1])
         index = (problem, inputs)
         if self.moments.ndim == 3:

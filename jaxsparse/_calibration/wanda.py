@@ -113,10 +113,8 @@ def _scores(params: PyTree, by_path: Mapping[str, LeafStatistics]) -> PyTree:
 
 @jax.jit
 def _score(weight: Array, statistics: LeafStatistics) -> Array:
-    matrices = statistics.columns
-    norm = jnp.sqrt(fill_starved(statistics).mean_square)[:, :, None]
-    shape = (*norm.shape[:2], matrices.outputs_per_problem)
-    norms = matrices.from_matrices(jnp.broadcast_to(norm, shape))
+    norm = jnp.sqrt(fill_starved(statistics).mean_square)
+    norms = statistics.columns.spread_inputs(norm)
     wide = wide_float(weight.dtype)
     if statistics.factors is not None:
         weight = weight.astype(wide) * reshard_like(
