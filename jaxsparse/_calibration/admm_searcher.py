@@ -23,15 +23,8 @@ from jaxsparse._calibration.precondition import precondition
 from jaxsparse._calibration.projections import kept_per_problem, projection
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
-from jaxsparse._calibration.second_moments import (
-    match_second_moments,
-    shrunk_moments,
-)
-from jaxsparse._calibration.shrinkage import (
-    SHRINKAGE,
-    Shrinkage,
-    check_shrinkage,
-)
+from jaxsparse._calibration.second_moments import match_second_moments, shrunk_moments
+from jaxsparse._calibration.shrinkage import SHRINKAGE, Shrinkage, check_shrinkage
 from jaxsparse._calibration.sparsegpt import inverse_factor, sparsegpt
 from jaxsparse._calibration.sparsegpt_choices import kept_before_blocks, mask_choice
 from jaxsparse._masks import SearchResult

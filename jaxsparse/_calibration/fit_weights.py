@@ -16,15 +16,8 @@ from jaxsparse._calibration.leaf_statistics import (
 )
 from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._calibration.map_solves import map_solves
-from jaxsparse._calibration.second_moments import (
-    match_second_moments,
-    shrunk_moments,
-)
-from jaxsparse._calibration.shrinkage import (
-    SHRINKAGE,
-    Shrinkage,
-    check_shrinkage,
-)
+from jaxsparse._calibration.second_moments import match_second_moments, shrunk_moments
+from jaxsparse._calibration.shrinkage import SHRINKAGE, Shrinkage, check_shrinkage
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
 from jaxsparse._sharding import device_put_like

@@ -18,15 +18,8 @@ from jaxsparse._calibration.leaf_statistics import (
 )
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
-from jaxsparse._calibration.second_moments import (
-    match_second_moments,
-    shrunk_moments,
-)
-from jaxsparse._calibration.shrinkage import (
-    SHRINKAGE,
-    Shrinkage,
-    check_shrinkage,
-)
+from jaxsparse._calibration.second_moments import match_second_moments, shrunk_moments
+from jaxsparse._calibration.shrinkage import SHRINKAGE, Shrinkage, check_shrinkage
 from jaxsparse._masks import SearchResult, match_masks
 from jaxsparse._patterns import NM, Pattern, as_bool
 from jaxsparse._plans import Plan, PlanLike, plan_for

@@ -41,13 +41,7 @@ from jaxsparse._masks import MagnitudeSearcher
 from jaxsparse._plans import LeafPlan, Plan, plan_for
 from jaxsparse._sharding import commit_like
 from jaxsparse._trace import Program
-from jaxsparse._trees import (
-    PyTree,
-    flatten,
-    flatten_masks,
-    is_array,
-    map_named,
-)
+from jaxsparse._trees import PyTree, flatten, flatten_masks, is_array, map_named
 
 
 #: The searchers that prune in order.

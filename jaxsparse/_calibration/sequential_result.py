@@ -5,13 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxsparse._channels import PermutationResult
 from jaxsparse._plans import Plan
-from jaxsparse._trees import (
-    PyTree,
-    array_shapes,
-    flatten,
-    flatten_masks,
-    map_named,
-)
+from jaxsparse._trees import PyTree, array_shapes, flatten, flatten_masks, map_named
 
 
 class SequentialResult(NamedTuple):

@@ -25,29 +25,13 @@ from jaxsparse._calibration.least_squares import masked_least_squares
 from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
-from jaxsparse._calibration.second_moments import (
-    match_second_moments,
-    shrunk_moments,
-)
-from jaxsparse._calibration.shrinkage import (
-    SHRINKAGE,
-    Shrinkage,
-    check_shrinkage,
-)
+from jaxsparse._calibration.second_moments import match_second_moments, shrunk_moments
+from jaxsparse._calibration.shrinkage import SHRINKAGE, Shrinkage, check_shrinkage
 from jaxsparse._calibration.sparsegpt import inverse_factor, sparsegpt
 from jaxsparse._calibration.sparsegpt_choices import kept_before_blocks, mask_choice
 from jaxsparse._masks import SearchResult
-from jaxsparse._patterns import (
-    NM,
-    Pattern,
-    PerOutput,
-    Unstructured,
-)
-from jaxsparse._plans import (
-    LeafPlan,
-    PlanLike,
-    plan_for,
-)
+from jaxsparse._patterns import NM, Pattern, PerOutput, Unstructured
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for
 from jaxsparse._sharding import reshard_like
 from jaxsparse._trees import PyTree, flatten
 

@@ -16,11 +16,7 @@ from jaxsparse._calibration.leaf_statistics import (
     match_statistics,
     warn_of_starved,
 )
-from jaxsparse._masks import (
-    SearchResult,
-    create_masks,
-    mask_params,
-)
+from jaxsparse._masks import SearchResult, create_masks, mask_params
 from jaxsparse._patterns import wide_float
 from jaxsparse._plans import PlanLike, plan_for
 from jaxsparse._sharding import reshard_like

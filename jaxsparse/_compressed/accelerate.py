@@ -36,12 +36,7 @@ from jaxsparse._trace import (
     split_results,
     trace,
 )
-from jaxsparse._trees import (
-    PyTree,
-    change_variables,
-    flatten,
-    with_changes,
-)
+from jaxsparse._trees import PyTree, change_variables, flatten, with_changes
 from jaxsparse.kernels import cuda_target
 
 

@@ -52,13 +52,7 @@ from jaxsparse._trace import (
     trace,
     var_shape,
 )
-from jaxsparse._trees import (
-    PyTree,
-    change_variables,
-    flatten,
-    is_array,
-    with_changes,
-)
+from jaxsparse._trees import PyTree, change_variables, flatten, is_array, with_changes
 
 
 def sparse_apply(

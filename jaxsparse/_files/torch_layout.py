@@ -12,11 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxsparse._compressed import (
-    Compressed,
-    code_bits,
-    is_compressed,
-)
+from jaxsparse._compressed import Compressed, code_bits, is_compressed
 from jaxsparse._plans import (
     TRANSPOSED,
     LeafAxes,

@@ -10,11 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxsparse._masks.mask_search import search_masks
-from jaxsparse._patterns import (
-    as_bool,
-    check_mask,
-    constant_arrays,
-)
+from jaxsparse._patterns import as_bool, check_mask, constant_arrays
 from jaxsparse._plans import Plan, PlanLike, is_plan_like, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
 from jaxsparse._trees import (

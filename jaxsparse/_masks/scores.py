@@ -5,12 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsparse._patterns import wide_float
-from jaxsparse._trees import (
-    PyTree,
-    flatten,
-    is_numeric,
-    map_named,
-)
+from jaxsparse._trees import PyTree, flatten, is_numeric, map_named
 
 
 def random_scores(params: PyTree, key: jax.Array) -> PyTree:

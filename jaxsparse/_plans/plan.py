@@ -16,13 +16,7 @@ from jaxsparse._plans.plan_table import plan_rows, plan_total
 from jaxsparse._plans.roles_from_names import names_lack_head
 from jaxsparse._plans.rule import Rule, RulesLike, as_rules, check_rules
 from jaxsparse._trace import ROLES, Role
-from jaxsparse._trees import (
-    PyTree,
-    Tabular,
-    array_shapes,
-    flatten,
-    is_array,
-)
+from jaxsparse._trees import PyTree, Tabular, array_shapes, flatten, is_array
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,9 @@ from jaxsparse._calibration import (
     output_error,
     starved_problems,
 )
-from jaxsparse._masks import (
-    SearchResult,
-    mask_leaf,
-    search_masks,
-)
+from jaxsparse._masks import SearchResult, mask_leaf, search_masks
 from jaxsparse._plans import LeafPlan
-from jaxsparse._trees import (
-    PyTree,
-    Tabular,
-    flatten,
-    fold,
-    shape_text,
-)
+from jaxsparse._trees import PyTree, Tabular, flatten, fold, shape_text
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,8 @@ from jaxsparse._compressed import (
     plan_mismatch,
     require_stored_values,
 )
-from jaxsparse._patterns import (
-    NM,
-    Block,
-    Channel,
-    PerOutput,
-    is_zero,
-    reduce_tiles,
-)
-from jaxsparse._plans import (
-    LeafPlan,
-    PlanLike,
-    counted_groups,
-    plan_for,
-)
+from jaxsparse._patterns import NM, Block, Channel, PerOutput, is_zero, reduce_tiles
+from jaxsparse._plans import LeafPlan, PlanLike, counted_groups, plan_for
 from jaxsparse._reports.measure import measure_leaf
 from jaxsparse._trees import PyTree, flatten
 

@@ -7,12 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from jaxsparse._compressed import Compressed, decompress, is_compressed
-from jaxsparse._patterns import (
-    as_bool,
-    count_true,
-    is_zero,
-    wide_float,
-)
+from jaxsparse._patterns import as_bool, count_true, is_zero, wide_float
 from jaxsparse._trees import PyTree, flatten, is_numeric
 
 

@@ -8,10 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxsparse._masks import match_masks
-from jaxsparse._reports.measure import (
-    measure_leaf,
-    sparsity,
-)
+from jaxsparse._reports.measure import measure_leaf, sparsity
 from jaxsparse._training import flip_rates, get_masks
 from jaxsparse._trees import PyTree, flatten
 

@@ -8,19 +8,9 @@ from typing import Any, NamedTuple
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse._patterns import NM, Channel, PerOutput
-from jaxsparse._plans import (
-    LeafPlan,
-    PlanLike,
-    plan_for,
-)
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for
 from jaxsparse._sharding import names_along, shards_along
-from jaxsparse._trees import (
-    PyTree,
-    Tabular,
-    flatten,
-    fold,
-    shape_text,
-)
+from jaxsparse._trees import PyTree, Tabular, flatten, fold, shape_text
 
 
 @dataclass(frozen=True)

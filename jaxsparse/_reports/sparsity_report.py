@@ -16,10 +16,7 @@ from jaxsparse._compressed import (
     is_compressed,
     require_stored_values,
 )
-from jaxsparse._masks import (
-    match_masks,
-    search_masks,
-)
+from jaxsparse._masks import match_masks, search_masks
 from jaxsparse._patterns import Pattern, constant_arrays
 from jaxsparse._plans import (
     LeafPlan,

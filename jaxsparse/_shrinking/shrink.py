@@ -16,12 +16,7 @@ from jaxsparse._calibration import (
     warn_of_few_tokens,
     warn_of_starved,
 )
-from jaxsparse._channels import (
-    ChannelGroup,
-    ChannelGroups,
-    ChannelMember,
-    find_groups,
-)
+from jaxsparse._channels import ChannelGroup, ChannelGroups, ChannelMember, find_groups
 from jaxsparse._shrinking.channel_scores import Scores, channel_scores
 from jaxsparse._shrinking.new_sizes import FractionByGroup, SizeByGroup, new_sizes
 from jaxsparse._shrinking.refit import refit

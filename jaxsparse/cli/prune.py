@@ -11,18 +11,9 @@ import typer
 from jaxsparse._channels import PermutedGroup
 from jaxsparse._files import spilled_tensors
 from jaxsparse._masks import search_masks
-from jaxsparse._plans import (
-    LeafPlan,
-    Plan,
-    pruned_weights,
-)
+from jaxsparse._plans import LeafPlan, Plan, pruned_weights
 from jaxsparse._reports import LeafError
-from jaxsparse.cli.arguments import (
-    FileArgument,
-    JsonOption,
-    PlainOption,
-    VerboseOption,
-)
+from jaxsparse.cli.arguments import FileArgument, JsonOption, PlainOption, VerboseOption
 from jaxsparse.cli.calibrate import (
     Calibration,
     calibration_lines,
@@ -52,12 +43,7 @@ from jaxsparse.cli.options import (
     RuleOption,
     plan_leaves,
 )
-from jaxsparse.cli.permute import (
-    Permuted,
-    gain_line,
-    open_blocks,
-    permute_blocks,
-)
+from jaxsparse.cli.permute import Permuted, gain_line, open_blocks, permute_blocks
 from jaxsparse.cli.progress import progress
 from jaxsparse.cli.prune_output import (
     check_prunable,

@@ -8,12 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxsparse._trees import bytes_text, shape_text, weights_text
-from jaxsparse.cli.arguments import (
-    FileArgument,
-    JsonOption,
-    PlainOption,
-    VerboseOption,
-)
+from jaxsparse.cli.arguments import FileArgument, JsonOption, PlainOption, VerboseOption
 from jaxsparse.cli.console import print_json, print_line, print_table
 from jaxsparse.cli.leaves import Leaves, open_leaves
 from jaxsparse.cli.method import Data, LengthOption, SamplesOption, SeedOption
