@@ -159,7 +159,13 @@ def match_some_statistics(
 
     Raises:
       ValueError: as `match_statistics`; or the tree has none of the leaves.
+      TypeError: the statistics are not keyed by path.
     """
+    if not isinstance(statistics, Mapping):
+        raise TypeError(
+            "statistics are a dict of LeafStatistics by path, got "
+            f"{type(statistics).__name__}: give collect_statistics(fn, params, batches)"
+        )
     shapes = array_shapes(flatten(params).by_path)
     if not shapes.keys() & statistics.keys():
         raise ValueError(

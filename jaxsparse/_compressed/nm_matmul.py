@@ -19,6 +19,7 @@ from jaxsparse._compressed.quantized_matmul import (
     weight_only_matmul,
 )
 from jaxsparse._compressed.xla_matmul import tensordot, xla_matmul
+from jaxsparse._trees import require_kind
 
 
 #: What computes matmuls with compressed weights.
@@ -99,12 +100,8 @@ def nm_matmul(
         _check_transposed(compressed, transposed)
         options = implementation, quantize_activations
         return _matmul_both(options, x, compressed, transposed)
-    if not isinstance(compressed, Compressed):
-        raise TypeError(
-            f"nm_matmul takes a Compressed weight, got {type(compressed).__name__} of "
-            f"shape {jnp.shape(compressed)}: give compress(w, '2:4', axis=0), or "
-            "multiply it by x @ w"
-        )
+    remedy = "give compress(w, '2:4', axis=0), or multiply it by x @ w"
+    require_kind("nm_matmul", compressed, (Compressed,), remedy)
     require_fitting_arrays(compressed, "a weight")
     if compressed.ndim != 2 or compressed.axis != -2:
         raise ValueError(

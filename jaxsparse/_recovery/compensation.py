@@ -30,6 +30,7 @@ from jaxsparse._calibration import (
     map_solves,
     match_statistics,
     output_error,
+    plan_of_result,
     shrink,
 )
 from jaxsparse._masks import SearchResult
@@ -82,9 +83,9 @@ def compensate_low_rank(
 
     Raises:
       ValueError: the rank is not positive, `shrinkage` is not from 0 to 1 or "auto",
-        statistics do not fit, only mean squares were collected, or weights are not
-        finite.
-      TypeError: a pruned leaf has an integer dtype.
+        parameters or statistics do not fit, only mean squares were collected, or
+        weights are not finite.
+      TypeError: a pruned leaf has an integer dtype, or `result` is none of pruning.
 
     >>> from jaxsparse import MagnitudeSearcher, collect_statistics
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -98,8 +99,8 @@ def compensate_low_rank(
     if rank < 1:
         raise ValueError(f"the rank of factors must be at least 1, got {rank}")
     check_shrinkage(shrinkage)
+    sparse = plan_of_result("compensate_low_rank", params, result).sparse
     before, after = flatten(params), flatten(result.params).by_path
-    sparse = result.plan.sparse
     shapes = {leaf.path: leaf.shape for leaf in sparse}
     by_path = match_statistics(shapes, statistics)
     for path, leaf in by_path.items():

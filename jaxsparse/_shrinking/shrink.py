@@ -18,12 +18,7 @@ from jaxsparse._calibration import (
     warn_of_few_tokens,
     warn_of_starved,
 )
-from jaxsparse._channels import (
-    ChannelGroup,
-    ChannelGroups,
-    ChannelMember,
-    find_groups,
-)
+from jaxsparse._channels import ChannelGroup, ChannelGroups, ChannelMember, find_groups
 from jaxsparse._shrinking.channel_scores import Scores, channel_scores
 from jaxsparse._shrinking.new_sizes import FractionByGroup, SizeByGroup, new_sizes
 from jaxsparse._shrinking.refit import refit
@@ -41,6 +36,7 @@ from jaxsparse._trees import (
     array_shapes,
     flatten,
     map_named,
+    require_kind,
     require_values,
 )
 
@@ -206,6 +202,7 @@ def grow_back(result: ShrinkResult, params: PyTree) -> PyTree:
 
     Raises:
       ValueError: a leaf does not have the shape that it has in the result.
+      TypeError: `result` is not that of `shrink_params`.
 
     >>> import jax.numpy as jnp
     >>> params = {"up": jnp.ones((4, 16)), "down": jnp.arange(16.0)[:, None]}
@@ -216,6 +213,7 @@ def grow_back(result: ShrinkResult, params: PyTree) -> PyTree:
      Array([ 0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,
              0., 14., 15.], dtype=float32))
     """
+    require_kind("grow_back", result, (ShrinkResult,), "shrink_params returns one")
     before = {leaf.path: leaf for leaf in result.report}
     shapes = {path: leaf.shape for path, leaf in before.items()}
     orders = _orders(result.groups, result.channels, shapes)

@@ -35,6 +35,9 @@ from jaxsparse._trees.paths import (
 from jaxsparse._trees.pytree import (
     PyTree as PyTree,
 )
+from jaxsparse._trees.require_kind import (
+    require_kind as require_kind,
+)
 from jaxsparse._trees.stand_in import (
     StandIn as StandIn,
 )
