@@ -124,7 +124,8 @@ def plan_sparsity(
 
     Args:
       params: a tree of arrays or `jax.ShapeDtypeStruct`: a Linen dict, `nnx.State`, an
-        Equinox module or any other pytree. Leaves that are not arrays are ignored.
+        Equinox module or any other pytree. Leaves that are not arrays are ignored, and
+        those of complex numbers stay dense.
       rules: rules in order: the first that matches a leaf decides, and leaves that none
         matches stay dense. Or one pattern for every leaf.
       fn: a function of the parameters: a forward pass or the loss. Not the gradient of
@@ -148,8 +149,7 @@ def plan_sparsity(
       ValueError: a rule matches no leaf or gives an axis that a leaf does not have; two
         leaves have the same path; the tree has arrays and none would be pruned;
         `layout` is unknown, or `"torch"` with `fn`.
-      TypeError: a leaf that would be pruned has a dtype without a magnitude order, or
-        is a PyTorch tensor.
+      TypeError: a leaf is a PyTorch tensor.
 
     >>> import jax.numpy as jnp
     >>> kernel = jnp.arange(2048.0).reshape(64, 32)
