@@ -49,6 +49,9 @@ from jaxsparse._trees.table import (
     table as table,
     weights_text as weights_text,
 )
+from jaxsparse._trees.variable_kinds import (
+    non_parameters as non_parameters,
+)
 from jaxsparse._trees.variables import (
     change_variables as change_variables,
     with_changes as with_changes,
