@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,7 @@ def nm_matmul(
     if transposed is not None:
         _check_transposed(compressed, transposed)
         options = implementation, quantize_activations
-        return _matmul_both(options, x, compressed, transposed)
+        return _matmul_both(options, *as_jax((x, compressed, transposed)))
     remedy = "give compress(w, '2:4', axis=0), or multiply it by x @ w"
     require_kind("nm_matmul", compressed, (Compressed,), remedy)
     require_fitting_arrays(compressed, "a weight")
@@ -119,7 +119,7 @@ def nm_matmul(
         _check_quantized(x, compressed)
     if quantize_activations:
         check_quantizes_rows(compressed)
-    x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
+    x, weight = _with_common_dtype(*as_jax((x, compressed)))
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
     library = LIBRARY if quantize_activations else ""
@@ -131,6 +131,16 @@ def nm_matmul(
         )
     chosen = "xla" if reason else implementation
     return _matmul(chosen, quantize_activations, x, weight)
+
+
+@jax.jit
+def as_jax(operands: Any) -> Any:
+    """Returns arrays as JAX's, also those of NumPy that `jax.vmap` splits.
+
+    JAX (up to 0.12) refuses the latter as "non-canonical" constants when a program
+    that is compiled calls a function with a gradient of its own.
+    """
+    return operands
 
 
 def check_implementation(name: str | None) -> None:
