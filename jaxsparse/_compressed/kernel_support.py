@@ -80,10 +80,10 @@ def require_size(stack: int, rows: int, k: int, outs: Sequence[int]) -> None:
     """Raises if `vmap` made more of a product than a kernel computes.
 
     Args:
-      stack: as of `fits`, like all others.
-      rows: the same.
-      k: the same.
-      outs: the same.
+      stack: as in `fits`.
+      rows: as in `fits`.
+      k: as in `fits`.
+      outs: as in `fits`.
 
     Raises:
       ValueError: there are too many weights, or elements.

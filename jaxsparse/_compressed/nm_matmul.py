@@ -60,12 +60,13 @@ def nm_matmul(
         sparse tensor cores, for 4:8 and 8:16 one that expands the weight, for few rows.
         They require bfloat16 or float16 (or, for 2:4, such an `x` and a quantized
         weight with one scale for each output), a `k` divisible by 8 (4:8 and 8:16: by
-        16) and an `out` divisible by 16. They allow no explicit mesh and no
-        `shard_map`. They are compiled on first use by the nvcc that `jax[cuda13]`
-        installs. Those of 2:4 read only the stored values, so an infinity in `x` at a
-        pruned weight has no effect, unless activations are quantized. By default
-        `"cuda"` is used if it is available, but for 4:8 and 8:16 only for up to 32
-        rows, otherwise `"xla"`, and in programs of `jax.export` always `"xla"`.
+        16) and an `out` divisible by 16, and of a `jax.vmap` at most 16,383 weights.
+        They allow no explicit mesh and no `shard_map`. They are compiled on first use
+        by the nvcc that `jax[cuda13]` installs. Those of 2:4 read only the stored
+        values, so an infinity in `x` at a pruned weight has no effect, unless
+        activations are quantized. By default `"cuda"` is used if it is available, but
+        for 4:8 and 8:16 only for up to 32 rows, otherwise `"xla"`, and in programs of
+        `jax.export` always `"xla"`.
       quantize_activations: whether to quantize each row of `x` to the eight bits of the
         weight, by its largest magnitude. Sums are then in int32 for int8, and exact.
         For float8, they are in float32, but with more than 16 rows the tensor cores of
