@@ -253,12 +253,9 @@ def test_what_a_stack_does_not_fit_is_said():
     words = r"16384 weights, more than 16383.*\(16384, 1, 64\).*\(16384, 64, 32\).*None"
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(vmapped, x, many)
-    nested = [
-        jax.tree.map(lambda a: a.update(shape=(2, 2**13, *a.shape[1:])), x_or_w)
-        for x_or_w in (x, many)
-    ]
+    halve = lambda a: a.update(shape=(2, 2**13, *a.shape[1:]))
     with pytest.raises(ValueError, match=words):
-        jax.eval_shape(jax.vmap(vmapped), *nested)
+        jax.eval_shape(jax.vmap(vmapped), *jax.tree.map(halve, (x, many)))
 
 
 SHARDED = """
