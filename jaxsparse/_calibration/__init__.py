@@ -56,6 +56,7 @@ from jaxsparse._calibration.sequential import (
 )
 from jaxsparse._calibration.sequential_result import (
     SequentialResult as SequentialResult,
+    plan_of_result as plan_of_result,
 )
 from jaxsparse._calibration.shrinkage import (
     SHRINKAGE as SHRINKAGE,

@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float32, Shaped
 
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._sharding import reshard_like
-from jaxsparse._trees import PyTree, array_shapes, flatten
 
 
 #: What is measured: the mean square of each input, or the mean product of every two.
@@ -151,26 +150,6 @@ def match_statistics(
                 "keep it dense by a rule"
             )
     return matched
-
-
-def match_some_statistics(
-    params: PyTree, statistics: Mapping[str, LeafStatistics]
-) -> dict[str, LeafStatistics]:
-    """As `match_statistics`, for the leaves of a tree that have statistics.
-
-    Raises:
-      ValueError: as `match_statistics`; or the tree has none of the leaves.
-    """
-    shapes = array_shapes(flatten(params).by_path)
-    if not shapes.keys() & statistics.keys():
-        raise ValueError(
-            f"the statistics are of leaves {list(statistics)[:3]}, none of which these "
-            f"parameters have: {list(shapes)[:3]}"
-        )
-    return match_statistics(
-        {path: shape for path, shape in shapes.items() if path in statistics},
-        statistics,
-    )
 
 
 def starved_problems(statistics: LeafStatistics) -> Bool[Array, " problem"]:

@@ -12,10 +12,10 @@ from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
     fill_starved,
-    match_some_statistics,
     match_statistics,
     warn_of_starved,
 )
+from jaxsparse._calibration.some_statistics import match_some_statistics
 from jaxsparse._masks import SearchResult, create_masks, mask_params
 from jaxsparse._patterns import wide_float
 from jaxsparse._plans import PlanLike, plan_for

@@ -23,7 +23,7 @@ from jaxsparse._compressed.eight_bits import (
 )
 from jaxsparse._patterns import merge_groups, split_groups
 from jaxsparse._sharding import gather_groups
-from jaxsparse._trees import is_abstract
+from jaxsparse._trees import is_abstract, require_kind
 
 
 #: The parts of the largest magnitude that `scales="mse"` tries, the whole first.
@@ -217,11 +217,7 @@ def _kept_importances(weight: Compressed, importances: ArrayLike, kind: str) -> 
 
 def _check_weight(weight: Compressed) -> None:
     """Raises unless the weight can be quantized."""
-    if not isinstance(weight, Compressed):
-        raise TypeError(
-            "quantize_compressed takes a Compressed weight, got "
-            f"{type(weight).__name__} of shape {jnp.shape(weight)}: give compress(w)"
-        )
+    require_kind("quantize_compressed", weight, (Compressed,), "give compress(w)")
     shape = f"a weight of shape {weight.shape}"
     if weight.is_quantized:
         raise ValueError(

@@ -26,6 +26,7 @@ from jaxsparse._calibration import (
     map_solves,
     match_second_moments,
     output_error,
+    plan_of_result,
     shrunk_moments,
 )
 from jaxsparse._masks import SearchResult
@@ -77,9 +78,9 @@ def compensate_low_rank(
 
     Raises:
       ValueError: the rank is not positive, `shrinkage` is not from 0 to 1 or "auto",
-        statistics do not fit, only mean squares were collected, or weights are not
-        finite.
-      TypeError: a pruned leaf has an integer dtype.
+        parameters or statistics do not fit, only mean squares were collected, or
+        weights are not finite.
+      TypeError: a pruned leaf has an integer dtype, or `result` is none of pruning.
 
     >>> from jaxsparse import MagnitudeSearcher, collect_statistics
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -93,8 +94,8 @@ def compensate_low_rank(
     if rank < 1:
         raise ValueError(f"the rank of factors must be at least 1, got {rank}")
     check_shrinkage(shrinkage)
+    sparse = plan_of_result("compensate_low_rank", params, result).sparse
     before, after = flatten(params), flatten(result.params).by_path
-    sparse = result.plan.sparse
     pruned = {leaf.path: before.by_path[leaf.path] for leaf in sparse}
     by_path = match_second_moments(pruned, statistics, shrinkage)
     factors: dict[str, LowRank] = {}

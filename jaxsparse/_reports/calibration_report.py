@@ -11,6 +11,7 @@ from jaxsparse._calibration import (
     SequentialResult,
     match_statistics,
     output_error,
+    plan_of_result,
     starved_problems,
 )
 from jaxsparse._masks import SearchResult, mask_leaf, search_masks
@@ -87,7 +88,9 @@ def calibration_report(
       A `CalibrationReport`.
 
     Raises:
-      ValueError: statistics do not fit, or only mean squares were collected.
+      ValueError: parameters or statistics do not fit, or only mean squares were
+        collected.
+      TypeError: `result` is not the result of pruning.
 
     >>> from jaxsparse import MagnitudeSearcher, collect_statistics
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -98,7 +101,7 @@ def calibration_report(
     leaf    shape  tokens  error  magnitude  plan
     kernel  16x8   16      0.637  0.637      2:4 along axis 0
     """
-    sparse = result.plan.sparse
+    sparse = plan_of_result("calibration_report", params, result).sparse
     before, after = flatten(params).by_path, flatten(result.params).by_path
     shapes = {leaf.path: leaf.shape for leaf in sparse}
     by_path = match_statistics(shapes, statistics)

@@ -34,6 +34,7 @@ from jaxsparse._trees import (
     array_shapes,
     flatten,
     map_named,
+    require_kind,
     require_values,
 )
 
@@ -199,6 +200,7 @@ def grow_back(result: ShrinkResult, params: PyTree) -> PyTree:
 
     Raises:
       ValueError: a leaf does not have the shape that it has in the result.
+      TypeError: `result` is not that of `shrink_params`.
 
     >>> import jax.numpy as jnp
     >>> params = {"up": jnp.ones((4, 16)), "down": jnp.arange(16.0)[:, None]}
@@ -209,6 +211,7 @@ def grow_back(result: ShrinkResult, params: PyTree) -> PyTree:
      Array([ 0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,
              0., 14., 15.], dtype=float32))
     """
+    require_kind("grow_back", result, (ShrinkResult,), "shrink_params returns one")
     before = {leaf.path: leaf for leaf in result.report}
     shapes = {path: leaf.shape for path, leaf in before.items()}
     orders = _orders(result.groups, result.channels, shapes)

@@ -20,8 +20,8 @@ from jaxsparse.cli.calibrate import (
     open_calibration,
     prune_calibrated,
 )
-from jaxsparse.cli.console import print_json, print_line
-from jaxsparse.cli.finest_pattern import count_zeros
+from jaxsparse.cli.console import print_json, print_line, print_note
+from jaxsparse.cli.finest_pattern import count_nonfinite, count_zeros
 from jaxsparse.cli.leaves import Leaves, open_leaves, x64_if_needed
 from jaxsparse.cli.method import (
     CalibrateOption,
@@ -204,13 +204,21 @@ def _write(
 ) -> Mapping[str, int]:
     """Writes the pruned tensors, and returns the number of zeros in each."""
     zeros: dict[str, int] = {}
+    nonfinite: dict[str, int] = {}
     with progress(leaves.bytes_of, "prune", verbose=verbose) as step:
 
         def change(name: str, weight: np.ndarray) -> np.ndarray:
             step(name)
+            if count := count_nonfinite(weight):
+                nonfinite[name] = count
             pruned = prune(name, weight)
             zeros[name] = count_zeros(pruned)
             return pruned
 
         write_changed(leaves, output, change, replace=replace)
+    if nonfinite:
+        print_note(
+            f"{sum(nonfinite.values()):,} values of {len(nonfinite)} tensors are NaN "
+            f"or infinite, the first of {next(iter(nonfinite))}: they rank highest"
+        )
     return zeros
