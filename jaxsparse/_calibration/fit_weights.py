@@ -18,8 +18,7 @@ from jaxsparse._calibration.leaf_statistics import (
     warn_of_few_tokens,
     warn_of_starved,
 )
-from jaxsparse._calibration.least_squares import masked_least_squares
-from jaxsparse._calibration.map_solves import map_solves
+from jaxsparse._calibration.least_squares import leaf_least_squares
 from jaxsparse._calibration.shrinkage import (
     SHRINKAGE,
     Shrinkage,
@@ -102,6 +101,6 @@ def _fit(
     weights = statistics.scaled_matrices(leaf)
     masks = matrices.to_matrices(mask)
     moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
-    fitted = map_solves(masked_least_squares, weights, masks, moments)
+    fitted = leaf_least_squares(statistics, weights, masks, moments)
     weight = statistics.unscaled_leaf(fitted, leaf)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

@@ -9,6 +9,7 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float32, Int
 
+from jaxsparse._calibration.leaf_statistics import LeafStatistics
 from jaxsparse._calibration.map_solves import map_solves
 
 
@@ -55,6 +56,21 @@ def masked_least_squares(
     outputs = weight.shape[1]
     batch_size = min(max(1, _BATCH_BYTES // moment.nbytes), outputs)
     return map_solves(solve_output, weight.T, mask.T, batch_size=batch_size).T
+
+
+def leaf_least_squares(
+    statistics: LeafStatistics,
+    weights: Float32[Array, "problem input output"],
+    masks: Bool[Array, "problem input output"],
+    moments: Float32[Array, "problem input input"],
+) -> Float32[Array, "problem input output"]:
+    """As `masked_least_squares`, for all problems of a leaf.
+
+    Weights whose factor is zero compensate for nothing, so they count as pruned.
+    """
+    if statistics.factors is not None:
+        masks &= statistics.columns.to_matrices(statistics.factors) != 0
+    return map_solves(masked_least_squares, weights, masks, moments)
 
 
 def kept_least_squares(

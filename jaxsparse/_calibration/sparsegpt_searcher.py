@@ -25,7 +25,7 @@ from jaxsparse._calibration.leaf_statistics import (
     warn_of_few_tokens,
     warn_of_starved,
 )
-from jaxsparse._calibration.least_squares import masked_least_squares
+from jaxsparse._calibration.least_squares import leaf_least_squares
 from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._calibration.pruned_tree import pruned_tree
@@ -221,7 +221,7 @@ def _prune(
     if sweeps:
         updated, masks = refine(pattern, weights, updated, masks, moments, sweeps)
     if update == "optimal":
-        updated = map_solves(masked_least_squares, weights, masks, moments)
+        updated = leaf_least_squares(statistics, weights, masks, moments)
     mask = reshard_like(matrices.from_matrices(masks), leaf)
     weight = statistics.unscaled_leaf(updated, leaf)
     source = weight if update else leaf

@@ -89,6 +89,10 @@ def in_a_condition(params, x):
     return lax.while_loop(lambda x: (x @ params["w"]).sum() < 9, lambda x: x + 1, x)
 
 
+def split_axis(params, x):
+    return jnp.einsum("tk,ako->tao", x[:, :8], params["w"].reshape(2, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("fn", "why"),
     [
@@ -96,6 +100,7 @@ def in_a_condition(params, x):
         (sorted_first, "sort"),
         (not_multiplied, "fn does not multiply inputs by it"),
         (sharded, "inside shard_map"),
+        (split_axis, "its axis 0 is split into inputs and outputs"),
         (two_parts, "products use its axes differently|groups lie along axis 0"),
         (in_a_condition, "condition of a loop|does not multiply"),
     ],

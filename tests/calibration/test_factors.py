@@ -104,6 +104,24 @@ def test_masks_and_weights_are_those_of_the_merged_matrix(name):
     np.testing.assert_allclose(fitted, best, rtol=2e-4, atol=2e-5)
 
 
+def test_kept_weights_that_a_constant_mask_hides_compensate_for_nothing():
+    visible = np.triu(np.ones((K, K), bool), 1)  # as in an autoregressive layer
+    fn = lambda p, x: x @ (p["w"] * visible)
+    params = {"w": normal(K, K, seed=1)}
+    plan, statistics = collect(fn, params, X)
+    searcher = js.SparseGPTSearcher(plan, shrinkage=0.0, update_weights="optimal")
+    result = searcher.search(params, statistics)
+    fitted = js.fit_weights(params, result.masks, statistics, shrinkage=0.0)
+    target, mask = X @ (params["w"] * visible), np.asarray(result.masks["w"])
+    assert np.any(mask & ~visible)
+    for j in range(K):
+        used = mask[:, j] & visible[:, j]
+        best = np.linalg.lstsq(np.float64(X[:, used]), target[:, j], rcond=None)[0]
+        for weights in (result.params, fitted):
+            found = np.asarray(weights["w"])[used, j]
+            np.testing.assert_allclose(found, best, rtol=1e-3, atol=1e-3)
+
+
 def test_scores_are_those_of_numpy():
     fn, params, _, _ = case("parameter along the inputs")
     plan, statistics = collect(fn, params, X, statistic="mean_square")
