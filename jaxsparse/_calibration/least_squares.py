@@ -9,6 +9,7 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float32, Int
 
+from jaxsparse._calibration.leaf_factors import acting_weights
 from jaxsparse._calibration.leaf_statistics import LeafStatistics
 from jaxsparse._calibration.map_solves import map_solves
 
@@ -68,8 +69,9 @@ def leaf_least_squares(
 
     Weights whose factor is zero compensate for nothing, so they count as pruned.
     """
-    if statistics.factors is not None:
-        masks &= statistics.columns.to_matrices(statistics.factors) != 0
+    acting = acting_weights(statistics)
+    if acting is not None:
+        masks &= acting
     return map_solves(masked_least_squares, weights, masks, moments)
 
 

@@ -199,7 +199,8 @@ def _matrices(leaf: LeafPlan, path: Path, contraction: Contraction) -> LayerMatr
     if leaf.axis not in inputs:
         contracted = " and ".join(map(str, sorted(inputs)))
         raise ValueError(
-            f"its groups lie along axis {leaf.axis}, but fn contracts {contracted}"
+            f"its groups lie along axis {leaf.axis}, but a product contracts "
+            f"{contracted}"
         )
     return LayerMatrices(
         leaf.shape,

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
 from jaxsparse._calibration.layer_checks import check_layer
+from jaxsparse._calibration.leaf_factors import acting_weights
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
@@ -209,15 +210,18 @@ def _prune(
     moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
     weights = statistics.scaled_matrices(leaf)
     limits = jnp.asarray(kept_before_blocks(pattern, kept, matrices))
+    acting = acting_weights(statistics)
 
-    def prune_problem(weight, moment, limits):
+    def prune_problem(weight, moment, limits, acting):
         factor = inverse_factor(moment, damping)
         choose, at_once = mask_choice(pattern, limits)
-        updated, mask = sparsegpt(weight, factor, choose, at_once)
+        updated, mask = sparsegpt(weight, factor, choose, at_once, acting)
         is_finite = jnp.isfinite(factor.upper).all()
         return updated, mask, jnp.where(is_finite, factor.damping, jnp.inf)
 
-    updated, masks, dampings = map_solves(prune_problem, weights, moments, limits)
+    updated, masks, dampings = map_solves(
+        prune_problem, weights, moments, limits, acting
+    )
     if sweeps:
         updated, masks = refine(pattern, weights, updated, masks, moments, sweeps)
     if update == "optimal":

@@ -113,7 +113,9 @@ def test_leaves_whose_inputs_cannot_be_read(fn, why):
 
 def test_groups_along_another_axis_than_the_function_sums_over():
     rules = [js.Rule(".*", "2:4", axis=1, sizes=None)]
-    with pytest.raises(ValueError, match="groups lie along axis 1, but fn contracts 0"):
+    with pytest.raises(
+        ValueError, match="groups lie along axis 1, but a product contracts 0"
+    ):
         collect(X, rules=rules)
 
 
