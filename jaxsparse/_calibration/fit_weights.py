@@ -14,8 +14,7 @@ from jaxsparse._calibration.leaf_statistics import (
     warn_of_few_tokens,
     warn_of_starved,
 )
-from jaxsparse._calibration.least_squares import masked_least_squares
-from jaxsparse._calibration.map_solves import map_solves
+from jaxsparse._calibration.least_squares import leaf_least_squares
 from jaxsparse._calibration.second_moments import match_second_moments, shrunk_moments
 from jaxsparse._calibration.shrinkage import SHRINKAGE, Shrinkage, check_shrinkage
 from jaxsparse._masks import match_masks
@@ -88,6 +87,6 @@ def _fit(
     weights = statistics.scaled_matrices(leaf)
     masks = matrices.to_matrices(mask)
     moments = shrunk_moments(statistics, shrinkage)
-    fitted = map_solves(masked_least_squares, weights, masks, moments)
+    fitted = leaf_least_squares(statistics, weights, masks, moments)
     weight = statistics.unscaled_leaf(fitted, leaf)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

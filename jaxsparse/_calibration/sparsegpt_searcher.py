@@ -15,13 +15,14 @@ from jaxtyping import Array
 
 from jaxsparse._calibration.held_out import best_shrinkage
 from jaxsparse._calibration.layer_checks import check_layer
+from jaxsparse._calibration.leaf_factors import acting_weights
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
     warn_of_few_tokens,
     warn_of_starved,
 )
-from jaxsparse._calibration.least_squares import masked_least_squares
+from jaxsparse._calibration.least_squares import leaf_least_squares
 from jaxsparse._calibration.map_solves import map_solves
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
@@ -186,19 +187,22 @@ def _prune(
     moments = shrunk_moments(statistics, shrinkage)
     weights = statistics.scaled_matrices(leaf)
     limits = jnp.asarray(kept_before_blocks(pattern, kept, matrices))
+    acting = acting_weights(statistics)
 
-    def prune_problem(weight, moment, limits):
+    def prune_problem(weight, moment, limits, acting):
         factor = inverse_factor(moment, damping)
         choose, at_once = mask_choice(pattern, limits)
-        updated, mask = sparsegpt(weight, factor, choose, at_once)
+        updated, mask = sparsegpt(weight, factor, choose, at_once, acting)
         is_finite = jnp.isfinite(factor.upper).all()
         return updated, mask, jnp.where(is_finite, factor.damping, jnp.inf)
 
-    updated, masks, dampings = map_solves(prune_problem, weights, moments, limits)
+    updated, masks, dampings = map_solves(
+        prune_problem, weights, moments, limits, acting
+    )
     if sweeps:
         updated, masks = refine(pattern, weights, updated, masks, moments, sweeps)
     if update == "optimal":
-        updated = map_solves(masked_least_squares, weights, masks, moments)
+        updated = leaf_least_squares(statistics, weights, masks, moments)
     mask = reshard_like(matrices.from_matrices(masks), leaf)
     weight = statistics.unscaled_leaf(updated, leaf)
     source = weight if update else leaf
