@@ -24,13 +24,13 @@ Remedy = Literal[
 #: The remedies in Python's words. `{path}` is the leaf's path as a regular expression.
 PYTHON_REMEDIES: Mapping[Remedy, str] = {
     "axis": "pass Rule(..., axis=...)",
-    "fn_or_axis": "pass fn=, or Rule(..., axis=...)",
+    "fn_or_axis": "plan with fn=, or Rule(..., axis=...)",
     "dense": (
         "give real floats or integers, or keep the leaf dense with Rule({path!r}, None)"
     ),
     "rule_axis": "narrow the rule's path or correct its axis",
     "rules": (
-        "Give rules that match a weight, with fn=... or axis=... where names do not "
+        "Plan with rules that match a weight, fn=... or axis=... where names do not "
         "determine the axis, and sizes=None where the size rule keeps it dense."
     ),
     "sizes": "pass Rule(..., sizes=None)",
