@@ -22,10 +22,10 @@ Remedy = Literal[
 #: The remedies in Python's words.
 PYTHON_REMEDIES: Mapping[Remedy, str] = {
     "axis": "pass Rule(..., axis=...)",
-    "fn_or_axis": "pass fn=, or Rule(..., axis=...)",
+    "fn_or_axis": "plan with fn=, or Rule(..., axis=...)",
     "rule_axis": "narrow the rule's path or correct its axis",
     "rules": (
-        "Give rules that match a weight, with fn=... or axis=... where names do not "
+        "Plan with rules that match a weight, fn=... or axis=... where names do not "
         "determine the axis, and sizes=None where the size rule keeps it dense."
     ),
     "sizes": "pass Rule(..., sizes=None)",

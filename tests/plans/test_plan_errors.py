@@ -164,7 +164,7 @@ def test_a_leaf_carries_the_kind_of_its_remedy():
     params = {**PARAMS, "experts": jnp.ones((4, 16, 8))}
     plan = js.plan_sparsity(params)
     assert plan["experts"].remedy == "fn_or_axis"
-    assert plan["experts"].reason.endswith("; pass fn=, or Rule(..., axis=...)")
+    assert plan["experts"].reason.endswith("; plan with fn=, or Rule(..., axis=...)")
     reworded = plan["experts"].with_remedies({"fn_or_axis": "use --axis"})
     assert reworded.reason == "ambiguous: 'experts' of rank 3; use --axis"
     assert plan["Dense_0/bias"].remedy is None
