@@ -13,12 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxsparse._compressed import Compressed, decompress
-from jaxsparse._patterns import (
-    NM,
-    as_bool,
-    check_mask,
-    is_zero,
-)
+from jaxsparse._patterns import NM, as_bool, check_mask, is_zero
 from jaxsparse._plans import LeafPlan
 from jaxsparse._reports import SparsityReport
 from jaxsparse._trees import alike

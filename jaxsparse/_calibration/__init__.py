@@ -16,15 +16,12 @@ from jaxsparse._calibration.fit_weights import (
 )
 from jaxsparse._calibration.held_out import (
     best_shrinkage as best_shrinkage,
-    check_held_out as check_held_out,
 )
 from jaxsparse._calibration.importances import (
     input_importances as input_importances,
 )
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics as LeafStatistics,
-    check_products as check_products,
-    check_updatable as check_updatable,
     fill_starved as fill_starved,
     match_statistics as match_statistics,
     starved_problems as starved_problems,
@@ -50,17 +47,21 @@ from jaxsparse._calibration.refine_masks import (
 from jaxsparse._calibration.ria import (
     ria_scores as ria_scores,
 )
+from jaxsparse._calibration.second_moments import (
+    match_second_moments as match_second_moments,
+    shrunk_moments as shrunk_moments,
+)
 from jaxsparse._calibration.sequential import (
     prune_sequentially as prune_sequentially,
 )
 from jaxsparse._calibration.sequential_result import (
     SequentialResult as SequentialResult,
+    plan_of_result as plan_of_result,
 )
 from jaxsparse._calibration.shrinkage import (
     SHRINKAGE as SHRINKAGE,
     Shrinkage as Shrinkage,
     check_shrinkage as check_shrinkage,
-    shrink as shrink,
 )
 from jaxsparse._calibration.sparsegpt_searcher import (
     SparseGPTSearcher as SparseGPTSearcher,

@@ -10,15 +10,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32
 
 from jaxsparse._calibration.admm import admm, fit_by_gradients
-from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
+from jaxsparse._calibration.held_out import best_shrinkage
 from jaxsparse._calibration.layer_checks import check_layer
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
-    check_products,
-    check_updatable,
-    fill_starved,
-    match_statistics,
     warn_of_few_tokens,
     warn_of_starved,
 )
@@ -27,18 +23,14 @@ from jaxsparse._calibration.precondition import precondition
 from jaxsparse._calibration.projections import kept_per_problem, projection
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
-from jaxsparse._calibration.shrinkage import (
-    SHRINKAGE,
-    Shrinkage,
-    check_shrinkage,
-    shrink,
-)
+from jaxsparse._calibration.second_moments import match_second_moments, shrunk_moments
+from jaxsparse._calibration.shrinkage import SHRINKAGE, Shrinkage, check_shrinkage
 from jaxsparse._calibration.sparsegpt import inverse_factor, sparsegpt
 from jaxsparse._calibration.sparsegpt_choices import kept_before_blocks, mask_choice
 from jaxsparse._masks import SearchResult
 from jaxsparse._patterns import NM, Block, Pattern, PerOutput, Unstructured
 from jaxsparse._plans import LeafPlan, PlanLike, plan_for
-from jaxsparse._sharding import replicate, reshard_like
+from jaxsparse._sharding import reshard_like
 from jaxsparse._trees import PyTree, flatten
 
 
@@ -121,30 +113,23 @@ class ADMMSearcher:
             and is pruned by magnitude and not updated.
         """
         plan = plan_for(params, self.plan)
-        leaves, _ = flatten(params)
-        shapes = {leaf.path: leaf.shape for leaf in plan.sparse}
-        by_path = match_statistics(shapes, statistics)
+        leaves = flatten(params).by_path
         for leaf in plan.sparse:
             _check_supported(leaf)
             if self.refine:
                 check_refinable(leaf, "search with refine=0")
+        weights = {leaf.path: leaves[leaf.path] for leaf in plan.sparse}
+        by_path = match_second_moments(weights, statistics, self.shrinkage)
+        for leaf in plan.sparse:
             check_layer(leaf, by_path[leaf.path].columns)
-            check_updatable(leaf.path, leaves[leaf.path])
-            check_products(leaf.path, by_path[leaf.path])
-        check_held_out(by_path, self.shrinkage)
         warn_of_few_tokens(by_path)
         warn_of_starved(by_path)
         pruned = {
             leaf.path: self._prune(leaf, leaves[leaf.path], by_path[leaf.path])
             for leaf in plan.sparse
         }
-        return pruned_tree(
-            params,
-            plan,
-            {path: weight for path, (weight, _) in pruned.items()},
-            {path: mask for path, (_, mask) in pruned.items()},
-            packed=pruned if self.packed else (),
-        )
+        packed = pruned if self.packed else ()
+        return pruned_tree(params, plan, pruned, packed=packed)
 
     def _prune(
         self, leaf: LeafPlan, weight: Any, statistics: LeafStatistics
@@ -174,7 +159,7 @@ def _prune(
 ) -> tuple[Array, Array]:
     """Returns the pruned leaf and its mask."""
     matrices = statistics.columns
-    moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
+    moments = shrunk_moments(statistics, shrinkage)
     weights = statistics.scaled_matrices(leaf)
     counts = jnp.asarray(kept_per_problem(pattern, kept, matrices))
     limits = jnp.zeros((len(counts), 0), jnp.int32)

@@ -22,7 +22,7 @@ from jaxsparse._trace import (
     split_program,
     trace,
 )
-from jaxsparse._trees import PyTree, is_array
+from jaxsparse._trees import PyTree
 
 
 class SplitProgram(NamedTuple):
@@ -90,10 +90,7 @@ def enter_stages(
 
 def _split(program: Program, stages: Sequence[Sequence[str]]) -> SplitProgram:
     products = [products_of(program, leaves) for leaves in stages]
-    num_params = sum(map(is_array, program.leaves.values()))
-    return SplitProgram(
-        program, *split_program(program, num_params, products, narrow=True)
-    )
+    return SplitProgram(program, *split_program(program, products, narrow=True))
 
 
 def _first_inputs(

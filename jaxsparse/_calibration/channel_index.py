@@ -11,11 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse._calibration.matrices import LayerMatrices
-from jaxsparse._trace import (
-    IndexedAxis,
-    Path,
-    ViewAxis,
-)
+from jaxsparse._trace import IndexedAxis, Path, ViewAxis
 
 
 class ChannelIndex(NamedTuple):

@@ -198,7 +198,7 @@ def observe_batches(
       weights: token weights, as for `collect_statistics`.
       interval: every which batch is held out, 0 for none.
     """
-    arrays = [x for x in flatten(params)[0].values() if is_array(x)]
+    arrays = [x for x in flatten(params).by_path.values() if is_array(x)]
     new = lambda leaf: commit_like(empty_accumulator(leaf, products=products), arrays)
     parts = [
         {path: new(leaf) for path, leaf in matrices.items()}

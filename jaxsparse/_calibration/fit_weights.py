@@ -8,27 +8,18 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
+from jaxsparse._calibration.held_out import best_shrinkage
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
-    check_products,
-    check_updatable,
-    fill_starved,
-    match_statistics,
     warn_of_few_tokens,
     warn_of_starved,
 )
-from jaxsparse._calibration.least_squares import masked_least_squares
-from jaxsparse._calibration.map_solves import map_solves
-from jaxsparse._calibration.shrinkage import (
-    SHRINKAGE,
-    Shrinkage,
-    check_shrinkage,
-    shrink,
-)
+from jaxsparse._calibration.least_squares import leaf_least_squares
+from jaxsparse._calibration.second_moments import match_second_moments, shrunk_moments
+from jaxsparse._calibration.shrinkage import SHRINKAGE, Shrinkage, check_shrinkage
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
-from jaxsparse._sharding import device_put_like, replicate
+from jaxsparse._sharding import device_put_like
 from jaxsparse._trees import PyTree, flatten, map_named
 
 
@@ -71,16 +62,10 @@ def fit_weights(
     Array([ 0.,  0., 16., 24.], dtype=float32)
     """
     check_shrinkage(shrinkage)
-    leaves, _ = flatten(params)
+    leaves = flatten(params).by_path
     matched = match_masks(leaves, masks)
-    masked = [path for path, mask in matched.items() if mask is not None]
-    for path in masked:
-        check_updatable(path, leaves[path])
-    shapes = {path: leaves[path].shape for path in masked}
-    by_path = match_statistics(shapes, statistics)
-    for path, leaf in by_path.items():
-        check_products(path, leaf)
-    check_held_out(by_path, shrinkage)
+    masked = {path: leaves[path] for path, mask in matched.items() if mask is not None}
+    by_path = match_second_moments(masked, statistics, shrinkage)
     warn_of_few_tokens(by_path)
     warn_of_starved(by_path)
 
@@ -101,7 +86,7 @@ def _fit(
     matrices, mask = statistics.columns, as_bool(mask, leaf)
     weights = statistics.scaled_matrices(leaf)
     masks = matrices.to_matrices(mask)
-    moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
-    fitted = map_solves(masked_least_squares, weights, masks, moments)
+    moments = shrunk_moments(statistics, shrinkage)
+    fitted = leaf_least_squares(statistics, weights, masks, moments)
     weight = statistics.unscaled_leaf(fitted, leaf)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype))

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     fill_starved,
-    match_some_statistics,
 )
+from jaxsparse._calibration.some_statistics import match_some_statistics
 from jaxsparse._trees import PyTree, map_named
 
 
@@ -36,6 +35,7 @@ def input_importances(
       ValueError: statistics do not fit their leaf, are not finite or all zero; or no
         leaf has any.
 
+    >>> import jax.numpy as jnp
     >>> from jaxsparse import collect_statistics
     >>> params = {"kernel": jnp.ones((16, 8))}
     >>> inputs = jnp.tile(jnp.array([1.0, 3.0, 2.0, 0.0]), (5, 4))
@@ -52,9 +52,7 @@ def input_importances(
 
 @jax.jit
 def _importances(statistics: LeafStatistics) -> Float32[Array, "..."]:
-    columns = statistics.columns
-    mean_square = fill_starved(statistics).mean_square[:, :, None]
-    shape = (*mean_square.shape[:2], columns.outputs_per_problem)
-    importances = columns.from_matrices(jnp.broadcast_to(mean_square, shape))
+    mean_square = fill_starved(statistics).mean_square
+    importances = statistics.columns.spread_inputs(mean_square)
     factors = statistics.factors
     return importances if factors is None else importances * factors**2

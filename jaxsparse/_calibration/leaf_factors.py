@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
 from jaxsparse._calibration.channel_index import unravel
+from jaxsparse._calibration.leaf_statistics import LeafStatistics
 from jaxsparse._sharding import replicate
 from jaxsparse._trace import Contraction, Path
 
@@ -59,6 +60,18 @@ def add_factors(
     fits = (jnp.isnan(read(flat)) | same(flat)) & same(merged) & jnp.isfinite(factor)
     ok = jnp.all(fits | (index == size))
     return jnp.where(ok, merged, jnp.inf).reshape(earlier.shape)
+
+
+def acting_weights(
+    statistics: LeafStatistics,
+) -> Bool[Array, "problem input output"] | None:
+    """Returns which weights act on an output: those whose factor is not zero.
+
+    None for a leaf that is not scaled: all do.
+    """
+    if statistics.factors is None:
+        return None
+    return statistics.columns.to_matrices(statistics.factors) != 0
 
 
 def _flat_index(

@@ -1,5 +1,6 @@
 """Statistics of one leaf's inputs, and checks that they fit a plan and its weights."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,6 @@ from jaxtyping import Array, Bool, Float32, Shaped
 
 from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._sharding import reshard_like
-from jaxsparse._trees import PyTree, array_shapes, flatten
 
 
 #: What is measured: the mean square of each input, or the mean product of every two.
@@ -104,11 +104,11 @@ class LeafStatistics:
           move: takes an array of the shape of the leaf and permutes inputs, problems,
             or outputs of all inputs alike, as `permute_channels` does.
         """
-        size = self.columns.num_problems * self.columns.inputs_per_problem
-        shape = (self.columns.num_problems, self.columns.inputs_per_problem, 1)
-        whole = (*shape[:2], self.columns.outputs_per_problem)
-        numbers = jnp.broadcast_to(jnp.arange(size).reshape(shape), whole)
-        moved = self.columns.to_matrices(move(self.columns.from_matrices(numbers)))
+        shape = (self.columns.num_problems, self.columns.inputs_per_problem)
+        numbers = self.columns.spread_inputs(
+            jnp.arange(math.prod(shape)).reshape(shape)
+        )
+        moved = self.columns.to_matrices(move(numbers))
         problem, inputs = jnp.divmod(moved[:, :, 0], shape[1])
         index = (problem, inputs)
         if self.moments.ndim == 3:
@@ -150,26 +150,6 @@ def match_statistics(
                 "keep it dense by a rule"
             )
     return matched
-
-
-def match_some_statistics(
-    params: PyTree, statistics: Mapping[str, LeafStatistics]
-) -> dict[str, LeafStatistics]:
-    """As `match_statistics`, for the leaves of a tree that have statistics.
-
-    Raises:
-      ValueError: as `match_statistics`; or the tree has none of the leaves.
-    """
-    shapes = array_shapes(flatten(params).by_path)
-    if not shapes.keys() & statistics.keys():
-        raise ValueError(
-            f"the statistics are of leaves {list(statistics)[:3]}, none of which these "
-            f"parameters have: {list(shapes)[:3]}"
-        )
-    return match_statistics(
-        {path: shape for path, shape in shapes.items() if path in statistics},
-        statistics,
-    )
 
 
 def starved_problems(statistics: LeafStatistics) -> Bool[Array, " problem"]:
@@ -215,40 +195,6 @@ def _statistics_of(
             f"it has shape {shape}: collect them with these parameters"
         )
     return leaf
-
-
-def check_products(path: str, statistics: LeafStatistics) -> None:
-    """Raises unless second moments were collected.
-
-    Raises:
-      ValueError: only mean squares were.
-    """
-    if statistics.moments.ndim == 2:
-        raise ValueError(
-            f"the statistics of leaf {path!r} of shape {statistics.columns.shape} are "
-            "mean squares only; this needs "
-            "collect_statistics(..., statistic='second_moment')"
-        )
-
-
-def check_updatable(path: str, weight: Any) -> None:
-    """Raises unless the weights of a leaf can be updated.
-
-    Raises:
-      TypeError: the weights are not floats.
-      ValueError: a weight is NaN or infinite, and would spread to others.
-    """
-    if not jnp.issubdtype(weight.dtype, jnp.floating):
-        raise TypeError(
-            f"leaf {path!r} of shape {weight.shape} has dtype {weight.dtype}, and only "
-            "floats can be updated: keep it dense by a rule"
-        )
-    if not jnp.isfinite(weight).all():
-        raise ValueError(
-            f"leaf {path!r} of shape {weight.shape} has weights that are not finite, "
-            "which would spread to the weights that compensate for them: replace them, "
-            "or keep the leaf dense by a rule"
-        )
 
 
 def warn_of_few_tokens(statistics: Mapping[str, LeafStatistics]) -> None:

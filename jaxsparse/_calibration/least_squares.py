@@ -9,6 +9,8 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float32, Int
 
+from jaxsparse._calibration.leaf_factors import acting_weights
+from jaxsparse._calibration.leaf_statistics import LeafStatistics
 from jaxsparse._calibration.map_solves import map_solves
 
 
@@ -55,6 +57,22 @@ def masked_least_squares(
     outputs = weight.shape[1]
     batch_size = min(max(1, _BATCH_BYTES // moment.nbytes), outputs)
     return map_solves(solve_output, weight.T, mask.T, batch_size=batch_size).T
+
+
+def leaf_least_squares(
+    statistics: LeafStatistics,
+    weights: Float32[Array, "problem input output"],
+    masks: Bool[Array, "problem input output"],
+    moments: Float32[Array, "problem input input"],
+) -> Float32[Array, "problem input output"]:
+    """As `masked_least_squares`, for all problems of a leaf.
+
+    Weights whose factor is zero compensate for nothing, so they count as pruned.
+    """
+    acting = acting_weights(statistics)
+    if acting is not None:
+        masks &= acting
+    return map_solves(masked_least_squares, weights, masks, moments)
 
 
 def kept_least_squares(

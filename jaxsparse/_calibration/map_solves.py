@@ -10,17 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 
 def map_solves(
-    fn: Callable[..., PyTree], *stacks: Array, batch_size: int | None = None
+    fn: Callable[..., PyTree], *stacks: Any, batch_size: int | None = None
 ) -> PyTree:
     """Maps a function that calls LAPACK over the leading axes of arrays.
 
     Args:
       fn: takes one element of each array.
-      stacks: arrays with leading axes of one size.
+      stacks: arrays with leading axes of one size; None stays None.
       batch_size: the number of elements that are computed at once, except on a CPU; all
         of them by default.
 
@@ -28,10 +28,10 @@ def map_solves(
       The stacked results.
     """
 
-    def one_by_one(*stacks: Array) -> PyTree:
+    def one_by_one(*stacks: Any) -> PyTree:
         return lax.map(lambda element: fn(*element), stacks)
 
-    def batched(*stacks: Array) -> PyTree:
+    def batched(*stacks: Any) -> PyTree:
         size = batch_size or len(stacks[0])
         return lax.map(lambda element: fn(*element), stacks, batch_size=size)
 

@@ -7,6 +7,7 @@ the layers of a stack, or the feature groups of a convolution.
 import math
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from jaxsparse._sharding import replicate
@@ -75,3 +76,8 @@ class LayerMatrices:
         sizes = [self.shape[axis] for axis in order]
         transposed = grouped.transpose(0, 2, 1, 3).reshape(sizes)
         return transposed.transpose([order.index(i) for i in range(len(order))])
+
+    def spread_inputs(self, values: Shaped[Array, "problem input"]) -> Array:
+        """Returns the value of the input of each weight, in the shape of the leaf."""
+        shape = (*values.shape, self.outputs_per_problem)
+        return self.from_matrices(jnp.broadcast_to(values[:, :, None], shape))

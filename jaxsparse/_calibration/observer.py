@@ -192,12 +192,15 @@ def _matrices(leaf: LeafPlan, path: Path, contraction: Contraction) -> LayerMatr
     def leaf_axes(operand_axes: Sequence[int]) -> set[int]:
         return {axis for i in operand_axes for axis in view.axes[i].parameter_axes}
 
-    inputs = leaf_axes(summed)
-    batch = (leaf_axes(side.batch) | view.batch) - inputs - leaf_axes(others)
+    inputs, outputs = leaf_axes(summed), leaf_axes(others)
+    if split := inputs & outputs:
+        raise ValueError(f"its axis {min(split)} is split into inputs and outputs")
+    batch = (leaf_axes(side.batch) | view.batch) - inputs - outputs
     if leaf.axis not in inputs:
         contracted = " and ".join(map(str, sorted(inputs)))
         raise ValueError(
-            f"its groups lie along axis {leaf.axis}, but fn contracts {contracted}"
+            f"its groups lie along axis {leaf.axis}, but a product contracts "
+            f"{contracted}"
         )
     return LayerMatrices(
         leaf.shape,

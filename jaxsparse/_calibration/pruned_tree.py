@@ -15,8 +15,7 @@ from jaxsparse._trees import PyTree, map_named
 def pruned_tree(
     params: PyTree,
     plan: Plan,
-    weights: Mapping[str, Array],
-    masks: Mapping[str, Array],
+    pruned: Mapping[str, tuple[Array, Array]],
     *,
     packed: Container[str],
 ) -> SearchResult:
@@ -25,18 +24,17 @@ def pruned_tree(
     Args:
       params: the parameters before.
       plan: their plan.
-      weights: the pruned leaves by path.
-      masks: their masks, by path.
+      pruned: the pruned leaves with their masks, by path.
       packed: the paths of the leaves whose masks are packed, if they have an axis.
     """
 
     def weight(path: str, leaf: Any) -> Any:
-        return device_put_like(weights[path], leaf) if path in weights else leaf
+        return device_put_like(pruned[path][0], leaf) if path in pruned else leaf
 
     def mask(path: str, leaf: Any) -> Array | None:
-        if path not in masks:
+        if path not in pruned:
             return None
-        kept, axis = device_put_like(masks[path], leaf), plan[path].axis
+        kept, axis = device_put_like(pruned[path][1], leaf), plan[path].axis
         return pack_mask(kept, axis) if path in packed and axis is not None else kept
 
     return SearchResult(map_named(weight, params), map_named(mask, params), plan)

@@ -9,25 +9,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
-from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
+from jaxsparse._calibration.held_out import best_shrinkage
 from jaxsparse._calibration.layer_checks import check_layer
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
-    check_products,
-    check_updatable,
-    fill_starved,
-    match_statistics,
     warn_of_few_tokens,
     warn_of_starved,
 )
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
-from jaxsparse._calibration.shrinkage import (
-    SHRINKAGE,
-    Shrinkage,
-    check_shrinkage,
-    shrink,
-)
+from jaxsparse._calibration.second_moments import match_second_moments, shrunk_moments
+from jaxsparse._calibration.shrinkage import SHRINKAGE, Shrinkage, check_shrinkage
 from jaxsparse._masks import SearchResult, match_masks
 from jaxsparse._patterns import NM, Pattern, as_bool
 from jaxsparse._plans import Plan, PlanLike, plan_for
@@ -89,13 +81,13 @@ def refine_masks(
     check_shrinkage(shrinkage)
     check_sweeps("sweeps", sweeps)
     plan = plan_for(params, plan)
-    leaves, _ = flatten(params)
+    leaves = flatten(params).by_path
     matched = match_masks(leaves, masks)
-    by_path = match_statistics(
-        {leaf.path: leaf.shape for leaf in plan.sparse}, statistics
-    )
-    _check(plan, leaves, matched, by_path)
-    check_held_out(by_path, shrinkage)
+    _check(plan, leaves, matched)
+    weights = {leaf.path: leaves[leaf.path] for leaf in plan.sparse}
+    by_path = match_second_moments(weights, statistics, shrinkage)
+    for leaf in plan.sparse:
+        check_layer(leaf, by_path[leaf.path].columns)
     warn_of_few_tokens(by_path)
     warn_of_starved(by_path)
     refined = {
@@ -116,13 +108,7 @@ def refine_masks(
         for leaf in plan.sparse
     }
     packed = [path for path in refined if matched[path].dtype == jnp.uint8]
-    return pruned_tree(
-        params,
-        plan,
-        {path: weight for path, (weight, _) in refined.items()},
-        {path: mask for path, (_, mask) in refined.items()},
-        packed=packed,
-    )
+    return pruned_tree(params, plan, refined, packed=packed)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -136,7 +122,7 @@ def _refine(
 ) -> tuple[Array, Array]:
     """Returns the pruned leaf and its mask."""
     matrices = statistics.columns
-    moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
+    moments = shrunk_moments(statistics, shrinkage)
     weights = statistics.scaled_matrices(leaf)
     masks = matrices.to_matrices(as_bool(mask, leaf))
     starts = jnp.where(masks, weights, 0)
@@ -146,13 +132,8 @@ def _refine(
     return jnp.where(kept, weight, jnp.zeros((), leaf.dtype)), kept
 
 
-def _check(
-    plan: Plan,
-    leaves: Mapping[str, Any],
-    masks: Mapping[str, Any],
-    statistics: Mapping[str, LeafStatistics],
-) -> None:
-    """Raises unless masks and statistics fit the plan, and the plan can be refined."""
+def _check(plan: Plan, leaves: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
+    """Raises unless the masks fit the plan, and the plan can be refined."""
     planned = {leaf.path for leaf in plan.sparse}
     for path, mask in masks.items():
         if mask is not None and path not in planned:
@@ -162,9 +143,6 @@ def _check(
             )
     for leaf in plan.sparse:
         check_refinable(leaf, "fit_weights fits weights to the masks as they are")
-        check_layer(leaf, statistics[leaf.path].columns)
-        check_updatable(leaf.path, leaves[leaf.path])
-        check_products(leaf.path, statistics[leaf.path])
         if masks[leaf.path] is None:
             raise ValueError(
                 f"leaf {leaf.path!r} of shape {leaf.shape} is planned "

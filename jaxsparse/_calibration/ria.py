@@ -10,8 +10,8 @@ from jaxtyping import Array
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     fill_starved,
-    match_some_statistics,
 )
+from jaxsparse._calibration.some_statistics import match_some_statistics
 from jaxsparse._sharding import reshard_like
 from jaxsparse._trees import PyTree, map_named
 

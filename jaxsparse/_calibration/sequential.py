@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -47,12 +47,13 @@ from jaxsparse._trees import (
     flatten_masks,
     is_array,
     map_named,
+    require_kind,
 )
 
 
 #: The searchers that prune in order.
 SequentialSearcher = (
-    ADMMSearcher | SparseGPTSearcher | WandaSearcher | MagnitudeSearcher
+    SparseGPTSearcher | ADMMSearcher | WandaSearcher | MagnitudeSearcher
 )
 
 
@@ -113,6 +114,7 @@ def prune_sequentially(
       ValueError: no boundary matches a leaf, a leaf is contracted inside a loop, or
         stages overlap; the checkpoint is that of other parameters, batches or settings;
         besides the errors of `collect_statistics`, `permute_channels` and the searcher.
+      TypeError: `searcher` is none of these.
 
     >>> import jax
     >>> from jaxsparse import Rule
@@ -130,6 +132,8 @@ def prune_sequentially(
     batches = list(batches)
     if not batches:
         raise ValueError("there are no batches: pass at least one")
+    remedy = 'give SparseGPTSearcher("2:4"), for example'
+    require_kind("prune_sequentially", searcher, get_args(SequentialSearcher), remedy)
     plan = plan_for(params, searcher.plan)
     stage_of = number_stages(plan, boundaries)
     held = _held_out_batches(len(batches), held_out, reconstruct)
@@ -186,7 +190,7 @@ _Done = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _arrays(params: PyTree) -> list[Any]:
-    return [leaf for leaf in flatten(params)[0].values() if is_array(leaf)]
+    return [leaf for leaf in flatten(params).by_path.values() if is_array(leaf)]
 
 
 def _held_out_batches(

@@ -4,13 +4,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxsparse._channels import PermutationResult
-from jaxsparse._plans import Plan
+from jaxsparse._masks import SearchResult
+from jaxsparse._plans import Plan, plan_for
 from jaxsparse._trees import (
     PyTree,
     array_shapes,
     flatten,
     flatten_masks,
     map_named,
+    require_kind,
 )
 
 
@@ -30,6 +32,20 @@ class SequentialResult(NamedTuple):
     masks: PyTree
     plan: Plan
     permutation: PermutationResult | None = None
+
+
+def plan_of_result(
+    taker: str, params: PyTree, result: SearchResult | SequentialResult
+) -> Plan:
+    """Returns the plan of what a function was given as the result of pruning `params`.
+
+    Raises:
+      PlanError: the parameters are not those of the plan.
+      TypeError: it is no such result.
+    """
+    remedy = "give what a searcher's search, or prune_sequentially, returned"
+    require_kind(taker, result, (SearchResult, SequentialResult), remedy)
+    return plan_for(params, result.plan)
 
 
 def with_leaves(

@@ -88,7 +88,11 @@ def inverse_factor(
 
 
 def sparsegpt(
-    weight: _Matrix, factor: Factor, choose: Choose, at_once: int
+    weight: _Matrix,
+    factor: Factor,
+    choose: Choose,
+    at_once: int,
+    acting: _Mask | None = None,
 ) -> tuple[_Matrix, _Mask]:
     """Prunes one matrix.
 
@@ -97,6 +101,8 @@ def sparsegpt(
       factor: the factor of the inverse second moment of the inputs.
       choose: returns the mask of consecutive inputs from their scores; True = kept.
       at_once: the number of inputs whose mask is chosen together, up to `BLOCK`.
+      acting: False for weights that reach no output. They are pruned first, and where
+        they are kept they are zero, and compensate for nothing.
 
     Returns:
       The updated weights, with exact zeros where they are pruned, and the mask.
@@ -106,6 +112,8 @@ def sparsegpt(
     padding = -inputs % block
     # The last block is filled with inputs that nothing depends on.
     weight = jnp.pad(weight, ((0, padding), (0, 0)))
+    if acting is not None:
+        acting = jnp.pad(acting, ((0, padding), (0, 0)))
     upper = jnp.pad(factor.upper, ((0, padding), (0, padding)))
     is_padding = jnp.arange(inputs + padding) >= inputs
     upper += jnp.diag(is_padding.astype(jnp.float32))
@@ -118,7 +126,7 @@ def sparsegpt(
         weights = lax.dynamic_slice_in_dim(weight, start, block)
         costs = lax.dynamic_slice_in_dim(cost, start, block)
         weights, mask, errors = _prune_block(
-            weights, upper_block, costs, choose, at_once, start
+            weights, upper_block, costs, choose, at_once, start, acting
         )
         weight -= jnp.matmul(upper_rows.T, errors, precision=lax.Precision.HIGHEST)
         return lax.dynamic_update_slice_in_dim(weight, weights, start, axis=0), mask
@@ -136,6 +144,7 @@ def _prune_block(
     choose: Choose,
     at_once: int,
     start: Array,
+    acting: _Mask | None,
 ) -> tuple[_Matrix, _Mask, _Matrix]:
     """Prunes the inputs of one block.
 
@@ -148,10 +157,14 @@ def _prune_block(
         weights, errors = carry
         candidates = lax.dynamic_slice_in_dim(weights, first, at_once)
         cost = lax.dynamic_slice_in_dim(costs, first, at_once)
-        mask = choose(jnp.abs(candidates) * cost[:, None], start + first)
+        scores = _where_acting(
+            jnp.abs(candidates) * cost[:, None], acting, start + first
+        )
+        mask = choose(scores, start + first)
+        changing = _where_acting(mask, acting, start + first)
 
         def prune_input(i, carry):
-            kept = lax.dynamic_index_in_dim(mask, i, keepdims=False)
+            kept = lax.dynamic_index_in_dim(changing, i, keepdims=False)
             weights, errors = carry
             return _prune_input(weights, errors, upper, kept, first + i)
 
@@ -164,6 +177,14 @@ def _prune_block(
     carry = weights, jnp.zeros_like(weights)
     (weights, errors), masks = lax.scan(prune_inputs, carry, firsts)
     return weights, masks.reshape(inputs, outputs), errors
+
+
+def _where_acting(values: Array, acting: _Mask | None, first: Array) -> Array:
+    """Returns values of consecutive inputs, with zeros where weights do not act."""
+    if acting is None:
+        return values
+    acts = lax.dynamic_slice_in_dim(acting, first, len(values))
+    return jnp.where(acts, values, jnp.zeros((), values.dtype))
 
 
 def _prune_input(

@@ -13,44 +13,27 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxsparse._calibration.held_out import best_shrinkage, check_held_out
+from jaxsparse._calibration.held_out import best_shrinkage
 from jaxsparse._calibration.layer_checks import check_layer
+from jaxsparse._calibration.leaf_factors import acting_weights
 from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
-    check_products,
-    check_updatable,
-    fill_starved,
-    match_statistics,
     warn_of_few_tokens,
     warn_of_starved,
 )
-from jaxsparse._calibration.least_squares import masked_least_squares
+from jaxsparse._calibration.least_squares import leaf_least_squares
 from jaxsparse._calibration.map_solves import map_solves
-from jaxsparse._calibration.matrices import LayerMatrices
 from jaxsparse._calibration.pruned_tree import pruned_tree
 from jaxsparse._calibration.refinement import check_refinable, check_sweeps, refine
-from jaxsparse._calibration.shrinkage import (
-    SHRINKAGE,
-    Shrinkage,
-    check_shrinkage,
-    shrink,
-)
+from jaxsparse._calibration.second_moments import match_second_moments, shrunk_moments
+from jaxsparse._calibration.shrinkage import SHRINKAGE, Shrinkage, check_shrinkage
 from jaxsparse._calibration.sparsegpt import inverse_factor, sparsegpt
 from jaxsparse._calibration.sparsegpt_choices import kept_before_blocks, mask_choice
 from jaxsparse._masks import SearchResult
-from jaxsparse._patterns import (
-    NM,
-    Pattern,
-    PerOutput,
-    Unstructured,
-)
-from jaxsparse._plans import (
-    LeafPlan,
-    PlanLike,
-    plan_for,
-)
-from jaxsparse._sharding import replicate, reshard_like
+from jaxsparse._patterns import NM, Pattern, PerOutput, Unstructured
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for
+from jaxsparse._sharding import reshard_like
 from jaxsparse._trees import PyTree, flatten
 
 
@@ -144,15 +127,15 @@ class SparseGPTSearcher:
             magnitude and not updated.
         """
         plan = plan_for(params, self.plan)
-        leaves, _ = flatten(params)
-        shapes = {leaf.path: leaf.shape for leaf in plan.sparse}
-        by_path = match_statistics(shapes, statistics)
+        leaves = flatten(params).by_path
         for leaf in plan.sparse:
             if self.refine:
                 check_refinable(leaf, "search with refine=0")
-            _check_leaf(leaf, leaves[leaf.path], by_path[leaf.path].columns)
-            check_products(leaf.path, by_path[leaf.path])
-        check_held_out(by_path, self.shrinkage)
+            _check_supported(leaf)
+        weights = {leaf.path: leaves[leaf.path] for leaf in plan.sparse}
+        by_path = match_second_moments(weights, statistics, self.shrinkage)
+        for leaf in plan.sparse:
+            check_layer(leaf, by_path[leaf.path].columns)
         warn_of_few_tokens(by_path)
         warn_of_starved(by_path)
         pruned = {
@@ -160,14 +143,9 @@ class SparseGPTSearcher:
             for leaf in plan.sparse
         }
         _check_damping(pruned, leaves, self.damping)
-
-        return pruned_tree(
-            params,
-            plan,
-            {path: leaf.weight for path, leaf in pruned.items()},
-            {path: leaf.mask for path, leaf in pruned.items()},
-            packed=pruned if self.packed else (),
-        )
+        with_masks = {path: (x.weight, x.mask) for path, x in pruned.items()}
+        packed = pruned if self.packed else ()
+        return pruned_tree(params, plan, with_masks, packed=packed)
 
     def _prune(
         self, leaf: LeafPlan, weight: Any, statistics: LeafStatistics
@@ -206,41 +184,40 @@ def _prune(
     sweeps: int = 0,
 ) -> _Pruned:
     matrices = statistics.columns
-    moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
+    moments = shrunk_moments(statistics, shrinkage)
     weights = statistics.scaled_matrices(leaf)
     limits = jnp.asarray(kept_before_blocks(pattern, kept, matrices))
+    acting = acting_weights(statistics)
 
-    def prune_problem(weight, moment, limits):
+    def prune_problem(weight, moment, limits, acting):
         factor = inverse_factor(moment, damping)
         choose, at_once = mask_choice(pattern, limits)
-        updated, mask = sparsegpt(weight, factor, choose, at_once)
+        updated, mask = sparsegpt(weight, factor, choose, at_once, acting)
         is_finite = jnp.isfinite(factor.upper).all()
         return updated, mask, jnp.where(is_finite, factor.damping, jnp.inf)
 
-    updated, masks, dampings = map_solves(prune_problem, weights, moments, limits)
+    updated, masks, dampings = map_solves(
+        prune_problem, weights, moments, limits, acting
+    )
     if sweeps:
         updated, masks = refine(pattern, weights, updated, masks, moments, sweeps)
     if update == "optimal":
-        updated = map_solves(masked_least_squares, weights, masks, moments)
+        updated = leaf_least_squares(statistics, weights, masks, moments)
     mask = reshard_like(matrices.from_matrices(masks), leaf)
     weight = statistics.unscaled_leaf(updated, leaf)
     source = weight if update else leaf
     return _Pruned(jnp.where(mask, source, jnp.zeros((), leaf.dtype)), mask, dampings)
 
 
-def _check_leaf(leaf: LeafPlan, weight: Any, matrices: LayerMatrices) -> None:
-    """Raises unless SparseGPT supports the pattern, and the statistics fit its axes."""
+def _check_supported(leaf: LeafPlan) -> None:
     match leaf.pattern:
         case NM(transposable=False) | PerOutput() | Unstructured(across_leaves=False):
-            pass
-        case _:
-            raise ValueError(
-                f"leaf {leaf.path!r} of shape {leaf.shape} is planned "
-                f"{leaf.decision!r}, which SparseGPT does not support: create masks by "
-                "create_masks or WandaSearcher, and weights for them by fit_weights"
-            )
-    check_layer(leaf, matrices)
-    check_updatable(leaf.path, weight)
+            return
+    raise ValueError(
+        f"leaf {leaf.path!r} of shape {leaf.shape} is planned {leaf.decision!r}, which "
+        "SparseGPT does not support: create masks by create_masks or WandaSearcher, "
+        "and weights for them by fit_weights"
+    )
 
 
 def _check_damping(

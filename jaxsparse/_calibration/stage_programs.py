@@ -24,7 +24,6 @@ from jaxsparse._trace import (
     split_program,
     stage_key,
 )
-from jaxsparse._trees import is_array
 
 
 class StageProgram(NamedTuple):
@@ -112,7 +111,7 @@ def _compilable(
     *,
     forward: bool = True,
 ) -> _Compilable:
-    paths = [path for path, leaf in program.leaves.items() if is_array(leaf)]
+    paths = list(program.arrays)
     within = {id(eqn) for eqn in stage.jaxpr.eqns}
     compilable = _Compilable(
         None,
@@ -202,7 +201,6 @@ def cut_program(program: Program, matrices: Mapping[str, LayerMatrices]) -> CutP
       matrices: the leaves whose inputs are accumulated.
     """
     products = products_of(program, matrices)
-    num_params = sum(map(is_array, program.leaves.values()))
     of_products: dict[int, dict[str, LayerMatrices]] = {i: {} for i in products}
     index = {id(eqn): i for i, eqn in enumerate(program.bound.jaxpr.eqns)}
     # Factors that depend on the inputs are followed within a stage only.
@@ -216,7 +214,7 @@ def cut_program(program: Program, matrices: Mapping[str, LayerMatrices]) -> CutP
 
     def cut(groups: Sequence[Sequence[int]]) -> tuple[list[int], list[Any]]:
         """Returns the entry, and each stage with its leaves."""
-        entry, stages = split_program(program, num_params, groups)
+        entry, stages = split_program(program, groups)
         leaves = [
             {leaf: x for i in group for leaf, x in of_products[i].items()}
             for group in groups

@@ -12,15 +12,11 @@ from jaxsparse._calibration.leaf_statistics import (
     LeafStatistics,
     Statistic,
     fill_starved,
-    match_some_statistics,
     match_statistics,
     warn_of_starved,
 )
-from jaxsparse._masks import (
-    SearchResult,
-    create_masks,
-    mask_params,
-)
+from jaxsparse._calibration.some_statistics import match_some_statistics
+from jaxsparse._masks import SearchResult, create_masks, mask_params
 from jaxsparse._patterns import wide_float
 from jaxsparse._plans import PlanLike, plan_for
 from jaxsparse._sharding import reshard_like
@@ -113,10 +109,8 @@ def _scores(params: PyTree, by_path: Mapping[str, LeafStatistics]) -> PyTree:
 
 @jax.jit
 def _score(weight: Array, statistics: LeafStatistics) -> Array:
-    matrices = statistics.columns
-    norm = jnp.sqrt(fill_starved(statistics).mean_square)[:, :, None]
-    shape = (*norm.shape[:2], matrices.outputs_per_problem)
-    norms = matrices.from_matrices(jnp.broadcast_to(norm, shape))
+    norm = jnp.sqrt(fill_starved(statistics).mean_square)
+    norms = statistics.columns.spread_inputs(norm)
     wide = wide_float(weight.dtype)
     if statistics.factors is not None:
         weight = weight.astype(wide) * reshard_like(

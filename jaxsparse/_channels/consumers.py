@@ -103,7 +103,9 @@ def _reason_of_patterns(patterns: Sequence[NM]) -> str:
     if any(pattern.transposable for pattern in patterns):
         return "transposable patterns have groups along outputs too"
     different = sorted(map(str, set(patterns)))
-    return f"its consumers are pruned {' and '.join(different)}" * (len(different) > 1)
+    if len(different) > 1:
+        return f"its consumers are pruned {' and '.join(different)}"
+    return ""
 
 
 def member_scores(

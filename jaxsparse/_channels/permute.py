@@ -17,7 +17,7 @@ from jaxsparse._channels.same_outputs import outputs_of
 from jaxsparse._channels.shard_blocks import shard_blocks
 from jaxsparse._channels.verify_permutations import verify_permutations
 from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
-from jaxsparse._trees import PyTree, flatten, is_numeric, require_values
+from jaxsparse._trees import PyTree, flatten, is_numeric, require_kind, require_values
 
 
 def permute_channels(
@@ -60,7 +60,7 @@ def permute_channels(
         pattern is n:m; the function
         changed by more than rounding, where the error names the group; scores do not
         fit or are not finite; besides the errors of `plan_sparsity`.
-      TypeError: a leaf or an argument has no values.
+      TypeError: a leaf or an argument has no values, or `groups` are of another kind.
 
     >>> import jax.numpy as jnp
     >>> from jaxsparse import plan_sparsity
@@ -111,6 +111,8 @@ def permute_channels(
 
 
 def _check_groups(groups: ChannelGroups, leaves: Mapping[str, Any]) -> None:
+    remedy = "give channel_groups(fn, params, *args)"
+    require_kind("permute_channels", groups, (ChannelGroups,), remedy)
     for number, group in enumerate(groups):
         for member in group.members:
             shape = tuple(getattr(leaves.get(member.path), "shape", ()))

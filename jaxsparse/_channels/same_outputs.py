@@ -19,7 +19,7 @@ from jaxsparse._trace import (
     program_key,
     trace,
 )
-from jaxsparse._trees import PyTree, is_abstract, is_array
+from jaxsparse._trees import PyTree, is_abstract
 
 
 class Outputs(NamedTuple):
@@ -52,11 +52,10 @@ def outputs_of(fn: Callable[..., Any], params: PyTree, args: Sequence[Any]) -> O
     precise = jax.default_matmul_precision("highest")
     with precise:
         program = inline_calls(trace(fn, params, args))
-    paths = [path for path, leaf in program.leaves.items() if is_array(leaf)]
     run, consts = _compiled(program.bound), list(program.bound.consts)
 
     def outputs(leaves: Mapping[str, Any]) -> list[np.ndarray]:
-        arrays = [leaves[path] for path in paths]
+        arrays = [leaves[path] for path in program.arrays]
         with precise:
             results = run(consts, [*arrays, *program.inputs])
         if not results:

@@ -36,13 +36,7 @@ from jaxsparse._trace import (
     split_results,
     trace,
 )
-from jaxsparse._trees import (
-    PyTree,
-    change_variables,
-    flatten,
-    is_array,
-    with_changes,
-)
+from jaxsparse._trees import PyTree, change_variables, flatten, with_changes
 from jaxsparse.kernels import cuda_target
 
 
@@ -211,7 +205,7 @@ def _run(
     how: Acceleration,
 ) -> list[Any]:
     """Runs a program on the compressed forms that its products use."""
-    leaves = {path: leaf for path, leaf in program.leaves.items() if is_array(leaf)}
+    leaves = program.arrays
     arrays = [[jnp.asarray(leaf) for leaf in leaves.values()], program.inputs]
 
     def run(

@@ -17,10 +17,7 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
 from jaxsparse._compressed.accelerated_choice import FormUse, choose
-from jaxsparse._compressed.accelerated_weight import (
-    as_dense,
-    is_accelerated,
-)
+from jaxsparse._compressed.accelerated_weight import as_dense, is_accelerated
 from jaxsparse._compressed.activation_forms import (
     AXES,
     GRADIENT,

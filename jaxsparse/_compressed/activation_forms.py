@@ -23,11 +23,7 @@ from jaxsparse._compressed.accelerated_weight import (
 from jaxsparse._compressed.compress_both import compress_both, compress_squared_relu
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.rectified import Rectified
-from jaxsparse._compressed.squared_relu import (
-    form_of,
-    roots_are_exact,
-    squared_relu,
-)
+from jaxsparse._compressed.squared_relu import form_of, roots_are_exact, squared_relu
 from jaxsparse._patterns import NM, best_transposable_mask, unpack_mask
 
 

@@ -16,11 +16,7 @@ from jaxsparse._compressed.cuda_compress import (
     cuda_compress,
     unsupported_reason,
 )
-from jaxsparse._compressed.indices import (
-    POSITION_BITS,
-    encode,
-    find_slots,
-)
+from jaxsparse._compressed.indices import POSITION_BITS, encode, find_slots
 from jaxsparse._patterns import (
     NM,
     PatternLike,

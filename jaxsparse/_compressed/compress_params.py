@@ -13,11 +13,7 @@ from jaxsparse._compressed.indices import POSITION_BITS
 from jaxsparse._compressed.quantize import quantize_compressed
 from jaxsparse._masks import best_masks, mask_leaf, match_masks
 from jaxsparse._patterns import NM
-from jaxsparse._plans import (
-    LeafPlan,
-    PlanLike,
-    plan_for_leaves,
-)
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for_leaves
 from jaxsparse._trees import PyTree, flatten, require_values
 
 

@@ -39,6 +39,7 @@ from jaxsparse._compressed.kernel_support import (
     fits,
     library_of,
     multiple_of_k,
+    require_size,
 )
 from jaxsparse._compressed.packed_form import unpack_form, unpack_transposed
 from jaxsparse._compressed.quantized_matmul import weight_only_matmul
@@ -193,6 +194,8 @@ def _multiply_shard(layout: _Layout, x: Array, *arrays: Array) -> list[Array]:
     if stack:
         arrays = tuple(a.reshape(size, *a.shape[layout.stack :]) for a in arrays)
     outs = [weight[0].shape[-1] for weight in layout.split(arrays)]
+    if layout.exported:  # and so asked for
+        require_size(size, count, k, outs)
     suits = fits(size, count, k, outs)
     suits = suits and k % multiple_of_k(layout.pattern) == 0
     if not layout.exported:

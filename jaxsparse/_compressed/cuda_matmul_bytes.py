@@ -162,6 +162,8 @@ def _multiply_shard(
     outs = [array.shape[-1] for array in arrays[::3]]
     by_xla = partial(_multiply_by_xla, dtype)
     multiply = by_xla = jax.vmap(by_xla) if stack else by_xla
+    if exported:  # and so asked for
+        kernel_support.require_size(size, count, k, outs)
     if kernel_support.fits(size, count, k, outs):
         kernel = partial(_multiply_by_kernel, dtype)
         multiply = partial(kernel_on_gpu, kernel, by_xla, exported=exported)

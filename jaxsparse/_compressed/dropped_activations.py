@@ -23,7 +23,7 @@ from jaxsparse._trace import (
     run_equation,
     trace,
 )
-from jaxsparse._trees import PyTree, is_array
+from jaxsparse._trees import PyTree
 
 
 class DroppedActivations(NamedTuple):
@@ -89,9 +89,10 @@ def dropped_activations(
         dense[operand] = kept
         return bind(site.eqn, dense), counts
 
-    arrays = [leaf for leaf in program.leaves.values() if is_array(leaf)]
     zeros = {name: jnp.zeros(5) for name in names.values()}
-    _, counts = evaluate(program.bound, [*arrays, *program.inputs], rule, zeros)
+    _, counts = evaluate(
+        program.bound, [*program.arrays.values(), *program.inputs], rule, zeros
+    )
     return {name: _shares(count) for name, count in counts.items()}
 
 

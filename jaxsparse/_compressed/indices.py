@@ -26,13 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, UInt8
 
-from jaxsparse._patterns import (
-    NM,
-    group_positions,
-    iota_along,
-    merge_groups,
-    pack_mask,
-)
+from jaxsparse._patterns import NM, group_positions, iota_along, merge_groups, pack_mask
 
 
 #: The number of bits of a position in a group, by the size of the group.

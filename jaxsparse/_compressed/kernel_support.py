@@ -79,7 +79,38 @@ def fits(stack: int, rows: int, k: int, outs: Sequence[int]) -> bool:
         return False
     if not (stack and rows and k) or any(not out or out % 16 for out in outs):
         return False
-    return stack * max(rows, k, *outs) < MAX_SIZE and stack <= MAX_STACK
+    return not _too_large(stack, rows, k, outs)
+
+
+def require_size(stack: int, rows: int, k: int, outs: Sequence[int]) -> None:
+    """Raises if `vmap` made more of a product than a kernel computes.
+
+    Args:
+      stack: as in `fits`.
+      rows: as in `fits`.
+      k: as in `fits`.
+      outs: as in `fits`.
+
+    Raises:
+      ValueError: there are too many weights, or elements.
+    """
+    if not all(isinstance(size, int) for size in (stack, rows)):
+        return  # it is not known yet
+    if reason := _too_large(stack, rows, k, outs):
+        raise ValueError(
+            f"implementation 'cuda' is not available: {reason}; x has shape "
+            f"{(stack, rows, k)} and the first weights {(stack, k, outs[0])}: give "
+            "'xla' or None, or fewer at a time by jax.lax.map(..., batch_size=)"
+        )
+
+
+def _too_large(stack: int, rows: int, k: int, outs: Sequence[int]) -> str:
+    """Returns why a product is too large for a kernel, or an empty string."""
+    if stack > MAX_STACK:
+        return f"the stack has {stack} weights, more than {MAX_STACK}"
+    if stack * max(rows, k, *outs) >= MAX_SIZE:
+        return "the kernel counts in 32 bits"
+    return ""
 
 
 def decompresses(pattern: NM, rows: int) -> bool:

@@ -9,10 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from jaxsparse._compressed.compressed_array import (
-    Compressed,
-    compressed_shapes,
-)
+from jaxsparse._compressed.compressed_array import Compressed, compressed_shapes
 from jaxsparse._compressed.indices import code_bits
 
 

@@ -14,11 +14,7 @@ from jaxtyping import Array
 from jaxsparse._compressed import lax_ops
 from jaxsparse._compressed.accelerated_weight import Accelerated, Form, form_order
 from jaxsparse._compressed.compress import max_kept
-from jaxsparse._compressed.compress_both import (
-    Mask,
-    compress_best,
-    compress_both,
-)
+from jaxsparse._compressed.compress_both import Mask, compress_best, compress_both
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.indices import POSITION_BITS
 from jaxsparse._masks import mask_straight_through, search_masks

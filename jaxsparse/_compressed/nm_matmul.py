@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxsparse._compressed.quantized_matmul import (
     weight_only_matmul,
 )
 from jaxsparse._compressed.xla_matmul import tensordot, xla_matmul
+from jaxsparse._trees import require_kind
 
 
 #: What computes matmuls with compressed weights.
@@ -59,12 +60,13 @@ def nm_matmul(
         sparse tensor cores, for 4:8 and 8:16 one that expands the weight, for few rows.
         They require bfloat16 or float16 (or, for 2:4, such an `x` and a quantized
         weight with one scale for each output), a `k` divisible by 8 (4:8 and 8:16: by
-        16) and an `out` divisible by 16. They allow no explicit mesh and no
-        `shard_map`. They are compiled on first use by the nvcc that `jax[cuda13]`
-        installs. Those of 2:4 read only the stored values, so an infinity in `x` at a
-        pruned weight has no effect, unless activations are quantized. By default
-        `"cuda"` is used if it is available, but for 4:8 and 8:16 only for up to 32
-        rows, otherwise `"xla"`, and in programs of `jax.export` always `"xla"`.
+        16) and an `out` divisible by 16, and of a `jax.vmap` at most 16,383 weights.
+        They allow no explicit mesh and no `shard_map`. They are compiled on first use
+        by the nvcc that `jax[cuda13]` installs. Those of 2:4 read only the stored
+        values, so an infinity in `x` at a pruned weight has no effect, unless
+        activations are quantized. By default `"cuda"` is used if it is available, but
+        for 4:8 and 8:16 only for up to 32 rows, otherwise `"xla"`, and in programs of
+        `jax.export` always `"xla"`.
       quantize_activations: whether to quantize each row of `x` to the eight bits of the
         weight, by its largest magnitude. Sums are then in int32 for int8, and exact.
         For float8, they are in float32, but with more than 16 rows the tensor cores of
@@ -98,13 +100,9 @@ def nm_matmul(
     if transposed is not None:
         _check_transposed(compressed, transposed)
         options = implementation, quantize_activations
-        return _matmul_both(options, x, compressed, transposed)
-    if not isinstance(compressed, Compressed):
-        raise TypeError(
-            f"nm_matmul takes a Compressed weight, got {type(compressed).__name__} of "
-            f"shape {jnp.shape(compressed)}: give compress(w, '2:4', axis=0), or "
-            "multiply it by x @ w"
-        )
+        return _matmul_both(options, *as_jax((x, compressed, transposed)))
+    remedy = "give compress(w, '2:4', axis=0), or multiply it by x @ w"
+    require_kind("nm_matmul", compressed, (Compressed,), remedy)
     require_fitting_arrays(compressed, "a weight")
     if compressed.ndim != 2 or compressed.axis != -2:
         raise ValueError(
@@ -122,7 +120,7 @@ def nm_matmul(
         _check_quantized(x, compressed)
     if quantize_activations:
         check_quantizes_rows(compressed)
-    x, weight = _with_common_dtype(x, jax.tree.map(jnp.asarray, compressed))
+    x, weight = _with_common_dtype(*as_jax((x, compressed)))
     if implementation == "xla":
         return _matmul("xla", quantize_activations, x, weight)
     library = LIBRARY if quantize_activations else ""
@@ -134,6 +132,16 @@ def nm_matmul(
         )
     chosen = "xla" if reason else implementation
     return _matmul(chosen, quantize_activations, x, weight)
+
+
+@jax.jit
+def as_jax(operands: Any) -> Any:
+    """Returns arrays as JAX's, also those of NumPy that `jax.vmap` splits.
+
+    JAX (up to 0.12) refuses the latter as "non-canonical" constants when a program
+    that is compiled calls a function with a gradient of its own.
+    """
+    return operands
 
 
 def check_implementation(name: str | None) -> None:

@@ -12,6 +12,7 @@ from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.cuda_matmul_bytes import LIBRARY, cuda_matmuls_bytes
 from jaxsparse._compressed.nm_matmul import (
     Implementation,
+    as_jax,
     check_quantizes_rows,
     matmul_gradients,
     nm_matmul,
@@ -53,6 +54,7 @@ def nm_matmuls(
         return [alone(x, weight) for weight in weights]
     most = cuda_matmul.MAX_WEIGHTS
     exported = implementation == "cuda"
+    x, weights = as_jax((x, [*weights]))
     parts = [list(weights[i : i + most]) for i in range(0, len(weights), most)]
     products: list[Array] = []
     for part in parts:

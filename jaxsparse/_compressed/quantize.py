@@ -23,7 +23,7 @@ from jaxsparse._compressed.eight_bits import (
 )
 from jaxsparse._patterns import merge_groups, split_groups
 from jaxsparse._sharding import gather_groups
-from jaxsparse._trees import is_abstract
+from jaxsparse._trees import is_abstract, require_kind
 
 
 #: The parts of the largest magnitude that `scales="mse"` tries, the whole first.
@@ -203,7 +203,10 @@ def _kept_importances(weight: Compressed, importances: ArrayLike, kind: str) -> 
         with jax.ensure_compile_time_eval():
             is_valid = bool(jnp.all(jnp.isfinite(importances) & (importances >= 0)))
         if not is_valid:
-            raise ValueError(f"{given} have values that are negative or not finite")
+            raise ValueError(
+                f"{given} have values that are negative or not finite: give mean "
+                "squares, such as those of input_importances"
+            )
     values = jax.ShapeDtypeStruct(weight.values.shape, jnp.float32)
     # Decompressing is linear; its transpose gathers the positions of the values.
     gather_values = jax.linear_transpose(
@@ -214,11 +217,7 @@ def _kept_importances(weight: Compressed, importances: ArrayLike, kind: str) -> 
 
 def _check_weight(weight: Compressed) -> None:
     """Raises unless the weight can be quantized."""
-    if not isinstance(weight, Compressed):
-        raise TypeError(
-            "quantize_compressed takes a Compressed weight, got "
-            f"{type(weight).__name__} of shape {jnp.shape(weight)}: give compress(w)"
-        )
+    require_kind("quantize_compressed", weight, (Compressed,), "give compress(w)")
     shape = f"a weight of shape {weight.shape}"
     if weight.is_quantized:
         raise ValueError(

@@ -23,6 +23,7 @@ from jaxtyping import Array, Int, Shaped
 from jaxsparse._compressed.check_codes import code_fault
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._patterns import NM
+from jaxsparse._trees import require_kind
 
 
 def to_semi_structured(
@@ -46,6 +47,7 @@ def to_semi_structured(
     Raises:
       ValueError: another rank, pattern or dtype; or `out` is not divisible by 32 (int8:
         16), or `k` by 32 (int8: 64).
+      TypeError: it is not a compressed weight.
 
     >>> from jaxsparse import compress
     >>> w = compress(jnp.ones((32, 32), jnp.bfloat16), "2:4")
@@ -53,6 +55,8 @@ def to_semi_structured(
     >>> values.shape, meta.shape, f"{meta[0, 0]:#x}"
     ((32, 16), (32, 2), '0x4444')
     """
+    remedy = "give compress(w, '2:4', axis=0)"
+    require_kind("to_semi_structured", compressed, (Compressed,), remedy)
     values, codes = compressed.values, compressed.indices
     _check_layout(compressed.shape, values.dtype, compressed.pattern, compressed.axis)
     if compressed.axis == -2:

@@ -52,13 +52,7 @@ from jaxsparse._trace import (
     trace,
     var_shape,
 )
-from jaxsparse._trees import (
-    PyTree,
-    change_variables,
-    flatten,
-    is_array,
-    with_changes,
-)
+from jaxsparse._trees import PyTree, change_variables, flatten, is_array, with_changes
 
 
 def sparse_apply(
@@ -111,7 +105,7 @@ def sparse_apply(
     fn_with_changes = with_changes(fn)
 
     def apply(params: PyTree, *args: Any, **kwargs: Any) -> Any:
-        leaves, _ = flatten(params, is_leaf=is_compressed)
+        leaves = flatten(params, is_leaf=is_compressed).by_path
         shapes = as_dense_shapes(params)
         _check_compressed(leaves, None if plan is None else plan_for(shapes, plan))
         arrays_of, complete = split_results(fn_with_changes)

@@ -152,7 +152,8 @@ def _read_names(path: Path) -> tuple[dict[str, str], str]:
         raise SparseFileError(path, cause)
     metadata = parse_object(file, file.read_bytes())
     if not metadata.get("use_ocdbt"):
-        raise SparseFileError(file, "the checkpoint is not in the OCDBT format")
+        cause = "the checkpoint is not in the OCDBT format: save it with use_ocdbt=True"
+        raise SparseFileError(file, cause)
     names: dict[str, str] = {}
     try:
         for entry in metadata["tree_metadata"].values():

@@ -144,7 +144,8 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, Any]]:
             raise SparseFileError(index, "it must have a weight_map and metadata")
         for name in set(weight_map.values()):
             if not _is_beside(index, name):
-                raise SparseFileError(index, f"there is no file {name!r} beside it")
+                cause = f"there is no file {name!r} beside it: copy all of its files"
+                raise SparseFileError(index, cause)
     except OSError as error:
         raise SparseFileError(index, error) from error
     return weight_map, metadata

@@ -100,7 +100,7 @@ def save_sparse(
     >>> loaded["kernel"].shape, loaded["kernel"].pattern
     ((64, 32), NM(n=2, m=4, transposable=False))
     """
-    leaves, _ = flatten(tree, is_leaf=is_compressed)
+    leaves = flatten(tree, is_leaf=is_compressed).by_path
     save_leaves(Path(path), leaves, max_file_bytes=max_file_bytes)
 
 

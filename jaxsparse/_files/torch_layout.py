@@ -12,11 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxsparse._compressed import (
-    Compressed,
-    code_bits,
-    is_compressed,
-)
+from jaxsparse._compressed import Compressed, code_bits, is_compressed
 from jaxsparse._plans import (
     TRANSPOSED,
     LeafAxes,
@@ -25,7 +21,7 @@ from jaxsparse._plans import (
     is_embedding,
     refuse_tensors,
 )
-from jaxsparse._trees import PathConflictError, PyTree, flatten, is_array, nest
+from jaxsparse._trees import PathConflictError, PyTree, array_shapes, flatten, nest
 
 
 #: How a leaf is converted: for each axis of the result, the axes that are merged to it.
@@ -72,10 +68,10 @@ def to_torch_layout(
     >>> {name: leaf.shape for name, leaf in to_torch_layout(params).items()}
     {'up.bias': (32,), 'up.weight': (32, 64)}
     """
-    leaves, _ = flatten(params, is_leaf=is_compressed)
+    leaves = flatten(params, is_leaf=is_compressed).by_path
     if like is not None:
         return _restore_layout(like, leaves)
-    shapes = {path: tuple(x.shape) for path, x in leaves.items() if is_array(x)}
+    shapes = array_shapes(leaves)
     axes = axes_from_names(shapes)
     state: dict[str, Any] = {}
     for path, leaf in leaves.items():

@@ -10,11 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxsparse._masks.mask_search import search_masks
-from jaxsparse._patterns import (
-    as_bool,
-    check_mask,
-    constant_arrays,
-)
+from jaxsparse._patterns import as_bool, check_mask, constant_arrays
 from jaxsparse._plans import Plan, PlanLike, is_plan_like, plan_for_leaves
 from jaxsparse._sharding import device_put_mask
 from jaxsparse._trees import (
@@ -210,7 +206,7 @@ def match_entries(
         if mask is not None and path not in leaves and not part:
             raise ValueError(
                 f"mask {path!r} of shape {mask.shape} has no leaf in this tree, whose "
-                f"leaves are {list(leaves)}"
+                f"leaves are {list(leaves)}: give the masks of this tree"
             )
     return matched
 

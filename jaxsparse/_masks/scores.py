@@ -5,12 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsparse._patterns import wide_float
-from jaxsparse._trees import (
-    PyTree,
-    flatten,
-    is_numeric,
-    map_named,
-)
+from jaxsparse._trees import PyTree, flatten, is_numeric, map_named
 
 
 def random_scores(params: PyTree, key: jax.Array) -> PyTree:
@@ -30,7 +25,7 @@ def random_scores(params: PyTree, key: jax.Array) -> PyTree:
     >>> print(create_masks(params, "2:4", scores=scores)["kernel"].sum())
     64
     """
-    leaves, _ = flatten(params)
+    leaves = flatten(params).by_path
     indices = {path: index for index, path in enumerate(leaves)}
 
     def score(path, leaf):
@@ -64,7 +59,7 @@ def saliency_scores(params: PyTree, gradients: PyTree) -> PyTree:
     >>> saliency_scores(params, {"kernel": jnp.array([3.0, 4.0])})["kernel"]
     Array([3., 8.], dtype=float32)
     """
-    slopes, _ = flatten(gradients)
+    slopes = flatten(gradients).by_path
 
     def score(path: str, leaf: Array):
         if not is_numeric(leaf):

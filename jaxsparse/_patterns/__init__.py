@@ -43,6 +43,7 @@ from jaxsparse._patterns.ranking import (
     RankKeys as RankKeys,
     check_rankable as check_rankable,
     count_true as count_true,
+    is_rankable as is_rankable,
     is_zero as is_zero,
     rank_above as rank_above,
     rank_by_magnitude as rank_by_magnitude,

@@ -21,12 +21,17 @@ from jax import lax
 from jaxtyping import Array, Bool, Float32, Integer
 
 
-def check_rankable(dtype) -> None:
-    """Raises `TypeError` unless weights of `dtype` have a magnitude order."""
+def is_rankable(dtype) -> bool:
+    """Returns whether weights of `dtype` have a magnitude order."""
     real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     # A float8 of exponents only (a scale of a microscaling format) has no sign, no zero
     # and values that every wider format's arithmetic flushes.
-    if not real or dtype == jnp.float8_e8m0fnu:
+    return real and dtype != jnp.float8_e8m0fnu
+
+
+def check_rankable(dtype) -> None:
+    """Raises `TypeError` unless weights of `dtype` have a magnitude order."""
+    if not is_rankable(dtype):
         raise TypeError(
             f"dtype {dtype} has no magnitude order to prune by: give real floats or "
             "integers"

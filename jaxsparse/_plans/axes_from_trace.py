@@ -5,13 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxsparse._plans.leaf_axes import LeafAxes
-from jaxsparse._trace import (
-    NOT_AN_OPERAND,
-    Role,
-    Use,
-    find_roles,
-    trace,
-)
+from jaxsparse._trace import NOT_AN_OPERAND, Role, Use, find_roles, trace
 from jaxsparse._trees import PyTree, array_shapes, flatten, map_named
 
 

@@ -7,6 +7,7 @@ from jaxsparse._patterns import Unstructured
 from jaxsparse._plans.leaf_plan import LeafPlan
 from jaxsparse._plans.plan import Plan
 from jaxsparse._plans.plan_error import PlanError
+from jaxsparse._trees import require_kind
 
 
 def distribute_by_erdos_renyi(plan: Plan) -> Plan:
@@ -29,6 +30,7 @@ def distribute_by_erdos_renyi(plan: Plan) -> Plan:
 
     Raises:
       ValueError: no leaf of the plan has such a pattern.
+      TypeError: it is not a plan.
 
     >>> import jax
     >>> from jaxsparse import plan_sparsity
@@ -41,6 +43,8 @@ def distribute_by_erdos_renyi(plan: Plan) -> Plan:
     b/kernel  32x32  83.01% unstructured
     total     1,088  2 of 2 pruned: 80.0 % of weights
     """
+    remedy = "give plan_sparsity(params, Unstructured(0.9))"
+    require_kind("distribute_by_erdos_renyi", plan, (Plan,), remedy)
     leaves = [
         leaf
         for leaf in plan.sparse

@@ -16,13 +16,12 @@ from jaxsparse._patterns import (
     PerOutput,
     Unstructured,
     as_pattern,
-    check_rankable,
+    is_rankable,
 )
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._plans.misfit import misfit
 from jaxsparse._plans.plan_error import (
     PYTHON_REMEDIES,
-    PlanDtypeError,
     PlanError,
     Remedy,
 )
@@ -195,7 +194,6 @@ def decide_leaf(
 
     Raises:
       PlanError: the rule gives an axis that the leaf does not have.
-      PlanDtypeError: the leaf would be pruned and its dtype has no magnitude order.
     """
     shape = tuple(leaf.shape)
     dense = lambda reason: LeafPlan(path, shape, reason=reason)
@@ -216,7 +214,8 @@ def decide_leaf(
         return dense_leaf(path, shape, axes.reason, axes.remedy)
     if reason := misfit(shape, axes, pattern, rule.sizes):
         return dense_leaf(path, shape, *reason)
-    _check_dtype(path, leaf)
+    if not is_rankable(leaf.dtype):
+        return dense(f"{leaf.dtype} has no magnitude order")
     return LeafPlan(
         path,
         shape,
@@ -236,17 +235,6 @@ def _not_a_weight(leaf: Any) -> str:
     if leaf.dtype == jnp.bool_:
         return _BOOL
     return _EMPTY if 0 in leaf.shape else ""
-
-
-def _check_dtype(path: str, leaf: Any) -> None:
-    try:
-        check_rankable(leaf.dtype)
-    except TypeError:
-        problem = (
-            f"leaf {path!r} of shape {tuple(leaf.shape)} has dtype {leaf.dtype}, which "
-            "has no magnitude order"
-        )
-        raise PlanDtypeError(problem, "dense", path=path) from None
 
 
 def _axes_from_rule(path: str, shape: tuple[int, ...], axis: int) -> LeafAxes:

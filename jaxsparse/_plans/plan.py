@@ -11,18 +11,13 @@ from jaxsparse._plans.axes_from_torch import axes_from_torch_names, refuse_tenso
 from jaxsparse._plans.axes_from_trace import axes_from_trace
 from jaxsparse._plans.leaf_axes import LeafAxes
 from jaxsparse._plans.leaf_plan import LeafPlan, decide_leaf, plan_no_array
+from jaxsparse._plans.only_parameters import only_parameters
 from jaxsparse._plans.plan_error import PlanError, Remedy
 from jaxsparse._plans.plan_table import plan_rows, plan_total
 from jaxsparse._plans.roles_from_names import names_lack_head
 from jaxsparse._plans.rule import Rule, RulesLike, as_rules, check_rules
 from jaxsparse._trace import ROLES, Role
-from jaxsparse._trees import (
-    PyTree,
-    Tabular,
-    array_shapes,
-    flatten,
-    is_array,
-)
+from jaxsparse._trees import PyTree, Tabular, array_shapes, flatten, is_array
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,9 @@ def plan_sparsity(
 
     Args:
       params: a tree of arrays or `jax.ShapeDtypeStruct`: a Linen dict, `nnx.State`, an
-        Equinox module or any other pytree. Leaves that are not arrays are ignored.
+        Equinox module or any other pytree. Leaves that are not arrays are ignored, and
+        those of complex numbers stay dense. So do those that NNX holds in variables
+        other than `nnx.Param`, such as caches.
       rules: rules in order: the first that matches a leaf decides, and leaves that none
         matches stay dense. Or one pattern for every leaf.
       fn: a function of the parameters: a forward pass or the loss. Not the gradient of
@@ -148,8 +145,7 @@ def plan_sparsity(
       ValueError: a rule matches no leaf or gives an axis that a leaf does not have; two
         leaves have the same path; the tree has arrays and none would be pruned;
         `layout` is unknown, or `"torch"` with `fn`.
-      TypeError: a leaf that would be pruned has a dtype without a magnitude order, or
-        is a PyTorch tensor.
+      TypeError: a leaf is a PyTorch tensor.
 
     >>> import jax.numpy as jnp
     >>> kernel = jnp.arange(2048.0).reshape(64, 32)
@@ -185,6 +181,7 @@ def plan_sparsity(
         "router": dense_router,
         "adapter": dense_adapter,
     }
+    axes = only_parameters(axes, params)
     plan = _decide(leaves, rules, [role for role in ROLES if dense[role]], axes)
     plan = _with_constants(plan, leaves)
     if lacks_head is None:

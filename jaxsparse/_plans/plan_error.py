@@ -1,6 +1,5 @@
 """Errors about plans, whose fields other interfaces than Python put into words."""
 
-import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -9,7 +8,6 @@ from typing import Literal
 Remedy = Literal[
     "axis",
     "fn_or_axis",
-    "dense",
     "rule_axis",
     "rules",
     "sizes",
@@ -21,16 +19,13 @@ Remedy = Literal[
     "adapter",
 ]
 
-#: The remedies in Python's words. `{path}` is the leaf's path as a regular expression.
+#: The remedies in Python's words.
 PYTHON_REMEDIES: Mapping[Remedy, str] = {
     "axis": "pass Rule(..., axis=...)",
-    "fn_or_axis": "pass fn=, or Rule(..., axis=...)",
-    "dense": (
-        "give real floats or integers, or keep the leaf dense with Rule({path!r}, None)"
-    ),
+    "fn_or_axis": "plan with fn=, or Rule(..., axis=...)",
     "rule_axis": "narrow the rule's path or correct its axis",
     "rules": (
-        "Give rules that match a weight, with fn=... or axis=... where names do not "
+        "Plan with rules that match a weight, fn=... or axis=... where names do not "
         "determine the axis, and sizes=None where the size rule keeps it dense."
     ),
     "sizes": "pass Rule(..., sizes=None)",
@@ -69,9 +64,4 @@ class PlanError(ValueError):
         """Returns the text with a remedy from a table of other words."""
         if self.remedy is None:
             return self.problem
-        words = remedies[self.remedy].format(path=re.escape(self.path or ""))
-        return f"{self.problem}: {words}"
-
-
-class PlanDtypeError(PlanError, TypeError):
-    """A leaf that would be pruned has a dtype without a magnitude order."""
+        return f"{self.problem}: {remedies[self.remedy]}"

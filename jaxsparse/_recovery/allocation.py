@@ -1,7 +1,7 @@
 """Which leaves to prune how far: a plan chosen among plans, within a budget."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -97,7 +97,7 @@ def allocate(
     if not 0 < budget <= 1:
         raise ValueError(f"the budget must be more than 0 and at most 1, got {budget}")
     leaves = flatten(params)
-    plans = [plans] if isinstance(plans, Plan) else list(plans)
+    plans = list(plans) if isinstance(plans, Iterable) else [plans]
     choices = _choices([_checked(plan, leaves) for plan in plans])
     costs = _costs(choices, cost, leaves)
     dense_cost = sum(options[0] for options in costs)

@@ -122,7 +122,7 @@ def _samples(args: tuple[Any, ...]) -> int:
 
 
 def _flat(tree: PyTree, leaves: dict[str, Any]) -> dict[str, Any]:
-    after, _ = flatten(tree)
+    after = flatten(tree).by_path
     if after.keys() != leaves.keys():
         odd = sorted(after.keys() ^ leaves.keys())
         raise ValueError(

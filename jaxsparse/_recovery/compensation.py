@@ -22,20 +22,16 @@ from jaxsparse._calibration import (
     SequentialResult,
     Shrinkage,
     best_shrinkage,
-    check_held_out,
-    check_products,
     check_shrinkage,
-    check_updatable,
-    fill_starved,
     map_solves,
-    match_statistics,
+    match_second_moments,
     output_error,
-    shrink,
+    plan_of_result,
+    shrunk_moments,
 )
 from jaxsparse._masks import SearchResult
 from jaxsparse._recovery.compensation_report import CompensationReport, report_leaf
 from jaxsparse._recovery.low_rank import LowRank, add_product
-from jaxsparse._sharding import replicate
 from jaxsparse._trees import PyTree, flatten
 
 
@@ -82,9 +78,9 @@ def compensate_low_rank(
 
     Raises:
       ValueError: the rank is not positive, `shrinkage` is not from 0 to 1 or "auto",
-        statistics do not fit, only mean squares were collected, or weights are not
-        finite.
-      TypeError: a pruned leaf has an integer dtype.
+        parameters or statistics do not fit, only mean squares were collected, or
+        weights are not finite.
+      TypeError: a pruned leaf has an integer dtype, or `result` is none of pruning.
 
     >>> from jaxsparse import MagnitudeSearcher, collect_statistics
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -98,14 +94,10 @@ def compensate_low_rank(
     if rank < 1:
         raise ValueError(f"the rank of factors must be at least 1, got {rank}")
     check_shrinkage(shrinkage)
+    sparse = plan_of_result("compensate_low_rank", params, result).sparse
     before, after = flatten(params), flatten(result.params).by_path
-    sparse = result.plan.sparse
-    shapes = {leaf.path: leaf.shape for leaf in sparse}
-    by_path = match_statistics(shapes, statistics)
-    for path, leaf in by_path.items():
-        check_updatable(path, before.by_path[path])
-        check_products(path, leaf)
-    check_held_out(by_path, shrinkage)
+    pruned = {leaf.path: before.by_path[leaf.path] for leaf in sparse}
+    by_path = match_second_moments(pruned, statistics, shrinkage)
     factors: dict[str, LowRank] = {}
     errors: dict[str, list[Array]] = {}
     for path, leaf in by_path.items():
@@ -146,7 +138,7 @@ def _compensate(
 ) -> LowRank:
     columns = statistics.columns
     gap = before.astype(jnp.float32) - after.astype(jnp.float32)
-    moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
+    moments = shrunk_moments(statistics, shrinkage)
     solve = partial(best_factors, rank=rank)
     a, b = map_solves(solve, columns.to_matrices(gap), moments)
     sizes = lambda axes: tuple(columns.shape[axis] for axis in axes)

@@ -6,27 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from jaxsparse._calibration import (
     SequentialResult,
     match_statistics,
     output_error,
+    plan_of_result,
     starved_problems,
 )
-from jaxsparse._masks import (
-    SearchResult,
-    search_masks,
-)
-from jaxsparse._patterns import as_bool
+from jaxsparse._masks import SearchResult, mask_leaf, search_masks
 from jaxsparse._plans import LeafPlan
-from jaxsparse._trees import (
-    PyTree,
-    Tabular,
-    flatten,
-    fold,
-    shape_text,
-)
+from jaxsparse._trees import PyTree, Tabular, flatten, fold, shape_text
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,9 @@ def calibration_report(
       A `CalibrationReport`.
 
     Raises:
-      ValueError: statistics do not fit, or only mean squares were collected.
+      ValueError: parameters or statistics do not fit, or only mean squares were
+        collected.
+      TypeError: `result` is not the result of pruning.
 
     >>> from jaxsparse import MagnitudeSearcher, collect_statistics
     >>> params = {"kernel": jnp.arange(128.0).reshape(16, 8)}
@@ -109,15 +101,15 @@ def calibration_report(
     leaf    shape  tokens  error  magnitude  plan
     kernel  16x8   16      0.637  0.637      2:4 along axis 0
     """
-    sparse = result.plan.sparse
-    before, after = flatten(params)[0], flatten(result.params)[0]
+    sparse = plan_of_result("calibration_report", params, result).sparse
+    before, after = flatten(params).by_path, flatten(result.params).by_path
     shapes = {leaf.path: leaf.shape for leaf in sparse}
     by_path = match_statistics(shapes, statistics)
     magnitude = search_masks(before, sparse)
     errors = {
         path: (
             output_error(before[path], after[path], leaf),
-            output_error(before[path], _masked(before[path], magnitude[path]), leaf),
+            output_error(before[path], mask_leaf(before[path], magnitude[path]), leaf),
             jnp.sum(leaf.tokens),
             jnp.sum(starved_problems(leaf)),
             None
@@ -151,11 +143,6 @@ def _leaf_error(
         int(starved),
         None if held_out is None else float(held_out),
     )
-
-
-@jax.jit
-def _masked(leaf: Array, mask: Array) -> Array:
-    return jnp.where(as_bool(mask, leaf), leaf, jnp.zeros((), leaf.dtype))
 
 
 def _cells(leaf: LeafError, held_out: bool) -> tuple[str, ...]:

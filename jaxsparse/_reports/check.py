@@ -19,20 +19,8 @@ from jaxsparse._compressed import (
     plan_mismatch,
     require_stored_values,
 )
-from jaxsparse._patterns import (
-    NM,
-    Block,
-    Channel,
-    PerOutput,
-    is_zero,
-    reduce_tiles,
-)
-from jaxsparse._plans import (
-    LeafPlan,
-    PlanLike,
-    counted_groups,
-    plan_for,
-)
+from jaxsparse._patterns import NM, Block, Channel, PerOutput, is_zero, reduce_tiles
+from jaxsparse._plans import LeafPlan, PlanLike, counted_groups, plan_for
 from jaxsparse._reports.measure import measure_leaf
 from jaxsparse._trees import PyTree, flatten
 
@@ -94,7 +82,7 @@ def check_sparsity(params: PyTree, plan: PlanLike = "2:4") -> None:
       first, with 4, starts at (0, 0)
     """
     plan = plan_for(as_dense_shapes(params), plan)
-    leaves, _ = flatten(params, is_leaf=is_compressed)
+    leaves = flatten(params, is_leaf=is_compressed).by_path
     for planned in plan.sparse:
         require_stored_values(planned.path, leaves[planned.path])
     mismatches = {

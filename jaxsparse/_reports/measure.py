@@ -7,12 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from jaxsparse._compressed import Compressed, decompress, is_compressed
-from jaxsparse._patterns import (
-    as_bool,
-    count_true,
-    is_zero,
-    wide_float,
-)
+from jaxsparse._patterns import as_bool, count_true, is_zero, wide_float
 from jaxsparse._trees import PyTree, flatten, is_numeric
 
 
@@ -66,7 +61,7 @@ def sparsity(params: PyTree) -> Float32[Array, ""]:
     >>> print(sparsity({"kernel": jnp.eye(4)}))
     0.75
     """
-    leaves, _ = flatten(params, is_leaf=is_compressed)
+    leaves = flatten(params, is_leaf=is_compressed).by_path
     weights = [leaf for leaf in leaves.values() if is_numeric(leaf)]
     total = sum(math.prod(leaf.shape) for leaf in weights)
     stored = [leaf.values if is_compressed(leaf) else leaf for leaf in weights]

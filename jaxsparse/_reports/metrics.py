@@ -8,10 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxsparse._masks import match_masks
-from jaxsparse._reports.measure import (
-    measure_leaf,
-    sparsity,
-)
+from jaxsparse._reports.measure import measure_leaf, sparsity
 from jaxsparse._training import flip_rates, get_masks
 from jaxsparse._trees import PyTree, flatten
 
@@ -57,7 +54,7 @@ def metrics(opt_state: optax.OptState, params: PyTree) -> dict[str, Array]:
     nonfinite: 0.000
     sparsity/kernel: 0.008
     """
-    leaves, _ = flatten(params)
+    leaves = flatten(params).by_path
     masks = match_masks(leaves, get_masks(opt_state))
     masked = {path: mask for path, mask in masks.items() if mask is not None}
     sizes = {path: math.prod(leaves[path].shape) for path in masked}

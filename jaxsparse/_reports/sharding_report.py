@@ -8,19 +8,9 @@ from typing import Any, NamedTuple
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse._patterns import NM, Channel, PerOutput
-from jaxsparse._plans import (
-    LeafPlan,
-    PlanLike,
-    plan_for,
-)
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for
 from jaxsparse._sharding import names_along, shards_along
-from jaxsparse._trees import (
-    PyTree,
-    Tabular,
-    flatten,
-    fold,
-    shape_text,
-)
+from jaxsparse._trees import PyTree, Tabular, flatten, fold, shape_text
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ def sharding_report(params: PyTree, plan: PlanLike = "2:4") -> ShardingReport:
     >>> leaf.instead == PartitionSpec(None, "data")
     True
     """
-    leaves, _ = flatten(params)
+    leaves = flatten(params).by_path
     planned = plan_for(params, plan).sparse
     return ShardingReport(tuple(_report(leaf, leaves[leaf.path]) for leaf in planned))
 

@@ -16,10 +16,7 @@ from jaxsparse._compressed import (
     is_compressed,
     require_stored_values,
 )
-from jaxsparse._masks import (
-    match_masks,
-    search_masks,
-)
+from jaxsparse._masks import match_masks, search_masks
 from jaxsparse._patterns import Pattern, constant_arrays
 from jaxsparse._plans import (
     LeafPlan,
@@ -164,7 +161,7 @@ def sparsity_report(params: PyTree, plan: PlanLike | PyTree = "2:4") -> Sparsity
     kernel  16x8   0.8 %     56.3 %  2:4 along axis 0
     total   136    0.7 %     -       1 of 1 pruned
     """
-    leaves, _ = flatten(params, is_leaf=is_compressed)
+    leaves = flatten(params, is_leaf=is_compressed).by_path
     for path, leaf in leaves.items():
         require_stored_values(path, leaf)
     shapes = as_dense_shapes(params)

@@ -12,12 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import (
-    NamedSharding,
-    PartitionSpec,
-    SingleDeviceSharding,
-    reshard,
-)
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding, reshard
 from jaxtyping import Array, PyTree
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxsparse._channels import ChannelGroup, ChannelGroups
+from jaxsparse._trees import require_kind
 
 
 #: A value for some groups. A key is the number of a group, or a regular expression that
@@ -30,7 +31,10 @@ def new_sizes(
     Raises:
       ValueError: an argument is missing or out of its range, a key matches nothing
         that can go, or all groups would stay whole.
+      TypeError: `groups` are not channel groups.
     """
+    remedy = "give channel_groups(fn, params, *args)"
+    require_kind("shrink_params", groups, (ChannelGroups,), remedy)
     if (sparsity is None) == (sizes is None):
         raise ValueError(
             "give either sparsity, the fraction of the channels that goes, or sizes, "

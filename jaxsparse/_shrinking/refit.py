@@ -20,12 +20,11 @@ from jaxsparse._calibration import (
     LeafStatistics,
     Shrinkage,
     best_shrinkage,
-    fill_starved,
     kept_least_squares,
     map_solves,
-    shrink,
+    shrunk_moments,
 )
-from jaxsparse._sharding import device_put_like, replicate
+from jaxsparse._sharding import device_put_like
 from jaxsparse._shrinking.take_out import Order, is_kept
 
 
@@ -78,7 +77,7 @@ def _refit(
     statistics: LeafStatistics,
     shrinkage: ArrayLike,
 ) -> Array:
-    moments = shrink(replicate(fill_starved(statistics).second_moment), shrinkage)
+    moments = shrunk_moments(statistics, shrinkage)
     weights = statistics.scaled_matrices(leaf)
     fitted = map_solves(kept_least_squares, weights, kept, moments)
     return statistics.unscaled_leaf(fitted, leaf)

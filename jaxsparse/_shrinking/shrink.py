@@ -10,20 +10,13 @@ from jaxsparse._calibration import (
     SHRINKAGE,
     LeafStatistics,
     Shrinkage,
-    check_held_out,
-    check_products,
     check_shrinkage,
-    check_updatable,
+    match_second_moments,
     match_statistics,
     warn_of_few_tokens,
     warn_of_starved,
 )
-from jaxsparse._channels import (
-    ChannelGroup,
-    ChannelGroups,
-    ChannelMember,
-    find_groups,
-)
+from jaxsparse._channels import ChannelGroup, ChannelGroups, ChannelMember, find_groups
 from jaxsparse._shrinking.channel_scores import Scores, channel_scores
 from jaxsparse._shrinking.new_sizes import FractionByGroup, SizeByGroup, new_sizes
 from jaxsparse._shrinking.refit import refit
@@ -41,6 +34,7 @@ from jaxsparse._trees import (
     array_shapes,
     flatten,
     map_named,
+    require_kind,
     require_values,
 )
 
@@ -206,6 +200,7 @@ def grow_back(result: ShrinkResult, params: PyTree) -> PyTree:
 
     Raises:
       ValueError: a leaf does not have the shape that it has in the result.
+      TypeError: `result` is not that of `shrink_params`.
 
     >>> import jax.numpy as jnp
     >>> params = {"up": jnp.ones((4, 16)), "down": jnp.arange(16.0)[:, None]}
@@ -216,6 +211,7 @@ def grow_back(result: ShrinkResult, params: PyTree) -> PyTree:
      Array([ 0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,  0.,
              0., 14., 15.], dtype=float32))
     """
+    require_kind("grow_back", result, (ShrinkResult,), "shrink_params returns one")
     before = {leaf.path: leaf for leaf in result.report}
     shapes = {path: leaf.shape for path, leaf in before.items()}
     orders = _orders(result.groups, result.channels, shapes)
@@ -254,18 +250,12 @@ def _measured(
             "plan_sparsity(params, Unstructured(0.5), fn=fn, args=args, "
             "dense_head=False)"
         )
-    shapes = {
-        member.path: leaves.by_path[member.path].shape
-        for group in groups
-        for member in group.members
-        if member.path in statistics
-    }
-    by_path = match_statistics(shapes, statistics)
-    for path in consumers:
-        check_products(path, by_path[path])
-        check_updatable(path, leaves.by_path[path])
-    check_held_out(by_path, shrinkage)
-    return by_path
+    members = {member.path for group in groups for member in group.members}
+    others = members & statistics.keys() - consumers
+    refitted = {path: x for path, x in leaves.by_path.items() if path in consumers}
+    shapes = {path: x.shape for path, x in leaves.by_path.items() if path in others}
+    by_path = match_second_moments(refitted, statistics, shrinkage)
+    return by_path | match_statistics(shapes, statistics)
 
 
 def _consumers(groups: Sequence[ChannelGroup]) -> set[str]:

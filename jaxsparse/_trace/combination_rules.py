@@ -150,11 +150,20 @@ def _select(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
 
 
 def _max_or_min(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
-    """`max(w, 0)` keeps zeros."""
-    if not any(value.zero for value in inputs):
+    """`max(w, -1)` and `min(w, 1)` keep zeros, and so do both with 0."""
+    kept = (-1, 0) if eqn.primitive.name == "max" else (0, 1)
+    if not any(value.sign in kept for value in inputs):
         return lose_all(eqn, inputs)
     views = _all(_broadcast_inputs(eqn, inputs))
     return [view.bend(eqn.primitive.name) for view in views]
+
+
+def _clamp(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> Sequence[View]:
+    """`clamp(-1, w, 1)` keeps zeros."""
+    low, value, high = inputs
+    if low.sign not in (-1, 0) or high.sign not in (0, 1):
+        return lose_all(eqn, inputs)
+    return [view.bend("clamp") for view in value.views]
 
 
 def lose_all(eqn: JaxprEqn, inputs: Sequence[AbstractValue]) -> list[View]:
@@ -174,6 +183,7 @@ def _first(texts: Iterable[str]) -> str:
 COMBINE: dict[str, Callable[[JaxprEqn, Sequence[AbstractValue]], Sequence[View]]] = {
     "add": _add,
     "add_any": _add,
+    "clamp": _clamp,
     "div": _divide,
     "max": _max_or_min,
     "min": _max_or_min,

@@ -92,20 +92,25 @@ def _constant(value: Any) -> AbstractValue:
     # A constant vector of integers lists all choices, as `arange` does.
     integers = jnp.issubdtype(getattr(value, "dtype", np.float32), np.integer)
     lists = np.ndim(value) == 1 and integers
-    return AbstractValue(zero=_is_zero(value), counts=0 if lists else None)
+    return AbstractValue(sign=_sign(value), counts=0 if lists else None)
 
 
-def _is_zero(value: Any) -> bool:
-    """Whether a constant is the scalar zero.
+def _sign(value: Any) -> int | None:
+    """Returns the sign of a constant scalar, if it is known and has one.
 
     A traced constant, closed over by the function, has no value yet. Larger ones are
     not read: that would copy them from the device.
     """
     key = jnp.issubdtype(getattr(value, "dtype", np.int32), dtypes.prng_key)
     if isinstance(value, Tracer) or key or np.shape(value):
-        return False
+        return None
     # NumPy compares at once, where an operation of JAX would join the current trace.
-    return bool(np.asarray(jax.device_get(value)) == 0)
+    number = np.asarray(jax.device_get(value))
+    if number == 0:
+        return 0
+    if np.iscomplexobj(number) or number != number:
+        return None
+    return 1 if number > 0 else -1
 
 
 def _equation(
@@ -127,8 +132,8 @@ def _equation(
         _record_uses(eqn, inputs[1:], record, "elementwise")
         return [output]
     if not any(value.views for value in inputs):
-        zero = name in _KEEPS_ZERO and inputs[0].zero
-        output = output._replace(zero=zero)
+        if name in _KEEPS_ZERO and (inputs[0].zero or _keeps_sign(eqn)):
+            output = output._replace(sign=inputs[0].sign)
         if len(eqn.outvars) == 1:
             return [one_hot_output(eqn, inputs, output)]
         return [output] * len(eqn.outvars)
@@ -143,6 +148,13 @@ def _equation(
         dropped = [_without(value, followed) for value in inputs]
         _record_uses(eqn, dropped, record, "elementwise")
     return [output._replace(views=tuple(views)) for views in outputs]
+
+
+def _keeps_sign(eqn: JaxprEqn) -> bool:
+    """Returns whether a constant keeps its sign; integers may overflow."""
+    if eqn.primitive.name == "convert_element_type":
+        return jnp.issubdtype(eqn.params["new_dtype"], jnp.floating)
+    return eqn.primitive.name == "broadcast_in_dim"
 
 
 def _without(value: AbstractValue, leaves: AbstractSet[str]) -> AbstractValue:

@@ -17,13 +17,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxsparse._trace.evaluate import EquationRule, Site, bind, run_equation
-from jaxsparse._trace.jaxpr import (
-    ControlFlow,
-    Scan,
-    ShardMap,
-    While,
-    control_flow,
-)
+from jaxsparse._trace.jaxpr import ControlFlow, Scan, ShardMap, While, control_flow
 from jaxsparse._trace.view_rules import BENDS, KEEPS_ZEROS
 
 

@@ -15,14 +15,7 @@ from jax.extend.core import JaxprEqn
 from jaxsparse._trace.features import move_features, product_features
 from jaxsparse._trace.graph import Graph, Step
 from jaxsparse._trace.jaxpr import Path, var_shape
-from jaxsparse._trace.layer_record import (
-    Flow,
-    Layer,
-    Layers,
-    Meeting,
-    Reach,
-    Reaches,
-)
+from jaxsparse._trace.layer_record import Flow, Layer, Layers, Meeting, Reach, Reaches
 from jaxsparse._trace.product_rules import PRODUCTS
 from jaxsparse._trace.record import Selection
 

@@ -33,6 +33,11 @@ class Program(NamedTuple):
     results: list[AbstractValue]
 
     @property
+    def arrays(self) -> dict[str, Any]:
+        """The leaves that are arrays: the first arguments of `bound`, in order."""
+        return {path: leaf for path, leaf in self.leaves.items() if is_array(leaf)}
+
+    @property
     def uses(self) -> dict[str, tuple[Use, ...]]:
         """The uses of each leaf by canonical path."""
         uses: dict[str, list[Use]] = {path: [] for path in self.leaves}
@@ -85,8 +90,7 @@ def trace(
 def inline_calls(program: Program) -> Program:
     """Returns the program without calls: only loops and branches contain jaxprs."""
     run = lambda *args: evaluate(program.bound, args, keep_equation)[0]
-    arrays = [leaf for leaf in program.leaves.values() if is_array(leaf)]
-    closed = jax.make_jaxpr(run)(*arrays, *program.inputs)
+    closed = jax.make_jaxpr(run)(*program.arrays.values(), *program.inputs)
     bound = BoundJaxpr(closed.jaxpr, closed.consts)
     return _analyse(bound, program.inputs, program.leaves)
 

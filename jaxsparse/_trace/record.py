@@ -30,7 +30,8 @@ class AbstractValue(NamedTuple):
       views: how it shows parameters, if it is computed from nothing else.
       inputs: whether it depends on the inputs.
       params: whether it depends on parameters.
-      zero: whether it is a constant of zeros.
+      sign: that of all elements of a constant: -1, 0 or 1; None if it is not known. If
+        it is not 0, they may still be rounded to zero.
       counts: the axis along which it is `0, 1, 2, ...`, or lists other constants.
       one_hot: the axis along which it is one-hot, times anything, or a sum of such.
       selected: the weights that it shows, if the inputs select them.
@@ -39,10 +40,15 @@ class AbstractValue(NamedTuple):
     views: tuple[View, ...] = ()
     inputs: bool = False
     params: bool = False
-    zero: bool = False
+    sign: int | None = None
     counts: int | None = None
     one_hot: int | None = None
     selected: tuple[Selected, ...] = ()
+
+    @property
+    def zero(self) -> bool:
+        """Whether it is a constant of zeros."""
+        return self.sign == 0
 
     @property
     def varies(self) -> bool:

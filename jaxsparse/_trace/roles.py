@@ -8,7 +8,6 @@ from jaxsparse._trace.layer_record import Layers
 from jaxsparse._trace.layers import LINEAR, find_layers
 from jaxsparse._trace.product_rules import PRODUCTS
 from jaxsparse._trace.program import Program
-from jaxsparse._trees import is_array
 
 
 #: What a weight does in a model: a head is an output layer, a router chooses experts,
@@ -37,7 +36,7 @@ def find_roles(program: Program) -> Roles:
     """Returns the roles of the leaves of a program."""
     layers = find_layers(
         graph_of(program.bound),
-        [path for path, leaf in program.leaves.items() if is_array(leaf)],
+        list(program.arrays),
         len(program.inputs),
         program.record.selections,
     )

@@ -84,7 +84,6 @@ def order_stages(program: Program, stage_of: Mapping[str, int]) -> list[list[str
 
 def split_program(
     program: Program,
-    num_params: int,
     products: Sequence[Sequence[int]],
     *,
     narrow: bool = False,
@@ -96,7 +95,6 @@ def split_program(
 
     Args:
       program: a program without calls.
-      num_params: the number of its inputs that are parameters; they come first.
       products: the indices of the equations that are the products of each stage, in
         order.
       narrow: whether to split where the fewest bytes are passed on, anywhere between
@@ -108,6 +106,7 @@ def split_program(
       stages.
     """
     jaxpr = program.bound.jaxpr
+    num_params = len(program.arrays)
     params, inputs = jaxpr.invars[:num_params], jaxpr.invars[num_params:]
     index_of_param = {v: i for i, v in enumerate(params)}
     consts = dict(zip(jaxpr.constvars, program.bound.consts, strict=True))

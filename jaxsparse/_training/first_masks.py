@@ -45,7 +45,8 @@ def first_masks(
     shapes = array_shapes(weights)
     if shapes and not any(mask is not None for mask in first.values()):
         raise ValueError(
-            f"nothing prunable: no mask and no pattern for any of the leaves {shapes}"
+            f"nothing prunable: no mask and no pattern for any of the leaves {shapes}: "
+            "give a mask or a rule for one of them"
         )
     return first
 
@@ -72,7 +73,10 @@ def _copy_masks(
 def _copy(path: str, mask: Any, weight: Any, axis: int | None) -> Array | None:
     """One mask packed along `axis`; without one as it was packed, or along the last."""
     if weight.ndim == 0:
-        raise ValueError(f"leaf {path!r} is a scalar: its mask cannot be packed")
+        raise ValueError(
+            f"leaf {path!r} is a scalar, and its mask cannot be packed: give None in "
+            "the place of the mask"
+        )
     if axis is None:
         is_packed = mask.dtype != jnp.bool_
         axis = packed_axis(mask.shape, weight.shape) if is_packed else weight.ndim - 1

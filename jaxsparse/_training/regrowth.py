@@ -16,9 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
-from jaxsparse._masks import (
-    match_entries,
-)
+from jaxsparse._masks import match_entries
 from jaxsparse._patterns import (
     NM,
     RankKeys,
@@ -26,12 +24,7 @@ from jaxsparse._patterns import (
     rank_by_magnitude,
     rank_by_value,
 )
-from jaxsparse._plans import (
-    LeafPlan,
-    PlanLike,
-    plan_for_leaves,
-    plan_or_rules,
-)
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for_leaves, plan_or_rules
 from jaxsparse._training.first_masks import first_masks
 from jaxsparse._training.masked_optimizer import (
     flip_rate,

@@ -149,7 +149,8 @@ def _merge(path: tuple[Any, ...], nodes: Sequence[PyTree]) -> PyTree:
     if treedef_is_leaf(structure):
         if len(present) > 1:
             raise ValueError(
-                f"two wrappers prune leaf {path_name(without_box(path))!r}"
+                f"two wrappers prune leaf {path_name(without_box(path))!r}: give each "
+                "its own leaves, by optax.partition or by rules"
             )
         return present[0]
     return structure.unflatten(

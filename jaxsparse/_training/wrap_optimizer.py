@@ -12,11 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
-from jaxsparse._masks import (
-    kept_count,
-    match_entries,
-    search_masks,
-)
+from jaxsparse._masks import kept_count, match_entries, search_masks
 from jaxsparse._plans import (
     LeafPlan,
     Plan,

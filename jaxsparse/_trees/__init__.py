@@ -35,6 +35,9 @@ from jaxsparse._trees.paths import (
 from jaxsparse._trees.pytree import (
     PyTree as PyTree,
 )
+from jaxsparse._trees.require_kind import (
+    require_kind as require_kind,
+)
 from jaxsparse._trees.stand_in import (
     StandIn as StandIn,
 )
@@ -45,6 +48,9 @@ from jaxsparse._trees.table import (
     shape_text as shape_text,
     table as table,
     weights_text as weights_text,
+)
+from jaxsparse._trees.variable_kinds import (
+    non_parameters as non_parameters,
 )
 from jaxsparse._trees.variables import (
     change_variables as change_variables,

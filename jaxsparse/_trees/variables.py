@@ -66,7 +66,11 @@ def _places(variable: Any, args: PyTree, kwargs: PyTree) -> str:
 
 
 def _differs(value: PyTree, leaves: list[Any], structure: Any) -> bool:
-    """Whether a value has not these very leaves: `nnx.capture` fills dicts in place."""
+    """Returns whether a value no longer has the same leaves, in the same structure.
+
+    Leaves are compared by identity. The value itself may be the same dict as before, of
+    which only the contents changed: `nnx.capture` fills dicts in place.
+    """
     new_leaves, new_structure = jax.tree.flatten(value)
     return new_structure != structure or any(map(operator.is_not, new_leaves, leaves))
 

@@ -6,18 +6,10 @@ from typing import Any
 import numpy as np
 import typer
 
-from jaxsparse._plans import (
-    LeafPlan,
-    Plan,
-)
+from jaxsparse._plans import LeafPlan, Plan
 from jaxsparse._reports import SparsityError, check_sparsity
 from jaxsparse._trees import shape_text, weights_text
-from jaxsparse.cli.arguments import (
-    FileArgument,
-    JsonOption,
-    PlainOption,
-    VerboseOption,
-)
+from jaxsparse.cli.arguments import FileArgument, JsonOption, PlainOption, VerboseOption
 from jaxsparse.cli.console import print_json, print_line, print_table
 from jaxsparse.cli.finest_pattern import count_zeros
 from jaxsparse.cli.leaves import Leaves, open_leaves, x64_if_needed

@@ -24,6 +24,13 @@ def count_zeros(weight: np.ndarray) -> int:
     return weight.size - int(np.count_nonzero(nonzero(weight)))
 
 
+def count_nonfinite(weight: np.ndarray) -> int:
+    """Returns the number of values that are NaN or infinite."""
+    if not jnp.issubdtype(weight.dtype, jnp.inexact):
+        return 0
+    return weight.size - int(np.count_nonzero(np.isfinite(weight)))
+
+
 def finest_pattern(nonzeros: np.ndarray) -> tuple[int, int, tuple[int, ...]] | None:
     """Returns the n:m pattern of the lowest density that the weight obeys.
 

@@ -7,12 +7,7 @@ import numpy as np
 
 from jaxsparse._compressed import is_compressed
 from jaxsparse._trees import percent_text, shape_text, weights_text
-from jaxsparse.cli.arguments import (
-    FileArgument,
-    JsonOption,
-    PlainOption,
-    VerboseOption,
-)
+from jaxsparse.cli.arguments import FileArgument, JsonOption, PlainOption, VerboseOption
 from jaxsparse.cli.console import print_json, print_line, print_table
 from jaxsparse.cli.finest_pattern import finest_pattern, nonzero
 from jaxsparse.cli.leaves import Leaves, open_leaves

@@ -75,10 +75,6 @@ AdapterOption = Annotated[
 _REMEDIES: Mapping[Remedy, str] = {
     "axis": "give --rule 'REGEX=2:4@AXIS'",
     "fn_or_axis": "give --rule 'REGEX=2:4@AXIS'",
-    "dense": (
-        "give real floats or integers, or keep the tensor dense with --rule "
-        "'REGEX=dense'"
-    ),
     "rule_axis": "narrow the REGEX of its --rule or correct the AXIS",
     "rules": (
         "Give a --rule that matches a weight, --rule 'REGEX=2:4@AXIS' where names do "
@@ -177,11 +173,8 @@ def _describe(error: PlanError, leaves: Leaves, rules: Sequence[Rule]) -> str:
         return error.describe(_REMEDIES)
     spec = leaves.specs[error.path]
     tensor = f"tensor {error.path!r} of shape {spec.shape}"
-    if error.remedy == "dense":
-        problem = f"{tensor} has dtype {spec.dtype}, which has no magnitude order"
-    else:
-        axis = next(rule.axis for rule in rules if rule.matches(error.path))
-        problem = f"a --rule gives axis {axis} to {tensor}, which has {spec.ndim} axes"
+    axis = next(rule.axis for rule in rules if rule.matches(error.path))
+    problem = f"a --rule gives axis {axis} to {tensor}, which has {spec.ndim} axes"
     return f"{problem}: {_REMEDIES[error.remedy]}"
 
 

@@ -11,26 +11,17 @@ import typer
 from jaxsparse._channels import PermutedGroup
 from jaxsparse._files import spilled_tensors
 from jaxsparse._masks import search_masks
-from jaxsparse._plans import (
-    LeafPlan,
-    Plan,
-    pruned_weights,
-)
+from jaxsparse._plans import LeafPlan, Plan, pruned_weights
 from jaxsparse._reports import LeafError
-from jaxsparse.cli.arguments import (
-    FileArgument,
-    JsonOption,
-    PlainOption,
-    VerboseOption,
-)
+from jaxsparse.cli.arguments import FileArgument, JsonOption, PlainOption, VerboseOption
 from jaxsparse.cli.calibrate import (
     Calibration,
     calibration_lines,
     open_calibration,
     prune_calibrated,
 )
-from jaxsparse.cli.console import print_json, print_line
-from jaxsparse.cli.finest_pattern import count_zeros
+from jaxsparse.cli.console import print_json, print_line, print_note
+from jaxsparse.cli.finest_pattern import count_nonfinite, count_zeros
 from jaxsparse.cli.leaves import Leaves, open_leaves, x64_if_needed
 from jaxsparse.cli.method import (
     CalibrateOption,
@@ -52,17 +43,12 @@ from jaxsparse.cli.options import (
     RuleOption,
     plan_leaves,
 )
-from jaxsparse.cli.permute import (
-    Permuted,
-    gain_line,
-    open_blocks,
-    permute_blocks,
-)
+from jaxsparse.cli.permute import Permuted, gain_line, open_blocks, permute_blocks
 from jaxsparse.cli.progress import progress
 from jaxsparse.cli.prune_output import (
     check_prunable,
-    checked_output,
     files_left_out,
+    output_to_write,
     write_changed,
 )
 from jaxsparse.cli.prune_report import print_pruned, pruned_as_json
@@ -116,10 +102,7 @@ def prune(
     leaves = open_leaves(file)
     check_prunable(leaves)
     data = checked_data(leaves, method, calibrate, samples, length, seed)
-    if output is not None:
-        output = checked_output(leaves, output, force)
-    elif not dry_run:
-        raise ValueError("give --output OUT, or --dry-run to write nothing")
+    output = output_to_write(leaves, output, force=force, dry_run=dry_run)
     plan = plan_leaves(
         leaves,
         pattern,
@@ -138,9 +121,9 @@ def prune(
     permuted = Permuted((), {})
     if model is not None and calibration is None:
         permuted = permute_blocks(leaves, plan, model, verbose=verbose)
-    if dry_run or output is None:
+    if output is None:
         zeros = {leaf.path: pruned_weights(leaf) for leaf in plan.leaves}
-        output, done = None, _Done(zeros, {}, permuted.gains)
+        done = _Done(zeros, {}, permuted.gains)
     else:
         done = _prune(
             leaves, output, plan, calibration, permuted, replace=force, verbose=verbose
@@ -221,13 +204,21 @@ def _write(
 ) -> Mapping[str, int]:
     """Writes the pruned tensors, and returns the number of zeros in each."""
     zeros: dict[str, int] = {}
+    nonfinite: dict[str, int] = {}
     with progress(leaves.bytes_of, "prune", verbose=verbose) as step:
 
         def change(name: str, weight: np.ndarray) -> np.ndarray:
             step(name)
+            if count := count_nonfinite(weight):
+                nonfinite[name] = count
             pruned = prune(name, weight)
             zeros[name] = count_zeros(pruned)
             return pruned
 
         write_changed(leaves, output, change, replace=replace)
+    if nonfinite:
+        print_note(
+            f"{sum(nonfinite.values()):,} values of {len(nonfinite)} tensors are NaN "
+            f"or infinite, the first of {next(iter(nonfinite))}: they rank highest"
+        )
     return zeros

@@ -63,6 +63,20 @@ def checked_output(leaves: Leaves, output: Path, force: bool) -> Path:
     return written
 
 
+def output_to_write(
+    leaves: Leaves, output: Path | None, *, force: bool, dry_run: bool
+) -> Path | None:
+    """Returns the path that is written, and None for a dry run.
+
+    Raises:
+      ValueError: there is neither, or the tensors may not be written there.
+    """
+    if output is None and not dry_run:
+        raise ValueError("give --output OUT, or --dry-run to write nothing")
+    written = None if output is None else checked_output(leaves, output, force)
+    return None if dry_run else written
+
+
 def check_prunable(leaves: Leaves) -> None:
     """Raises `ValueError` if there is no tensor, or one that is compressed."""
     if not leaves.specs:

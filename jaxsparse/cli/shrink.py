@@ -8,17 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from jaxsparse._trees import bytes_text, shape_text, weights_text
-from jaxsparse.cli.arguments import (
-    FileArgument,
-    JsonOption,
-    PlainOption,
-    VerboseOption,
-)
+from jaxsparse.cli.arguments import FileArgument, JsonOption, PlainOption, VerboseOption
 from jaxsparse.cli.console import print_json, print_line, print_table
 from jaxsparse.cli.leaves import Leaves, open_leaves
 from jaxsparse.cli.method import Data, LengthOption, SamplesOption, SeedOption
 from jaxsparse.cli.prune import DryRunOption, ForceOption, OutputOption
-from jaxsparse.cli.prune_output import check_prunable, checked_output, files_left_out
+from jaxsparse.cli.prune_output import check_prunable, files_left_out, output_to_write
 from jaxsparse.cli.shrink_folder import (
     Refit,
     Smaller,
@@ -76,10 +71,7 @@ def shrink(
     check_prunable(leaves)
     if leaves.kind != "folder":
         raise ValueError(f"{file} must be the folder of a model, with its config.json")
-    if output is not None:
-        output = checked_output(leaves, output, force)
-    elif not dry_run:
-        raise ValueError("give --output OUT, or --dry-run to write nothing")
+    output = output_to_write(leaves, output, force=force, dry_run=dry_run)
     smaller = plan_smaller(leaves, sparsity, multiple_of)
     refit = None
     if calibrate is not None:
@@ -87,9 +79,7 @@ def shrink(
         refit = open_refit(leaves, partial(load_tokens, data, leaves.path))
     elif any(value is not None for value in (samples, length, seed)):
         raise ValueError("--samples, --length and --seed need --calibrate")
-    if dry_run or output is None:
-        output = None
-    else:
+    if output is not None:
         write_smaller(leaves, smaller, output, refit, replace=force, verbose=verbose)
     if json:
         print_json(_as_json(leaves, output, smaller))

@@ -89,6 +89,10 @@ def in_a_condition(params, x):
     return lax.while_loop(lambda x: (x @ params["w"]).sum() < 9, lambda x: x + 1, x)
 
 
+def split_axis(params, x):
+    return jnp.einsum("tk,ako->tao", x[:, :8], params["w"].reshape(2, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("fn", "why"),
     [
@@ -96,6 +100,7 @@ def in_a_condition(params, x):
         (sorted_first, "sort"),
         (not_multiplied, "fn does not multiply inputs by it"),
         (sharded, "inside shard_map"),
+        (split_axis, "its axis 0 is split into inputs and outputs"),
         (two_parts, "products use its axes differently|groups lie along axis 0"),
         (in_a_condition, "condition of a loop|does not multiply"),
     ],
@@ -108,7 +113,9 @@ def test_leaves_whose_inputs_cannot_be_read(fn, why):
 
 def test_groups_along_another_axis_than_the_function_sums_over():
     rules = [js.Rule(".*", "2:4", axis=1, sizes=None)]
-    with pytest.raises(ValueError, match="groups lie along axis 1, but fn contracts 0"):
+    with pytest.raises(
+        ValueError, match="groups lie along axis 1, but a product contracts 0"
+    ):
         collect(X, rules=rules)
 
 

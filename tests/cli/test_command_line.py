@@ -213,6 +213,25 @@ def test_compare_reports_tensors_that_are_in_one_file_only(run, tmp_path):
     assert run("compare", a, a).code == 0
 
 
+def test_prune_notes_values_that_are_not_finite(run, tmp_path):
+    path, output = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
+    up, bias = weights((16, 16)), weights((16,))
+    up[0, :2], up[3, 3], bias[1] = np.inf, np.nan, -np.inf
+    state = {"a.weight": weights((16, 16)), "up.bias": bias, "up.weight": up}
+    safetensors.numpy.save_file(state, path)
+    done = run("prune", path, "-o", output, "--json")
+    assert done.code == 0
+    assert done.err == (
+        "note: 4 values of 2 tensors are NaN or infinite, the first of up.bias: they "
+        "rank highest\n"
+    )
+    kept = load(output)["up.weight"]
+    assert np.isinf(kept[0, :2]).all()
+    assert np.isnan(kept[3, 3])
+    safetensors.numpy.save_file({"a.weight": weights((16, 16))}, path)
+    assert run("prune", path, "-o", output, "--force").err == ""
+
+
 def test_layout_is_required_if_names_do_not_determine_it(run, tmp_path):
     path = tmp_path / "model.safetensors"
     for state in (

@@ -249,7 +249,13 @@ def test_what_a_stack_does_not_fit_is_said():
         lambda w: js.compress(jnp.repeat(w, 2**14, 0), axis=1),
         jnp.ones((1, 64, 32), np.float16),
     )
-    assert count_launches(vmapped, x, many) == 0  # more than a grid has
+    assert count_launches(jax.vmap(js.nm_matmul), x, many) == 0  # more than a grid has
+    words = r"16384 weights, more than 16383.*\(16384, 1, 64\).*\(16384, 64, 32\).*None"
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(vmapped, x, many)
+    halve = lambda a: a.update(shape=(2, 2**13, *a.shape[1:]))
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(jax.vmap(vmapped), *jax.tree.map(halve, (x, many)))
 
 
 SHARDED = """

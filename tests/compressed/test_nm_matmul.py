@@ -151,6 +151,25 @@ def test_batches_by_vmap_and_scan():
     assert_product(jax.lax.scan(body, None, (jnp.asarray(x), stored))[1], x, weight)
 
 
+@pytest.mark.parametrize("of_jit", [False, True], ids=["jit of grad", "grad of jit"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_compiled_gradient_closes_over_numpy_arrays(of_jit, transposed):
+    rng = np.random.default_rng(5)
+    problems = [(problem(rng, (2,), 8, 4), problem(rng, (), 4, 8)) for _ in range(3)]
+    x, weight = (np.stack([own[i] for own, _ in problems]) for i in (0, 1))
+    stack = lambda *leaves: np.stack(leaves)
+    stored = jax.tree.map(stack, *[own[2] for own, _ in problems])
+    other = None
+    if transposed:  # by which the gradient multiplies
+        weight = np.stack([back[1].T for _, back in problems])
+        other = jax.tree.map(stack, *[back[2] for _, back in problems])
+    multiply = lambda x, w, t: js.nm_matmul(x, w, transposed=t)
+    fn = lambda x: jax.vmap(multiply)(x, stored, other).sum()
+    gradient = jax.grad(jax.jit(fn)) if of_jit else jax.jit(jax.grad(fn))
+    expected = np.broadcast_to(weight.sum(-1)[:, None], x.shape)
+    np.testing.assert_allclose(gradient(jnp.asarray(x)), expected, 1e-4, 1e-5)
+
+
 def test_mixed_dtypes_are_promoted_as_by_dot():
     x, weight, stored = problem(np.random.default_rng(4), (2,), 8, 3)
     half = replace(stored, values=jnp.asarray(stored.values, jnp.bfloat16))

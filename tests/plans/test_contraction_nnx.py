@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+import jaxsparse as js
 from tests.trace.tracing import ATTENTION, IMAGE, SEQUENCE, X, group_axes, shape
 
 
@@ -153,3 +154,50 @@ def test_nnx_attention_that_decodes():
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     fn = lambda params, rest, x: nnx.merge(graph, params, rest)(x)
     assert group_axes(fn, params, rest, shape(2, 1, 16)) == ATTENTION
+
+
+class Projection(nnx.Variable):
+    """A variable of a user that is contracted, and is no parameter."""
+
+
+class NNXFrozen(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(16, 16, use_bias=False, rngs=rngs)
+        self.projection = Projection(jnp.eye(16))
+        self.whitening = nnx.BatchStat({"kernel": jnp.eye(16)})
+
+    def __call__(self, x):
+        x = x @ self.projection[...] @ self.whitening.get_value()["kernel"]
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("of_model", [lambda model: model, nnx.state, nnx.eval_shape])
+def test_only_parameters_are_pruned(of_model):
+    model = NNXFrozen(nnx.Rngs(0))
+    graph = nnx.graphdef(model)
+    if of_model is nnx.eval_shape:
+        params = nnx.eval_shape(lambda: NNXFrozen(nnx.Rngs(0)))
+    else:
+        params = of_model(model)
+    is_state = of_model is nnx.state
+    fn = lambda params, x: (nnx.merge(graph, params) if is_state else params)(x)
+    plan = js.plan_sparsity(params, "2:4", fn=fn, args=(X,), dense_head=False)
+    assert [leaf.path for leaf in plan.sparse] == ["layer/kernel"]
+    reasons = {leaf.path: leaf.reason for leaf in plan.leaves}
+    remedy = "pass Rule(..., axis=...)"
+    assert reasons["projection"] == f"a Projection, not an nnx.Param; {remedy}"
+    assert (
+        reasons["whitening/value/kernel"] == f"a BatchStat, not an nnx.Param; {remedy}"
+    )
+    rules = [js.Rule("projection", "2:4", axis=1), js.Rule(".*", "2:4")]
+    plan = js.plan_sparsity(params, rules, fn=fn, args=(X,), dense_head=False)
+    assert [leaf.path for leaf in plan.sparse] == ["layer/kernel", "projection"]
+
+
+def test_names_decide_of_parameters_only():
+    model = NNXFrozen(nnx.Rngs(0))
+    plan = js.plan_sparsity(model)
+    assert [leaf.path for leaf in plan.sparse] == ["layer/kernel"]
+    assert plan["whitening/value/kernel"].reason.startswith(
+        "a BatchStat, not an nnx.Param"
+    )

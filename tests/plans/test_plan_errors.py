@@ -107,15 +107,32 @@ def test_an_axis_out_of_range_names_the_leaf_and_its_shape():
         js.plan_sparsity(PARAMS, [rule])
 
 
-def test_complex_weights_are_refused_by_name():
-    params = {"kernel": jnp.ones((16, 8), jnp.complex64)}
-    with pytest.raises(TypeError, match=r"'kernel'.*\(16, 8\).*complex64.*Rule\("):
-        js.plan_sparsity(params)
-    plan = js.plan_sparsity(
-        {**params, "b": {"kernel": jnp.ones((16, 8))}},
-        [js.Rule("kernel", None), js.Rule(".*", "2:4")],
-    )
-    assert [leaf.path for leaf in plan.sparse] == ["b/kernel"]
+def test_weights_without_a_magnitude_order_stay_dense():
+    weights = {
+        "complex": jnp.ones((16, 8), jnp.complex64),
+        "scale": jnp.ones((16, 8), jnp.float8_e8m0fnu),
+        "real": jnp.arange(128.0).reshape(16, 8),
+    }
+    rules = [js.Rule(".*", "2:4", axis=0)]
+    plan = js.plan_sparsity(weights, rules)
+    assert [leaf.path for leaf in plan.sparse] == ["real"]
+    assert plan["complex"].reason == "complex64 has no magnitude order"
+    assert plan["scale"].reason == "float8_e8m0fnu has no magnitude order"
+    masks = js.create_masks(weights, plan)
+    pruned = js.mask_params(weights, masks)
+    assert masks["complex"] is None
+    assert (pruned["complex"] == weights["complex"]).all()
+    with pytest.raises(ValueError, match=r"(?s)nothing prunable.*complex64"):
+        js.plan_sparsity({"complex": weights["complex"]}, rules)
+
+
+def test_a_complex_product_in_the_trace_stays_dense():
+    params = {"complex": jnp.ones((16, 16), jnp.complex64), "real": jnp.ones((16, 8))}
+    fn = lambda params, x: jnp.abs(x @ params["complex"]) @ params["real"]
+    x = jnp.ones((2, 16))
+    plan = js.plan_sparsity(params, "2:4", fn=fn, args=(x,), dense_head=False)
+    assert [leaf.path for leaf in plan.sparse] == ["real"]
+    assert plan["complex"].reason == "complex64 has no magnitude order"
 
 
 def test_nothing_prunable_lists_every_reason():
@@ -130,7 +147,6 @@ def test_nothing_prunable_lists_every_reason():
     ("params", "rule", "path", "remedy"),
     [
         (PARAMS, js.Rule(".*kernel", "2:4", axis=2), "Dense_0/kernel", "rule_axis"),
-        ({"kernel": np.ones((16, 8), "c8")}, js.Rule(".*", "2:4"), "kernel", "dense"),
         (PARAMS, js.Rule(".*", None), None, "rules"),
         (PARAMS, js.Rule("nothing", None), None, None),
     ],
@@ -148,7 +164,7 @@ def test_a_leaf_carries_the_kind_of_its_remedy():
     params = {**PARAMS, "experts": jnp.ones((4, 16, 8))}
     plan = js.plan_sparsity(params)
     assert plan["experts"].remedy == "fn_or_axis"
-    assert plan["experts"].reason.endswith("; pass fn=, or Rule(..., axis=...)")
+    assert plan["experts"].reason.endswith("; plan with fn=, or Rule(..., axis=...)")
     reworded = plan["experts"].with_remedies({"fn_or_axis": "use --axis"})
     assert reworded.reason == "ambiguous: 'experts' of rank 3; use --axis"
     assert plan["Dense_0/bias"].remedy is None

@@ -170,7 +170,7 @@ def test_names_that_only_look_like_adapters(layout, path):
 
 def test_the_axes_of_an_adapter_are_not_guessed():
     decision = reasons("flax", ["lora/lora_a"], dense_adapter=False)["lora/lora_a"]
-    assert decision.startswith("dense: ambiguous: 'lora_a' of rank 2; pass fn=")
+    assert decision.startswith("dense: ambiguous: 'lora_a' of rank 2; plan with fn=")
 
 
 def test_an_adapter_of_nnx_by_name_and_by_trace():

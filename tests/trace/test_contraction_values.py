@@ -23,6 +23,11 @@ KEPT = {
     "leaky": lambda w: jnp.where(w > 0, w, 0.1 * w),
     "sum with zeros": lambda w: w + jnp.zeros((16, 8)),
     "divided by what has no zeros": lambda w: w / (1 + w * w),
+    "clipped": lambda w: jnp.clip(w, -1, 1),
+    "clipped above": lambda w: jnp.clip(w, max=0.5),
+    "clipped at zero": lambda w: jnp.clip(w, 0, 1),
+    "clipped by arrays": lambda w: jnp.minimum(w, jnp.full(8, 2.0)),
+    "clamped": lambda w: lax.clamp(-1.0, w, 0.0),
 }
 LOST = {
     "standardised": (lambda w: jax.nn.standardize(w, axis=0), "reduce_sum"),
@@ -47,6 +52,15 @@ LOST = {
     "folded": (lambda w: w[:8] + w[8:], "a sum with itself"),
     "symmetric": (lambda w: w[:8] + w[:8].T, "a sum with itself"),
     "inverted": (lambda w: 2 / w, "div"),
+    "clipped to positive numbers": (lambda w: jnp.clip(w, 0.1, 1), "max"),
+    "clipped to negative numbers": (lambda w: jnp.clip(w, -1, -0.1), "min"),
+    "clamped to positive numbers": (lambda w: lax.clamp(0.1, w, 1.0), "clamp"),
+    "clipped by NaN": (lambda w: jnp.maximum(w, jnp.nan), "max"),
+    "clipped by itself": (lambda w: jnp.clip(w, w.min(), w.max()), "reduce_max"),
+    "clipped by what overflows": (
+        lambda w: jnp.minimum(w.astype(jnp.int8), lax.convert_element_type(200, "i1")),
+        "min",
+    ),
 }
 
 
