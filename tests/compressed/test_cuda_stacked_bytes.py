@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jaxsparse as js
-from jaxsparse._compressed.kernel_choice import choose_tile
 from tests.compressed.test_cuda_matmul_bytes import (
     BFLOAT16,
     EIGHT_BITS,
@@ -60,11 +59,6 @@ def test_nothing_of_another_weight_is_used(shape):
     values[1::2] = np.nan
     y = jax.jit(vmapped)(x, replace(stored, values=values))
     np.testing.assert_array_equal(y[::2], exact[::2])
-
-
-def test_the_tiles_of_all_weights_are_counted():
-    whole = choose_tile(300, 4096, 512 * 28)
-    assert choose_tile(300, 4096, 512, stack=28) == whole != choose_tile(300, 4096, 512)
 
 
 @pytest.mark.gpu
