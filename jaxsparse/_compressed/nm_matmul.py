@@ -134,7 +134,7 @@ def nm_matmul(
     return _matmul(chosen, quantize_activations, x, weight)
 
 
-@jax.jit
+@partial(jax.jit, inline=True)  # a call in the program would hide products from XLA
 def as_jax(operands: Any) -> Any:
     """Returns arrays as JAX's, also those of NumPy that `jax.vmap` splits.
 
