@@ -71,6 +71,14 @@ CALLS = {
         "give channel_groups",
     ),
     "nm_matmul": (lambda given: js.nm_matmul(X, given), "give compress(w"),
+    "nm_matmul, transposed": (
+        lambda given: js.nm_matmul(X, js.compress(W, axis=0), transposed=given),
+        "give compress(w",
+    ),
+    "nm_matmul by one of two": (
+        lambda given: js.nm_matmul(X, given, transposed=js.compress(W.T, axis=0)),
+        "give compress(w",
+    ),
     "quantize_compressed": (js.quantize_compressed, "give compress(w"),
     "to_semi_structured": (js.to_semi_structured, "give compress(w"),
 }

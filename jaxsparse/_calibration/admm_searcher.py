@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32
 
 from jaxsparse._calibration.admm import admm, fit_by_gradients
+from jaxsparse._calibration.fit_acting import fit_acting
 from jaxsparse._calibration.held_out import best_shrinkage
 from jaxsparse._calibration.layer_checks import check_layer
 from jaxsparse._calibration.leaf_statistics import (
@@ -182,6 +183,7 @@ def _prune(
     updated, masks = map_solves(prune_problem, weights, moments, counts, limits)
     if sweeps:
         updated, masks = refine(pattern, weights, updated, masks, moments, sweeps)
+    updated = fit_acting(statistics, weights, updated, masks, moments)
     mask = reshard_like(matrices.from_matrices(masks), leaf)
     weight = statistics.unscaled_leaf(updated, leaf)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype)), mask

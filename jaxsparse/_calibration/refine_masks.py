@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
+from jaxsparse._calibration.fit_acting import fit_acting
 from jaxsparse._calibration.held_out import best_shrinkage
 from jaxsparse._calibration.layer_checks import check_layer
 from jaxsparse._calibration.leaf_statistics import (
@@ -127,6 +128,7 @@ def _refine(
     masks = matrices.to_matrices(as_bool(mask, leaf))
     starts = jnp.where(masks, weights, 0)
     new, masks = refine(pattern, weights, starts, masks, moments, sweeps)
+    new = fit_acting(statistics, weights, new, masks, moments)
     kept = reshard_like(matrices.from_matrices(masks), leaf)
     weight = statistics.unscaled_leaf(new, leaf)
     return jnp.where(kept, weight, jnp.zeros((), leaf.dtype)), kept

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from jaxsparse._calibration.fit_acting import fit_acting
 from jaxsparse._calibration.held_out import best_shrinkage
 from jaxsparse._calibration.layer_checks import check_layer
 from jaxsparse._calibration.leaf_factors import acting_weights
@@ -201,6 +202,7 @@ def _prune(
     )
     if sweeps:
         updated, masks = refine(pattern, weights, updated, masks, moments, sweeps)
+        updated = fit_acting(statistics, weights, updated, masks, moments)
     if update == "optimal":
         updated = leaf_least_squares(statistics, weights, masks, moments)
     mask = reshard_like(matrices.from_matrices(masks), leaf)

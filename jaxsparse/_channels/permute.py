@@ -16,7 +16,7 @@ from jaxsparse._channels.permutation_result import PermutationResult, PermutedGr
 from jaxsparse._channels.same_outputs import outputs_of
 from jaxsparse._channels.shard_blocks import shard_blocks
 from jaxsparse._channels.verify_permutations import verify_permutations
-from jaxsparse._plans import Plan, PlanLike, plan_for_leaves
+from jaxsparse._plans import Plan, PlanLike, plan_for
 from jaxsparse._trees import PyTree, flatten, is_numeric, require_kind, require_values
 
 
@@ -80,7 +80,7 @@ def permute_channels(
     True
     """
     leaves = flatten(params)
-    plan = plan_for_leaves(leaves.by_path, plan)
+    plan = plan_for(params, plan)
     groups = find_groups(fn, params, args) if groups is None else groups
     _check_groups(groups, leaves.by_path)
     consumers = find_all_consumers(groups, plan)

@@ -27,7 +27,7 @@ from jaxsparse._compressed.leaf_forms import (
 )
 from jaxsparse._compressed.nm_matmul import Implementation, check_implementation
 from jaxsparse._masks import match_masks, search_masks
-from jaxsparse._plans import Plan, PlanLike, plan_for_leaves, plan_or_rules
+from jaxsparse._plans import Plan, PlanLike, plan_for, plan_or_rules
 from jaxsparse._trace import (
     NO_SQUARED_RELUS,
     Program,
@@ -138,7 +138,7 @@ def accelerate(
         leaves = flatten(params)
         zeros: dict[str, LeafZeros] = {}
         if plan is not None:
-            planned = plan_for_leaves(leaves.by_path, plan)
+            planned = plan_for(params, plan)
             zeros = _zeros_by_path(leaves.by_path, planned, masks)
         dense = implementation is None and bool(cuda_target.unavailable("nm_matmul"))
         if dense and not activations:

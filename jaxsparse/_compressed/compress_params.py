@@ -13,7 +13,7 @@ from jaxsparse._compressed.indices import POSITION_BITS
 from jaxsparse._compressed.quantize import quantize_compressed
 from jaxsparse._masks import best_masks, mask_leaf, match_masks
 from jaxsparse._patterns import NM
-from jaxsparse._plans import LeafPlan, PlanLike, plan_for_leaves
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for
 from jaxsparse._trees import PyTree, flatten, require_values
 
 
@@ -70,7 +70,7 @@ def compress_params(
     leaves = flatten(params)
     importances = flatten(importances).by_path
     _check_importances(importances, leaves.by_path, quantize)
-    plan = plan_for_leaves(leaves.by_path, plan)
+    plan = plan_for(params, plan)
     if masks is None:  # no warning of ties: a leaf of zeros is likely pruned already
         masks_by_path = best_masks(leaves.by_path, plan)
     else:

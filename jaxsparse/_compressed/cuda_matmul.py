@@ -1,12 +1,11 @@
 """Products with compressed weights on NVIDIA's Hopper GPUs.
 
 Weights of 2:4 are multiplied by sparse tensor cores, those of 4:8 and 8:16 expanded in
-registers for few rows. `choose_kernel` and `choose_expanding` select the kernel and its
-tiles; `kernels/*.cuh` explain how they work.
+registers for few rows, and values of eight bits widened there. `kernel_choice` selects
+the kernel and its tiles; `kernels/*.cuh` explain how they work.
 Under `vmap`, batches of `x` become more rows, and stacked weights, such as experts, are
 multiplied in one launch. Over automatic axes of a mesh each device multiplies its own
 shards.
-Values of eight bits are widened in registers.
 """
 
 import math

@@ -248,6 +248,9 @@ _matmul.defvjp(_forward, _backward)
 
 def _check_transposed(compressed: Compressed, transposed: Compressed) -> None:
     """Raises unless two weights may be the transposes of each other."""
+    remedy = "give compress(w, '2:4', axis=0) and compress(w.T, mask=mask.T, axis=0)"
+    for weight in (compressed, transposed):
+        require_kind("nm_matmul with transposed=", weight, (Compressed,), remedy)
     if transposed.shape != compressed.shape[::-1] or transposed.axis != -2:
         raise ValueError(
             f"a weight of shape {compressed.shape} has a transposed one of shape "

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxsparse._masks.mask_search import search_masks
 from jaxsparse._patterns import as_bool, check_mask, constant_arrays
-from jaxsparse._plans import Plan, PlanLike, is_plan_like, plan_for_leaves
+from jaxsparse._plans import Plan, PlanLike, is_plan_like, plan_for
 from jaxsparse._sharding import device_put_mask
 from jaxsparse._trees import (
     PyTree,
@@ -61,7 +61,7 @@ def create_masks(
     Array([False, False,  True,  True], dtype=bool)
     """
     leaves = flatten(params)
-    plan = plan_for_leaves(leaves.by_path, plan)
+    plan = plan_for(params, plan)
     ranked = None
     if scores is None:
         _warn_of_ties(leaves.by_path, plan, signed=False)

@@ -32,7 +32,7 @@ from jaxsparse._plans.plan import (
     PlanLike as PlanLike,
     is_plan_like as is_plan_like,
     plan_for as plan_for,
-    plan_for_leaves as plan_for_leaves,
+    plan_for_part as plan_for_part,
     plan_or_rules as plan_or_rules,
     plan_sparsity as plan_sparsity,
 )

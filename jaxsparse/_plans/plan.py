@@ -212,40 +212,40 @@ def plan_or_rules(plan: PlanLike) -> Plan | tuple[Rule, ...]:
     return plan if isinstance(plan, Plan) else as_rules(plan)
 
 
-def plan_for(params: PyTree, plan: PlanLike, *, part: bool = False) -> Plan:
+def plan_for(params: PyTree, plan: PlanLike) -> Plan:
     """Returns a plan that fits `params`: the plan itself, or one made from rules.
 
     Args:
       params: the tree that the plan will be used on.
       plan: a plan, rules or a pattern.
-      part: whether `params` may be a part of the tree that the plan was made for.
 
     Raises:
       PlanError: the plan does not fit; the error names the leaf and both shapes.
       ValueError, TypeError: as `plan_sparsity`.
     """
-    return plan_for_leaves(flatten(params).by_path, plan, part=part)
-
-
-def plan_for_leaves(
-    leaves: Mapping[str, Any], plan: PlanLike, *, part: bool = False
-) -> Plan:
-    """As `plan_for`, for the leaves of a tree by canonical path."""
+    leaves = flatten(params).by_path
     if isinstance(plan, Plan):
-        return _fit(plan, leaves, part=part)
+        return _fit(plan, leaves)
     rules, shapes = as_rules(plan), array_shapes(leaves)
-    if not part:
-        check_rules(rules, list(shapes))
-    return _decide(leaves, rules, ROLES, axes_from_names(shapes))
+    check_rules(rules, list(shapes))
+    axes = only_parameters(axes_from_names(shapes), params)
+    return _decide(leaves, rules, ROLES, axes)
 
 
-def _fit(plan: Plan, leaves: Mapping[str, Any], *, part: bool) -> Plan:
-    """Checks a plan against leaves, and restricts it to them if they are a part."""
-    for path, leaf in leaves.items():
-        if is_array(leaf):
-            _check_leaf(plan, path, leaf.shape)
-    if part:
+def plan_for_part(leaves: Mapping[str, Any], plan: PlanLike) -> Plan:
+    """As `plan_for`, for an optimizer: its leaves may be a part of the plan's tree.
+
+    They are given by canonical path. What it updates is a parameter, whatever holds it.
+    """
+    if isinstance(plan, Plan):
+        _check_leaves(plan, leaves)
         return Plan(tuple(leaf for leaf in plan.leaves if leaf.path in leaves))
+    return _decide(leaves, as_rules(plan), ROLES, axes_from_names(array_shapes(leaves)))
+
+
+def _fit(plan: Plan, leaves: Mapping[str, Any]) -> Plan:
+    """Returns the plan, checked against leaves."""
+    _check_leaves(plan, leaves)
     missing = [leaf.path for leaf in plan.sparse if leaf.path not in leaves]
     if missing:
         raise PlanError(
@@ -253,6 +253,12 @@ def _fit(plan: Plan, leaves: Mapping[str, Any], *, part: bool) -> Plan:
             f"tree, or plan with Rule({missing[0]!r}, None)"
         )
     return plan
+
+
+def _check_leaves(plan: Plan, leaves: Mapping[str, Any]) -> None:
+    for path, leaf in leaves.items():
+        if is_array(leaf):
+            _check_leaf(plan, path, leaf.shape)
 
 
 def _check_leaf(plan: Plan, path: str, shape: tuple[int, ...]) -> None:

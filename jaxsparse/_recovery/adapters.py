@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxsparse._masks import match_masks
 from jaxsparse._patterns import as_bool
-from jaxsparse._plans import LeafPlan, PlanLike, plan_for_leaves
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for
 from jaxsparse._recovery.low_rank import LowRank, add_product, is_low_rank
 from jaxsparse._trees import PyTree, flatten
 
@@ -48,7 +48,7 @@ def create_adapters(
     if rank < 1:
         raise ValueError(f"the rank of adapters must be at least 1, got {rank}")
     leaves = flatten(params)
-    plan = plan_for_leaves(leaves.by_path, plan)
+    plan = plan_for(params, plan)
     for leaf in plan.sparse:
         _check_dtype(leaf.path, leaves.by_path[leaf.path])
     keys = {leaf.path: i for i, leaf in enumerate(plan.sparse)}

@@ -20,7 +20,7 @@ from jaxsparse._calibration import (
 from jaxsparse._compressed import planned_bytes
 from jaxsparse._masks import MagnitudeSearcher, Searcher
 from jaxsparse._patterns import Unstructured
-from jaxsparse._plans import LeafPlan, Plan, plan_for_leaves, pruned_weights
+from jaxsparse._plans import LeafPlan, Plan, plan_for, pruned_weights
 from jaxsparse._recovery.tradeoffs import least_error
 from jaxsparse._trees import Leaves, PyTree, flatten
 
@@ -98,7 +98,7 @@ def allocate(
         raise ValueError(f"the budget must be more than 0 and at most 1, got {budget}")
     leaves = flatten(params)
     plans = list(plans) if isinstance(plans, Iterable) else [plans]
-    choices = _choices([_checked(plan, leaves) for plan in plans])
+    choices = _choices([_checked(plan, params) for plan in plans])
     costs = _costs(choices, cost, leaves)
     dense_cost = sum(options[0] for options in costs)
     least = sum(map(min, costs)) / dense_cost
@@ -126,8 +126,8 @@ def allocate(
     return replace(plans[0], leaves=allocated)
 
 
-def _checked(plan: Any, leaves: Leaves) -> Plan:
-    """Returns a plan that fits the leaves.
+def _checked(plan: Any, params: PyTree) -> Plan:
+    """Returns a plan that fits the parameters.
 
     Raises:
       TypeError: it is not a plan.
@@ -135,7 +135,7 @@ def _checked(plan: Any, leaves: Leaves) -> Plan:
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"allocate needs plans of plan_sparsity, got {plan!r:.60}")
-    plan_for_leaves(leaves.by_path, plan)
+    plan_for(params, plan)
     for leaf in plan.sparse:
         if isinstance(leaf.pattern, Unstructured) and leaf.pattern.across_leaves:
             raise ValueError(

@@ -23,7 +23,7 @@ from jaxsparse._patterns import (
     merge_groups,
     split_groups,
 )
-from jaxsparse._plans import LeafPlan, PlanLike, plan_for_leaves
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for
 from jaxsparse._sharding import gather_groups, reshard_like
 from jaxsparse._trees import PyTree, flatten, require_values
 
@@ -99,7 +99,7 @@ def init_mask_logits(
     [-0.03  0.    0.    0.    0.    0.03]
     """
     leaves = flatten(params)
-    plan = plan_for_leaves(leaves.by_path, plan)
+    plan = plan_for(params, plan)
     for leaf in plan.sparse:
         _check_leaf(leaf)
         require_values(leaf.path, leaves.by_path[leaf.path])

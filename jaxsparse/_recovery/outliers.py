@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float32
 
 from jaxsparse._calibration import LeafStatistics, fill_starved, match_statistics
-from jaxsparse._plans import PlanLike, plan_for_leaves
+from jaxsparse._plans import PlanLike, plan_for
 from jaxsparse._trees import PyTree, flatten
 
 
@@ -43,7 +43,7 @@ def outlier_ratios(
     {'kernel': 0.0078125}
     """
     leaves = flatten(params).by_path
-    plan = plan_for_leaves(leaves, plan)
+    plan = plan_for(params, plan)
     shapes = {leaf.path: leaf.shape for leaf in plan.sparse}
     by_path = match_statistics(shapes, statistics)
     ratios = {

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float32, PyTree
 
 from jaxsparse._masks import kept_count
 from jaxsparse._patterns import as_bool, packed_axis, packed_shape
-from jaxsparse._plans import Plan, PlanLike, counted_groups, plan_for_leaves
+from jaxsparse._plans import Plan, PlanLike, counted_groups, plan_for_part
 from jaxsparse._sharding import reshard_to
 from jaxsparse._training.inner_state import reset_changed
 from jaxsparse._training.state import RESTORED_DICT, is_restored_dict
@@ -122,7 +122,7 @@ def plan_for_masks(weights: Mapping[str, Any], plan: PlanLike, masks: Masks) -> 
     Raises:
       ValueError: masks of another plan, as a restored state may hold them.
     """
-    planned = plan_for_leaves(weights, plan, part=True)
+    planned = plan_for_part(weights, plan)
     for leaf in planned.leaves:
         if (leaf.pattern is None) != (masks.get(leaf.path) is None):
             has = "no mask" if leaf.pattern else "a mask"

@@ -24,7 +24,7 @@ from jaxsparse._patterns import (
     rank_by_magnitude,
     rank_by_value,
 )
-from jaxsparse._plans import LeafPlan, PlanLike, plan_for_leaves, plan_or_rules
+from jaxsparse._plans import LeafPlan, PlanLike, plan_for_part, plan_or_rules
 from jaxsparse._training.first_masks import first_masks
 from jaxsparse._training.masked_optimizer import (
     flip_rate,
@@ -173,7 +173,7 @@ def _regrow(
 
     def init(params):
         weights = flatten(params)
-        planned = plan_for_leaves(weights.by_path, plan, part=True)
+        planned = plan_for_part(weights.by_path, plan)
         for leaf in planned.sparse:
             _check_regrowable(leaf, weights.by_path[leaf.path])
         first = first_masks(weights.by_path, planned, masks)

@@ -24,7 +24,8 @@ from jaxsparse._plans import (
     Plan,
     PlanLike,
     is_plan_like,
-    plan_for_leaves,
+    plan_for,
+    plan_for_part,
     plan_or_rules,
 )
 from jaxsparse._sharding import reshard_to
@@ -81,7 +82,7 @@ def straight_through(params: PyTree, plan: PlanLike | PyTree = "2:4") -> PyTree:
     """
     leaves = flatten(params)
     if is_plan_like(plan):
-        planned = plan_for_leaves(leaves.by_path, plan)
+        planned = plan_for(params, plan)
         values = {
             path: lax.stop_gradient(leaf) if is_array(leaf) else leaf
             for path, leaf in leaves.by_path.items()
@@ -153,7 +154,7 @@ def add_sr_ste_decay(
 
     def init(params):
         weights = flatten(params)
-        planned = plan_for_leaves(weights.by_path, plan, part=True)
+        planned = plan_for_part(weights.by_path, plan)
         progress = None if schedule is None else schedule(jnp.zeros((), jnp.int32))
         first = first_masks(weights.by_path, planned, None, progress)
         masks = weights.unflatten(first)

@@ -18,7 +18,7 @@ from jaxsparse._plans import (
     Plan,
     PlanLike,
     counted_groups,
-    plan_for_leaves,
+    plan_for_part,
     plan_or_rules,
 )
 from jaxsparse._training.first_masks import first_masks
@@ -117,9 +117,7 @@ def wrap_optimizer(
 
     def init(params):
         weights = flatten(params)
-        planned = (
-            None if plan is None else plan_for_leaves(weights.by_path, plan, part=True)
-        )
+        planned = None if plan is None else plan_for_part(weights.by_path, plan)
         progress = None if schedule is None else schedule(jnp.zeros((), jnp.int32))
         first = first_masks(weights.by_path, planned, masks, progress)
         inner_state = masked_init(inner, weights, first)

@@ -1,6 +1,7 @@
 """Weights that a constant mask of the function hides, as in autoregressive layers."""
 
 import numpy as np
+import pytest
 
 import jaxsparse as js
 from tests.calibration import sparsegpt_oracle as oracle
@@ -50,3 +51,33 @@ def test_kept_weights_that_a_constant_mask_hides_compensate_for_nothing():
         for weights in (result.params, fitted):
             found = np.asarray(weights["w"])[used, j]
             np.testing.assert_allclose(found, best, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        lambda plan, p, s: js.ADMMSearcher(plan, shrinkage=0.0).search(p, s),
+        lambda plan, p, s: js.SparseGPTSearcher(plan, shrinkage=0.0, refine=2).search(
+            p, s
+        ),
+        lambda plan, p, s: js.refine_masks(
+            p, js.create_masks(p, plan), s, plan=plan, shrinkage=0.0
+        ),
+    ],
+    ids=["admm", "sparsegpt", "refine_masks"],
+)
+def test_hidden_weights_compensate_for_nothing_in_masks_that_are_improved(prune):
+    visible = normal(K, K, seed=2) > 0.5
+    params, plan, statistics = masked_layer(visible)
+    result = prune(plan, params, statistics)
+    mask = np.asarray(result.masks["w"])
+    hidden = mask & ~visible
+    assert np.any(hidden)
+    np.testing.assert_array_equal(result.params["w"][hidden], params["w"][hidden])
+    target = np.float64(X) @ (params["w"] * visible)
+    for j in range(K):
+        used = mask[:, j] & visible[:, j]
+        inputs = np.float64(X[:, used])
+        best = inputs @ np.linalg.lstsq(inputs, target[:, j], rcond=None)[0]
+        found = inputs @ np.asarray(result.params["w"])[used, j]
+        np.testing.assert_allclose(found, best, atol=2e-3 * np.abs(target).max())

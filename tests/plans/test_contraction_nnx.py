@@ -201,3 +201,16 @@ def test_names_decide_of_parameters_only():
     assert plan["whitening/value/kernel"].reason.startswith(
         "a BatchStat, not an nnx.Param"
     )
+
+
+def test_rules_prune_what_their_plan_does():
+    params = nnx.state(NNXFrozen(nnx.Rngs(0)))
+    masks = nnx.to_pure_dict(js.create_masks(params, "2:4"))
+    assert masks["whitening"] == {"kernel": None}
+    assert masks["layer"]["kernel"].shape == (16, 16)
+    result = js.MagnitudeSearcher("2:4").search(params)
+    assert result.plan == js.plan_sparsity(params, "2:4")
+    report = js.sparsity_report(params, "2:4")
+    assert [leaf.decision for leaf in report] == [
+        leaf.decision for leaf in result.plan.leaves
+    ]
