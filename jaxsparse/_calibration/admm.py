@@ -131,6 +131,18 @@ def _growth(changes: Array, kept: Array) -> Array:
     return growth
 
 
+def fit_to_mask(
+    weight: _Matrix,
+    start: _Matrix,
+    mask: _Mask,
+    moment: Float32[Array, "input input"],
+) -> _Matrix:
+    """As `fit_by_gradients`, for the moment of inputs with any mean squares."""
+    scaled = precondition(moment)
+    before, begin = scaled.scaled(weight), scaled.scaled(start)
+    return scaled.unscaled(fit_by_gradients(before, begin, mask, scaled.moment), mask)
+
+
 def fit_by_gradients(
     weight: _Matrix,
     start: _Matrix,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32
 
-from jaxsparse._calibration.admm import admm, fit_by_gradients
+from jaxsparse._calibration.admm import admm, fit_to_mask
 from jaxsparse._calibration.fit_acting import fit_acting
 from jaxsparse._calibration.held_out import best_shrinkage
 from jaxsparse._calibration.layer_checks import check_layer
@@ -173,10 +173,10 @@ def _prune(
         if _has_sparsegpt(pattern):
             choose, at_once = mask_choice(pattern, limits)
             factor = inverse_factor(moment, _DAMPING)
-            rival = _fit(weight, moment, *sparsegpt(weight, factor, choose, at_once))
+            start, mask = sparsegpt(weight, factor, choose, at_once)
         else:
-            mask = project(precondition(moment).scaled(weight))
-            rival = _fit(weight, moment, weight, mask)
+            start, mask = weight, project(precondition(moment).scaled(weight))
+        rival = fit_to_mask(weight, start, mask, moment), mask
         by_output = isinstance(pattern, PerOutput | NM) and _has_sparsegpt(pattern)
         return _better(weight, moment, solution, rival, by_output=by_output)
 
@@ -187,20 +187,6 @@ def _prune(
     mask = reshard_like(matrices.from_matrices(masks), leaf)
     weight = statistics.unscaled_leaf(updated, leaf)
     return jnp.where(mask, weight, jnp.zeros((), leaf.dtype)), mask
-
-
-def _fit(
-    weight: Float32[Array, "input output"],
-    moment: Float32[Array, "input input"],
-    start: Float32[Array, "input output"],
-    mask: Bool[Array, "input output"],
-) -> _Solution:
-    """Returns weights fitted to a mask, and the mask."""
-    scaled = precondition(moment)
-    fitted = fit_by_gradients(
-        scaled.scaled(weight), scaled.scaled(start), mask, scaled.moment
-    )
-    return scaled.unscaled(fitted, mask), mask
 
 
 def _better(

@@ -4,11 +4,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float32
 
-from jaxsparse._calibration.admm import fit_by_gradients
+from jaxsparse._calibration.admm import fit_to_mask
 from jaxsparse._calibration.leaf_factors import acting_weights
 from jaxsparse._calibration.leaf_statistics import LeafStatistics
 from jaxsparse._calibration.map_solves import map_solves
-from jaxsparse._calibration.precondition import precondition
 
 
 _Matrices = Float32[Array, "problem input output"]
@@ -36,14 +35,8 @@ def fit_acting(
     acting = acting_weights(statistics)
     if acting is None:
         return pruned
-
-    def fit(weight, start, mask, moment):
-        scaled = precondition(moment)
-        new, old = scaled.scaled(start), scaled.scaled(weight)
-        return scaled.unscaled(fit_by_gradients(old, new, mask, scaled.moment), mask)
-
     return lax.cond(
         jnp.any(masks & ~acting),
-        lambda: map_solves(fit, weights, pruned, masks & acting, moments),
+        lambda: map_solves(fit_to_mask, weights, pruned, masks & acting, moments),
         lambda: pruned,
     )

@@ -25,7 +25,11 @@ from jaxsparse._compressed.batched_products import multiply_batch
 from jaxsparse._compressed.compressed_array import Compressed
 from jaxsparse._compressed.cuda_matmul import launch
 from jaxsparse._compressed.cuda_quantize_rows import cuda_quantize_rows
-from jaxsparse._compressed.kernel_choice import choose_kernel, choose_tile
+from jaxsparse._compressed.kernel_choice import (
+    FEW_ROWS,
+    choose_kernel,
+    choose_tile,
+)
 from jaxsparse._compressed.quantized_matmul import multiply_quantized_rows
 from jaxsparse._patterns import NM
 from jaxsparse._sharding import partition_contraction
@@ -34,11 +38,6 @@ from jaxsparse.kernels.export import kernel_on_gpu
 
 
 LIBRARY = "nm_matmul_bytes"
-
-
-#: The most rows of float8 that are widened for the other kernel for few rows. It takes
-#: several weights at once; its sums are those of XLA. Those of int8 must be exact.
-_MAX_WIDENED_ROWS = 16
 
 
 # `jit` caches the functions that are created here, and their compilation.
@@ -113,7 +112,8 @@ def _quantize_and_multiply(
 ) -> list[Array]:
     weights, dtype = _weights(x.dtype, arrays), arrays[0].dtype
     has_few = not cuda_target.unavailable(kernel_support.library_of(NM(2, 4)))
-    is_few = math.prod(x.shape[stack:-1]) <= _MAX_WIDENED_ROWS and dtype != jnp.int8
+    # The other kernel's sums of few rows are those of XLA; those of int8 must be exact.
+    is_few = math.prod(x.shape[stack:-1]) <= FEW_ROWS and dtype != jnp.int8
     options = {"widened": has_few and is_few, "exported": exported}
     rows, row_scales = cuda_quantize_rows(x, dtype, **options)
     multiply = partial(multiply_rows, stack=stack, exported=exported)

@@ -28,7 +28,7 @@ class KernelChoice(NamedTuple):
 MAX_CLUSTERS = {4: 30, 3: 40, 2: 66}
 
 
-#: The most rows of kernel `"few"`.
+#: The most rows of kernel `"few"`; with more, weights of eight bits have `choose_tile`.
 FEW_ROWS = 16
 
 

@@ -4,9 +4,9 @@ import sys
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from jaxsparse._trees.paths import flatten
+from jaxsparse._trees.pytree import PyTree
 from jaxsparse._trees.variables import is_variable
 
 
